@@ -1,0 +1,50 @@
+"""topicell: an experiment-tracking research harness for topic models of single-cell counts.
+
+The public names are loaded when they are first used: importing topicell is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topicell.api import AmortizedLDA, fit, load, load_dataset, preprocess
+    from topicell.config import InputError
+    from topicell.model.counts import Counts
+    from topicell.model.posterior import TopicFit
+
+__version__ = version("topicell")
+
+_HOMES = {
+    "AmortizedLDA": "topicell.api",
+    "fit": "topicell.api",
+    "load": "topicell.api",
+    "load_dataset": "topicell.api",
+    "preprocess": "topicell.api",
+    "InputError": "topicell.config",
+    "Counts": "topicell.model.counts",
+    "TopicFit": "topicell.model.posterior",
+}
+
+__all__ = [
+    "AmortizedLDA",
+    "Counts",
+    "InputError",
+    "TopicFit",
+    "fit",
+    "load",
+    "load_dataset",
+    "preprocess",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'topicell' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,397 @@
+"""The command line: commands and exit codes. The only hydra and omegaconf module.
+
+Exit codes: 0 done; 1 the run failed; 2 bad input or configuration; 130 interrupted. Each failure
+is said in one line; ``HYDRA_FULL_ERROR=1`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from topicell.config import (
+    InputError,
+    ReportConfig,
+    RunConfig,
+    TrackingConfig,
+    dotted,
+)
+
+HELP = """\
+topicell: an experiment-tracking harness for topic models of single-cell counts
+
+usage: topicell COMMAND [SETTING=VALUE ...]
+
+  train       one run: data, preprocessing, fit, measures, report; tracked in MLflow
+              topicell train                                    the embedded data set, no network
+              topicell train data=file data.path=cells.h5ad model.n_topics=20
+              topicell train -m model.n_topics=5,10,20 seed=0,1 a grid: one parent, nested runs
+              topicell train --cfg job                          every setting and its value
+  report      remake the report of a stored run
+              topicell report run=RUN_ID                        or run=FOLDER
+  transform   topic proportions for new cells
+              topicell transform run=RUN_ID input=new.h5ad output=mapped.h5ad
+  ui          MLflow's UI on the store, in its machine-learning view
+              topicell ui [port=5000]
+
+exit codes: 0 done, 1 failed, 2 bad input or setting, 130 interrupted
+HYDRA_FULL_ERROR=1 shows tracebacks; TOPICELL_DATA names the folder of downloaded data
+"""
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+@dataclass
+class ReportCommand:
+    """``topicell report``."""
+
+    run: str = MISSING
+    output: str | None = None
+    report: ReportConfig = field(default_factory=ReportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class TransformCommand:
+    """``topicell transform``."""
+
+    run: str = MISSING
+    input: str = MISSING
+    output: str = MISSING
+    layer: str | None = None
+    replicate: int | None = None
+    fill_missing: bool = False
+    n_samples: int = 256
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class UICommand:
+    """``topicell ui``."""
+
+    host: str = "127.0.0.1"
+    port: int = 5000
+    browser: bool = True
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": train,
+        "report": report,
+        "transform": transform,
+        "ui": ui,
+    }
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"topicell {version('topicell')}")
+        sys.exit(0)
+    name, *rest = arguments
+    if name not in commands:
+        near = get_close_matches(name, commands, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "topicell --help lists them"
+        _fail(2, f"{name!r} is not a command; {hint}")
+    if rest and rest[0] in ("-h", "--help") and name != "train":
+        print(HELP, end="")
+        sys.exit(0)
+
+    warnings.showwarning = _show_warning
+    wants_traceback = os.environ.get(FULL_ERROR, "0") not in ("", "0")
+    try:
+        commands[name](rest)
+    except KeyboardInterrupt:
+        _fail(130, "interrupted")
+    except Exception as error:
+        if wants_traceback:
+            import traceback
+
+            traceback.print_exc()
+        _fail(*_diagnosis(error))
+    sys.exit(0)
+
+
+def train(arguments: list[str]) -> None:
+    """One run, or with ``-m`` a grid of them."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    # Hydra would print errors in its own form and exit with 1; with this set it raises them.
+    os.environ[FULL_ERROR] = "1"
+    sys.argv = ["topicell train", *arguments]
+    ended = "FAILED"
+    try:
+        hydra.main(config_path=str(conf_folder()), config_name="config", version_base=None)(_job)()
+        ended = "FINISHED"
+    except KeyboardInterrupt:
+        ended = "KILLED"
+        raise
+    finally:
+        ParentRun.finish(ended)
+
+
+def _job(settings: DictConfig) -> None:
+    """What Hydra runs, once for each combination of settings."""
+    from hydra.core.hydra_config import HydraConfig
+
+    config = to_run_config(settings)
+    from topicell.run import run
+    from topicell.tracking import open_tracker
+
+    tracker = open_tracker(config.tracking, Path(HydraConfig.get().runtime.output_dir))
+    _print_result(run(config, tracker).scores, tracker.directory, tracker.run_id)
+
+
+def to_run_config(settings: DictConfig) -> RunConfig:
+    """The dataclasses of a composed configuration, checked."""
+    missing = sorted(OmegaConf.missing_keys(settings))
+    if missing:
+        raise InputError(f"{missing[0]} has no value; give {missing[0]}=VALUE")
+    config = OmegaConf.to_object(settings)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+class ParentRun(Callback):
+    """Makes the MLflow parent of a multirun before its first job, and ends it after the last."""
+
+    started: tuple[TrackingConfig, str] | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Create the parent run."""
+        from topicell.tracking import start_parent
+
+        tracking = OmegaConf.to_object(config.tracking)
+        assert isinstance(tracking, TrackingConfig)
+        if tracking.enabled:
+            overrides = " ".join(sys.argv[1:])
+            name = Path(config.hydra.sweep.dir).name
+            ParentRun.started = (tracking, start_parent(tracking, f"multirun {name}", overrides))
+
+    @classmethod
+    def finish(cls, status: str) -> None:
+        """End the parent run, if there is one, also when a job failed or was interrupted."""
+        if cls.started is not None:
+            from topicell.tracking import finish_parent
+
+            finish_parent(*cls.started, status)
+            cls.started = None
+
+
+def report(arguments: list[str]) -> None:
+    """Remake the report of a stored run: figures and page, from its cells and its metrics."""
+    options = _options(ReportCommand, arguments)
+    import tempfile
+
+    from topicell.tracking import fetch_run, read_metrics, store_artifacts
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, run_id = fetch_run(options.run, options.tracking, Path(scratch))
+        output = Path(options.output) if options.output else Path(f"report-{run_id or folder.name}")
+        if output.exists():
+            raise InputError(f"output = {str(output)!r} exists; name another folder")
+        adata = read_cells(folder)
+        history, _ = read_metrics(folder)
+        import json
+
+        from topicell import report
+
+        seed = json.loads(adata.uns["topicell"]["config"])["seed"]
+        report.write(adata, history, output, options.report, seed)
+    if run_id:
+        store_artifacts(run_id, options.tracking, output)
+    print(output / "report.html")
+
+
+def transform(arguments: list[str]) -> None:
+    """Topic proportions for new cells, by the model of a stored run."""
+    options = _options(TransformCommand, arguments)
+    output = Path(options.output)
+    if output.exists():
+        raise InputError(f"output = {options.output!r} exists; name another file")
+    if output.suffix not in (".h5ad", ".csv"):
+        raise InputError(f"output = {options.output!r}: name a file ending in .h5ad or .csv")
+    import tempfile
+
+    from topicell.data.reading import read
+    from topicell.model.posterior import TopicFit
+    from topicell.tracking import fetch_run
+
+    adata = read(Path(options.input), layer=options.layer)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, _ = fetch_run(options.run, options.tracking, Path(scratch))
+        fit = TopicFit.load(folder / "model")
+    frame = fit.transform(
+        adata,
+        fill_missing=options.fill_missing,
+        replicate=options.replicate,
+        n_samples=options.n_samples,
+    )
+    try:
+        if output.suffix == ".csv":
+            frame.to_csv(output, index_label="cell")
+        else:
+            adata.obsm["X_lda"] = frame.to_numpy()
+            for topic in range(fit.n_topics):
+                adata.obs[f"lda_topic_{topic}"] = frame[f"topic_{topic}"]
+            adata.write_h5ad(output)
+    except OSError as error:
+        raise InputError(f"output = {options.output!r} cannot be written ({error})") from error
+    print(f"{output}: {len(frame)} cells × {fit.n_topics} topics")
+
+
+def ui(arguments: list[str]) -> None:
+    """Serve MLflow's UI until interrupted."""
+    options = _options(UICommand, arguments)
+    import subprocess
+    import webbrowser
+
+    from topicell.tracking import ui_address, ui_command
+
+    command = ui_command(options.tracking, options.host, options.port)
+    address = ui_address(options.tracking, options.host, options.port)
+    print(f"MLflow's UI: {address}\nCtrl-C ends it", flush=True)
+    server = subprocess.Popen(command)
+    try:
+        if options.browser and _answers(options.host, options.port, server):
+            webbrowser.open(address)
+        if server.wait():
+            raise InputError(
+                f"MLflow's server ended with code {server.returncode}; is port "
+                f"{options.port} free? (topicell ui port=5001)"
+            )
+    except KeyboardInterrupt:
+        server.wait(10)
+    finally:
+        if server.poll() is None:
+            server.terminate()
+
+
+def _answers(host: str, port: int, server: Any, seconds: float = 60) -> bool:
+    """Wait until the server listens; False if it ended or never did."""
+    import socket
+    import time
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return True
+    return False
+
+
+def conf_folder() -> Path:
+    """The configuration groups: packaged in the wheel, at the top of a checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def read_cells(folder: Path) -> Any:
+    """The annotated cells of a run folder."""
+    import anndata
+
+    path = folder / "adata.h5ad"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no adata.h5ad: the run did not finish")
+    return anndata.read_h5ad(path)
+
+
+def _options(schema: type, arguments: list[str]) -> Any:
+    """The settings of a command other than train, checked against its dataclass."""
+    for argument in arguments:
+        if "=" not in argument:
+            raise InputError(f"{argument!r}: settings are written NAME=VALUE")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(schema), OmegaConf.from_dotlist(list(arguments))
+        )
+    except OmegaConfBaseException as error:
+        raise InputError(_setting_message(error, list(schema.__dataclass_fields__))) from error
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise InputError(f"{missing[0]} has no value; give {missing[0]}=VALUE")
+    return OmegaConf.to_object(merged)
+
+
+def _print_result(scores: dict[str, float], directory: Path, run_id: str) -> None:
+    shown = {
+        "test/perplexity_folded": "held-out perplexity per count",
+        "train/elbo": "ELBO, nats per training cell",
+        "topics/used": "topics used",
+        "topics/coherence_npmi": "coherence (NPMI)",
+        "topics/stability": "stability over replicates",
+        "speed/fit_seconds": "seconds to fit",
+    }
+    for name, meaning in shown.items():
+        if name in scores:
+            print(f"{meaning:<32}{scores[name]:10.4g}")
+    print(f"run folder  {os.path.relpath(directory)}")
+    if (directory / "report.html").exists():
+        print(f"report      {os.path.relpath(directory / 'report.html')}")
+    if run_id:
+        print(f"MLflow run  {run_id}  (topicell ui)")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    # Only what we say to users is theirs to act on; warnings of libraries are for our tests.
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def _diagnosis(error: BaseException) -> tuple[int, str]:
+    """Exit code and the one line that says what was wrong."""
+    from hydra.errors import HydraException
+
+    chain = []
+    link: BaseException | None = error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, InputError):
+            return 2, str(link)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return 2, _setting_message(error, list(dotted(RunConfig())))
+    message = " ".join(str(error).split()) or "no message"
+    return 1, f"the run failed: {type(error).__name__}: {message} ({FULL_ERROR}=1 shows where)"
+
+
+def _setting_message(error: BaseException, known: list[str]) -> str:
+    """Hydra's and OmegaConf's messages in one line, with the nearest knob for a typo."""
+    text = " ".join(str(error).split())
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
+    if unknown:
+        name = (unknown[1] or unknown[2]).lstrip("+~")
+        last = {knob.rpartition(".")[2]: knob for knob in known}
+        near = get_close_matches(name, known, 1) or [
+            last[match] for match in get_close_matches(name.rpartition(".")[2], last, 1)
+        ]
+        if name not in known:
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            return f"{name!r} is not a setting; {hint}topicell train --cfg job lists all"
+    return text
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    print(f"topicell: {message}", file=sys.stderr)
+    sys.exit(code)

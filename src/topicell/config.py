@@ -1,0 +1,449 @@
+"""Every knob of a run, with its default, its unit and its check.
+
+`RunConfig` is the whole; each field is one configuration group. Defaults live here and
+nowhere else: the YAML files of ``conf/`` hold named differences only. A value out of range
+raises `InputError`, which names the knob as it is written on the command line.
+
+This module imports nothing heavy and nothing of ours: everything else may import it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+
+class InputError(ValueError):
+    """Bad data or a bad setting: the message says what was found, where, and how to mend it."""
+
+
+def _require(condition: bool, knob: str, found: object, mend: str) -> None:
+    if not condition:
+        raise InputError(f"{knob} = {found!r}: {mend}")
+
+
+def _require_share(knob: str, value: float) -> None:
+    _require(0 <= value < 1, knob, value, "must be at least 0 and less than 1")
+
+
+def _require_positive(prefix: str, config: object, *knobs: str) -> None:
+    for knob in knobs:
+        value = getattr(config, knob)
+        _require(
+            value is None or (value > 0 and math.isfinite(value)),
+            f"{prefix}.{knob}",
+            value,
+            "must be greater than 0",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class SimulationConfig:
+    """A Dirichlet-multinomial corpus (``data=simulated``)."""
+
+    n_cells: int = 2000
+    n_genes: int = 500
+    n_topics: int = 10
+    mean_counts: float = 1000.0
+    """Mean library size; sizes are log-normal with `counts_sd`."""
+    counts_sd: float = 0.3
+    """Standard deviation of the logarithm of the library size."""
+    cell_topic_prior: float = 0.1
+    """Dirichlet concentration of the topic proportions of a cell."""
+    topic_gene_prior: float = 0.1
+    """Dirichlet concentration of the gene proportions of a topic."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "data.simulation",
+            self,
+            "n_cells",
+            "n_genes",
+            "n_topics",
+            "mean_counts",
+            "cell_topic_prior",
+            "topic_gene_prior",
+        )
+        _require(
+            self.counts_sd >= 0, "data.simulation.counts_sd", self.counts_sd, "cannot be negative"
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Which cells: a named set, a simulated corpus, or a file."""
+
+    name: str = "pbmc68k"
+    """A set of the catalogue, ``simulated``, or ``file``."""
+    path: str | None = None
+    """With ``name: file``: h5ad, 10x h5, 10x mtx folder, zarr, csv or tsv (cells in rows)."""
+    layer: str | None = None
+    """Where the counts are: a layer's name, ``raw``, or null for X (in h5ad and zarr:
+    ``layers["counts"]`` if there is one, else X)."""
+    label_key: str | None = None
+    """Column of obs that holds known cell types; null takes the catalogue's, if any."""
+    backed: bool = False
+    """With an h5ad file: read the counts, obs and var alone and leave the rest on disk."""
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.name != "file" or bool(self.path),
+            "data.path",
+            self.path,
+            "data=file needs data.path=FILE",
+        )
+        _require(
+            self.name == "file" or self.path is None,
+            "data.path",
+            self.path,
+            f"only data=file reads a path, and data.name is {self.name!r}",
+        )
+
+
+class Flavor(Enum):
+    """How variable genes are found: the flavours of `scanpy.pp.highly_variable_genes`."""
+
+    seurat_v3 = "seurat_v3"
+    seurat_v3_paper = "seurat_v3_paper"
+    seurat = "seurat"
+    cell_ranger = "cell_ranger"
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitConfig:
+    """Shares of the cells; the seed is the run's."""
+
+    train: float = 0.8
+    valid: float = 0.1
+    test: float = 0.1
+    stratify_by: str | None = None
+    """Column of obs whose groups keep their shares in each part."""
+
+    def __post_init__(self) -> None:
+        prefix = "preprocess.split"
+        _require(0 < self.train <= 1, f"{prefix}.train", self.train, "must be in (0, 1]")
+        _require_share(f"{prefix}.valid", self.valid)
+        _require_share(f"{prefix}.test", self.test)
+        total = self.train + self.valid + self.test
+        _require(
+            math.isclose(total, 1, abs_tol=1e-6),
+            prefix,
+            total,
+            "train + valid + test must be 1",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PreprocessConfig:
+    """From raw counts to the genes that are modelled, as in the scvi-tools tutorial."""
+
+    min_counts_per_cell: int = 1
+    min_cells_per_gene: int = 1
+    drop_genes: list[str] = field(default_factory=lambda: ["^MT-"])
+    """Regular expressions; a gene whose name matches one is not modelled."""
+    n_variable_genes: int | None = 1000
+    """How many of the most variable genes are modelled; null models all."""
+    flavor: Flavor = Flavor.seurat_v3
+    batch_key: str | None = None
+    """Column of obs: variable genes are found within each batch and the ranks merged."""
+    target_sum: float | None = 1e5
+    """Library size that log-normalised values are scaled to; null takes the median."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    cache: bool = True
+    """Keep the prepared data in the user's cache folder, by digest of data and settings."""
+
+    def __post_init__(self) -> None:
+        for knob in ("min_counts_per_cell", "min_cells_per_gene"):
+            value = getattr(self, knob)
+            _require(value >= 0, f"preprocess.{knob}", value, "cannot be negative")
+        _require_positive("preprocess", self, "n_variable_genes", "target_sum")
+
+
+class Init(Enum):
+    """Where the topic logits start."""
+
+    background = "background"
+    """Log background frequency of the genes plus noise."""
+    kmeans = "kmeans"
+    """Log mean profiles of k-means clusters of cells."""
+    random = "random"
+    """Draws from the prior: kept for comparison, it collapses to a few topics."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Amortized latent Dirichlet allocation."""
+
+    n_topics: int = 10
+    n_hidden: int = 128
+    """Units of each hidden layer of the encoder."""
+    n_layers: int = 1
+    dropout: float = 0.0
+    """Share of hidden units dropped in training."""
+    normalize_means: bool = True
+    """Batch norm without learned scale on the encoder's means: keeps all topics alive."""
+    cell_topic_prior: Any = None
+    """Dirichlet concentration of θ: a number, K numbers, or null for 1/K."""
+    topic_gene_prior: Any = None
+    """Dirichlet concentration of β: a number, G numbers, or null for 1/K."""
+    init: Init = Init.background
+
+    def __post_init__(self) -> None:
+        _require(self.n_topics >= 2, "model.n_topics", self.n_topics, "needs at least 2 topics")
+        _require_positive("model", self, "n_hidden", "n_layers")
+        _require_share("model.dropout", self.dropout)
+        for knob in ("cell_topic_prior", "topic_gene_prior"):
+            prior = getattr(self, knob)
+            if prior is None:
+                continue
+            values = prior if isinstance(prior, Sequence) and not isinstance(prior, str) else [prior]
+            _require(
+                len(values) > 0
+                and all(
+                    isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf
+                    for v in values
+                ),
+                f"model.{knob}",
+                prior,
+                "must be a number greater than 0, or a list of such numbers",
+            )
+        if isinstance(self.cell_topic_prior, Sequence):
+            _require(
+                len(self.cell_topic_prior) == self.n_topics,
+                "model.cell_topic_prior",
+                self.cell_topic_prior,
+                f"has {len(self.cell_topic_prior)} numbers for {self.n_topics} topics; "
+                "give one a topic, or one for all",
+            )
+
+
+class AnnealingShape(Enum):
+    """How the weight of both KL terms rises from its minimum to its maximum."""
+
+    linear = "linear"
+    sigmoid = "sigmoid"
+    cyclical = "cyclical"
+    constant = "constant"
+
+
+@dataclass(kw_only=True, slots=True)
+class AnnealingConfig:
+    """The weight of the KL terms over training."""
+
+    shape: AnnealingShape = AnnealingShape.linear
+    warmup_epochs: float | None = None
+    """Length of the warm-up in epochs (of one cycle, if cyclical); null takes the share."""
+    warmup_share: float = 0.25
+    """Length of the warm-up as a share of all epochs (of each cycle, if cyclical)."""
+    n_cycles: int = 4
+    min_weight: float = 1e-3
+    max_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        prefix = "train.kl_annealing"
+        _require(
+            0 <= self.warmup_share <= 1,
+            f"{prefix}.warmup_share",
+            self.warmup_share,
+            "must be between 0 and 1",
+        )
+        _require(
+            self.warmup_epochs is None or self.warmup_epochs >= 0,
+            f"{prefix}.warmup_epochs",
+            self.warmup_epochs,
+            "cannot be negative",
+        )
+        _require_positive(prefix, self, "n_cycles", "max_weight", "min_weight")
+        _require(
+            self.min_weight <= self.max_weight,
+            f"{prefix}.min_weight",
+            self.min_weight,
+            f"must not exceed max_weight = {self.max_weight}",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class EarlyStoppingConfig:
+    """Stop when the validation ELBO no longer rises, and go back to the best epoch."""
+
+    enabled: bool = True
+    patience: int = 10
+    """Epochs without a gain before training stops."""
+    min_delta: float = 0.01
+    """Smallest rise of the validation ELBO, in nats per cell, that counts as a gain."""
+
+    def __post_init__(self) -> None:
+        _require_positive("train.early_stopping", self, "patience")
+        _require(
+            self.min_delta >= 0,
+            "train.early_stopping.min_delta",
+            self.min_delta,
+            "cannot be negative",
+        )
+
+
+class Schedule(Enum):
+    """How the learning rate moves over training."""
+
+    one_cycle = "one_cycle"
+    constant = "constant"
+
+
+class Device(Enum):
+    """Where the arithmetic runs; ``auto`` is CUDA where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """Stochastic variational inference."""
+
+    n_replicates: int = 4
+    """Independent fits of the same model, trained side by side."""
+    epochs: int | None = None
+    """Passes over the training cells; null takes as many as make about 800 steps,
+    between 20 and 200."""
+    max_steps: int | None = None
+    """Stop after this many optimisation steps, whatever the epochs."""
+    batch_size: int = 128
+    """Cells a step; batches are made equal in size, so none is short."""
+    learning_rate: float = 0.05
+    """Peak rate of Adam."""
+    schedule: Schedule = Schedule.one_cycle
+    kl_annealing: AnnealingConfig = field(default_factory=AnnealingConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    device: Device = Device.auto
+    threads: int | None = 1
+    """CPU threads of the arithmetic; null leaves torch's own. On shared cores one thread is
+    often faster than two."""
+    progress: bool = True
+    """Show a progress bar on the terminal."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "train",
+            self,
+            "n_replicates",
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "learning_rate",
+            "threads",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """How the fit is measured; every measure is defined in `topicell.evaluation`."""
+
+    n_samples: int = 256
+    """Monte-Carlo samples of the posterior means of θ and β."""
+    n_elbo_samples: int = 10
+    """Monte-Carlo samples of the expected log-likelihood in the final ELBO."""
+    n_coherence_genes: int = 20
+    """Top genes of a topic over whose pairs coherence is taken."""
+    n_diversity_genes: int = 25
+    """Top genes of a topic that count for diversity."""
+    n_neighbors: int = 15
+    """Neighbours of the label classifier in topic space."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "evaluate", self, "n_samples", "n_elbo_samples", "n_diversity_genes", "n_neighbors"
+        )
+        _require(
+            self.n_coherence_genes >= 2,
+            "evaluate.n_coherence_genes",
+            self.n_coherence_genes,
+            "pairs need at least 2 genes",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """Embeddings, figures and the page."""
+
+    enabled: bool = True
+    n_components: int = 30
+    """Principal components of the log-normalised counts."""
+    n_neighbors: int = 20
+    """Neighbours of both UMAPs."""
+    leiden_resolution: float = 0.8
+    n_top_genes: int = 10
+    """Top genes of each topic that figures and page show."""
+    dpi: int = 120
+    """Resolution of the figures, dots per inch."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "report",
+            self,
+            "n_components",
+            "leiden_resolution",
+            "n_top_genes",
+            "dpi",
+        )
+        _require(self.n_neighbors >= 2, "report.n_neighbors", self.n_neighbors, "needs 2 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Where MLflow keeps the run; the run folder holds the same in any case."""
+
+    enabled: bool = True
+    uri: str | None = None
+    """Tracking server or store; null takes ``MLFLOW_TRACKING_URI``, else
+    ``sqlite:///mlflow.db`` in the current folder."""
+    artifact_location: str | None = None
+    """Where a new experiment on a local store keeps artifacts; null takes ``mlartifacts``
+    beside the store. A server decides for itself."""
+    experiment: str = "topicell"
+    run_name: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """One run of ``topicell train``: data, preprocessing, model, training, measures, report."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    """Reaches the split, the start, the mini-batches, the noise and the embeddings."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "must be between 0 and 2**32 - 1")
+
+
+def as_dict(config: Any) -> Any:
+    """A configuration as plain dicts, lists, numbers and strings, as it is written to YAML."""
+    if isinstance(config, Enum):
+        return config.value
+    if is_dataclass(config):
+        return {f.name: as_dict(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, (list, tuple)):
+        return [as_dict(value) for value in config]
+    return config
+
+
+def dotted(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every knob by its dotted name, as it is written on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in (as_dict(config) if is_dataclass(config) else config).items():
+        if isinstance(value, dict):
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

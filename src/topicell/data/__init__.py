@@ -1,0 +1,1 @@
+"""Data: named sets, files and simulated corpora, and what is done to them before the model."""

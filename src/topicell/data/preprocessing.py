@@ -1,0 +1,231 @@
+"""From raw counts to the cells and genes that are modelled: filters, variable genes, split.
+
+The steps and their order are those of the scvi-tools tutorial "Topic Modeling with Amortized
+LDA"; every step is a knob of `PreprocessConfig`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+PARTS = ("train", "valid", "test")
+
+
+def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> AnnData:
+    """Filter, log-normalise, choose genes and split the cells.
+
+    Parameters
+    ----------
+    adata
+        Cells × genes with integer counts in ``layers["counts"]``; left as it is.
+    config
+        The knobs.
+    seed
+        Decides the split.
+
+    Returns
+    -------
+    A new AnnData of the modelled genes: ``layers["counts"]`` the counts, ``X`` the
+    log-normalised values, ``raw`` the log-normalised values of all genes that passed the
+    filters, ``obs["split"]`` the part of each cell.
+
+    Raises
+    ------
+    InputError
+        No gene or cell is left, or a named column is not there.
+
+    Warns
+    -----
+    UserWarning
+        There are fewer genes than asked for (all are used), or cells without any count in the
+        modelled genes.
+    """
+    import scanpy as sc
+
+    _require_column(adata, config.batch_key, "preprocess.batch_key")
+    _require_column(adata, config.split.stratify_by, "preprocess.split.stratify_by")
+    counts = adata.layers["counts"]
+    cells = np.asarray(counts.sum(1)).ravel() >= config.min_counts_per_cell
+    genes = np.asarray((counts[cells] > 0).sum(0)).ravel() >= config.min_cells_per_gene
+    _require_left("cell", cells, "preprocess.min_counts_per_cell", config.min_counts_per_cell)
+    _require_left("gene", genes, "preprocess.min_cells_per_gene", config.min_cells_per_gene)
+    adata = adata[cells, genes].copy()
+
+    adata.X = adata.layers["counts"].copy()
+    sc.pp.normalize_total(adata, target_sum=config.target_sum)
+    sc.pp.log1p(adata)
+    adata.raw = adata
+
+    kept = ~_matches(adata.var_names.to_numpy(), config.drop_genes)
+    _require_left("gene", kept, "preprocess.drop_genes", config.drop_genes)
+    chosen = np.flatnonzero(kept)
+    if config.n_variable_genes is not None and config.n_variable_genes < len(chosen):
+        chosen = chosen[_variable_genes(adata[:, kept].copy(), config)]
+    elif config.n_variable_genes is not None and config.n_variable_genes > len(chosen):
+        warnings.warn(
+            f"preprocess.n_variable_genes = {config.n_variable_genes}, but only {len(chosen)} "
+            "genes passed the filters: all of them are used",
+            stacklevel=2,
+        )
+    adata = adata[:, chosen].copy()
+
+    n_empty = int((np.asarray(adata.layers["counts"].sum(1)).ravel() == 0).sum())
+    if n_empty:
+        warnings.warn(
+            f"{n_empty} cells have no count in the {adata.n_vars} modelled genes: their topic "
+            "proportions say nothing; raise preprocess.min_counts_per_cell or n_variable_genes",
+            stacklevel=2,
+        )
+    adata.obs["split"] = split(adata, config.split, seed=seed)
+    return adata
+
+
+def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> np.ndarray:
+    """The part of each cell — train, valid or test — as a pandas Categorical, shape (N,).
+
+    Shares are kept to within one cell, in each group of ``config.stratify_by`` if it is given;
+    the training part takes what rounding leaves.
+    """
+    import pandas as pd
+
+    generator = np.random.default_rng(seed)
+    if config.stratify_by is None:
+        groups = [np.arange(adata.n_obs)]
+    else:
+        by = adata.obs.groupby(config.stratify_by, observed=True, dropna=False).indices
+        groups = [by[name] for name in by]
+    part = np.zeros(adata.n_obs, dtype=int)
+    for rows in groups:
+        n_valid, n_test = round(config.valid * len(rows)), round(config.test * len(rows))
+        shuffled = generator.permutation(rows)
+        part[shuffled[:n_valid]] = 1
+        part[shuffled[n_valid : n_valid + n_test]] = 2
+    if not (part == 0).any():
+        raise InputError(
+            f"preprocess.split.train = {config.train}: no cell is left to train on of {adata.n_obs}"
+        )
+    return pd.Categorical.from_codes(part, categories=list(PARTS))
+
+
+def prepared(
+    load: Callable[[], AnnData],
+    source_digest: str,
+    config: PreprocessConfig,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> AnnData:
+    """The preprocessed data, from the cache where the same data and settings were prepared before.
+
+    Parameters
+    ----------
+    load
+        Reads the raw data; called only when the cache has nothing.
+    source_digest
+        Identity of the raw data.
+    config, seed
+        As in `preprocess`.
+    folder
+        Cache folder; the user's own by default.
+    """
+    if not config.cache:
+        return preprocess(load(), config, seed=seed)
+    import anndata
+
+    if folder is None:
+        import pooch
+
+        folder = Path(pooch.os_cache("topicell")) / "prepared"
+    identity = {
+        "source": source_digest,
+        "settings": asdict(config),
+        "seed": seed,
+        "versions": {name: version(name) for name in ("topicell", "scanpy", "anndata")},
+    }
+    text = json.dumps(identity, sort_keys=True, default=lambda member: member.value)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.h5ad"
+    if path.is_file():
+        return anndata.read_h5ad(path)
+    adata = preprocess(load(), config, seed=seed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed, so that no reader ever sees half a file.
+        handle, unfinished = tempfile.mkstemp(suffix=".h5ad", dir=folder)
+        os.close(handle)
+        try:
+            adata.write_h5ad(unfinished)
+            os.replace(unfinished, path)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(
+            f"prepared data could not be cached in {folder}: {error}; set XDG_CACHE_HOME to a "
+            "folder you may write to, or preprocess.cache=false",
+            stacklevel=2,
+        )
+    return adata
+
+
+def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
+    import scanpy as sc
+
+    on_counts = config.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper)
+    try:
+        sc.pp.highly_variable_genes(
+            adata,
+            n_top_genes=config.n_variable_genes,
+            flavor=config.flavor.value,
+            layer="counts" if on_counts else None,
+            batch_key=config.batch_key,
+        )
+    except ValueError as error:
+        # loess inside seurat_v3 fails on very few cells or genes, with a message of its own.
+        raise InputError(
+            f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of "
+            f"{adata.n_obs} cells × {adata.n_vars} genes ({str(error).strip()}); try "
+            "preprocess.flavor=seurat or preprocess.n_variable_genes=null"
+        ) from error
+    chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
+    return chosen
+
+
+def _matches(names: np.ndarray, patterns: list[str]) -> np.ndarray:
+    matched = np.zeros(len(names), dtype=bool)
+    for pattern in patterns:
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"preprocess.drop_genes: {pattern!r} is not a regular expression ({error})"
+            ) from error
+        matched |= np.fromiter((bool(compiled.search(name)) for name in names), bool, len(names))
+    return matched
+
+
+def _require_column(adata: AnnData, key: str | None, knob: str) -> None:
+    if key is not None and key not in adata.obs:
+        raise InputError(
+            f"{knob} = {key!r}: obs has no such column; here: {', '.join(map(str, adata.obs))}"
+        )
+
+
+def _require_left(what: str, kept: np.ndarray, knob: str, value: object) -> None:
+    if not kept.any():
+        raise InputError(f"{knob} = {value!r}: none of {len(kept)} {what}s is left; loosen it")

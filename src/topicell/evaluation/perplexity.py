@@ -1,0 +1,258 @@
+r"""How well topics predict counts: thinning, fold-in, perplexity.
+
+Shapes: N cells, G genes, K topics. All of it rests on the probability of each count,
+:math:`(\theta_c \beta)_g`, a bag of words: the multinomial coefficient is left out.
+
+Document completion, for cells that were not trained on::
+
+    seen, unseen = thin(x_NG, seed)
+    perplexity(unseen, fold_in(seen, beta_KG), beta_KG)
+
+Probabilities are computed at the non-zero counts alone, so time grows with non-zeros times
+topics and memory with non-zeros; no array of cells by genes is ever made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+
+def thin(x_NG: sp.csr_matrix, seed: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """Split the counts of each cell at random into two halves.
+
+    Each count goes to either half with probability 1/2. The halves of Poisson counts are
+    independent, so one can be predicted from the other.
+
+    Parameters
+    ----------
+    x_NG
+        Counts: whole numbers, shape (N, G).
+    seed
+        The same counts and seed give the same halves, in whichever order the counts are stored.
+
+    Returns
+    -------
+    Two matrices that sum to the counts, of their shape and type.
+
+    Raises
+    ------
+    ValueError
+        A count is negative or not whole.
+
+    References
+    ----------
+    Wallach, Murray, Salakhutdinov & Mimno (2009), Evaluation methods for topic models (document
+    completion); Neufeld et al. (2024), Inference after latent variable estimation for
+    single-cell RNA sequencing data (count splitting).
+    """
+    first = sp.csr_matrix(x_NG, copy=True)
+    # One draw a stored value: the draws must not depend on how the matrix happens to be stored.
+    first.sum_duplicates()
+    first.eliminate_zeros()
+    counts = first.data
+    whole = np.isfinite(counts) & (counts >= 0) & (counts == np.floor(counts))
+    if not whole.all():
+        found = counts[~whole][0]
+        raise ValueError(f"x has the value {found}: thinning needs counts (whole, not negative)")
+    second = first.copy()
+    drawn = np.random.default_rng(seed).binomial(counts.astype(np.int64), 0.5)
+    first.data = drawn.astype(counts.dtype)
+    second.data = counts - first.data
+    first.eliminate_zeros()
+    second.eliminate_zeros()
+    return first, second
+
+
+def fold_in(
+    x_NG: sp.csr_matrix,
+    beta_KG: np.ndarray,
+    *,
+    pseudo_count: float = 0.1,
+    n_iterations: int = 200,
+    tolerance: float = 1e-6,
+) -> np.ndarray:
+    """Topic proportions of new cells by expectation-maximisation, the topics held fixed.
+
+    It is the same for every kind of model, so it is what models are compared by. Each cell
+    starts at uniform proportions and stops by itself, so its result does not depend on the
+    other cells. A count that no topic can explain is passed over.
+
+    Parameters
+    ----------
+    x_NG
+        Counts, shape (N, G).
+    beta_KG
+        Gene proportions of each topic, shape (K, G).
+    pseudo_count
+        Added to the expected count of each topic, in each cell, at each M step: the result is
+        the posterior mode under a Dirichlet of concentration 1 + `pseudo_count`.
+    n_iterations
+        At most so many M steps.
+    tolerance
+        A cell is done when no proportion moved by more than this in a step.
+
+    Returns
+    -------
+    Topic proportions, shape (N, K), float64; uniform for a cell without counts.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit.
+
+    References
+    ----------
+    Hofmann (1999), Probabilistic latent semantic indexing; Asuncion, Welling, Smyth & Teh
+    (2009), On smoothing and inference for topic models (maximum a posteriori).
+    """
+    x = sp.csr_matrix(x_NG)
+    beta_KG = np.asarray(beta_KG, dtype=np.float64)
+    n_topics = len(beta_KG)
+    theta_NK = np.full((x.shape[0], n_topics), 1 / n_topics)
+    _check_shapes(x, theta_NK, beta_KG)
+    beta_GK = np.ascontiguousarray(beta_KG.T)
+    moving = np.flatnonzero(np.diff(x.indptr))
+    x = x[moving].astype(np.float64)
+    for _ in range(n_iterations):
+        if not len(moving):
+            break
+        before = theta_NK[moving]
+        probability = _probability_of_counts(x, before, beta_KG)
+        ratio = np.zeros_like(probability)
+        np.divide(x.data, probability, out=ratio, where=probability > 0)
+        expected = before * (sp.csr_matrix((ratio, x.indices, x.indptr), x.shape) @ beta_GK)
+        expected += pseudo_count
+        total = expected.sum(1, keepdims=True)
+        # Without pseudo-counts, a cell none of whose counts can be explained keeps its start.
+        after = np.divide(expected, total, out=before.copy(), where=total > 0)
+        theta_NK[moving] = after
+        moved = np.abs(after - before).max(1) >= tolerance
+        if not moved.all():
+            moving, x = moving[moved], x[moved]
+    return theta_NK
+
+
+def perplexity(x_NG: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -> float:
+    r"""Perplexity per count, :math:`\exp(-\sum x \log(\theta\beta) / \sum x)`.
+
+    Lower is better. It is never below 1; uniform topics give the number of genes.
+
+    Parameters
+    ----------
+    x_NG
+        Counts, shape (N, G): those held out, if it is to measure prediction.
+    theta_NK
+        Topic proportions of the cells, shape (N, K).
+    beta_KG
+        Gene proportions of each topic, shape (K, G).
+
+    Returns
+    -------
+    Perplexity; infinite if a count has probability 0.
+
+    Raises
+    ------
+    ValueError
+        There is no count at all, or the shapes do not fit.
+
+    References
+    ----------
+    Blei, Ng & Jordan (2003), Latent Dirichlet allocation, section 7.1; Wallach et al. (2009)
+    for `theta_NK` inferred from the other half of each cell.
+    """
+    x = sp.csr_matrix(x_NG)
+    theta_NK = np.asarray(theta_NK, dtype=np.float64)
+    beta_KG = np.asarray(beta_KG, dtype=np.float64)
+    _check_shapes(x, theta_NK, beta_KG)
+    return _perplexity_of(x.data, _probability_of_counts(x, theta_NK, beta_KG))
+
+
+def unigram_perplexity(x_NG: sp.csr_matrix, frequencies_G: np.ndarray) -> float:
+    """Perplexity per count when every cell has the same gene proportions: one topic.
+
+    What a topic model has to beat.
+
+    Parameters
+    ----------
+    x_NG
+        Counts, shape (N, G).
+    frequencies_G
+        Share of each gene in all training counts, shape (G,).
+
+    Returns
+    -------
+    Perplexity; infinite if a gene with counts has frequency 0.
+
+    Raises
+    ------
+    ValueError
+        There is no count at all, or the shapes do not fit.
+    """
+    frequencies_G = np.asarray(frequencies_G, dtype=np.float64)
+    if frequencies_G.shape != (x_NG.shape[1],):
+        raise ValueError(f"x has {x_NG.shape[1]} genes, frequencies shape {frequencies_G.shape}")
+    totals_G = np.asarray(sp.csr_matrix(x_NG).sum(0, dtype=np.float64)).ravel()
+    return _perplexity_of(totals_G, frequencies_G)
+
+
+def elbo_perplexity(elbo_total: float, n_counts: float) -> float:
+    """Perplexity per count by the evidence lower bound, exp(-ELBO / counts).
+
+    An upper bound of the perplexity under the model's marginal likelihood.
+
+    Parameters
+    ----------
+    elbo_total
+        ELBO of all cells together, in nats.
+    n_counts
+        Sum of the counts of the same cells.
+
+    Returns
+    -------
+    Perplexity.
+
+    Raises
+    ------
+    ValueError
+        There is no count at all.
+
+    References
+    ----------
+    Hoffman, Blei & Bach (2010), Online learning for latent Dirichlet allocation, section 4.
+    """
+    if not n_counts > 0:
+        raise ValueError("perplexity needs at least one count")
+    # A hopeless bound may exceed the largest float: infinity says so, without a warning.
+    with np.errstate(over="ignore"):
+        return float(np.exp(-np.float64(elbo_total) / n_counts))
+
+
+def _check_shapes(x: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -> None:
+    if (*theta_NK.shape, *beta_KG.shape[1:]) != (x.shape[0], len(beta_KG), x.shape[1]):
+        raise ValueError(
+            f"x is {x.shape}, theta {theta_NK.shape} and beta {beta_KG.shape}: "
+            "they must be (N, G), (N, K) and (K, G)"
+        )
+
+
+def _probability_of_counts(
+    x: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray
+) -> np.ndarray:
+    """(θβ) at each stored count, in the order they are stored."""
+    n_stored_N = np.diff(x.indptr)
+    probability = np.zeros(x.nnz)
+    # Topic by topic: an array of non-zeros by topics would not fit where the counts just do.
+    for theta_N, beta_G in zip(theta_NK.T, beta_KG, strict=True):
+        probability += np.repeat(theta_N, n_stored_N) * beta_G.take(x.indices)
+    return probability
+
+
+def _perplexity_of(counts: np.ndarray, probability: np.ndarray) -> float:
+    positive = counts > 0
+    counts, probability = counts[positive].astype(np.float64), probability[positive]
+    if not len(counts):
+        raise ValueError("perplexity needs at least one count")
+    if (probability <= 0).any():
+        return np.inf
+    return elbo_perplexity(float((counts * np.log(probability)).sum()), float(counts.sum()))

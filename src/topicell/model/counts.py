@@ -1,0 +1,217 @@
+"""Counts: a sparse matrix of whole numbers with the names of its cells and genes.
+
+This is the form in which cells enter the model. `Counts.of` is the door from AnnData (or
+anything that has its attributes); it refuses what is not a count matrix, and says where the
+counts might be instead. Needs numpy and scipy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from topicell.config import InputError
+
+MAX_COUNT = 2**24
+"""Largest count: single precision holds every whole number up to here, and none beyond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts of cells × genes.
+
+    Attributes
+    ----------
+    x
+        Compressed sparse rows, float32, shape (N, G); whole, finite, not negative.
+    cells, genes
+        Names, shapes (N,) and (G,).
+    """
+
+    x: sp.csr_matrix
+    cells: np.ndarray
+    genes: np.ndarray
+
+    @classmethod
+    def of(cls, data: Any, layer: str | None = None) -> Self:
+        """The counts of an AnnData.
+
+        Parameters
+        ----------
+        data
+            AnnData, in memory or backed, its matrix dense or sparse; or Counts, passed through.
+        layer
+            Name of the layer, ``"raw"``, or None for ``layers["counts"]`` if there is one, else X.
+
+        Raises
+        ------
+        InputError
+            The layer does not exist, or does not hold counts.
+        """
+        if isinstance(data, cls):
+            return data
+        where, matrix, genes = locate(data, layer)
+        x = as_counts(matrix, where, genes=genes, alternatives=_other_count_matrices(data, where))
+        return cls(x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object))
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.x.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return int(self.x.shape[1])
+
+    def __getitem__(self, rows: Any) -> Counts:
+        """A subset of the cells, by index or mask, with their names."""
+        return Counts(self.x[rows], self.cells[rows], self.genes)
+
+    def with_genes(self, genes: Sequence[str], *, fill_missing: bool = False) -> Counts:
+        """The same cells with the given genes in the given order; genes not named are dropped.
+
+        Parameters
+        ----------
+        genes
+            Names to select, in the order of the result.
+        fill_missing
+            Give zeros to genes that are not here instead of refusing.
+
+        Raises
+        ------
+        InputError
+            Genes are missing (without `fill_missing`), or none is here at all.
+        """
+        genes = np.asarray(genes, dtype=object)
+        if len(genes) == self.n_genes and bool((genes == self.genes).all()):
+            return self
+        position = {name: i for i, name in enumerate(self.genes)}
+        source = np.array([position.get(name, -1) for name in genes])
+        found = np.flatnonzero(source >= 0)
+        missing = [str(name) for name in genes[source < 0]]
+        if missing and (not fill_missing or not len(found)):
+            shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise InputError(
+                f"{len(missing)} of the model's {len(genes)} genes are not in the data ({shown}); "
+                + (
+                    "pass fill_missing=true to count them as zero"
+                    if len(found)
+                    else "are the gene names of the same kind (symbols, Ensembl ids)?"
+                )
+            )
+        selection = sp.csr_matrix(
+            (np.ones(len(found), np.float32), (source[found], found)),
+            shape=(self.n_genes, len(genes)),
+        )
+        return Counts((self.x @ selection).tocsr(), self.cells, genes)
+
+
+def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
+    """Where a matrix stands in an AnnData: its name for messages, itself, its gene names."""
+    if layer is None:
+        layer = "counts" if "counts" in data.layers else "X"
+    if layer == "X":
+        if data.X is None:
+            raise InputError(
+                f"X is empty; name the layer that holds counts (here: {sorted(data.layers)})"
+            )
+        return "X", data.X, data.var_names
+    if layer == "raw":
+        if data.raw is None:
+            raise InputError("layer 'raw': the AnnData has no raw; leave the layer out to use X")
+        return "raw", data.raw.X, data.raw.var_names
+    if layer not in data.layers:
+        here = ", ".join(sorted(data.layers)) or "none"
+        raise InputError(f"layer {layer!r} does not exist; layers here: {here}")
+    return f"layers[{layer!r}]", data.layers[layer], data.var_names
+
+
+def as_counts(
+    matrix: Any, where: str, *, genes: Any = None, alternatives: Sequence[str] = ()
+) -> sp.csr_matrix:
+    """A matrix as compressed sparse rows of float32, if it holds counts.
+
+    Parameters
+    ----------
+    matrix
+        Dense or sparse, or backed by a file (anything with ``to_memory`` or ``__array__``).
+    where
+        Name of the matrix, for messages.
+    genes
+        Gene names, for messages.
+    alternatives
+        Places where counts might be instead, for messages.
+
+    Raises
+    ------
+    InputError
+        Not two-dimensional, empty, not numbers, or an entry is NaN, infinite, negative, not
+        whole, or too large for single precision.
+    """
+    if hasattr(matrix, "to_memory"):
+        matrix = matrix.to_memory()
+    if not sp.issparse(matrix):
+        matrix = np.asarray(matrix)
+        if matrix.ndim != 2:
+            raise InputError(f"{where} has {matrix.ndim} dimensions; counts are cells × genes")
+    if 0 in matrix.shape:
+        raise InputError(
+            f"{where} is empty: {matrix.shape[0]} cells × {matrix.shape[1]} genes; check the file"
+        )
+    if matrix.dtype.kind not in "biuf":
+        raise InputError(f"{where} holds {matrix.dtype} values, not numbers")
+    x = sp.csr_matrix(matrix)
+    if sp.issparse(matrix) and not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    hint = f"; counts may be in {' or '.join(alternatives)}" if alternatives else ""
+    for bad, what, mend in (
+        (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
+        (np.isinf(x.data), "infinite", "counts are finite"),
+        (x.data < 0, "negative", "scaled or corrected values are not counts"),
+        (x.data != np.floor(x.data), "not whole", _whole_mend(x.data)),
+        (x.data > MAX_COUNT, f"above {MAX_COUNT}", "that is no count of molecules"),
+    ):
+        if bad.any():
+            entry = int(np.argmax(bad))
+            row = int(np.searchsorted(x.indptr, entry, side="right") - 1)
+            column = int(x.indices[entry])
+            gene = f"gene {genes[column]}" if genes is not None else f"column {column}"
+            raise InputError(
+                f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:g} in row "
+                f"{row}, {gene}); {mend}{hint}"
+            )
+    x = x.astype(np.float32)
+    x.eliminate_zeros()
+    return x
+
+
+def _whole_mend(values: np.ndarray) -> str:
+    if values.size and np.nanmax(values) < 20:
+        return "they look log-normalised, and the model needs raw counts"
+    return "they look normalised, and the model needs raw counts"
+
+
+def _other_count_matrices(data: Any, where: str) -> list[str]:
+    """Names of the matrices of an AnnData that do hold counts, judged by their first rows."""
+    candidates = {f"layer={name}": data.layers[name] for name in data.layers}
+    if data.X is not None:
+        candidates["layer=X"] = data.X
+    if data.raw is not None:
+        candidates["layer=raw"] = data.raw.X
+    own = {"X": "layer=X", "raw": "layer=raw"}.get(where, f"layer={where[8:-2]}")
+    found = []
+    for name, matrix in candidates.items():
+        if name == own:
+            continue
+        head = matrix[: min(100, matrix.shape[0])]
+        values = head.data if sp.issparse(head) else np.asarray(head)
+        if values.dtype.kind in "biuf" and values.size:
+            if bool(((values >= 0) & (values == np.floor(values))).all()) and values.any():
+                found.append(name)
+    return found

@@ -1,0 +1,284 @@
+r"""Amortized latent Dirichlet allocation as a Pyro program: the maths, top to bottom.
+
+Shapes: R replicates, N cells, B cells of a mini-batch, G genes, K topics, H hidden units.
+Every parameter has a leading R: replicates are independent fits of one model, trained side by
+side on the same mini-batches, so the loss is their sum and each one's gradient is its own.
+
+Generative story. For each topic :math:`\beta_k = \mathrm{softmax}(b_k)` with
+:math:`b_k \sim \mathrm{Normal}(\mu_\eta, \sigma_\eta)` over genes; for each cell
+:math:`\theta_c = \mathrm{softmax}(t_c)` with
+:math:`t_c \sim \mathrm{Normal}(\mu_\alpha, \sigma_\alpha)` over topics; and
+:math:`\log p(x_c \mid \theta_c, \beta) = \sum_g x_{cg} \log (\theta_c \beta)_g`, a bag of words:
+the multinomial coefficient is left out here and in every number that rests on this.
+
+References
+----------
+Blei, Ng & Jordan (2003), Latent Dirichlet allocation; Srivastava & Sutton (2017),
+Autoencoding variational inference for topic models, arXiv:1703.01488.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Normal, TorchDistribution
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.distributions import constraints, kl_divergence
+from torch.nn.functional import dropout, relu, softplus
+
+from topicell.config import ModelConfig
+
+INITIAL_TOPIC_SCALE = -3.0
+"""Start of ρ: softplus(−3) ≈ 0.05, a posterior of β that is narrow from the first step."""
+
+
+def laplace_prior(concentration: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal approximation of a Dirichlet in the softmax basis.
+
+    Parameters
+    ----------
+    concentration
+        Dirichlet concentrations, shape (..., n).
+
+    Returns
+    -------
+    Mean and standard deviation of each logit, shape (..., n) (Srivastava & Sutton 2017, eq. 3).
+    """
+    n = concentration.shape[-1]
+    log_concentration = concentration.log()
+    mean = log_concentration - log_concentration.mean(-1, keepdim=True)
+    inverse = 1 / concentration
+    variance = inverse * (1 - 2 / n) + inverse.sum(-1, keepdim=True) / n**2
+    return mean, variance.sqrt()
+
+
+def concentrations(prior: Any, length: int, n_topics: int) -> Tensor:
+    """A prior as a vector: 1/K for None, one number repeated, or the numbers given."""
+    if prior is None:
+        prior = 1 / n_topics
+    if isinstance(prior, (int, float)):
+        return torch.full((length,), float(prior))
+    return torch.tensor([float(value) for value in prior])
+
+
+class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
+    """Counts given the proportions of genes, without the multinomial coefficient.
+
+    Parameters
+    ----------
+    proportions
+        Shape (..., G), on the simplex.
+    """
+
+    arg_constraints = {"proportions": constraints.simplex}
+    support = constraints.independent(constraints.nonnegative, 1)
+
+    def __init__(self, proportions: Tensor, validate_args: bool | None = None) -> None:
+        self.proportions = proportions
+        super().__init__(proportions.shape[:-1], proportions.shape[-1:], validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats of each bag, shape (...): a gene without counts adds nothing."""
+        # Single precision can underflow to a proportion of 0 for a gene that no topic uses.
+        tiny = torch.finfo(self.proportions.dtype).tiny
+        return (value * self.proportions.clamp_min(tiny).log()).sum(-1)
+
+
+class ReplicateLinear(nn.Module):
+    """R linear layers side by side: (R, B, in) or a shared (B, in) to (R, B, out)."""
+
+    def __init__(self, n_replicates: int, n_in: int, n_out: int) -> None:
+        super().__init__()
+        bound = n_in**-0.5
+        self.weight = nn.Parameter(torch.empty(n_replicates, n_in, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(n_replicates, 1, n_out))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """The affine map of each replicate; a shared input is read once for all of them."""
+        if value.dim() == 3:
+            return torch.baddbmm(self.bias, value, self.weight)
+        n_replicates, n_in, n_out = self.weight.shape
+        merged = self.weight.permute(1, 0, 2).reshape(n_in, n_replicates * n_out)
+        return (value @ merged).view(-1, n_replicates, n_out).transpose(0, 1) + self.bias
+
+
+class ReplicateNorm(nn.Module):
+    """Batch norm of (R, B, n) over B: each unit of each replicate by its own mean and variance."""
+
+    def __init__(self, n_replicates: int, n: int, *, affine: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(n_replicates * n, affine=affine)
+
+    def forward(self, value_RBn: Tensor) -> Tensor:
+        """Normalised values; in evaluation by the running statistics of training."""
+        R, B, n = value_RBn.shape
+        flat = value_RBn.transpose(0, 1).reshape(B, R * n)
+        # A mini-batch of one cell has no variance: it is normalised as in evaluation.
+        if self.training and B > 1:
+            flat = self.norm(flat)
+        else:
+            flat = nn.functional.batch_norm(
+                flat,
+                self.norm.running_mean,
+                self.norm.running_var,
+                self.norm.weight,
+                self.norm.bias,
+                eps=self.norm.eps,
+            )
+        return flat.view(B, R, n).transpose(0, 1)
+
+
+class Encoder(nn.Module):
+    """From counts to the posterior of topic logits: m(x) and s(x) of q(t | x).
+
+    Parameters
+    ----------
+    n_replicates, n_genes
+        R and G.
+    config
+        Number and width of hidden layers, dropout, whether the means are normalised.
+    prior_mean, prior_scale
+        Shape (K,): normalised means get the prior's mean and scale over the cells of a batch, so
+        that no topic can leave the posterior of all cells and die.
+    """
+
+    library_size: Tensor
+    prior_mean: Tensor
+    prior_scale: Tensor
+
+    def __init__(
+        self,
+        n_replicates: int,
+        n_genes: int,
+        config: ModelConfig,
+        prior_mean: Tensor,
+        prior_scale: Tensor,
+    ) -> None:
+        super().__init__()
+        R, K, H = n_replicates, config.n_topics, config.n_hidden
+        widths = [n_genes] + [H] * config.n_layers
+        self.dropout = config.dropout
+        self.layers = nn.ModuleList(
+            ReplicateLinear(R, n_in, n_out)
+            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(ReplicateNorm(R, H, affine=True) for _ in self.layers)
+        self.mean = ReplicateLinear(R, H, K)
+        self.scale = ReplicateLinear(R, H, K)
+        self.mean_norm = ReplicateNorm(R, K, affine=False) if config.normalize_means else None
+        self.register_buffer("library_size", torch.tensor(1e4))
+        self.register_buffer("prior_mean", prior_mean, persistent=False)
+        self.register_buffer("prior_scale", prior_scale, persistent=False)
+
+    def forward(self, x_BG: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the topic logits, each of shape (R, B, K)."""
+        total_B1 = x_BG.sum(-1, keepdim=True).clamp_min(1)
+        h = torch.log1p(x_BG * (self.library_size / total_B1))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            h = dropout(relu(norm(layer(h))), self.dropout, self.training)
+        m_RBK = self.mean(h)
+        if self.mean_norm is not None:
+            m_RBK = self.prior_mean + self.prior_scale * self.mean_norm(m_RBK)
+        return m_RBK, softplus(self.scale(h))
+
+
+class TopicProgram(nn.Module):
+    """The model and its one variational posterior, used in training and in prediction.
+
+    Parameters
+    ----------
+    n_genes
+        G.
+    n_replicates
+        R.
+    config
+        Topics, priors and encoder.
+    """
+
+    cell_prior_mean: Tensor
+    cell_prior_scale: Tensor
+    topic_prior_mean: Tensor
+    topic_prior_scale: Tensor
+
+    def __init__(self, n_genes: int, n_replicates: int, config: ModelConfig) -> None:
+        super().__init__()
+        R, K, G = n_replicates, config.n_topics, n_genes
+        self.n_replicates, self.n_topics, self.n_genes = R, K, G
+        alpha = laplace_prior(concentrations(config.cell_topic_prior, K, K))
+        eta = laplace_prior(concentrations(config.topic_gene_prior, G, K))
+        # The settings hold the priors; the saved weights do not repeat them.
+        for name, (mean, scale) in {"cell": alpha, "topic": eta}.items():
+            self.register_buffer(f"{name}_prior_mean", mean, persistent=False)
+            self.register_buffer(f"{name}_prior_scale", scale, persistent=False)
+        self.encoder = Encoder(R, G, config, *alpha)
+        self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
+        self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
+
+    def topic_posterior(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of b in q(b), each of shape (R, K, G)."""
+        return self.topic_mean, softplus(self.topic_rho)
+
+    def model(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
+        """log p(x, t, b) of a mini-batch that stands for `n_cells` cells."""
+        cells, topics, replicates = self._plates(x_BG, n_cells)
+        annealed = poutine.scale(scale=kl_weight)
+        with replicates:
+            with topics, annealed:
+                prior_b = Normal(self.topic_prior_mean, self.topic_prior_scale).to_event(1)
+                b_RKG = pyro.sample("topic_logits", prior_b)
+            beta_RKG = b_RKG.softmax(-1)
+            with cells:
+                with annealed:
+                    prior_t = Normal(self.cell_prior_mean, self.cell_prior_scale).to_event(1)
+                    t_RBK = pyro.sample("cell_logits", prior_t)
+                theta_RBK = t_RBK.softmax(-1)
+                pyro.sample("counts", BagOfWords(theta_RBK @ beta_RKG), obs=x_BG)
+
+    def guide(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
+        """q(b) q(t | x) of the same mini-batch."""
+        cells, topics, replicates = self._plates(x_BG, n_cells)
+        annealed = poutine.scale(scale=kl_weight)
+        with replicates:
+            with topics, annealed:
+                pyro.sample("topic_logits", Normal(*self.topic_posterior()).to_event(1))
+            with cells, annealed:
+                pyro.sample("cell_logits", Normal(*self.encoder(x_BG)).to_event(1))
+
+    def _plates(self, x_BG: Tensor, n_cells: int) -> tuple[Any, Any, Any]:
+        # The mini-batch is drawn outside; the plate scales the terms of its cells by N/B.
+        return (
+            pyro.plate("cells", n_cells, subsample=torch.arange(len(x_BG)), dim=-1),
+            pyro.plate("topics", self.n_topics, dim=-1),
+            pyro.plate("replicates", self.n_replicates, dim=-2),
+        )
+
+
+class TopicELBO(TraceMeanField_ELBO):  # type: ignore[misc]  # pyro is untyped
+    """Pyro's ELBO with analytic KL terms, which also keeps its terms by replicate.
+
+    Attributes
+    ----------
+    terms
+        Of the last mini-batch, each of shape (R,), KL weight 1, in nats: ``reconstruction`` and
+        ``kl_cells`` are sums over the cells of the mini-batch, ``kl_topics`` the whole term.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, Tensor] = {}
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        def kl(site: str) -> Tensor:
+            q, p = guide_trace.nodes[site]["fn"], model_trace.nodes[site]["fn"]
+            return kl_divergence(q, p).sum(-1).detach()
+
+        self.terms = {
+            "reconstruction": model_trace.nodes["counts"]["unscaled_log_prob"].sum(-1).detach(),
+            "kl_cells": kl("cell_logits"),
+            "kl_topics": kl("topic_logits"),
+        }
+        return super()._differentiable_loss_particle(model_trace, guide_trace)

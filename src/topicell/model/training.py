@@ -1,0 +1,407 @@
+"""The training loop: start, schedules, epochs, validation, early stop.
+
+`train` reads top to bottom. Batches, noise and starts come from the seed alone, and the global
+random state is left as it was found. Needs torch, pyro, numpy and scipy alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyro
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from topicell.config import (
+    AnnealingConfig,
+    AnnealingShape,
+    Device,
+    Init,
+    InputError,
+    ModelConfig,
+    Schedule,
+    TrainConfig,
+)
+from topicell.evaluation.perplexity import perplexity, thin
+from topicell.model.counts import Counts
+from topicell.model.posterior import TopicFit, dense, elbo_terms, posterior_means
+from topicell.model.program import TopicELBO, TopicProgram
+
+STEPS = 800
+"""Optimisation steps that the default number of epochs aims for."""
+BETAS = (0.9, 0.99)
+"""Decay rates of Adam's moments: a shorter memory of the second moment than torch's default,
+because a whole fit is a few hundred steps."""
+BACKGROUND_NOISE = 0.3
+"""Standard deviation of the noise that tells topics apart at the background start."""
+
+EpochMetrics = dict[str, float]
+
+
+class NonFiniteError(ArithmeticError):
+    """A term of the ELBO is no longer finite: the message names the step and the term."""
+
+
+def train(
+    counts: Counts,
+    valid: Counts | None,
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    start: TopicFit | None = None,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+) -> TopicFit:
+    """Fit R replicates of amortized LDA.
+
+    Parameters
+    ----------
+    counts
+        Training cells.
+    valid
+        Validation cells with the same genes, measured after every epoch, or None.
+    model, config
+        The model's and the training's settings.
+    seed
+        Decides starts, mini-batches and noise.
+    start
+        A fit to go on from, with the same genes and settings of the model.
+    on_epoch
+        Called after each epoch with its metrics, named as in the tracker.
+
+    Returns
+    -------
+    The fit; the replicate shown is the one of the highest ELBO on validation cells (on training
+    cells where there are none), and its topics are ordered by mean proportion, largest first.
+
+    Raises
+    ------
+    InputError
+        More topics than cells, or a prior whose length is not the number of genes.
+    NonFiniteError
+        A term became NaN or infinite.
+    """
+    check_sizes(counts, model)
+    device = resolve_device(config.device)
+    n_epochs = config.epochs or default_epochs(counts.n_cells, config.batch_size)
+    n_batches = math.ceil(counts.n_cells / config.batch_size)
+    n_steps = min(n_epochs * n_batches, config.max_steps or math.inf)
+    seeds = np.random.default_rng(seed)
+
+    with _own_randomness(seed, device), _threads(config.threads, device):
+        program = TopicProgram(counts.n_genes, config.n_replicates, model).to(device)
+        if start is None:
+            with torch.no_grad():
+                program.topic_mean.copy_(
+                    initial_topics(counts.x, program, model.init, seed).to(device)
+                )
+            program.encoder.library_size.fill_(float(np.median(np.asarray(counts.x.sum(1)))))
+        else:
+            program.load_state_dict(start.program.state_dict())
+        elbo = TopicELBO()
+        optimizer = torch.optim.Adam(program.parameters(), lr=config.learning_rate, betas=BETAS)
+        validation = Validation.of(valid, seed) if valid is not None and valid.n_cells else None
+        best = Best()
+        history: list[EpochMetrics] = [*start.history] if start is not None else []
+        first_epoch = len(history)
+        step = 0
+
+        for epoch in range(n_epochs):
+            started = time.perf_counter()
+            sums = dict.fromkeys(
+                ("loss", "reconstruction", "kl_cells", "kl_topics"),
+                torch.zeros(config.n_replicates, device=device),
+            )
+            n_seen = 0
+            program.train()
+            for rows in minibatches(counts.n_cells, n_batches, seeds):
+                kl_weight = annealing_weight(step / n_batches, n_epochs, config.kl_annealing)
+                rate = learning_rate(step / n_steps, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                x_BG = dense(counts.x[rows], device)
+                loss = elbo.differentiable_loss(
+                    program.model, program.guide, x_BG, counts.n_cells, kl_weight
+                )
+                optimizer.zero_grad()
+                # In nats per cell, so that gradients do not grow with the data.
+                (loss / counts.n_cells).backward()
+                optimizer.step()
+
+                terms = elbo.terms
+                sums["reconstruction"] = sums["reconstruction"] + terms["reconstruction"]
+                sums["kl_cells"] = sums["kl_cells"] + terms["kl_cells"]
+                kl_topics = terms["kl_topics"] / counts.n_cells * len(rows)
+                sums["kl_topics"] = sums["kl_topics"] + kl_topics
+                annealed = kl_weight * (terms["kl_cells"] + kl_topics)
+                sums["loss"] = sums["loss"] + annealed - terms["reconstruction"]
+                n_seen += len(rows)
+                step += 1
+                if not torch.isfinite(loss):
+                    raise NonFiniteError(_what_broke(terms, program, step, epoch))
+                if step == n_steps:
+                    break
+
+            means = {name: total / n_seen for name, total in sums.items()}
+            means["elbo"] = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
+            metrics: EpochMetrics = {"epoch": first_epoch + epoch}
+            for name, value_R in means.items():
+                metrics |= summarize(f"train/{name}", value_R.cpu().numpy())
+            metrics["train/kl_weight"] = kl_weight
+            metrics["train/learning_rate"] = rate
+            metrics["speed/cells_per_second"] = (
+                n_seen * config.n_replicates / (time.perf_counter() - started)
+            )
+            if validation is not None:
+                elbo_R, perplexity_R = validation.measure(program, counts.n_cells)
+                metrics |= summarize("valid/elbo", elbo_R)
+                metrics |= summarize("valid/perplexity", perplexity_R)
+            history.append(metrics)
+            if on_epoch is not None:
+                on_epoch(metrics)
+
+            if validation is not None and config.early_stopping.enabled:
+                # Before the KL weight is at its maximum the annealed objective is another one.
+                warm = kl_weight >= config.kl_annealing.max_weight
+                score = metrics["valid/elbo"]
+                if warm and best.improved(score, epoch, config.early_stopping.min_delta, program):
+                    continue
+                if warm and epoch - best.epoch >= config.early_stopping.patience:
+                    program.load_state_dict(best.state)
+                    break
+            if step == n_steps:
+                break
+
+        program.eval()
+        return TopicFit.of(program, counts, valid, model, seed=seed, history=history)
+
+
+def check_sizes(counts: Counts, model: ModelConfig) -> None:
+    """Refuse what cannot be fitted: more topics than cells, a prior of the wrong length."""
+    if model.n_topics > counts.n_cells:
+        raise InputError(
+            f"model.n_topics = {model.n_topics}: more topics than the {counts.n_cells} training "
+            "cells; ask for fewer topics"
+        )
+    prior = model.topic_gene_prior
+    if prior is not None and not isinstance(prior, (int, float)) and len(prior) != counts.n_genes:
+        raise InputError(
+            f"model.topic_gene_prior has {len(prior)} numbers for {counts.n_genes} genes; give one "
+            "a gene, or one for all"
+        )
+
+
+def resolve_device(device: Device) -> torch.device:
+    """The device that a setting names, ``auto`` being CUDA where there is one."""
+    if device is Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise InputError("train.device = 'cuda': torch sees no CUDA device; use auto or cpu")
+    return torch.device(device.value)
+
+
+def default_epochs(n_cells: int, batch_size: int) -> int:
+    """Epochs that make about `STEPS` steps, between 20 and 200."""
+    return min(max(round(STEPS / math.ceil(n_cells / batch_size)), 20), 200)
+
+
+def minibatches(n_cells: int, n_batches: int, seeds: np.random.Generator) -> Iterator[np.ndarray]:
+    """A shuffled partition of the cells into batches whose sizes differ by at most one.
+
+    A short last batch would weigh as much as a full one in every step, and could be too small
+    for batch norm.
+    """
+    yield from np.array_split(seeds.permutation(n_cells), n_batches)
+
+
+def annealing_weight(epoch: float, n_epochs: int, config: AnnealingConfig) -> float:
+    """The weight of the KL terms at a (fractional) epoch.
+
+    ``linear`` rises evenly over the warm-up, ``sigmoid`` along a logistic curve, ``cyclical``
+    linearly again in each of `n_cycles` cycles (Fu et al. 2019, arXiv:1903.10145), ``constant``
+    is always the maximum.
+    """
+    if config.shape is AnnealingShape.constant:
+        return config.max_weight
+    length = float(n_epochs)
+    if config.shape is AnnealingShape.cyclical:
+        length = n_epochs / config.n_cycles
+        epoch = epoch % length
+    warmup = config.warmup_epochs
+    if warmup is None:
+        warmup = config.warmup_share * length
+    if epoch >= warmup:
+        return config.max_weight
+    share = epoch / warmup
+    if config.shape is AnnealingShape.sigmoid:
+        # Logistic from −6 to 6, stretched so that it starts at 0 and ends at 1.
+        low, high = 1 / (1 + math.exp(6)), 1 / (1 + math.exp(-6))
+        share = (1 / (1 + math.exp(6 - 12 * share)) - low) / (high - low)
+    return config.min_weight + share * (config.max_weight - config.min_weight)
+
+
+def learning_rate(progress: float, config: TrainConfig) -> float:
+    """The rate at a share of all steps.
+
+    ``one_cycle``: a cosine rise from 1/25 of the peak over the first quarter, then a cosine fall
+    to 1/1000 of the peak (Smith & Topin 2018, arXiv:1708.07120).
+    """
+    peak = config.learning_rate
+    if config.schedule is Schedule.constant:
+        return peak
+    rise = 0.25
+    if progress < rise:
+        return peak * _cosine(1 / 25, 1, progress / rise)
+    return peak * _cosine(1, 1e-3, (progress - rise) / (1 - rise))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def initial_topics(
+    x_NG: sp.csr_matrix, program: TopicProgram, init: Init, seed: int
+) -> torch.Tensor:
+    """Where the means of q(b) start, shape (R, K, G).
+
+    A start drawn from the prior collapses to a few topics; the log background frequency plus
+    noise, or the log profiles of k-means clusters, do not.
+    """
+    R, K, G = program.n_replicates, program.n_topics, program.n_genes
+    generator = torch.Generator().manual_seed(seed)
+    noise_RKG = torch.randn(R, K, G, generator=generator)
+    mean_G, scale_G = program.topic_prior_mean.cpu(), program.topic_prior_scale.cpu()
+    if init is Init.random:
+        return mean_G + scale_G * noise_RKG
+    total_G = np.asarray(x_NG.sum(0), dtype=np.float64).ravel()
+    # Half a count for every gene, so that an unseen gene has a finite logit.
+    frequency_G = (total_G + 0.5) / (total_G.sum() + 0.5 * G)
+    if init is Init.background:
+        b_RKG = torch.tensor(np.log(frequency_G), dtype=torch.float32) + (
+            BACKGROUND_NOISE * noise_RKG
+        )
+    else:
+        profiles_RKG = np.stack(
+            [_cluster_profiles(x_NG, K, frequency_G, seed + replicate) for replicate in range(R)]
+        )
+        b_RKG = torch.tensor(np.log(profiles_RKG), dtype=torch.float32)
+    # Softmax does not see a common shift; the prior does, and is centred.
+    return b_RKG - b_RKG.mean(-1, keepdim=True) + mean_G.mean()
+
+
+def _cluster_profiles(
+    x_NG: sp.csr_matrix, n_clusters: int, frequency_G: np.ndarray, seed: int
+) -> np.ndarray:
+    """Gene proportions of k-means clusters of log-normalised cells, shape (K, G)."""
+    from scipy.cluster.vq import kmeans2
+
+    seeds = np.random.default_rng(seed)
+    # A few thousand cells place the centres as well as all of them.
+    rows = np.sort(seeds.permutation(x_NG.shape[0])[:5000])
+    x = x_NG[rows].toarray().astype(np.float64)
+    size = np.maximum(x.sum(1, keepdims=True), 1)
+    h = np.log1p(x / size * np.median(size))
+    # Leading components hold the clusters and make the distances cheap.
+    h -= h.mean(0)
+    _, _, axes = np.linalg.svd(h[seeds.permutation(len(h))[:1000]], full_matrices=False)
+    h = h @ axes[: min(30, len(axes))].T
+    _, label = kmeans2(h, n_clusters, minit="++", rng=seeds, missing="warn")
+    total = np.zeros((n_clusters, x.shape[1]))
+    np.add.at(total, label, x)
+    # An empty cluster falls back to the background, a small one leans on it.
+    pseudo = 0.05 * total.sum() / n_clusters
+    total += pseudo * frequency_G
+    return total / total.sum(1, keepdims=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Held-out cells with their document-completion halves, and the noise that all epochs share."""
+
+    x: sp.csr_matrix
+    observed: sp.csr_matrix
+    completed: sp.csr_matrix
+    seed: int
+
+    @classmethod
+    def of(cls, valid: Counts, seed: int) -> Validation:
+        """Thin the cells once, so that epochs differ by the model alone."""
+        return cls(valid.x, *thin(valid.x, seed), seed)
+
+    def measure(self, program: TopicProgram, n_train: int) -> tuple[np.ndarray, np.ndarray]:
+        """ELBO (nats per cell) and amortized perplexity of each replicate, shapes (R,)."""
+        program.eval()
+        terms = elbo_terms(program, self.x, n_samples=4, seed=self.seed)
+        elbo_R = terms.per_cell(n_train)
+        theta_RNK, beta_RKG = posterior_means(
+            program, self.observed, n_samples=32, seed=self.seed
+        )
+        perplexity_R = np.array(
+            [perplexity(self.completed, theta, beta) for theta, beta in zip(theta_RNK, beta_RKG)]
+        )
+        return elbo_R, perplexity_R
+
+
+@dataclass(slots=True)
+class Best:
+    """The best epoch so far and its weights."""
+
+    score: float = -math.inf
+    epoch: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def improved(self, score: float, epoch: int, min_delta: float, program: TopicProgram) -> bool:
+        """Keep this epoch if it gains at least `min_delta`."""
+        if score < self.score + min_delta:
+            return False
+        self.score, self.epoch, self.state = score, epoch, deepcopy(program.state_dict())
+        return True
+
+
+def summarize(name: str, value_R: np.ndarray) -> EpochMetrics:
+    """Mean over replicates, and the standard deviation beside it when there are several."""
+    summary = {name: float(np.mean(value_R))}
+    if len(value_R) > 1:
+        summary[f"{name}_sd"] = float(np.std(value_R, ddof=1))
+    return summary
+
+
+def _what_broke(terms: dict[str, Tensor], program: TopicProgram, step: int, epoch: int) -> str:
+    broken = [
+        f"{name} of replicate {replicate}"
+        for name, value_R in terms.items()
+        for replicate in torch.nonzero(~torch.isfinite(value_R)).flatten().tolist()
+    ] or [name for name, value in program.named_parameters() if not torch.isfinite(value).all()]
+    return (
+        f"training stopped at step {step} (epoch {epoch}): {', '.join(broken) or 'the loss'} is "
+        "not finite; lower train.learning_rate"
+    )
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch (Pyro draws from it) and give the caller's random state back at the end."""
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _threads(n_threads: int | None, device: torch.device) -> Iterator[None]:
+    if n_threads is None or device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,206 @@
+"""One run, from configuration to report: the page to read first.
+
+configuration → data → model → evaluation → report; every result is in the returned `Result`, in
+the run folder, and with the tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from topicell import report
+from topicell.config import RunConfig, as_dict
+from topicell.data.preprocessing import PARTS, prepared
+from topicell.data.reading import data_digest, load, source_digest
+from topicell.evaluation import topic_scores
+from topicell.evaluation.labels import label_scores
+from topicell.evaluation.stability import stability
+from topicell.model.counts import Counts
+from topicell.model.posterior import TopicFit
+from topicell.model.training import check_sizes, resolve_device, train
+from topicell.tracking import Tracker, provenance
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run found: the fit, its scores by metric name, and the annotated cells."""
+
+    fit: TopicFit
+    scores: dict[str, float]
+    adata: AnnData
+
+
+def run(config: RunConfig, tracker: Tracker) -> Result:
+    """Prepare the data, fit, measure, report, and record it all with the tracker.
+
+    Parameters
+    ----------
+    config
+        Every knob.
+    tracker
+        Where the run is recorded; its folder receives the artifacts.
+
+    Raises
+    ------
+    InputError
+        The data or a setting is bad; nothing was recorded.
+    """
+    adata = prepared(
+        lambda: load(config.data),
+        source_digest(config.data),
+        config.preprocess,
+        seed=config.seed,
+    )
+    cells = Counts.of(adata, "counts")
+    parts = {name: cells[np.flatnonzero(adata.obs["split"] == name)] for name in PARTS}
+    check_sizes(parts["train"], config.model)
+    device = resolve_device(config.train.device)
+
+    tags = provenance() | {"device": device.type}
+    source = adata.uns["topicell_source"]
+    tracker.start(config, tags)
+    try:
+        tracker.log_dataset(source["name"], source["source"], data_digest(adata))
+
+        started = time.perf_counter()
+        fit = train(
+            parts["train"],
+            parts["valid"],
+            config.model,
+            config.train,
+            seed=config.seed,
+            on_epoch=lambda epoch: tracker.log_metrics(
+                {name: value for name, value in epoch.items() if name != "epoch"},
+                epoch=int(epoch["epoch"]),
+            ),
+        )
+        fit_seconds = time.perf_counter() - started
+
+        theta_RNK = fit.theta(cells, n_samples=config.evaluate.n_samples, seed=config.seed)
+        beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
+        label_key = config.data.label_key or source["label_key"]
+        labels = adata.obs[label_key].to_numpy() if label_key else None
+        scores = dict(measure(fit, parts, theta_RNK, beta_RKG, labels, config))
+        scores |= {"speed/fit_seconds": fit_seconds, "memory/peak_mib": peak_mib()}
+
+        annotate(adata, theta_RNK[fit.shown], beta_RKG[fit.shown])
+        adata.uns["topicell"] = {
+            "config": json.dumps(as_dict(config)),
+            "scores": json.dumps(scores),
+            "run_id": tracker.run_id,
+            "label_key": label_key,
+            "source": source["source"],
+            "created": tags["topicell.started"],
+            "version": tags["topicell.version"],
+        }
+        if fit.n_replicates > 1:
+            per_topic_RK = stability(beta_RKG).per_topic_RK
+            adata.uns["topicell"]["topic_stability"] = per_topic_RK[fit.shown]
+        write_artifacts(fit, adata, config, tracker)
+        tracker.log_metrics(scores)
+        tracker.finish("FINISHED")
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    return Result(fit, scores, adata)
+
+
+def measure(
+    fit: TopicFit,
+    parts: dict[str, Counts],
+    theta_RNK: np.ndarray,
+    beta_RKG: np.ndarray,
+    labels: np.ndarray | None,
+    config: RunConfig,
+) -> Iterator[tuple[str, float]]:
+    """Every final measure, as (name, value).
+
+    The plain name is the replicate shown, whose topics the artifacts hold; beside it stand the
+    mean and the standard deviation over replicates when there are several.
+    """
+    evaluate, seed = config.evaluate, config.seed
+    by_replicate: dict[str, list[float]] = {}
+    if parts["test"].n_cells:
+        for name, folded in (("folded", True), ("amortized", False)):
+            by_replicate[f"test/perplexity_{name}"] = list(
+                fit.perplexity_by_replicate(
+                    parts["test"], folded=folded, n_samples=evaluate.n_samples, seed=seed
+                )
+            )
+    for part in ("train", "valid", "test"):
+        if parts[part].n_cells:
+            by_replicate[f"{part}/elbo"] = list(
+                fit.elbo_by_replicate(
+                    parts[part], n_samples=evaluate.n_elbo_samples, seed=seed
+                )
+            )
+    for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True):
+        scores = topic_scores(
+            parts["train"].x,
+            theta_NK,
+            beta_KG,
+            n_coherence_genes=evaluate.n_coherence_genes,
+            n_diversity_genes=evaluate.n_diversity_genes,
+        )
+        for name, value in scores:
+            by_replicate.setdefault(name, []).append(value)
+        if labels is not None:
+            for name, value in label_scores(
+                theta_NK, labels, n_neighbors=evaluate.n_neighbors, seed=seed
+            ):
+                by_replicate.setdefault(name, []).append(value)
+    for name, values in by_replicate.items():
+        yield name, float(values[fit.shown])
+        if fit.n_replicates > 1:
+            yield f"{name}_mean", float(np.mean(values))
+            yield f"{name}_sd", float(np.std(values, ddof=1))
+    if fit.n_replicates > 1:
+        yield "topics/stability", stability(beta_RKG).mean
+
+
+def annotate(adata: AnnData, theta_NK: np.ndarray, beta_KG: np.ndarray) -> None:
+    """Put topics where scverse tools look for them."""
+    adata.obsm["X_lda"] = theta_NK
+    for topic, proportion_N in enumerate(theta_NK.T):
+        adata.obs[f"lda_topic_{topic}"] = proportion_N
+    adata.varm["lda_topics"] = beta_KG.T.copy()
+
+
+def write_artifacts(fit: TopicFit, adata: AnnData, config: RunConfig, tracker: Tracker) -> None:
+    """Model, tables, figures, page and the annotated cells, in the run folder."""
+    import pandas as pd
+
+    folder = tracker.directory
+    options = {"n_samples": config.evaluate.n_samples, "seed": config.seed}
+    for name in ("topics", "cells"):
+        (folder / name).mkdir(exist_ok=True)
+    fit.save(folder / "model")
+    fit.top_genes(fit.program.n_genes, **options).to_csv(folder / "topics" / "top_genes.csv")
+    pd.DataFrame(adata.varm["lda_topics"], index=fit.genes, columns=fit.topic_names).to_csv(
+        folder / "topics" / "gene_topics.csv", index_label="gene"
+    )
+    pd.DataFrame(adata.obsm["X_lda"], index=adata.obs_names, columns=fit.topic_names).to_csv(
+        folder / "cells" / "cell_topics.csv", index_label="cell"
+    )
+    if config.report.enabled:
+        report.write(adata, fit.history, folder, config.report, config.seed)
+    adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

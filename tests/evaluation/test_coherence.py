@@ -1,0 +1,136 @@
+"""Coherence against loops over cells and pairs, values known by hand, and invariances."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topicell.evaluation.coherence import npmi, umass
+
+
+def npmi_by_loops(x_NG, genes_KT):
+    cells = [{g for g, count in enumerate(counts) if count > 0} for counts in x_NG.toarray()]
+
+    def p(*genes):
+        return sum(all(g in cell for g in genes) for cell in cells) / len(cells)
+
+    def value(g, h):
+        if p(g, h) == 0:
+            return -1
+        if p(g, h) == 1:
+            return 1
+        return math.log(p(g, h) / (p(g) * p(h))) / -math.log(p(g, h))
+
+    pairs = [list(combinations(genes, 2)) for genes in genes_KT]
+    return [sum(value(g, h) for g, h in topic) / len(topic) for topic in pairs]
+
+
+def umass_by_loops(x_NG, genes_KT):
+    cells = [{g for g, count in enumerate(counts) if count > 0} for counts in x_NG.toarray()]
+
+    def n_cells(*genes):
+        return sum(all(g in cell for g in genes) for cell in cells)
+
+    result = []
+    for genes in genes_KT:
+        values = []
+        for m in range(1, len(genes)):
+            for lower in range(m):
+                n = n_cells(genes[lower])
+                both = n_cells(genes[m], genes[lower])
+                values.append(math.log((both + 1) / n) if n else 0.0)
+        result.append(sum(values) / len(values))
+    return result
+
+
+def corpus(seed, mean=0.7):
+    """Genes from never to always seen, and top genes that topics share."""
+    rng = np.random.default_rng(seed)
+    x_NG = rng.poisson(mean * rng.exponential(1.0, 9), (12, 9))
+    x_NG[:, 0] = 0
+    x_NG[:, 1:3] += 1
+    genes_KT = np.stack([rng.permutation(9)[:5] for _ in range(4)])
+    return sp.csr_matrix(x_NG), genes_KT
+
+
+@pytest.mark.parametrize(("measure", "oracle"), [(npmi, npmi_by_loops), (umass, umass_by_loops)])
+class TestBoth:
+    @given(st.integers(0, 2**32 - 1))
+    @settings(deadline=None, max_examples=40)
+    def test_is_its_definition(self, measure, oracle, seed):
+        x_NG, genes_KT = corpus(seed)
+        np.testing.assert_allclose(measure(x_NG, genes_KT), oracle(x_NG, genes_KT), atol=1e-12)
+
+    def test_only_presence_matters(self, measure, oracle):
+        x_NG, genes_KT = corpus(0)
+        np.testing.assert_array_equal(measure(x_NG * 7.0, genes_KT), measure(x_NG, genes_KT))
+        stored_zeros = x_NG.astype(np.float32)
+        stored_zeros.data[::3] = 0
+        expected = oracle(stored_zeros, genes_KT)
+        np.testing.assert_allclose(measure(stored_zeros, genes_KT), expected, atol=1e-12)
+
+    def test_permuting_genes_changes_nothing(self, measure, oracle):
+        x_NG, genes_KT = corpus(1)
+        order = np.random.default_rng(0).permutation(x_NG.shape[1])
+        permuted = measure(x_NG[:, order], np.argsort(order)[genes_KT])
+        np.testing.assert_allclose(permuted, measure(x_NG, genes_KT), rtol=1e-12)
+
+    def test_relabelling_topics_relabels_the_result(self, measure, oracle):
+        x_NG, genes_KT = corpus(2)
+        order = [3, 1, 0, 2]
+        np.testing.assert_array_equal(
+            measure(x_NG, genes_KT[order]), measure(x_NG, genes_KT)[order]
+        )
+
+    def test_refuses_what_has_no_value(self, measure, oracle):
+        x_NG, genes_KT = corpus(3)
+        with pytest.raises(ValueError, match="1 top genes are too few"):
+            measure(x_NG, genes_KT[:, :1])
+        with pytest.raises(ValueError, match="at least one cell"):
+            measure(x_NG[:0], genes_KT)
+
+
+class TestNpmi:
+    def test_values_known_by_hand(self):
+        # Genes 0, 1 come together; 2 apart from them; 3 independent of both; 4, 5 everywhere.
+        x_NG = sp.csr_matrix(
+            [[1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 1, 0, 1, 1]]
+        )
+        pairs = np.array([[0, 1], [0, 2], [0, 3], [4, 5], [0, 4]])
+        np.testing.assert_allclose(npmi(x_NG, pairs), [1, -1, 0, 1, 0], atol=1e-12)
+
+    def test_everywhere_is_the_limit_of_always_together(self):
+        """Two genes that share all their cells have 1 in 1, 2, … and in all of the cells."""
+        for n_cells in range(1, 9):
+            both = (np.arange(8) < n_cells).astype(int)
+            x_NG = sp.csr_matrix(np.stack([both, both], axis=1))
+            assert npmi(x_NG, np.array([[0, 1]]))[0] == pytest.approx(1)
+
+    def test_duplicating_cells_changes_nothing(self):
+        x_NG, genes_KT = corpus(4)
+        twice = npmi(sp.vstack([x_NG, x_NG]), genes_KT)
+        np.testing.assert_allclose(twice, npmi(x_NG, genes_KT), atol=1e-12)
+
+    def test_rank_does_not_matter(self):
+        x_NG, genes_KT = corpus(5)
+        np.testing.assert_allclose(npmi(x_NG, genes_KT[:, ::-1]), npmi(x_NG, genes_KT), rtol=1e-12)
+
+    @given(st.integers(0, 2**32 - 1))
+    @settings(deadline=None, max_examples=30)
+    def test_is_between_minus_one_and_one(self, seed):
+        values = npmi(*corpus(seed))
+        assert (np.abs(values) <= 1 + 1e-12).all()
+
+
+class TestUmass:
+    def test_values_known_by_hand(self):
+        x_NG = sp.csr_matrix([[1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]])
+        pairs = np.array([[0, 1], [1, 0], [2, 0], [0, 2]])
+        expected = [math.log(3 / 4), math.log(3 / 2), 0, math.log(1 / 4)]
+        np.testing.assert_allclose(umass(x_NG, pairs), expected)

@@ -1,0 +1,168 @@
+"""Agreement with labels against scikit-learn on a known clustering, and against loops."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from topicell.evaluation.labels import label_scores
+
+
+def knn_accuracy_by_loops(theta_NK, labels, n_neighbors):
+    root = np.sqrt(theta_NK)
+    right = 0
+    for c in range(len(labels)):
+        others = [i for i in range(len(labels)) if i != c]
+        others.sort(key=lambda i, c=c: ((root[i] - root[c]) ** 2).sum())
+        near = [labels[i] for i in others[:n_neighbors]]
+        votes = Counter(near)
+        elected = next(label for label in near if votes[label] == max(votes.values()))
+        right += elected == labels[c]
+    return right / len(labels)
+
+
+@pytest.fixture
+def blobs():
+    """Three groups far apart in topic space, and the group of each cell."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], [20, 15, 10])
+    theta_NK = rng.dirichlet(np.ones(3), 45) * 0.1 + 0.9 * np.eye(3)[group]
+    return theta_NK, group
+
+
+def test_labels_of_the_groups_score_one(blobs):
+    theta_NK, group = blobs
+    scores = dict(label_scores(theta_NK, np.array(["T", "B", "NK"])[group]))
+    assert scores == {
+        "labels/nmi": pytest.approx(1),
+        "labels/ari": pytest.approx(1),
+        "labels/knn_accuracy": 1,
+    }
+
+
+def test_clusters_are_compared_as_scikit_learn_does(blobs):
+    theta_NK, group = blobs
+    labels = np.array(["T", "B", "NK"])[group]
+    # k-means finds the groups; some labels now contradict them.
+    labels[[0, 1, 2, 25, 40]] = ["B", "NK", "B", "T", "T"]
+    scores = dict(label_scores(theta_NK, labels))
+    assert scores["labels/nmi"] == pytest.approx(normalized_mutual_info_score(labels, group))
+    assert scores["labels/ari"] == pytest.approx(adjusted_rand_score(labels, group))
+    assert 0 < scores["labels/ari"] < 0.9
+
+
+def test_kmeans_has_a_cluster_for_each_label(blobs):
+    theta_NK, group = blobs
+    merged = np.array(["lymphoid", "lymphoid", "other"])[group]
+    scores = dict(label_scores(theta_NK, merged))
+    clusters = [
+        adjusted_rand_score(merged, np.array(pair)[group])
+        for pair in ([0, 0, 1], [0, 1, 0], [0, 1, 1])
+    ]
+    assert any(scores["labels/ari"] == pytest.approx(value) for value in clusters)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+@settings(deadline=None, max_examples=25)
+def test_knn_accuracy_is_its_definition(seed, n_neighbors):
+    rng = np.random.default_rng(seed)
+    theta_NK = rng.dirichlet(np.ones(4), 24)
+    labels = np.r_[["a", "b"], rng.choice(["a", "b", "c"], 22)]
+    scores = dict(label_scores(theta_NK, labels, n_neighbors=n_neighbors))
+    expected = knn_accuracy_by_loops(theta_NK, labels, n_neighbors)
+    assert scores["labels/knn_accuracy"] == pytest.approx(expected)
+
+
+def test_distance_is_hellinger_and_not_euclidean():
+    theta_NK = np.array([[0.0, 0.5, 0.5], [0.02, 0.49, 0.49], [0.0, 0.59, 0.41]])
+    euclidean = np.linalg.norm(theta_NK[0] - theta_NK[1:], axis=1)
+    hellinger = np.linalg.norm(np.sqrt(theta_NK[0]) - np.sqrt(theta_NK[1:]), axis=1)
+    assert euclidean.argmin() == 0
+    assert hellinger.argmin() == 1
+    # Cell 0 and cell 2 are nearest to each other, and cell 1 is nearest to cell 0.
+    scores = dict(label_scores(theta_NK, ["x", "y", "x"], n_neighbors=1))
+    assert scores["labels/knn_accuracy"] == pytest.approx(2 / 3)
+
+
+def test_a_cell_does_not_vote_for_itself(blobs):
+    """Distinct labels all over: no neighbour has the right one."""
+    theta_NK, group = blobs
+    labels = [f"cell {i}" for i in range(len(group))]
+    assert dict(label_scores(theta_NK, labels))["labels/knn_accuracy"] == 0
+
+
+class NA:
+    """As pandas' NA: comparisons have no truth value."""
+
+    def __eq__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self):
+        return "<NA>"
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, float("nan"), NA()])
+def test_cells_without_label_are_left_out(blobs, missing):
+    theta_NK, group = blobs
+    labels = np.array(["T", "B", "NK"])[group].astype(object)
+    labels[[3, 30, 44]] = missing
+    kept = np.delete(np.arange(45), [3, 30, 44])
+    expected = dict(label_scores(theta_NK[kept], labels[kept]))
+    assert dict(label_scores(theta_NK, labels)) == expected
+    assert dict(label_scores(theta_NK, list(labels))) == expected
+
+
+def test_a_label_may_read_nan(blobs):
+    theta_NK, group = blobs
+    labels = np.array(["nan", "B", "B"])[group]
+    expected = list(label_scores(theta_NK, np.array(["T", "B", "B"])[group]))
+    assert len(expected) == 3
+    assert list(label_scores(theta_NK, labels)) == expected
+
+
+def test_nothing_to_tell_apart_yields_nothing(blobs):
+    theta_NK, _ = blobs
+    assert list(label_scores(theta_NK, ["T"] * 45)) == []
+    assert list(label_scores(theta_NK, [None] * 45)) == []
+    assert list(label_scores(theta_NK, ["T"] * 44 + [None])) == []
+    assert list(label_scores(theta_NK[:0], [])) == []
+
+
+def test_refuses_labels_that_do_not_fit(blobs):
+    theta_NK, _ = blobs
+    with pytest.raises(ValueError, match="44 labels for 45 cells"):
+        next(label_scores(theta_NK, ["T"] * 44))
+
+
+def test_topics_that_collapsed_score_zero_without_a_warning():
+    theta_NK = np.full((30, 4), 0.25)
+    scores = dict(label_scores(theta_NK, ["a", "b", "c"] * 10))
+    assert scores["labels/nmi"] == pytest.approx(0)
+    assert scores["labels/ari"] == pytest.approx(0)
+
+
+def test_same_seed_same_scores():
+    rng = np.random.default_rng(0)
+    theta_NK, labels = rng.dirichlet(np.ones(5), 80), rng.choice(list("abcdef"), 80)
+    first = list(label_scores(theta_NK, labels, seed=3))
+    assert list(label_scores(theta_NK, labels, seed=3)) == first
+
+
+def test_relabelling_topics_and_order_of_cells_change_nothing(blobs):
+    theta_NK, group = blobs
+    labels = np.array(["T", "B", "NK"])[group]
+    labels[[0, 1, 25]] = ["B", "NK", "T"]
+    expected = dict(label_scores(theta_NK, labels))
+    order = np.random.default_rng(1).permutation(45)
+    found = dict(label_scores(theta_NK[order][:, [2, 0, 1]], labels[order]))
+    assert found == pytest.approx(expected)

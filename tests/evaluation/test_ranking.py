@@ -1,0 +1,212 @@
+"""Rankings and counts of topics against loops, values known by hand, and invariances."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topicell.evaluation.ranking import (
+    diversity,
+    dominant_topics,
+    effective_topics,
+    exclusivity,
+    frex,
+    relevance,
+    top_genes,
+    used_topics,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def topics(seed, n_topics=4, n_genes=9):
+    return np.random.default_rng(seed).dirichlet(np.full(n_genes, 0.5), n_topics)
+
+
+def cells(seed, n_cells=30, n_topics=5):
+    return np.random.default_rng(seed).dirichlet(np.full(n_topics, 0.3), n_cells)
+
+
+def frex_by_loops(beta_KG, weight):
+    n_topics, n_genes = beta_KG.shape
+    exclusive = [
+        [beta_KG[k][g] / sum(beta_KG[j][g] for j in range(n_topics)) for g in range(n_genes)]
+        for k in range(n_topics)
+    ]
+
+    def rank(row, g):
+        return sum(value <= row[g] for value in row) / len(row)
+
+    return [
+        [
+            1 / (weight / rank(exclusive[k], g) + (1 - weight) / rank(beta_KG[k], g))
+            for g in range(n_genes)
+        ]
+        for k in range(n_topics)
+    ]
+
+
+class TestTopGenes:
+    @given(
+        st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4),
+        st.integers(1, 9),
+    )
+    @settings(deadline=None, max_examples=40)
+    def test_is_a_stable_descending_sort(self, score, n):
+        expected = [sorted(range(6), key=lambda g, row=row: (-row[g], g))[:n] for row in score]
+        found = top_genes(np.array(score), n)
+        assert found.tolist() == expected
+        assert found.shape == (len(score), min(n, 6))
+
+    def test_minus_infinity_comes_last(self):
+        assert top_genes(np.array([[-np.inf, 0.0, np.inf]]), 3).tolist() == [[2, 1, 0]]
+
+    def test_unsigned_scores_do_not_wrap(self):
+        assert top_genes(np.array([[0, 2, 1]], dtype=np.uint8), 3).tolist() == [[1, 2, 0]]
+
+
+class TestRelevance:
+    @pytest.mark.parametrize("weight", [0.0, 0.3, 0.6, 1.0])
+    def test_is_its_definition(self, weight):
+        beta_KG, p = topics(0), topics(1)[0]
+        expected = [
+            [weight * math.log(b) + (1 - weight) * math.log(b / p[g]) for g, b in enumerate(beta_G)]
+            for beta_G in beta_KG
+        ]
+        np.testing.assert_allclose(relevance(beta_KG, p, weight), expected, rtol=1e-12)
+
+    def test_default_weight_is_that_of_the_paper(self):
+        beta_KG, p = topics(0), topics(1)[0]
+        np.testing.assert_array_equal(relevance(beta_KG, p), relevance(beta_KG, p, 0.6))
+
+    def test_extremes_rank_by_probability_and_by_lift(self):
+        beta_KG, p = topics(2), topics(3)[0]
+        by_relevance = top_genes(relevance(beta_KG, p, 1), 9)
+        np.testing.assert_array_equal(by_relevance, top_genes(beta_KG, 9))
+        np.testing.assert_array_equal(
+            top_genes(relevance(beta_KG, p, 0), 9), top_genes(beta_KG / p, 9)
+        )
+
+    def test_a_gene_without_counts_or_probability_is_last(self):
+        found = relevance(np.array([[0.5, 0.0, 0.5]]), np.array([0.0, 0.5, 0.5]))
+        assert found[0, :2].tolist() == [-np.inf, -np.inf]
+        assert np.isfinite(found[0, 2])
+
+    @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
+    def test_refuses_weights_that_are_none(self, weight):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            relevance(topics(0), topics(1)[0], weight)
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            frex(topics(0), weight)
+
+
+class TestFrex:
+    @given(seeds, st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+    @settings(deadline=None, max_examples=30)
+    def test_is_its_definition(self, seed, weight):
+        beta_KG = topics(seed)
+        np.testing.assert_allclose(frex(beta_KG, weight), frex_by_loops(beta_KG, weight))
+
+    def test_ties_share_the_higher_rank(self):
+        # One topic: exclusivity is 1 for all genes, so only frequency tells them apart.
+        found = frex(np.array([[0.4, 0.25, 0.25, 0.1]]))
+        ranks = [1, 0.75, 0.75, 0.25]
+        np.testing.assert_allclose(found, [[2 / (1 + 1 / rank) for rank in ranks]])
+
+    def test_weight_is_that_of_exclusivity(self):
+        # Gene 0 is frequent in both topics; gene 2 is rare and of topic 0 alone.
+        beta_KG = np.array([[0.6, 0.3, 0.1, 0.0], [0.6, 0.1, 0.0, 0.3]])
+        assert top_genes(frex(beta_KG, 0.0), 1)[0, 0] == 0
+        assert top_genes(frex(beta_KG, 1.0), 1)[0, 0] == 2
+
+    def test_a_gene_of_no_topic_is_last(self):
+        beta_KG = np.array([[0.7, 0.3, 0.0], [0.2, 0.8, 0.0]])
+        np.testing.assert_allclose(frex(beta_KG)[:, 2], 1 / 3)
+
+    def test_relabelling_topics_and_permuting_genes(self):
+        beta_KG = topics(5)
+        rng = np.random.default_rng(0)
+        relabel, order = rng.permutation(4), rng.permutation(9)
+        np.testing.assert_allclose(
+            frex(beta_KG[relabel][:, order]), frex(beta_KG)[relabel][:, order]
+        )
+
+
+class TestExclusivity:
+    @pytest.mark.parametrize("n", [1, 4, 9, 50])
+    def test_is_its_definition(self, n):
+        beta_KG = topics(6)
+        scores = frex_by_loops(beta_KG, 0.5)
+        expected = []
+        for beta_G, score_G in zip(beta_KG, scores, strict=True):
+            best = sorted(range(9), key=lambda g, row=beta_G: -row[g])[:n]
+            expected.append(sum(score_G[g] for g in best) / len(best))
+        np.testing.assert_allclose(exclusivity(beta_KG, n), expected)
+
+    def test_topics_of_their_own_genes_have_more(self):
+        apart = np.kron(np.eye(3), [0.5, 0.3, 0.2])
+        alike = np.tile(np.r_[np.linspace(1, 0.1, 9)] / np.linspace(1, 0.1, 9).sum(), (3, 1))
+        alike[:, :3] += np.eye(3) * 1e-3
+        assert exclusivity(apart, 3).min() > exclusivity(alike[:, ::-1], 3).max()
+
+
+class TestDiversity:
+    @given(seeds, st.integers(1, 12))
+    @settings(deadline=None, max_examples=30)
+    def test_is_its_definition(self, seed, n):
+        beta_KG = topics(seed)
+        lists = [sorted(range(9), key=lambda g, row=row: -row[g])[:n] for row in beta_KG]
+        expected = len({g for genes in lists for g in genes}) / sum(map(len, lists))
+        assert diversity(beta_KG, n) == expected
+
+    def test_extremes(self):
+        assert diversity(np.kron(np.eye(3), np.ones(25)), 25) == 1
+        assert diversity(np.tile(topics(0)[0], (4, 1)), 5) == 1 / 4
+        # Few genes: all of them are top genes of all topics.
+        assert diversity(topics(0)) == 1 / 4
+
+    def test_relabelling_topics_and_permuting_genes(self):
+        beta_KG = topics(7)
+        rng = np.random.default_rng(0)
+        shuffled = beta_KG[rng.permutation(4)][:, rng.permutation(9)]
+        assert diversity(shuffled, 3) == diversity(beta_KG, 3)
+
+
+class TestTopicsOfCells:
+    @given(seeds, st.sampled_from([0.0, 0.01, 0.1, 0.3]))
+    @settings(deadline=None, max_examples=30)
+    def test_are_their_definitions(self, seed, share):
+        theta_NK = cells(seed)
+        dominant = [max(range(5), key=lambda k, row=row: row[k]) for row in theta_NK]
+        assert dominant_topics(theta_NK).tolist() == dominant
+        used = sum(dominant.count(k) / len(dominant) > share for k in range(5))
+        assert used_topics(theta_NK, share) == used
+        mean = [sum(row[k] for row in theta_NK) / len(theta_NK) for k in range(5)]
+        entropy = -sum(m * math.log(m) for m in mean)
+        assert effective_topics(theta_NK) == pytest.approx(math.exp(entropy))
+
+    @pytest.mark.parametrize("n_cells", [100, 300, 700, 1100])
+    def test_one_per_cent_is_not_more_than_one_per_cent(self, n_cells):
+        dominant = np.zeros(n_cells, dtype=int)
+        dominant[: n_cells // 100] = 1
+        assert used_topics(np.eye(3)[dominant]) == 1
+        dominant[n_cells // 100] = 1
+        assert used_topics(np.eye(3)[dominant]) == 2
+
+    def test_equal_proportions_go_to_the_first_topic(self):
+        assert dominant_topics(np.array([[0.5, 0.5], [0.2, 0.8]])).tolist() == [0, 1]
+
+    def test_effective_topics_extremes(self):
+        assert effective_topics(np.eye(6)) == pytest.approx(6)
+        assert effective_topics(np.eye(6)[[2, 2, 2]]) == 1
+        assert effective_topics(np.eye(6)[[0, 3]]) == pytest.approx(2)
+
+    def test_relabelling_topics_and_duplicating_cells_change_nothing(self):
+        theta_NK = cells(8)
+        for other in (theta_NK[:, [3, 1, 4, 0, 2]], np.vstack([theta_NK] * 3)):
+            assert used_topics(other) == used_topics(theta_NK)
+            assert effective_topics(other) == pytest.approx(effective_topics(theta_NK), rel=1e-12)
