@@ -256,13 +256,12 @@ class AmortizedLDA:
             joined = np.concatenate(parts)
             if len(np.unique(joined)) != len(joined) or joined.min() < 0 or joined.max() >= n_cells:
                 raise InputError(
-                    "external_indexing: indices must be distinct and within the "
-                    f"{n_cells} cells"
+                    f"external_indexing: indices must be distinct and within the {n_cells} cells"
                 )
             return parts[0], parts[1] if len(parts) > 1 else np.array([], dtype=int)
         share = 0.9 if train_size is None else train_size
         rest = 1 - share if validation_size is None else validation_size
-        if not (0 < share <= 1 and 0 <= rest and share + rest <= 1 + 1e-9):
+        if not (0 < share <= 1 and rest >= 0 and share + rest <= 1 + 1e-9):
             raise InputError(
                 f"train_size = {share} and validation_size = {rest}: shares of the cells that "
                 "add up to at most 1"

@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -169,7 +169,7 @@ def to_run_config(settings: DictConfig) -> RunConfig:
     return config
 
 
-class ParentRun(Callback):
+class ParentRun(Callback):  # type: ignore[misc]  # hydra is untyped
     """Makes the MLflow parent of a multirun before its first job, and ends it after the last."""
 
     started: tuple[TrackingConfig, str] | None = None
@@ -326,7 +326,7 @@ def _options(schema: type, arguments: list[str]) -> Any:
             OmegaConf.structured(schema), OmegaConf.from_dotlist(list(arguments))
         )
     except OmegaConfBaseException as error:
-        raise InputError(_setting_message(error, list(schema.__dataclass_fields__))) from error
+        raise InputError(_setting_message(error, [f.name for f in fields(schema)])) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise InputError(f"{missing[0]} has no value; give {missing[0]}=VALUE")
@@ -352,7 +352,9 @@ def _print_result(scores: dict[str, float], directory: Path, run_id: str) -> Non
         print(f"MLflow run  {run_id}  (topicell ui)")
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_: object, **__: object
+) -> None:
     # Only what we say to users is theirs to act on; warnings of libraries are for our tests.
     if category is UserWarning:
         print(f"warning: {message}", file=sys.stderr)

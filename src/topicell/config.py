@@ -201,7 +201,9 @@ class ModelConfig:
             prior = getattr(self, knob)
             if prior is None:
                 continue
-            values = prior if isinstance(prior, Sequence) and not isinstance(prior, str) else [prior]
+            values = (
+                prior if isinstance(prior, Sequence) and not isinstance(prior, str) else [prior]
+            )
             _require(
                 len(values) > 0
                 and all(

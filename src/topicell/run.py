@@ -142,9 +142,7 @@ def measure(
     for part in ("train", "valid", "test"):
         if parts[part].n_cells:
             by_replicate[f"{part}/elbo"] = list(
-                fit.elbo_by_replicate(
-                    parts[part], n_samples=evaluate.n_elbo_samples, seed=seed
-                )
+                fit.elbo_by_replicate(parts[part], n_samples=evaluate.n_elbo_samples, seed=seed)
             )
     for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True):
         scores = topic_scores(

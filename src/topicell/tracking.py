@@ -10,7 +10,6 @@ import contextlib
 import getpass
 import json
 import logging
-import math
 import os
 import sqlite3
 import subprocess
@@ -303,7 +302,7 @@ def create_store(path: Path) -> None:
             # Readers (the UI) and writers (the runs of a sweep) do not wait for each other.
             connection.execute("PRAGMA journal_mode=wal")
             connection.close()
-            os.replace(unfinished, path)
+            unfinished.replace(path)
     except OSError as error:
         raise InputError(
             f"tracking.uri: {path} cannot be created ({error}); choose another store, or "
@@ -388,7 +387,8 @@ def store_artifacts(run_id: str, config: TrackingConfig, directory: Path) -> Non
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
     """The metrics by epoch and the final metrics of a run folder."""
-    history, final = [], {}
+    history: list[dict[str, float]] = []
+    final: dict[str, float] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         if "epoch" in record:

@@ -23,6 +23,7 @@ import numpy as np
 from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 PARTS = ("train", "valid", "test")
@@ -97,8 +98,8 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
     return adata
 
 
-def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> np.ndarray:
-    """The part of each cell — train, valid or test — as a pandas Categorical, shape (N,).
+def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categorical[str]:
+    """The part of each cell: train, valid or test, shape (N,).
 
     Shares are kept to within one cell, in each group of ``config.stratify_by`` if it is given;
     the training part takes what rounding leaves.
@@ -121,7 +122,7 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> np.ndarray:
         raise InputError(
             f"preprocess.split.train = {config.train}: no cell is left to train on of {adata.n_obs}"
         )
-    return pd.Categorical.from_codes(part, categories=list(PARTS))
+    return pd.Categorical.from_codes(part, categories=pd.Index(PARTS))
 
 
 def prepared(
@@ -171,7 +172,7 @@ def prepared(
         os.close(handle)
         try:
             adata.write_h5ad(unfinished)
-            os.replace(unfinished, path)
+            Path(unfinished).replace(path)
         finally:
             Path(unfinished).unlink(missing_ok=True)
     except OSError as error:

@@ -163,8 +163,7 @@ def source_digest(config: DataConfig) -> str:
 
     It covers the bytes of the file (or of every file of a folder, with their names), or the
     pinned checksum of a named set, or scanpy's version, or the settings of a simulation; and
-    the counts layer and `backed`. It leaves out where a file lies, and the label column, which
-    changes no cell.
+    the counts layer, `backed`, and the label column. It leaves out where a file lies.
 
     Raises
     ------
@@ -182,7 +181,7 @@ def source_digest(config: DataConfig) -> str:
         _require_known(config.name)
         pinned = CATALOGUE[config.name].sha256
         identity = pinned if pinned is not None else f"{config.name} {_version_of_scanpy()}"
-    what = json.dumps([identity, config.layer, config.backed])
+    what = json.dumps([identity, config.layer, config.backed, config.label_key])
     return hashlib.sha256(what.encode()).hexdigest()
 
 

@@ -87,17 +87,17 @@ class Counts:
         InputError
             Genes are missing (without `fill_missing`), or none is here at all.
         """
-        genes = np.asarray(genes, dtype=object)
-        if len(genes) == self.n_genes and bool((genes == self.genes).all()):
+        wanted = np.asarray(genes, dtype=object)
+        if np.array_equal(wanted, self.genes):
             return self
         position = {name: i for i, name in enumerate(self.genes)}
-        source = np.array([position.get(name, -1) for name in genes])
+        source = np.array([position.get(name, -1) for name in wanted])
         found = np.flatnonzero(source >= 0)
-        missing = [str(name) for name in genes[source < 0]]
+        missing = [str(name) for name in wanted[source < 0]]
         if missing and (not fill_missing or not len(found)):
             shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             raise InputError(
-                f"{len(missing)} of the model's {len(genes)} genes are not in the data ({shown}); "
+                f"{len(missing)} of the model's {len(wanted)} genes are not in the data ({shown}); "
                 + (
                     "pass fill_missing=true to count them as zero"
                     if len(found)
@@ -106,9 +106,9 @@ class Counts:
             )
         selection = sp.csr_matrix(
             (np.ones(len(found), np.float32), (source[found], found)),
-            shape=(self.n_genes, len(genes)),
+            shape=(self.n_genes, len(wanted)),
         )
-        return Counts((self.x @ selection).tocsr(), self.cells, genes)
+        return Counts((self.x @ selection).tocsr(), self.cells, wanted)
 
 
 def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
@@ -211,7 +211,8 @@ def _other_count_matrices(data: Any, where: str) -> list[str]:
             continue
         head = matrix[: min(100, matrix.shape[0])]
         values = head.data if sp.issparse(head) else np.asarray(head)
-        if values.dtype.kind in "biuf" and values.size:
-            if bool(((values >= 0) & (values == np.floor(values))).all()) and values.any():
-                found.append(name)
+        if values.dtype.kind not in "biuf" or not values.any():
+            continue
+        if bool(((values >= 0) & (values == np.floor(values))).all()):
+            found.append(name)
     return found

@@ -1,7 +1,7 @@
 """TopicFit: what is read off a fitted model — θ, β, ELBO, perplexity — and its form on disk.
 
-Posterior means have no closed form under softmax: they are Monte-Carlo estimates, over noise that
-depends on the seed alone and, for θ, is the same for every cell. So the θ of a cell does not depend on
+Posterior means have no closed form under softmax: they are Monte-Carlo estimates, over noise
+that depends on the seed alone and, for θ, is the same for every cell. So the θ of a cell does not depend on
 which other cells are beside it, in which order, or in batches of which size.
 """
 
@@ -53,9 +53,12 @@ def _quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
     They are the same for every cell, so their error is not averaged out over cells; a few hundred
     of them are as near to the mean as many thousand independent draws.
     """
-    engine = torch.quasirandom.SobolEngine(n, scramble=True, seed=seed)
-    uniform = engine.draw(n_samples, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-    return torch.special.ndtri(uniform).to(like)
+    from scipy.stats import norm, qmc
+
+    uniform = qmc.Sobol(n, rng=seed).random_base2((n_samples - 1).bit_length())[:n_samples]
+    # A point on the edge of the cube would be infinite.
+    points: np.ndarray = norm.ppf(uniform.clip(1e-9, 1 - 1e-9))
+    return torch.from_numpy(points).to(like)
 
 
 def _chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Tensor]:
@@ -515,11 +518,11 @@ def write_folder(path: str | Path, write: Callable[[Path], None], *, overwrite: 
         write(unfinished)
         if path.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-            os.replace(path, replaced / path.name)
-            os.replace(unfinished, path)
+            path.replace(replaced / path.name)
+            unfinished.replace(path)
             shutil.rmtree(replaced)
         else:
-            os.replace(unfinished, path)
+            unfinished.replace(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return path

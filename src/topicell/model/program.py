@@ -19,7 +19,8 @@ Autoencoding variational inference for topic models, arXiv:1703.01488.
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -74,8 +75,8 @@ class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
         Shape (..., G), on the simplex.
     """
 
-    arg_constraints = {"proportions": constraints.simplex}
-    support = constraints.independent(constraints.nonnegative, 1)
+    arg_constraints: ClassVar[dict[str, Any]] = {"proportions": constraints.simplex}
+    support = constraints.independent(constraints.nonnegative, 1)  # type: ignore[no-untyped-call]
 
     def __init__(self, proportions: Tensor, validate_args: bool | None = None) -> None:
         self.proportions = proportions
@@ -163,8 +164,7 @@ class Encoder(nn.Module):
         widths = [n_genes] + [H] * config.n_layers
         self.dropout = config.dropout
         self.layers = nn.ModuleList(
-            ReplicateLinear(R, n_in, n_out)
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+            ReplicateLinear(R, n_in, n_out) for n_in, n_out in pairwise(widths)
         )
         self.norms = nn.ModuleList(ReplicateNorm(R, H, affine=True) for _ in self.layers)
         self.mean = ReplicateLinear(R, H, K)
@@ -223,7 +223,7 @@ class TopicProgram(nn.Module):
         return self.topic_mean, softplus(self.topic_rho)
 
     def model(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
-        """log p(x, t, b) of a mini-batch that stands for `n_cells` cells."""
+        """Density log p(x, t, b) of a mini-batch that stands for `n_cells` cells."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
         with replicates:
@@ -239,7 +239,7 @@ class TopicProgram(nn.Module):
                 pyro.sample("counts", BagOfWords(theta_RBK @ beta_RKG), obs=x_BG)
 
     def guide(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
-        """q(b) q(t | x) of the same mini-batch."""
+        """Posterior q(b) q(t | x) of the same mini-batch."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
         with replicates:

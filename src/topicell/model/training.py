@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from topicell.config import (
     AnnealingConfig,
     AnnealingShape,
     Device,
+    EarlyStoppingConfig,
     Init,
     InputError,
     ModelConfig,
@@ -170,9 +172,8 @@ def train(
             if validation is not None and config.early_stopping.enabled:
                 # Before the KL weight is at its maximum the annealed objective is another one.
                 warm = kl_weight >= config.kl_annealing.max_weight
-                score = metrics["valid/elbo"]
-                if warm and best.improved(score, epoch, config.early_stopping.min_delta, program):
-                    continue
+                if warm:
+                    best.consider(metrics["valid/elbo"], epoch, config.early_stopping, program)
                 if warm and epoch - best.epoch >= config.early_stopping.patience:
                     program.load_state_dict(best.state)
                     break
@@ -318,7 +319,8 @@ def _cluster_profiles(
     # An empty cluster falls back to the background, a small one leans on it.
     pseudo = 0.05 * total.sum() / n_clusters
     total += pseudo * frequency_G
-    return total / total.sum(1, keepdims=True)
+    profiles: np.ndarray = total / total.sum(1, keepdims=True)
+    return profiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,11 +342,12 @@ class Validation:
         program.eval()
         terms = elbo_terms(program, self.x, n_samples=4, seed=self.seed)
         elbo_R = terms.per_cell(n_train)
-        theta_RNK, beta_RKG = posterior_means(
-            program, self.observed, n_samples=32, seed=self.seed
-        )
+        theta_RNK, beta_RKG = posterior_means(program, self.observed, n_samples=32, seed=self.seed)
         perplexity_R = np.array(
-            [perplexity(self.completed, theta, beta) for theta, beta in zip(theta_RNK, beta_RKG)]
+            [
+                perplexity(self.completed, theta, beta)
+                for theta, beta in zip(theta_RNK, beta_RKG, strict=True)
+            ]
         )
         return elbo_R, perplexity_R
 
@@ -357,12 +360,12 @@ class Best:
     epoch: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
 
-    def improved(self, score: float, epoch: int, min_delta: float, program: TopicProgram) -> bool:
-        """Keep this epoch if it gains at least `min_delta`."""
-        if score < self.score + min_delta:
-            return False
-        self.score, self.epoch, self.state = score, epoch, deepcopy(program.state_dict())
-        return True
+    def consider(
+        self, score: float, epoch: int, config: EarlyStoppingConfig, program: TopicProgram
+    ) -> None:
+        """Keep this epoch if it gains at least ``config.min_delta``."""
+        if score >= self.score + config.min_delta:
+            self.score, self.epoch, self.state = score, epoch, deepcopy(program.state_dict())
 
 
 def summarize(name: str, value_R: np.ndarray) -> EpochMetrics:
@@ -389,7 +392,13 @@ def _what_broke(terms: dict[str, Tensor], program: TopicProgram, step: int, epoc
 def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch (Pyro draws from it) and give the caller's random state back at the end."""
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
+    with (
+        torch.random.fork_rng(devices=devices),
+        pyro.validation_enabled(False),
+        warnings.catch_warnings(),
+    ):
+        # Pyro warns of a NaN; we stop at it, and say in which term.
+        warnings.filterwarnings("ignore", message="Encountered NaN")
         torch.manual_seed(seed)
         yield
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from matplotlib.figure import Figure
 
     from topicell.config import ReportConfig
 
@@ -70,7 +69,8 @@ def write(
 
 def _figures(
     adata: AnnData, history: Sequence[Mapping[str, float]], config: ReportConfig, seed: int
-) -> dict[str, Figure]:
+) -> dict[str, Any]:
+    """The matplotlib figures, by the name of their file."""
     import numpy as np
 
     from topicell.evaluation import ranking

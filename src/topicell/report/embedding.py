@@ -102,12 +102,15 @@ def _scratch(adata: AnnData, X: Any) -> AnnData:
 
 def _neighbors_and_umap(scratch: AnnData, use_rep: str, n_neighbors: int, seed: int) -> None:
     import scanpy as sc
+    from scipy.sparse import SparseEfficiencyWarning
 
     with warnings.catch_warnings():
         # `import umap` tells everyone who lacks tensorflow that they lack tensorflow
         warnings.filterwarnings("ignore", message="Tensorflow not installed", module="umap")
         _keep_compiled_umap()
-        # Cells in separate pieces, or many equal ones: UMAP starts from a simpler layout and says so
+        # Equal cells, or groups of cells with nothing between them: scanpy repairs its graph and
+        # UMAP starts from a simpler layout; both say so, and neither is for the user to mend
+        warnings.filterwarnings("ignore", category=SparseEfficiencyWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"umap\.spectral|sklearn\.")
         sc.pp.neighbors(
             scratch,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from matplotlib import patheffects
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -33,11 +34,14 @@ SMALL, NORMAL, LARGE = 8, 9, 11  # points
 # Six Okabe-Ito colours, and then, one by one, the colour whose nearest neighbour among those before
 # it is farthest, as seen by normal, deuteranopic, protanopic and tritanopic eyes (OKLab distance;
 # Machado 2009), none so light that it is lost on white.
-_PALETTE = (
-    "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #770033 #3c2290 #80554c #b2c4a2 "
-    "#9977e6 #554c80 #5e1a66 #991100 #80b277 #aa4c08 #00d4e6 #886e88 #c4a2b2 #4c4cbb "
-    "#6e3c55 #e6803c #88d46e #aa774c #7766d4 #a244a2 #1a5500 #7790cc #6e5e80 #8099ff"
-).split()
+# fmt: off
+_PALETTE = [
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#770033", "#3c2290",
+    "#80554c", "#b2c4a2", "#9977e6", "#554c80", "#5e1a66", "#991100", "#80b277", "#aa4c08",
+    "#00d4e6", "#886e88", "#c4a2b2", "#4c4cbb", "#6e3c55", "#e6803c", "#88d46e", "#aa774c",
+    "#7766d4", "#a244a2", "#1a5500", "#7790cc", "#6e5e80", "#8099ff",
+]
+# fmt: on
 
 _PROPORTION = LinearSegmentedColormap.from_list(
     "proportion", ["#e7e7ea", "#c5cbe3", "#8fb3d9", "#4a8fc0", "#2a5f9e", "#23336b", "#120d32"]
@@ -54,7 +58,7 @@ def topic_colors(n: int) -> list[str]:
     """
     # Past 30 no palette is easy to read: hues by the golden ratio at least never repeat.
     further = [
-        to_hex(hsv_to_rgb((0.618034 * i % 1, 0.45 + 0.3 * (i % 2), 0.85 - 0.25 * (i % 3) / 2)))
+        to_hex(tuple(hsv_to_rgb((0.618034 * i % 1, 0.45 + 0.3 * (i % 2), 0.6 + 0.13 * (i % 3)))))
         for i in range(n - len(_PALETTE))
     ]
     return _PALETTE[:n] + further
@@ -80,7 +84,8 @@ def umap_by_topic(embedding_N2: np.ndarray, theta_NK: np.ndarray, title: str) ->
     for topic, axes in enumerate(panels[:n_topics]):
         order = np.argsort(theta_NK[:, topic], kind="stable")  # high values on top
         axes.scatter(
-            *embedding_N2[order].T,
+            embedding_N2[order, 0],
+            embedding_N2[order, 1],
             c=theta_NK[order, topic],
             s=size,
             cmap=_PROPORTION,
@@ -103,7 +108,7 @@ def umap_by_topic(embedding_N2: np.ndarray, theta_NK: np.ndarray, title: str) ->
     )
     bar.set_label("proportion in the cell", fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL, colors=INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -134,18 +139,21 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
         colors[-1] = "#d0d0d4"
         entries.append(MISSING)
     entries = [textwrap.fill(entry, 34, subsequent_indent="    " * marked) for entry in entries]
-    n_lines = sum(entry.count("\n") + 1 for entry in entries)
-    n_columns = 1 if n_lines <= 24 else 2
-    widest = max(len(line) for entry in entries for line in entry.split("\n"))
-
-    figure = _figure(5.2 + n_columns * (0.55 + 0.072 * widest), 5.2, title)
+    lines = [line for entry in entries for line in entry.split("\n")]
+    n_columns = 1 if len(lines) <= 28 else 2
+    figure = _figure(
+        5.2 + n_columns * (0.55 + 0.072 * max(len(line) for line in lines)),
+        max(5.2, 0.9 + (0.14 * len(lines) + 0.05 * len(entries)) / n_columns),
+        title,
+    )
     axes = figure.add_subplot()
     size = _point_size(len(codes_N), panel_inches=4.6)
     # In one call and in random order no category hides another; the missing ones come first.
     order = np.random.default_rng(0).permutation(len(codes_N))
     order = order[np.argsort(codes_N[order] >= 0, kind="stable")]
     axes.scatter(
-        *embedding_N2[order].T,
+        embedding_N2[order, 0],
+        embedding_N2[order, 1],
         c=[colors[code] for code in codes_N[order]],
         s=size,
         linewidths=0,
@@ -172,7 +180,7 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
         Line2D([], [], marker="o", linestyle="", markersize=6.5, color=colors[code])
         for code in [*range(len(names)), -1][: len(entries)]
     ]
-    _legend(figure, handles, entries, n_columns)
+    _legend(figure, handles, entries, n_columns, "outside right center")
     return figure
 
 
@@ -257,14 +265,18 @@ def top_genes(
     values = np.asarray(values_KT, dtype=float)
     n_topics, n_genes = values.shape
     n_columns, n_rows = _grid(n_topics)
-    figure = _figure(2.15 * n_columns + 0.3, (0.165 * n_genes + 0.5) * n_rows + 0.75, title)
+    names = [[_short(name, 20) for name in row] for row in names_KT]
+    widest = max(len(name) for row in names for name in row)
+    figure = _figure(
+        (1.45 + 0.07 * widest) * n_columns + 0.3, (0.165 * n_genes + 0.5) * n_rows + 0.75, title
+    )
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
     panels = grid.ravel()
     for topic, (axes, color) in enumerate(zip(panels, topic_colors(n_topics), strict=False)):
         places = np.arange(n_genes)
         axes.barh(places, values[topic], height=0.74, color=color)
         axes.set_ylim(n_genes - 0.4, -0.6)
-        axes.set_yticks(places, list(names_KT[topic]), fontsize=SMALL, color=INK, parse_math=False)
+        axes.set_yticks(places, names[topic], fontsize=SMALL, color=INK, parse_math=False)
         axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=4)
         _plain(axes, axis="x")
         axes.tick_params(axis="y", length=0)
@@ -285,7 +297,7 @@ def structure_plot(
     """Topic proportions of single cells as stacked bars, side by side, by group.
 
     Inside a group, like cells stand together (leaves of a Ward tree of √θ).
-    Groups are as wide as they have cells, but never too narrow to be seen.
+    Groups are the wider the more cells they have, but never too narrow to be seen.
 
     Parameters
     ----------
@@ -300,14 +312,16 @@ def structure_plot(
         20 cells are there, or all it has.
     """
     n_cells, n_topics = theta_NK.shape
-    codes_N, names = _codes(np.zeros(n_cells, dtype=int) if groups is None else groups)
+    codes_N, names = _codes(["all"] * n_cells if groups is None else groups)
     if (codes_N < 0).any():
         codes_N, names = np.where(codes_N < 0, len(names), codes_N), [*names, MISSING]
     sizes = np.bincount(codes_N, minlength=len(names))
 
     rng = np.random.default_rng(seed)
-    widths = np.maximum(sizes / n_cells, 0.02)
-    gap = 0.006 * widths.sum() if len(names) > 1 else 0.0
+    # a strip of the same width for each group, so that its name has room; the rest by size
+    least = min(0.021, 0.6 / len(names))
+    widths = least + (1 - least * len(names)) * sizes / n_cells
+    gap = 0.006
     edges, columns, centres = [0.0], [], []
     for group, width in enumerate(widths):
         cells = np.flatnonzero(codes_N == group)
@@ -325,9 +339,10 @@ def structure_plot(
 
     upper = np.cumsum(np.concatenate(columns), axis=1)
     lower = np.column_stack([np.where(np.isnan(upper[:, 0]), np.nan, 0.0), upper[:, :-1]])
-    names = [name if len(name) <= 32 else name[:31] + "…" for name in names]
-    height = 3.5 if groups is None else 3.6 + 0.05 * max(len(name) for name in names)
-    figure = _figure(10.5, height, "Topic proportions of the cells")
+    names = [_short(name, 32) for name in names]
+    width = 10.5 * max(1, len(names) / 28)
+    height = 3.5 if groups is None else 3.7 + 0.058 * max(len(name) for name in names)
+    figure = _figure(width, height, "Topic proportions of the cells")
     axes = figure.add_subplot()
     colors = topic_colors(n_topics)
     for topic in range(n_topics):
@@ -354,7 +369,7 @@ def structure_plot(
         axes.set_xticks(
             centres,
             [f"{name} ({size:,})" for name, size in zip(names, sizes, strict=True)],
-            rotation=40,
+            rotation=50,
             ha="right",
             rotation_mode="anchor",
             fontsize=SMALL,
@@ -364,13 +379,13 @@ def structure_plot(
     handles = [Patch(color=color) for color in colors]
     labels = [f"Topic {topic}" for topic in range(n_topics)]
     # the legend reads from top to bottom as the bars do
-    _legend(figure, handles[::-1], labels[::-1], -(-n_topics // 18), "upper")
+    _legend(figure, handles[::-1], labels[::-1], -(-n_topics // 18), "outside right upper")
     return figure
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07)
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     figure.suptitle(
         title, fontsize=LARGE, fontweight="bold", color=INK, x=0.012, ha="left", parse_math=False
     )
@@ -386,6 +401,12 @@ def _grid(n_panels: int) -> tuple[int, int]:
 def _point_size(n_cells: int, panel_inches: float) -> float:
     """Area of a marker in square points: the fewer the cells and the larger the panel, the more."""
     return float(np.clip(0.16 * (72 * panel_inches) ** 2 / n_cells, 0.6, 26))
+
+
+def _short(name: str, length: int) -> str:
+    """Cut in the middle: names are told apart by their beginnings and by their ends."""
+    tail = length // 3
+    return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
 def _bare_map(axes: Axes) -> None:
@@ -414,12 +435,16 @@ def _name(axes: Axes, title: str, unit: str, color: str = INK) -> None:
 
 
 def _legend(
-    figure: Figure, handles: list[Any], labels: list[str], n_columns: int, place: str = "center"
+    figure: Figure,
+    handles: list[Any],
+    labels: list[str],
+    n_columns: int,
+    place: Literal["outside right upper", "outside right center"],
 ) -> None:
     legend = figure.legend(
         handles,
         labels,
-        loc=f"outside right {place}",
+        loc=place,
         ncols=n_columns,
         fontsize=SMALL,
         frameon=False,
@@ -433,7 +458,7 @@ def _legend(
         text.set_parse_math(False)
 
 
-def _codes(categories: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
+def _codes(categories: Any) -> tuple[np.ndarray, list[str]]:
     """Number of each cell's category (−1: none) and the names; categories without cells go."""
     column = pd.Series(categories)
     if not isinstance(column.dtype, pd.CategoricalDtype):
@@ -449,17 +474,16 @@ def _mark_positions(embedding_N2: np.ndarray, codes_N: np.ndarray, n: int) -> np
         points = embedding_N2[codes_N == code]
         from_middle = np.linalg.norm(points - np.median(points, axis=0), axis=1)
         spots[code] = points[from_middle.argmin()]
-    clearance = 0.045 * np.ptp(embedding_N2, axis=0).max()
-    for _ in range(50):
+    clearance = 0.05 * np.ptp(embedding_N2, axis=0).max()
+    # marks in the very same place part along a line, by their numbers
+    spots += 1e-3 * clearance * np.arange(n)[:, None]
+    for _ in range(200):
         apart = spots[:, None] - spots[None]
-        distance = np.linalg.norm(apart, axis=2)
-        np.fill_diagonal(distance, np.inf)
-        if (distance >= clearance).all():
+        distance = np.linalg.norm(apart, axis=2) + np.diag(np.full(n, np.inf))
+        if (distance >= 0.99 * clearance).all():
             break
-        # marks in the very same place part along a line, by their numbers
-        apart[distance == 0] += np.sign(np.subtract.outer(range(n), range(n)))[distance == 0, None]
-        push = np.clip(clearance - distance, 0, None) / np.maximum(distance, clearance / 10)
-        spots += 0.5 * (push[..., None] * apart).sum(axis=1)
+        push = np.clip(clearance - distance, 0, None) / distance
+        spots += 0.4 * (push[..., None] * apart).sum(axis=1)
     return spots
 
 

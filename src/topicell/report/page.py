@@ -229,14 +229,14 @@ def cautions(
     if len(unused):
         yield (
             f"{len(unused)} of {n_topics} topics hardly used",
-            f"{_topic_names(unused)} dominant in no more than {USED_SHARE:.0%} of the cells: "
-            "collapsed, or a background that many cells share a little of. If their genes say "
+            f"{_topic_names(unused)} dominant in at most {100 * USED_SHARE:g} % of the cells: "
+            "collapsed, or a background that many cells share a little of. If the genes say "
             "nothing either, lower model.n_topics.",
         )
     unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
     cosine_KK = np.triu(unit_KG @ unit_KG.T, k=1)
     pairs = [
-        f"{a} and {b} ({cosine_KK[a, b]:.2f})" for a, b in np.argwhere(cosine_KK > DUPLICATE_COSINE)
+        f"{a} and {b} ({cosine_KK[a, b]:.3f})" for a, b in np.argwhere(cosine_KK > DUPLICATE_COSINE)
     ]
     if pairs:
         yield (
@@ -248,7 +248,7 @@ def cautions(
         stability_K = np.asarray(stability_K, dtype=float)
         unstable = np.flatnonzero(stability_K < STABLE)
         if len(unstable):
-            found = ", ".join(f"{topic} ({stability_K[topic]:.2f})" for topic in unstable)
+            found = ", ".join(f"{topic} ({stability_K[topic]:.3f})" for topic in unstable)
             yield (
                 f"{len(unstable)} of {n_topics} topics not found again",
                 f"Stability below {STABLE}: {'topics' if len(unstable) > 1 else 'topic'} {found}. "
@@ -286,7 +286,7 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int) -> str:
     if n_epochs:
         line += f", {n_epochs} epoch{'s' * (n_epochs > 1)}"
     if replicates > 1:
-        line += f"; {replicates} replicates, the best of which is shown"
+        line += f"; {replicates} replicates"
     return line
 
 
@@ -337,12 +337,14 @@ def _topics(
         {
             "name": f"Topic {topic}",
             "color": color,
-            "mean": f"{mean_K[topic]:.1%}",
-            "dominance": f"{dominance_K[topic]:.1%}",
+            "mean": f"{100 * mean_K[topic]:.1f} %",
+            "dominance": f"{100 * dominance_K[topic]:.1f} %",
             "stability": "" if stability_K is None else f"{stability_K[topic]:.2f}",
-            "probable": [(genes[g], f"{beta_KG[topic, g]:.1%}") for g in probable_KT[topic]],
+            "probable": [
+                (genes[g], f"{100 * beta_KG[topic, g]:.1f} %") for g in probable_KT[topic]
+            ],
             "characteristic": [
-                (genes[g], f"{beta_KG[topic, g]:.1%}") for g in characteristic_KT[topic]
+                (genes[g], f"{100 * beta_KG[topic, g]:.1f} %") for g in characteristic_KT[topic]
             ],
         }
         for topic, color in enumerate(topic_colors(len(beta_KG)))

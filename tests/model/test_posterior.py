@@ -1,0 +1,216 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from topicell.config import InputError, ModelConfig, TrainConfig
+from topicell.model.counts import Counts
+from topicell.model.posterior import TopicFit, elbo_terms, mean_theta, write_folder
+from topicell.model.program import TopicELBO
+from topicell.model.training import train
+
+
+@pytest.fixture(scope="module")
+def fitted(planted):
+    counts = planted[0]
+    config = TrainConfig(n_replicates=3, epochs=15, progress=False)
+    rows = np.arange(counts.n_cells)
+    return train(
+        counts[rows[:400]], counts[rows[400:]], ModelConfig(n_topics=4, n_hidden=16), config
+    )
+
+
+def test_estimates_lie_on_the_simplex_and_carry_names(fitted, planted):
+    counts = planted[0]
+    theta = fitted.cell_topics(counts)
+    assert theta.shape == (500, 4)
+    assert theta.index.tolist() == counts.cells.tolist()
+    assert np.allclose(theta.sum(1), 1, atol=1e-5)
+    beta = fitted.gene_topics()
+    assert beta.index.tolist() == counts.genes.tolist()
+    assert beta.columns.tolist() == ["topic_0", "topic_1", "topic_2", "topic_3"]
+    assert np.allclose(beta.sum(0), 1, atol=1e-5)
+
+
+def test_topics_are_ordered_by_mean_proportion_in_every_replicate(fitted):
+    for theta_NK in fitted.theta():
+        mean = theta_NK.mean(0)
+        assert (np.diff(mean) <= 1e-3).all()
+
+
+def test_the_replicate_shown_is_the_best_on_validation_cells(fitted):
+    assert fitted.shown == np.argmax(fitted.elbo_by_replicate(fitted.held_out))
+    shown = fitted.cell_topics()
+    assert shown.equals(fitted.cell_topics(replicate=fitted.shown))
+    with pytest.raises(InputError, match="replicates 0 to 2"):
+        fitted.cell_topics(replicate=3)
+
+
+def test_theta_is_the_mean_of_the_guide_that_was_trained(fitted, planted):
+    """One posterior: what prediction averages are samples of the very guide of training."""
+    x = torch.from_numpy(planted[0].x[:20].toarray())
+    torch.manual_seed(0)
+    total = 0
+    for _ in range(2000):
+        trace = poutine.trace(fitted.program.guide).get_trace(x, 400)
+        total = total + trace.nodes["cell_logits"]["value"].softmax(-1).detach()
+    program = mean_theta(fitted.program, planted[0].x[:20], n_samples=512, seed=0)
+    assert np.abs(program - (total / 2000).numpy()).max() < 0.02
+
+
+def test_theta_of_a_cell_depends_on_nothing_but_the_cell(fitted, planted):
+    counts = planted[0]
+    whole = fitted.theta(counts)
+    shuffled = np.random.default_rng(0).permutation(500)
+    assert np.abs(fitted.theta(counts[shuffled]) - whole[:, shuffled]).max() < 1e-5
+    assert np.abs(fitted.theta(counts[np.array([7])])[:, 0] - whole[:, 7]).max() < 1e-5
+
+
+def test_more_samples_change_little(fitted, planted):
+    few, many = (fitted.theta(planted[0], n_samples=n) for n in (256, 4096))
+    assert np.abs(few - many).max() < 0.02
+    assert np.abs(few - many).mean() < 1e-3
+
+
+def test_the_elbo_is_pyros_on_the_same_cells(fitted, planted):
+    """The reported ELBO against Pyro's own loss, in nats per cell; higher is better."""
+    counts = planted[0]
+    x = torch.from_numpy(counts.x.toarray())
+    torch.manual_seed(0)
+    elbo = TopicELBO()
+    with torch.no_grad():
+        losses = [
+            elbo.differentiable_loss(fitted.program.model, fitted.program.guide, x, 500).item()
+            for _ in range(30)
+        ]
+    # Pyro sums over replicates, and gives the topics' KL to the cells it is told of.
+    reported = elbo_terms(fitted.program, counts.x, n_samples=30, seed=0).per_cell(500)
+    assert reported.sum() == pytest.approx(-np.mean(losses) / 500, rel=1e-3)
+    assert (reported < 0).all()
+
+
+def test_repeating_the_cells_changes_no_score_per_cell(fitted, planted):
+    counts = planted[0]
+    twice = counts[np.tile(np.arange(500), 2)]
+    assert fitted.elbo(twice) == pytest.approx(fitted.elbo(counts), rel=1e-3)
+
+
+def test_perplexity_is_between_one_and_uniform_and_better_than_no_topics(fitted, planted):
+    counts = planted[0]
+    folded, amortized = (fitted.perplexity(folded=folded) for folded in (True, False))
+    assert 1 < folded < counts.n_genes
+    assert folded == pytest.approx(amortized, rel=0.1)
+    frequencies = np.asarray(counts.x.sum(0)).ravel() / counts.x.sum()
+    held_out = fitted.held_out.x
+    unigram = np.exp(-(held_out @ np.log(frequencies + 1e-12)).sum() / held_out.sum())
+    assert folded < 0.9 * unigram
+
+
+def test_ranked_genes_are_the_tutorials_table(fitted):
+    table, beta = fitted.top_genes(5), fitted.gene_topics()
+    assert table.columns.tolist()[:2] == ["topic_0", "topic_0_prop"]
+    assert len(table) == 5
+    for topic in fitted.topic_names:
+        expected = beta[topic].sort_values(ascending=False)
+        assert table[topic].tolist() == expected.index[:5].tolist()
+        assert np.allclose(table[f"{topic}_prop"], expected.to_numpy()[:5])
+
+
+def test_new_cells_are_matched_by_gene_name(fitted, planted):
+    counts = planted[0]
+    expected = fitted.transform(counts)
+    order = np.random.default_rng(0).permutation(counts.n_genes)
+    shuffled = Counts(counts.x[:, order], counts.cells, counts.genes[order])
+    assert np.allclose(fitted.transform(shuffled), expected, atol=1e-6)
+    fewer = Counts(counts.x[:, 10:], counts.cells, counts.genes[10:])
+    with pytest.raises(InputError, match="10 of the model's 120 genes"):
+        fitted.transform(fewer)
+    filled = fitted.transform(fewer, fill_missing=True)
+    zeroed = counts.x.toarray()
+    zeroed[:, :10] = 0
+    zeroed = Counts(Counts.of(counts).x.__class__(zeroed), counts.cells, counts.genes)
+    assert np.allclose(filled, fitted.transform(zeroed), atol=1e-6)
+
+
+def test_a_new_process_gives_theta_to_the_last_digit(fitted, planted, tmp_path):
+    counts = planted[0]
+    fitted.save(tmp_path / "model")
+    np.savez(tmp_path / "x.npz", x=counts.x.toarray(), genes=counts.genes.astype(str))
+    program = """
+import sys, numpy as np, scipy.sparse as sp, torch
+torch.set_num_threads(1)
+from topicell.model.counts import Counts
+from topicell.model.posterior import TopicFit
+data = np.load("x.npz")
+genes = data["genes"].astype(object)
+counts = Counts(sp.csr_matrix(data["x"]), np.arange(len(data["x"])).astype(object), genes)
+fit = TopicFit.load("model")
+np.savez("out.npz", theta=fit.theta(counts, seed=4), beta=fit.beta(seed=4), elbo=fit.elbo(counts))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    out = np.load(tmp_path / "out.npz")
+    assert (out["theta"] == fitted.theta(counts, seed=4)).all()
+    assert (out["beta"] == fitted.beta(seed=4)).all()
+    assert out["elbo"] == fitted.elbo(counts)
+
+
+def test_a_saved_model_holds_no_pickle_and_its_history(fitted, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "weights.safetensors"]
+    loaded = TopicFit.load(folder)
+    assert loaded.history == json.loads(json.dumps(fitted.history))
+    assert loaded.model == fitted.model
+    assert loaded.shown == fitted.shown
+    with pytest.raises(InputError, match="holds no cells"):
+        loaded.cell_topics()
+
+
+def test_nothing_is_overwritten_unless_asked(fitted, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    before = (folder / "weights.safetensors").stat().st_ino
+    with pytest.raises(InputError, match="exists"):
+        fitted.save(folder)
+    assert (folder / "weights.safetensors").stat().st_ino == before
+    fitted.save(folder, overwrite=True)
+    assert (folder / "weights.safetensors").stat().st_ino != before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    def broken(folder):
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("kept")
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "model", broken, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "old").read_text() == "kept"
+
+
+@pytest.mark.parametrize("spoil", ["missing", "garbage", "later"])
+def test_what_is_no_saved_model_is_refused(fitted, tmp_path, spoil):
+    folder = fitted.save(tmp_path / "model")
+    if spoil == "missing":
+        (folder / "weights.safetensors").unlink()
+    elif spoil == "garbage":
+        (folder / "weights.safetensors").write_bytes(b"not weights")
+    else:
+        document = json.loads((folder / "model.json").read_text())
+        (folder / "model.json").write_text(json.dumps(document | {"format": 99}))
+    with pytest.raises(InputError, match=str(folder)):
+        TopicFit.load(folder)
+
+
+def test_prediction_leaves_pyros_global_state_alone(fitted, planted):
+    before = torch.get_rng_state()
+    fitted.theta(planted[0])
+    fitted.elbo(planted[0])
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(pyro.get_param_store()) == 0

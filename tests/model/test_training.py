@@ -1,0 +1,295 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from topicell.config import (
+    AnnealingConfig,
+    AnnealingShape,
+    Device,
+    EarlyStoppingConfig,
+    Init,
+    InputError,
+    ModelConfig,
+    Schedule,
+    TrainConfig,
+)
+from topicell.evaluation.perplexity import elbo_perplexity
+from topicell.evaluation.ranking import used_topics
+from topicell.evaluation.stability import match_topics
+from topicell.model.training import (
+    NonFiniteError,
+    annealing_weight,
+    check_sizes,
+    default_epochs,
+    initial_topics,
+    learning_rate,
+    minibatches,
+    resolve_device,
+    train,
+)
+
+QUICK = {"epochs": 3, "n_replicates": 2, "progress": False}
+
+
+def quick(counts, valid=None, *, n_topics=4, seed=0, start=None, model=None, **settings):
+    return train(
+        counts,
+        valid,
+        ModelConfig(n_topics=n_topics, n_hidden=16, **(model or {})),
+        TrainConfig(**QUICK | settings),
+        seed=seed,
+        start=start,
+    )
+
+
+def weights(fit):
+    return {name: value.numpy().tobytes() for name, value in fit.program.state_dict().items()}
+
+
+@pytest.mark.parametrize("init", list(Init))
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(planted, init):
+    counts = planted[0]
+    first, second = (quick(counts, model={"init": init}) for _ in range(2))
+    assert weights(first) == weights(second)
+    assert weights(first) != weights(quick(counts, seed=1, model={"init": init}))
+
+
+def test_the_callers_random_state_and_threads_are_given_back(planted):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    quick(planted[0], threads=2)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("init", [Init.background, Init.kmeans])
+def test_planted_topics_are_recovered(planted, init):
+    counts, theta_NK, beta_KG = planted
+    fit = train(
+        counts[np.arange(450)],
+        counts[np.arange(450, 500)],
+        ModelConfig(n_topics=4, init=init),
+        TrainConfig(progress=False),
+        seed=0,
+    )
+    shown = fit.beta()[fit.shown]
+    matching = match_topics(beta_KG, shown)
+    assert matching.cosine.mean() >= 0.95
+    error = np.abs(fit.theta(counts)[fit.shown][:, matching.permutation] - theta_NK)
+    assert error.mean() < 0.06
+
+
+def test_a_random_start_uses_no_more_topics_than_a_background_start(planted):
+    counts = planted[0]
+    used = {
+        init: max(
+            used_topics(theta)
+            for theta in quick(
+                counts,
+                n_topics=8,
+                epochs=40,
+                learning_rate=0.02,
+                model={"init": init, "normalize_means": init is Init.background},
+            ).theta()
+        )
+        for init in (Init.random, Init.background)
+    }
+    assert used[Init.random] <= used[Init.background]
+
+
+def test_the_reported_elbo_has_weight_one_and_the_loss_the_annealed_weight(planted):
+    fit = quick(
+        planted[0],
+        epochs=6,
+        n_replicates=1,
+        kl_annealing=AnnealingConfig(warmup_epochs=1e9, min_weight=0.25, max_weight=0.25),
+    )
+    for row in fit.history:
+        elbo = row["train/reconstruction"] - row["train/kl_cells"] - row["train/kl_topics"]
+        assert row["train/elbo"] == pytest.approx(elbo, rel=1e-5)
+        loss = 0.25 * (row["train/kl_cells"] + row["train/kl_topics"]) - row["train/reconstruction"]
+        assert row["train/loss"] == pytest.approx(loss, rel=1e-5)
+        assert row["train/elbo"] < 0
+
+
+def test_training_raises_the_elbo_and_lowers_perplexity(planted):
+    counts = planted[0]
+    rows = np.arange(500)
+    fit = quick(counts[rows[:400]], counts[rows[400:]], epochs=20)
+    first, last = fit.history[0], fit.history[-1]
+    assert last["train/elbo"] > first["train/elbo"]
+    assert last["valid/elbo"] > first["valid/elbo"]
+    assert 1 < last["valid/perplexity"] < first["valid/perplexity"] < counts.n_genes
+    assert last["train/elbo_sd"] >= 0
+    total = fit.elbo(fit.held_out) * fit.held_out.n_cells
+    assert 1 < elbo_perplexity(total, fit.held_out.x.sum()) < counts.n_genes
+
+
+def test_an_epochs_mean_weighs_cells_and_not_batches(planted):
+    counts = planted[0][np.arange(129)]
+    # At rate ~0 nothing moves, so one batch of all cells and many of unlike size must agree.
+    settings = {"epochs": 1, "learning_rate": 1e-12, "n_replicates": 1}
+    model = {"normalize_means": False, "init": Init.background}
+    whole = quick(counts, batch_size=129, model=model, **settings).history[0]
+    parts = quick(counts, batch_size=40, model=model, **settings).history[0]
+    # Noise and batch statistics differ; a short batch weighed as a whole one would be far off.
+    assert parts["train/reconstruction"] == pytest.approx(whole["train/reconstruction"], rel=0.01)
+    assert parts["train/kl_topics"] == pytest.approx(whole["train/kl_topics"], rel=1e-6)
+
+
+def test_minibatches_are_a_shuffled_partition_without_a_short_one():
+    generator = np.random.default_rng(0)
+    batches = list(minibatches(1003, 8, generator))
+    assert sorted(np.concatenate(batches)) == list(range(1003))
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    again = list(minibatches(1003, 8, generator))
+    assert not all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_annealing_weights():
+    def weight(epoch, **settings):
+        return annealing_weight(epoch, 100, AnnealingConfig(min_weight=0.1, **settings))
+
+    linear = {"shape": AnnealingShape.linear}
+    assert weight(0, **linear) == pytest.approx(0.1)
+    assert weight(12.5, **linear) == pytest.approx(0.55)
+    assert weight(25, **linear) == weight(99, **linear) == 1
+    assert weight(20, warmup_epochs=40, **linear) == pytest.approx(0.55)
+    assert weight(0, warmup_epochs=0, **linear) == 1
+    sigmoid = {"shape": AnnealingShape.sigmoid, "warmup_epochs": 50}
+    assert weight(0, **sigmoid) == pytest.approx(0.1)
+    assert weight(25, **sigmoid) == pytest.approx(0.55)
+    assert weight(5, **sigmoid) < weight(5, warmup_epochs=50, **linear)
+    assert weight(50, **sigmoid) == 1
+    cyclical = {"shape": AnnealingShape.cyclical, "n_cycles": 4, "warmup_share": 0.5}
+    for start in (0, 25, 50, 75):
+        assert weight(start, **cyclical) == pytest.approx(0.1)
+        assert weight(start + 6.25, **cyclical) == pytest.approx(0.55)
+        assert weight(start + 20, **cyclical) == 1
+    assert weight(0, shape=AnnealingShape.constant, max_weight=0.7) == 0.7
+
+
+def test_learning_rates():
+    config = TrainConfig(learning_rate=0.1)
+    rates = [learning_rate(share, config) for share in np.linspace(0, 1, 101)]
+    assert rates[0] == pytest.approx(0.004)
+    assert rates[25] == max(rates) == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.0001)
+    assert learning_rate(0.9, TrainConfig(learning_rate=0.1, schedule=Schedule.constant)) == 0.1
+
+
+def test_default_epochs_aim_for_a_number_of_steps_within_bounds():
+    assert default_epochs(128 * 20, 128) == 40
+    assert default_epochs(10**6, 128) == 20
+    assert default_epochs(10, 128) == 200
+
+
+def test_a_non_finite_term_stops_with_its_step_and_name(planted):
+    with pytest.raises(NonFiniteError, match=r"step \d+ \(epoch \d+\).*not finite"):
+        quick(planted[0], epochs=50, learning_rate=1e30)
+
+
+def test_early_stopping_goes_back_to_the_best_epoch(planted):
+    counts = planted[0]
+    stopped = quick(
+        counts[np.arange(60)],
+        counts[np.arange(60, 200)],
+        epochs=200,
+        learning_rate=0.05,
+        n_replicates=1,
+        schedule=Schedule.constant,
+        early_stopping=EarlyStoppingConfig(patience=5, min_delta=0.0),
+    )
+    curve = [row["valid/elbo"] for row in stopped.history]
+    assert len(curve) < 200
+    best = int(np.argmax(curve))
+    assert best == len(curve) - 6
+    again = quick(
+        counts[np.arange(60)],
+        counts[np.arange(60, 200)],
+        epochs=200,
+        max_steps=best + 1,
+        learning_rate=0.05,
+        n_replicates=1,
+        schedule=Schedule.constant,
+    )
+    assert weights(again) == weights(stopped)
+
+
+def test_max_steps_ends_training(planted):
+    fit = quick(planted[0], epochs=10, max_steps=1)
+    assert len(fit.history) == 1
+
+
+def test_training_goes_on_from_a_fit(planted):
+    counts = planted[0]
+    first = quick(counts, epochs=8)
+    second = quick(counts, epochs=8, start=first)
+    assert [row["epoch"] for row in second.history] == list(range(16))
+    assert second.history[8]["train/elbo"] > first.history[0]["train/elbo"]
+
+
+def test_starts(planted):
+    counts = planted[0]
+    program = SimpleNamespace(
+        n_replicates=2,
+        n_topics=4,
+        n_genes=counts.n_genes,
+        topic_prior_mean=torch.zeros(counts.n_genes),
+        topic_prior_scale=torch.full((counts.n_genes,), 2.0),
+    )
+    background = initial_topics(counts.x, program, Init.background, 0)
+    frequency = np.asarray(counts.x.sum(0)).ravel()
+    expected = np.log(frequency + 0.5)
+    expected -= expected.mean()
+    assert np.abs(background.numpy().mean((0, 1)) - expected).mean() < 0.15
+    assert background.mean(-1).abs().max() < 1e-4
+    random = initial_topics(counts.x, program, Init.random, 0)
+    assert random.std().item() == pytest.approx(2.0, rel=0.1)
+    kmeans = initial_topics(counts.x, program, Init.kmeans, 0)
+    assert match_topics(planted[2], kmeans[0].softmax(-1).numpy()).cosine.mean() > 0.7
+
+
+def test_sizes_that_cannot_be_fitted_are_refused(planted):
+    counts = planted[0][np.arange(3)]
+    with pytest.raises(InputError, match="more topics than the 3 training cells"):
+        check_sizes(counts, ModelConfig(n_topics=4))
+    with pytest.raises(InputError, match="2 numbers for 120 genes"):
+        check_sizes(planted[0], ModelConfig(n_topics=4, topic_gene_prior=[1.0, 1.0]))
+
+
+def test_devices():
+    assert resolve_device(Device.cpu).type == "cpu"
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device(Device.auto).type == expected
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            resolve_device(Device.cuda)
+
+
+def test_vector_and_scalar_priors_of_one_value_are_the_same_model(planted):
+    counts = planted[0]
+    scalar = quick(counts, model={"cell_topic_prior": 0.5, "topic_gene_prior": 0.2})
+    vector = quick(
+        counts,
+        model={"cell_topic_prior": [0.5] * 4, "topic_gene_prior": [0.2] * counts.n_genes},
+    )
+    assert weights(scalar) == weights(vector)
+
+
+def test_epochs_are_told_as_they_end(planted):
+    told = []
+    fit = train(
+        planted[0],
+        None,
+        ModelConfig(n_topics=3, n_hidden=8),
+        TrainConfig(**QUICK),
+        on_epoch=told.append,
+    )
+    assert told == fit.history
+    assert all(math.isfinite(value) for row in told for value in row.values())
