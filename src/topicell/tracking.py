@@ -6,7 +6,6 @@ which one it was given. What MLflow has, the folder has: either can be read with
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import json
 import logging
@@ -16,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -147,7 +146,8 @@ class MLflowRun:
 
         parent = os.environ.get(PARENT_RUN)
         nested = {"mlflow.parentRunId": parent} if parent else {}
-        with self._outage("create the run"):
+
+        def create() -> None:
             self.run_id = self._client.create_run(
                 experiment_id(self._client, self.config),
                 run_name=self.config.run_name,
@@ -156,6 +156,8 @@ class MLflowRun:
             params = [Param(name, str(value)) for name, value in dotted(config).items()]
             for first in range(0, len(params), 100):
                 self._client.log_batch(self.run_id, params=params[first : first + 100])
+
+        self._attempt("create the run", create)
         self.folder.start(config, dict(tags) | {"run": self.run_id})
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
@@ -171,10 +173,13 @@ class MLflowRun:
             source_type=kind,
             source=json.dumps({"url" if kind == "http" else "uri": source}),
         )
-        with self._outage("log the data set"):
+
+        def log_input() -> None:
             tags = [InputTag("mlflow.data.context", "training")]
             self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
             self._client.set_tag(self.run_id, "topicell.data_digest", digest)
+
+        self._attempt("log the data set", log_input)
 
     def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
         """Keep metrics for the next batch; those of an epoch have it as their step."""
@@ -190,33 +195,36 @@ class MLflowRun:
 
     def finish(self, status: str) -> None:
         """Send what waits, upload the artifacts and the records, and end the run."""
-        self.folder.finish(status)
-        self._flush()
-        with self._outage("keep the artifacts"):
+
+        def keep_artifacts() -> None:
             for name in (*ARTIFACTS, *RECORDS):
                 path = self.directory / name
                 if path.is_dir():
                     self._client.log_artifacts(self.run_id, str(path), artifact_path=name)
                 elif path.exists():
                     self._client.log_artifact(self.run_id, str(path))
-        with self._outage("end the run"):
-            self._client.set_terminated(self.run_id, status)
+
+        self.folder.finish(status)
+        self._flush()
+        self._attempt("keep the artifacts", keep_artifacts)
+        self._attempt("end the run", lambda: self._client.set_terminated(self.run_id, status))
 
     def _flush(self) -> None:
-        with self._outage("log metrics"):
+        def send() -> None:
             while self._waiting:
                 self._client.log_batch(self.run_id, metrics=self._waiting[:1000])
                 del self._waiting[:1000]
+
+        self._attempt("log metrics", send)
         self._sent = time.monotonic()
 
-    @contextlib.contextmanager
-    def _outage(self, what: str) -> Iterator[None]:
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
         from mlflow.exceptions import MlflowException
 
         if not self._reachable:
             return
         try:
-            yield
+            action()
         except (MlflowException, OSError) as error:
             self._reachable = False
             log.warning(
@@ -262,20 +270,25 @@ def client(config: TrackingConfig) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with warnings.catch_warnings():
-        # Pydantic and SQLAlchemy deprecations inside mlflow's import are not the user's.
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
-    # Its migrations announce themselves line by line.
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
     uri = tracking_uri(config)
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///")).absolute()
         create_store(path)
         uri = f"sqlite:///{path}"
-    return MlflowClient(uri)
+    return _open(uri)
+
+
+def _open(uri: str) -> MlflowClient:
+    with warnings.catch_warnings():
+        # Pydantic's and SQLAlchemy's deprecations inside mlflow are not the user's.
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        # Its migrations announce themselves line by line, and every retry does too.
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        return MlflowClient(uri)
 
 
 def create_store(path: Path) -> None:
@@ -293,11 +306,9 @@ def create_store(path: Path) -> None:
         with FileLock(f"{path}.lock"):
             if path.exists():
                 return
-            from mlflow import MlflowClient
-
             unfinished = path.with_name(f".{path.name}.unfinished")
             unfinished.unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+            _open(f"sqlite:///{unfinished}").search_experiments(max_results=1)
             connection = sqlite3.connect(unfinished)
             # Readers (the UI) and writers (the runs of a sweep) do not wait for each other.
             connection.execute("PRAGMA journal_mode=wal")

@@ -110,8 +110,9 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categoric
     if config.stratify_by is None:
         groups = [np.arange(adata.n_obs)]
     else:
-        by = adata.obs.groupby(config.stratify_by, observed=True, dropna=False).indices
-        groups = [by[name] for name in by]
+        # Cells without a label are a group of their own.
+        code, _ = pd.factorize(adata.obs[config.stratify_by])
+        groups = [np.flatnonzero(code == value) for value in np.unique(code)]
     part = np.zeros(adata.n_obs, dtype=int)
     for rows in groups:
         n_valid, n_test = round(config.valid * len(rows)), round(config.test * len(rows))
@@ -187,6 +188,9 @@ def prepared(
 def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
     import scanpy as sc
 
+    if config.batch_key is not None:
+        # scanpy takes a column of strings or numbers for one flavour and refuses it for another.
+        adata.obs[config.batch_key] = adata.obs[config.batch_key].astype("category")
     on_counts = config.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper)
     try:
         sc.pp.highly_variable_genes(

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyro
@@ -97,7 +98,11 @@ def train(
     n_steps = min(n_epochs * n_batches, config.max_steps or math.inf)
     seeds = np.random.default_rng(seed)
 
-    with _own_randomness(seed, device), _threads(config.threads, device):
+    with (
+        _own_randomness(seed, device),
+        _threads(config.threads, device),
+        progress_bar(n_epochs, shown=config.progress) as bar,
+    ):
         program = TopicProgram(counts.n_genes, config.n_replicates, model).to(device)
         if start is None:
             with torch.no_grad():
@@ -168,6 +173,8 @@ def train(
             history.append(metrics)
             if on_epoch is not None:
                 on_epoch(metrics)
+            bar.set_postfix_str(describe(metrics), refresh=False)
+            bar.update()
 
             if validation is not None and config.early_stopping.enabled:
                 # Before the KL weight is at its maximum the annealed objective is another one.
@@ -182,6 +189,27 @@ def train(
 
         program.eval()
         return TopicFit.of(program, counts, valid, model, seed=seed, history=history)
+
+
+def progress_bar(n_epochs: int, *, shown: bool) -> Any:
+    """A bar of epochs with the time left; on a terminal only, so that logs stay clean."""
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=n_epochs,
+        desc="fit",
+        unit="epoch",
+        disable=None if shown else True,
+        bar_format="{desc} {n_fmt}/{total_fmt} {bar:12} {remaining} left{postfix}",
+    )
+
+
+def describe(metrics: EpochMetrics) -> str:
+    """What the bar says of an epoch: the true ELBO, whatever the KL weight."""
+    words = [f"ELBO {metrics['train/elbo']:.1f} nats/cell"]
+    if "valid/perplexity" in metrics:
+        words.append(f"valid. perplexity {metrics['valid/perplexity']:.2f}")
+    return ", ".join([*words, f"KL weight {metrics['train/kl_weight']:.2f}"])
 
 
 def check_sizes(counts: Counts, model: ModelConfig) -> None:

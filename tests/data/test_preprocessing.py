@@ -1,0 +1,184 @@
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+
+from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
+from topicell.data.preprocessing import prepared, preprocess, split
+
+
+def make(n_cells=300, n_genes=400, seed=0):
+    generator = np.random.default_rng(seed)
+    rates = generator.gamma(0.3, 2.0, size=(4, n_genes)) + 0.05
+    kind = generator.integers(4, size=n_cells)
+    x = sp.csr_matrix(generator.poisson(rates[kind]).astype(np.float32))
+    names = [f"MT-{i}" if i < 5 else f"RPL{i}" if i < 10 else f"G{i}" for i in range(n_genes)]
+    adata = anndata.AnnData(
+        x,
+        obs=pd.DataFrame(
+            {"kind": pd.Categorical([f"k{k}" for k in kind]), "batch": kind % 2},
+            index=[f"c{i}" for i in range(n_cells)],
+        ),
+        var=pd.DataFrame(index=names),
+    )
+    adata.layers["counts"] = x.copy()
+    return adata
+
+
+def without(adata, cells, genes):
+    """Take counts out, in place."""
+    x = adata.layers["counts"].toarray()
+    x[np.ix_(cells, genes)] = 0
+    adata.layers["counts"] = sp.csr_matrix(x)
+
+
+def test_it_is_the_tutorial_typed_by_hand():
+    adata = make()
+    ours = preprocess(adata, PreprocessConfig(n_variable_genes=100))
+
+    sc.pp.normalize_total(adata, target_sum=10e4)
+    sc.pp.log1p(adata)
+    adata.raw = adata
+    theirs = adata[:, ~adata.var_names.str.startswith("MT-")].copy()
+    sc.pp.highly_variable_genes(
+        theirs, flavor="seurat_v3", layer="counts", n_top_genes=100, subset=True
+    )
+    assert ours.var_names.tolist() == theirs.var_names.tolist()
+    assert (ours.X != theirs.X).nnz == 0
+    assert (ours.layers["counts"] != theirs.layers["counts"]).nnz == 0
+    assert (ours.raw.X != theirs.raw.X).nnz == 0
+    assert ours.raw.var_names.tolist() == adata.var_names.tolist()
+
+
+def test_the_input_is_left_as_it_is():
+    adata = make()
+    before = adata.copy()
+    preprocess(adata, PreprocessConfig(n_variable_genes=50))
+    assert (adata.X != before.X).nnz == 0
+    assert adata.raw is None
+    assert adata.obs.equals(before.obs)
+
+
+def test_every_step_is_a_knob():
+    adata = make()
+    without(adata, [7], range(400))
+    none_dropped = preprocess(adata, PreprocessConfig(n_variable_genes=None, drop_genes=[]))
+    assert none_dropped.shape == (299, 400)
+    fewer = preprocess(
+        adata, PreprocessConfig(n_variable_genes=None, drop_genes=["^MT-", "^RP[SL]"])
+    )
+    assert fewer.n_vars == 390
+    frequent = preprocess(
+        adata, PreprocessConfig(n_variable_genes=None, min_cells_per_gene=150, drop_genes=[])
+    )
+    expressed = np.asarray((adata.layers["counts"] > 0).sum(0)).ravel()
+    assert frequent.n_vars == (expressed >= 150).sum()
+    deep = preprocess(adata, PreprocessConfig(n_variable_genes=None, min_counts_per_cell=260))
+    assert deep.n_obs == (np.asarray(adata.layers["counts"].sum(1)).ravel() >= 260).sum()
+    scaled = preprocess(
+        adata, PreprocessConfig(n_variable_genes=None, target_sum=50, drop_genes=[])
+    )
+    assert np.allclose(np.expm1(scaled.X.toarray()).sum(1), 50, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flavor", [Flavor.seurat, Flavor.cell_ranger, Flavor.seurat_v3_paper])
+def test_other_flavours_and_batches_choose_their_genes(flavor):
+    adata = make()
+    chosen = preprocess(
+        adata, PreprocessConfig(n_variable_genes=60, flavor=flavor, batch_key="batch")
+    )
+    assert chosen.n_vars == 60
+    default = preprocess(adata, PreprocessConfig(n_variable_genes=60))
+    assert set(chosen.var_names) != set(default.var_names)
+
+
+def test_fewer_genes_than_asked_are_all_used_with_a_warning():
+    with pytest.warns(UserWarning, match="only 395 genes"):
+        assert preprocess(make(), PreprocessConfig(n_variable_genes=1000)).n_vars == 395
+
+
+def test_cells_without_modelled_counts_are_named():
+    adata = make()
+    without(adata, [3], range(10, 400))
+    with pytest.warns(UserWarning, match="1 cells have no count"):
+        preprocess(adata, PreprocessConfig(n_variable_genes=None, drop_genes=["^MT-", "^RPL"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"min_counts_per_cell": 10**6}, "preprocess.min_counts_per_cell.*none of 300 cells"),
+        ({"min_cells_per_gene": 10**6}, "preprocess.min_cells_per_gene.*none of 400 genes"),
+        ({"drop_genes": ["."]}, "preprocess.drop_genes.*none of 400 genes"),
+        ({"drop_genes": ["("]}, "preprocess.drop_genes.*not a regular expression"),
+        ({"batch_key": "donor"}, "preprocess.batch_key = 'donor'.*kind, batch"),
+        ({"split": SplitConfig(stratify_by="donor")}, "stratify_by = 'donor'"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings, words):
+    with pytest.raises(InputError, match=words):
+        preprocess(make(), PreprocessConfig(**settings))
+
+
+def test_too_few_cells_for_the_flavour_are_refused_with_a_way_out():
+    with pytest.raises(InputError, match=r"preprocess\.flavor"):
+        preprocess(make(2, 30), PreprocessConfig(n_variable_genes=5))
+
+
+def test_the_split_keeps_its_shares_and_follows_the_seed():
+    adata = make()
+    parts = split(adata, SplitConfig(train=0.8, valid=0.1, test=0.1), seed=1)
+    assert [(parts == name).sum() for name in ("train", "valid", "test")] == [240, 30, 30]
+    assert (parts == split(adata, SplitConfig(), seed=1)).all()
+    assert (parts != split(adata, SplitConfig(), seed=2)).any()
+
+
+def test_a_stratified_split_keeps_shares_in_every_group():
+    adata = make()
+    adata.obs["kind"] = adata.obs["kind"].where(np.arange(300) > 20)
+    parts = split(adata, SplitConfig(train=0.6, valid=0.2, test=0.2, stratify_by="kind"), seed=0)
+    for kind in ("k0", "k1", "k2", "k3"):
+        inside = (adata.obs["kind"] == kind).to_numpy()
+        assert (parts[inside] == "test").sum() == round(0.2 * inside.sum())
+    missing = adata.obs["kind"].isna().to_numpy()
+    assert (parts[missing] == "test").sum() == round(0.2 * missing.sum())
+
+
+def test_a_split_without_training_cells_is_refused():
+    with pytest.raises(InputError, match=r"preprocess.split.train = 0.01"):
+        split(make(3), SplitConfig(train=0.01, valid=0.5, test=0.49))
+
+
+def test_prepared_data_are_read_once_for_the_same_data_and_settings(tmp_path):
+    calls = []
+
+    def load():
+        calls.append(1)
+        return make()
+
+    def again(digest="a", seed=0, **settings):
+        config = PreprocessConfig(n_variable_genes=50, **settings)
+        return prepared(load, digest, config, seed=seed, folder=tmp_path)
+
+    first, second = again(), again()
+    assert len(calls) == 1
+    assert (first.X != second.X).nnz == 0
+    assert (first.raw.X != second.raw.X).nnz == 0
+    assert first.obs.equals(second.obs)
+    for changed in ({"digest": "b"}, {"seed": 1}, {"target_sum": 1e4}):
+        again(**changed)
+    assert len(calls) == 4
+    again(cache=False)
+    assert len(calls) == 5
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".h5ad"] * 4
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="could not be cached"):
+        adata = prepared(
+            make, "a", PreprocessConfig(n_variable_genes=50), folder=tmp_path / "file" / "cache"
+        )
+    assert adata.n_vars == 50

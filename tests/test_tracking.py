@@ -1,0 +1,188 @@
+import json
+import logging
+import multiprocessing
+import socket
+import sqlite3
+
+import pytest
+import yaml
+
+from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
+from topicell.tracking import (
+    MLflowRun,
+    RunFolder,
+    client,
+    create_store,
+    experiment_id,
+    fetch_run,
+    finish_parent,
+    open_tracker,
+    provenance,
+    read_metrics,
+    shown_uri,
+    start_parent,
+    tracking_uri,
+    ui_address,
+    ui_command,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store that is created once: its tables take seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    config = TrackingConfig(uri=f"sqlite:///{path}")
+    client(config)
+    return config
+
+
+def record(tracker):
+    tracker.start(RunConfig(), {"topicell.version": "1"})
+    tracker.log_dataset("cells", "/data/cells.h5ad", "ab" * 32)
+    for epoch in range(3):
+        tracker.log_metrics({"train/elbo": -10.0 + epoch, "valid/perplexity": 5.0}, epoch=epoch)
+    tracker.log_metrics({"test/elbo": -7.5})
+    (tracker.directory / "topics").mkdir()
+    (tracker.directory / "topics" / "top_genes.csv").write_text("rank\n")
+    (tracker.directory / "report.html").write_text("<p>")
+    tracker.finish("FINISHED")
+
+
+def test_the_folder_alone_holds_configuration_and_metrics(tmp_path):
+    tracker = open_tracker(TrackingConfig(enabled=False), tmp_path / "run")
+    assert isinstance(tracker, RunFolder)
+    record(tracker)
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert yaml.safe_load(text) == as_dict(RunConfig())
+    history, final = read_metrics(tmp_path / "run")
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    assert [row["train/elbo"] for row in history] == [-10, -9, -8]
+    assert final == {"test/elbo": -7.5}
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["dataset"]["digest"] == "ab" * 32
+    assert json.loads(lines[-1]) == {"status": "FINISHED"}
+
+
+def test_mlflow_holds_what_the_folder_holds(store, tmp_path):
+    tracker = open_tracker(store, tmp_path / "run")
+    assert isinstance(tracker, MLflowRun)
+    record(tracker)
+    run = client(store).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {name: str(value) for name, value in dotted(RunConfig()).items()}
+    assert run.data.metrics == {"train/elbo": -8, "valid/perplexity": 5, "test/elbo": -7.5}
+    assert run.data.tags["topicell.data_digest"] == "ab" * 32
+    assert run.inputs.dataset_inputs[0].dataset.name == "cells"
+    curve = client(store).get_metric_history(tracker.run_id, "train/elbo")
+    assert [(point.step, point.value) for point in curve] == [(0, -10), (1, -9), (2, -8)]
+    (tmp_path / "fetched").mkdir()
+    folder, run_id = fetch_run(tracker.run_id, store, tmp_path / "fetched")
+    assert run_id == tracker.run_id
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"config.yaml", "metrics.jsonl", "report.html", "topics/top_genes.csv"}
+    assert read_metrics(folder) == read_metrics(tmp_path / "run")
+
+
+def test_jobs_of_a_multirun_are_nested_under_one_parent(store, tmp_path):
+    parent = start_parent(store, "multirun", "-m seed=0,1")
+    children = []
+    for job in range(2):
+        tracker = open_tracker(store, tmp_path / str(job))
+        tracker.start(RunConfig(seed=job), {})
+        tracker.finish("FINISHED")
+        children.append(tracker.run_id)
+    finish_parent(store, parent, "FINISHED")
+    after = open_tracker(store, tmp_path / "after")
+    after.start(RunConfig(), {})
+    after.finish("FINISHED")
+    mlflow = client(store)
+    experiment = experiment_id(mlflow, store)
+    nested = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {run.info.run_id for run in nested} == set(children)
+    assert mlflow.get_run(parent).info.status == "FINISHED"
+    assert "mlflow.parentRunId" not in mlflow.get_run(after.run_id).data.tags
+
+
+def _create(path):
+    create_store(path)
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_make_one_sound_store(tmp_path):
+    path = tmp_path / "new" / "mlflow.db"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_create, args=(path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+    config = TrackingConfig(uri=f"sqlite:///{path}")
+    assert experiment_id(client(config), config) == experiment_id(client(config), config)
+
+
+def test_a_dead_server_costs_one_warning_and_no_result(tmp_path, caplog):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    tracker = open_tracker(TrackingConfig(uri=f"http://127.0.0.1:{port}"), tmp_path / "run")
+    with caplog.at_level(logging.WARNING, logger="topicell.tracking"):
+        record(tracker)
+    assert len([r for r in caplog.records if r.name == "topicell.tracking"]) == 1
+    assert "the run goes on" in caplog.text
+    history, final = read_metrics(tmp_path / "run")
+    assert len(history) == 3
+    assert final == {"test/elbo": -7.5}
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
+    record(RunFolder(tmp_path / "run"))
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="holds a run already"):
+        RunFolder(tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"hydra.run.dir=FOLDER"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_where_the_store_is(monkeypatch):
+    assert tracking_uri(TrackingConfig()) == "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking_uri(TrackingConfig()) == "http://127.0.0.1:1"
+    assert tracking_uri(TrackingConfig(uri="sqlite:///a.db")) == "sqlite:///a.db"
+    with pytest.raises(InputError, match=r"tracking.uri = 'ftp://x'"):
+        tracking_uri(TrackingConfig(uri="ftp://x"))
+    secret = TrackingConfig(uri="postgresql://me:secret@host/db")
+    assert shown_uri(secret) == "postgresql://me:***@host/db"
+
+
+def test_what_is_no_run_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="neither a folder nor a run"):
+        fetch_run("0" * 32, store, tmp_path)
+
+
+def test_the_ui_opens_the_machine_learning_view_of_the_experiment(store, tmp_path):
+    command = ui_command(store, "127.0.0.1", 5000)
+    assert command[-1] == store.uri
+    address = ui_address(store, "127.0.0.1", 5000)
+    assert address.endswith("/runs?workflowType=machine_learning")
+    absent = TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(InputError, match="does not exist yet"):
+        ui_command(absent, "127.0.0.1", 5000)
+
+
+def test_provenance_names_version_and_commit():
+    tags = provenance()
+    assert tags["topicell.version"]
+    if "topicell.git_commit" in tags:
+        assert len(tags["topicell.git_commit"]) == 40
+        assert tags["topicell.git_dirty"] in ("true", "false")
