@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if wants_traceback:
             import traceback
 
-            traceback.print_exc()
+            traceback.print_exception(error)
         _fail(*_diagnosis(error))
     sys.exit(0)
 
@@ -131,39 +131,73 @@ def train(arguments: list[str]) -> None:
     """One run, or with ``-m`` a grid of them."""
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    begun = False
+    failures: list[Exception] = []
+
+    def job(settings: DictConfig) -> None:
+        nonlocal begun
+        begun = True
+        try:
+            _train_once(settings, Path(HydraConfig.get().runtime.output_dir))
+        except Exception as error:
+            # Hydra puts a line of its own before an error. Among the jobs of a grid it says which
+            # one failed; a single run is told of its error alone.
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise
+            failures.append(error)
 
     ConfigStore.instance().store(name="run_config", node=RunConfig)
+    arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv = ["topicell train", *arguments]
     # Hydra would print errors in its own form and exit with 1; with this set it raises them.
     os.environ[FULL_ERROR] = "1"
-    sys.argv = ["topicell train", *arguments]
     ended = "FAILED"
     try:
-        hydra.main(config_path=str(conf_folder()), config_name="config", version_base=None)(_job)()
+        hydra.main(config_path=str(conf_folder()), config_name="config", version_base=None)(job)()
+        if failures:
+            raise failures[0]
         ended = "FINISHED"
+    except OSError as error:
+        if begun or isinstance(error, HydraException):
+            raise
+        raise InputError(
+            f"the run folder cannot be made ({error}); choose another with hydra.run.dir=FOLDER"
+        ) from error
     except KeyboardInterrupt:
         ended = "KILLED"
         raise
     finally:
         ParentRun.finish(ended)
+        sys.argv = arguments_before
+        os.environ.pop(FULL_ERROR)
+        if full_error_before is not None:
+            os.environ[FULL_ERROR] = full_error_before
 
 
-def _job(settings: DictConfig) -> None:
-    """What Hydra runs, once for each combination of settings."""
-    from hydra.core.hydra_config import HydraConfig
+def _train_once(settings: DictConfig, folder: Path) -> None:
+    import logging
 
     config = to_run_config(settings)
     from topicell.run import run
     from topicell.tracking import open_tracker
 
-    tracker = open_tracker(config.tracking, Path(HydraConfig.get().runtime.output_dir))
+    # It announces every column of strings that it stores as categories.
+    logging.getLogger("anndata").setLevel(logging.WARNING)
+    tracker = open_tracker(config.tracking, folder)
     _print_result(run(config, tracker).scores, tracker.directory, tracker.run_id)
 
 
 def to_run_config(settings: DictConfig) -> RunConfig:
     """The dataclasses of a composed configuration, checked."""
-    missing = sorted(OmegaConf.missing_keys(settings))
-    if missing:
-        raise InputError(f"{missing[0]} has no value; give {missing[0]}=VALUE")
+    # Hydra's `+name=value` adds to the composed configuration what no dataclass has.
+    known = list(dotted(RunConfig()))
+    for name in dotted(OmegaConf.to_container(settings, enum_to_str=True)):
+        if name not in known:
+            raise InputError(_unknown_setting(name, known))
     config = OmegaConf.to_object(settings)
     assert isinstance(config, RunConfig)
     return config
@@ -380,18 +414,22 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
 
 def _setting_message(error: BaseException, known: list[str]) -> str:
     """Hydra's and OmegaConf's messages in one line, with the nearest knob for a typo."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).partition("Config search path")[0].split())
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
     if unknown:
         name = (unknown[1] or unknown[2]).lstrip("+~")
-        last = {knob.rpartition(".")[2]: knob for knob in known}
-        near = get_close_matches(name, known, 1) or [
-            last[match] for match in get_close_matches(name.rpartition(".")[2], last, 1)
-        ]
         if name not in known:
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            return f"{name!r} is not a setting; {hint}topicell train --cfg job lists all"
+            return _unknown_setting(name, known)
     return text
+
+
+def _unknown_setting(name: str, known: list[str]) -> str:
+    last = {knob.rpartition(".")[2]: knob for knob in known}
+    near = get_close_matches(name, known, 1) or [
+        last[match] for match in get_close_matches(name.rpartition(".")[2], last, 1)
+    ]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{name!r} is not a setting; {hint}topicell train --cfg job lists all"
 
 
 def _fail(code: int, message: str) -> NoReturn:

@@ -98,6 +98,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
             "scores": json.dumps(scores),
             "run_id": tracker.run_id,
             "label_key": label_key,
+            "data": source["name"],
             "source": source["source"],
             "created": tags["topicell.started"],
             "version": tags["topicell.version"],
@@ -169,7 +170,11 @@ def measure(
 
 
 def annotate(adata: AnnData, theta_NK: np.ndarray, beta_KG: np.ndarray) -> None:
-    """Put topics where scverse tools look for them."""
+    """Put topics where scverse tools look for them, in place of those of an earlier run."""
+    stale = [name for name in adata.obs if str(name).startswith("lda_topic_")]
+    adata.obs = adata.obs.drop(columns=stale)
+    for name in ("X_umap_counts", "X_umap_topics"):
+        adata.obsm.pop(name, None)
     adata.obsm["X_lda"] = theta_NK
     for topic, proportion_N in enumerate(theta_NK.T):
         adata.obs[f"lda_topic_{topic}"] = proportion_N

@@ -65,7 +65,8 @@ def make_run(n_cells: int = 60, n_topics: int = 3, n_genes: int = 30, **uns: obj
         "run_id": "abc123",
         "version": "1.2.3",
         "label_key": "kind",
-        "source": f"cells & {EVIL}",
+        "data": f"cells & {EVIL}",
+        "source": "https://example.org/cells.h5ad",
         "created": "2025-01-01",
         **uns,
     }
@@ -157,7 +158,7 @@ def test_nothing_is_loaded_from_elsewhere(html):
 
 def test_names_are_harmless_and_still_readable(html):
     assert "<script" not in html
-    # source twice, gene twice in the table at least, and the configuration
+    # data twice, gene twice in the table at least, and the configuration
     assert Tags(html).text.count(EVIL) >= 5
 
 

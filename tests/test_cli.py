@@ -1,0 +1,334 @@
+"""The command line as a user meets it: commands, exit codes, messages."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from topicell.cli import main
+from topicell.config import TrackingConfig
+from topicell.tracking import client, experiment_id
+
+SMALL = [
+    "data=simulated",
+    "data.simulation.n_cells=120",
+    "data.simulation.n_genes=60",
+    "data.simulation.n_topics=3",
+    "model.n_topics=3",
+    "model.n_hidden=8",
+    "train.epochs=3",
+    "train.n_replicates=2",
+    "train.progress=false",
+    "evaluate.n_coherence_genes=5",
+]
+
+
+def counts_file(path, x=None, *, layers=None, names=None):
+    if x is None:
+        x = np.random.default_rng(0).poisson(2.0, size=(40, 30))
+    names = [f"g{i}" for i in range(x.shape[1])] if names is None else names
+    adata = anndata.AnnData(
+        sp.csr_matrix(np.asarray(x, dtype=np.float32)),
+        obs=pd.DataFrame(index=[f"c{i}" for i in range(x.shape[0])]),
+        var=pd.DataFrame(index=names),
+    )
+    for name, layer in (layers or {}).items():
+        adata.layers[name] = layer
+    adata.write_h5ad(path)
+    return path
+
+
+def run_here(capsys, *arguments):
+    """Run a command in this process: (exit code, standard error)."""
+    with pytest.raises(SystemExit) as exit_:
+        main([*map(str, arguments)])
+    return exit_.value.code, capsys.readouterr().err
+
+
+def in_mlflow(**settings):
+    config = TrackingConfig(**settings)
+    store = client(config)
+    return store, store.search_runs([experiment_id(store, config)])
+
+
+def test_help_and_version(topicell):
+    for arguments in (["--help"], ["transform", "--help"]):
+        answer = topicell(*arguments)
+        assert answer.returncode == 0
+        for command in ("train", "report", "transform", "ui"):
+            assert command in answer.stdout
+    assert topicell("--version").stdout.startswith("topicell ")
+    assert topicell().returncode == 2
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys, topicell, topicell.cli\n"
+        "heavy = {'torch', 'pyro', 'scanpy', 'anndata', 'mlflow', 'pandas', 'matplotlib'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "model.n_topix=3"], "did you mean 'model.n_topics'"),
+        (["train", "+train.lerning_rate=3"], "did you mean 'train.learning_rate'"),
+        (["train", "model.n_topics=ten"], "model.n_topics"),
+        (["train", "model.n_topics=1"], "model.n_topics = 1: needs at least 2 topics"),
+        (["train", "train.device=gpu0"], "train.device"),
+        (["train", "model.cell_topic_prior=-1"], "model.cell_topic_prior"),
+        (["train", "model.n_topics=3", "model.cell_topic_prior=[1,2]"], "2 numbers for 3 topics"),
+        (["train", *SMALL, "model.topic_gene_prior=[1,2]"], "2 numbers for 57 genes"),
+        (["train", *SMALL, "model.n_topics=110"], "more topics than the 96 training cells"),
+        (["train", "data=pbmc9k"], "pbmc9k"),
+        (["train", "data.name=pbmc9k"], "pbmc9k"),
+        (["train", "data=file"], "data=file needs data.path=FILE"),
+        (["train", "data=file", "data.path=absent.h5ad"], "absent.h5ad"),
+        (["train", "data.label_key=cell_type"], "data.label_key"),
+        (["train", "preprocess.min_counts_per_cell=1000000"], "none of 700 cells"),
+        (["train", "preprocess.drop_genes=[.]"], "preprocess.drop_genes"),
+        (["train", "tracking.uri=ftp://x"], "tracking.uri"),
+        (["train", "seed="], "seed"),
+        (["train", "model.n_topics=3,4"], "model.n_topics"),
+        (["transform", "run=x"], "has no value"),
+        (["transform", "run=x", "input=a", "output=b.txt"], ".h5ad or .csv"),
+        (["transform", "run=x", "input=a", "out=b.csv"], "'out' is not a setting"),
+        (["report", "somewhere"], "NAME=VALUE"),
+        (["report", "run=nowhere"], "neither a folder nor a run"),
+        (["ui"], "does not exist yet"),
+    ],
+    ids=lambda value: " ".join(value[:2] + value[-1:]) if isinstance(value, list) else "",
+)
+def test_bad_settings_end_with_code_2_and_one_line(arguments, words, capsys):
+    code, err = run_here(capsys, *arguments)
+    assert code == 2, err
+    lines = [line for line in err.strip().splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("topicell: ")
+    assert words in lines[0]
+    assert "Traceback" not in err
+
+
+def broken_files(folder):
+    x = np.random.default_rng(0).poisson(2.0, size=(40, 30)).astype(float)
+    log1p = np.log1p(x / x.sum(1, keepdims=True) * 1e4)
+    counts_file(folder / "log.h5ad", log1p, layers={"umi": x})
+    for name, value in (("negative", -1), ("nan", np.nan), ("fraction", 0.5)):
+        spoiled = x.copy()
+        spoiled[3, 4] = value
+        counts_file(folder / f"{name}.h5ad", spoiled)
+    counts_file(folder / "empty.h5ad", np.zeros((0, 5)))
+    (folder / "truncated.h5ad").write_bytes((folder / "log.h5ad").read_bytes()[:2000])
+    (folder / "text.csv").write_text("cell,g1,g2\nc1,1,two\n")
+    (folder / "a folder").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("log.h5ad", ["log-normalised", "layer=umi"]),
+        ("negative.h5ad", ["negative", "row 3", "g4"]),
+        ("nan.h5ad", ["NaN", "row 3"]),
+        ("fraction.h5ad", ["not whole"]),
+        ("empty.h5ad", ["empty"]),
+        ("truncated.h5ad", ["truncated.h5ad"]),
+        ("text.csv", ["text.csv"]),
+        ("a folder", ["a folder"]),
+    ],
+)
+def test_bad_files_end_with_code_2_and_leave_nothing_behind(file, words, tmp_path, capsys):
+    broken_files(tmp_path)
+    code, err = run_here(capsys, "train", "data=file", f"data.path='{tmp_path / file}'")
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert word in err
+    assert not Path("mlflow.db").exists() or not in_mlflow()[1]
+
+
+def test_duplicate_names_and_few_genes_are_warned_of(tmp_path, topicell):
+    names = ["g0", "g0", *(f"g{i}" for i in range(2, 30))]
+    with pytest.warns(UserWarning, match="not unique"):
+        path = counts_file(tmp_path / "a.h5ad", names=names)
+    settings = [setting for setting in SMALL if not setting.startswith("data")]
+    settings += ["data=file", f"data.path={path}", "tracking=off", "report.enabled=false"]
+    answer = topicell("train", *settings)
+    assert answer.returncode == 0, answer.stderr
+    assert "1 gene names repeat" in answer.stderr
+    assert "only 30 genes passed the filters" in answer.stderr
+
+
+def test_a_run_folder_is_never_written_over(capsys):
+    settings = [*SMALL, "tracking=off", "report.enabled=false", "hydra.run.dir=here"]
+    assert run_here(capsys, "train", *settings)[0] == 0
+    paths = [Path("here/metrics.jsonl"), Path("here/adata.h5ad")]
+    before = [path.stat().st_mtime_ns for path in paths]
+    code, err = run_here(capsys, "train", *settings)
+    assert code == 2
+    assert "holds a run already" in err
+    assert before == [path.stat().st_mtime_ns for path in paths]
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, err = run_here(capsys, "train", *SMALL, f"hydra.run.dir={tmp_path}/file/run")
+    assert code == 2, err
+    assert "hydra.run.dir" in err
+
+
+def test_a_failed_run_ends_with_code_1_and_is_recorded(capsys):
+    code, err = run_here(
+        capsys, "train", *SMALL, "train.learning_rate=1e30", "train.epochs=50", "hydra.run.dir=here"
+    )
+    assert code == 1
+    assert "the run failed: NonFiniteError: training stopped at step" in err
+    assert [run.info.status for run in in_mlflow()[1]] == ["FAILED"]
+    last = Path("here/metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last) == {"status": "FAILED"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_code_130_and_is_recorded(tmp_path):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "topicell", "train", *SMALL, "train.epochs=100000"),
+            *("train.early_stopping.enabled=false", "hydra.run.dir=here"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        path = Path("here/metrics.jsonl")
+        if path.exists() and path.stat().st_size > 2000:
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "topicell: interrupted" in err
+    assert [run.info.status for run in in_mlflow()[1]] == ["KILLED"]
+
+
+@pytest.mark.slow
+def test_a_grid_makes_one_parent_and_a_nested_run_for_each_job(topicell):
+    answer = topicell("train", "-m", *SMALL, "model.n_topics=2,3", "seed=0,1")
+    assert answer.returncode == 0, answer.stderr
+    _, runs = in_mlflow()
+    parents = [run for run in runs if run.data.tags.get("topicell.kind") == "multirun"]
+    assert len(parents) == 1
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
+    ]
+    assert len(runs) == 5
+    grid = {(run.data.params["model.n_topics"], run.data.params["seed"]) for run in children}
+    assert grid == {("2", "0"), ("2", "1"), ("3", "0"), ("3", "1")}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert all("test/perplexity_folded" in run.data.metrics for run in children)
+
+
+def test_a_grid_with_a_bad_job_ends_with_code_2_and_ends_the_parent(capsys):
+    settings = [*SMALL, "report.enabled=false", "model.n_topics=3,110"]
+    code, err = run_here(capsys, "train", "-m", *settings)
+    assert code == 2
+    assert "more topics than the 96 training cells" in err
+    _, runs = in_mlflow()
+    states = {run.data.tags.get("topicell.kind", "job"): run.info.status for run in runs}
+    assert states == {"multirun": "FAILED", "job": "FINISHED"}
+
+
+@pytest.mark.slow
+def test_report_and_transform_of_a_stored_run(capsys, tmp_path):
+    assert run_here(capsys, "train", *SMALL, "hydra.run.dir=here")[0] == 0
+    _, (run,) = in_mlflow()
+    run_id = run.info.run_id
+
+    code, err = run_here(capsys, "report", f"run={run_id}", "output=again")
+    assert code == 0, err
+    # The same figures, from the stored run.
+    pages = [Path(folder, "report.html").read_text() for folder in ("here", "again")]
+    pictures = [page.count("data:image/png") for page in pages]
+    assert pictures[0] == pictures[1] > 5
+    assert run_here(capsys, "report", f"run={run_id}", "output=again")[0] == 2
+
+    adata = anndata.read_h5ad("here/adata.h5ad")
+    new = anndata.AnnData(adata.layers["counts"][:20], obs=adata.obs[[]][:20], var=adata.var[[]])
+    new.write_h5ad("new.h5ad")
+    code, err = run_here(
+        capsys, "transform", f"run={run_id}", "input=new.h5ad", "output=mapped.h5ad"
+    )
+    assert code == 0, err
+    mapped = anndata.read_h5ad("mapped.h5ad")
+    assert np.allclose(mapped.obsm["X_lda"], adata.obsm["X_lda"][:20], atol=1e-5)
+    assert np.allclose(mapped.obs["lda_topic_1"], mapped.obsm["X_lda"][:, 1])
+    code, err = run_here(capsys, "transform", "run=here", "input=new.h5ad", "output=mapped.csv")
+    assert code == 0, err
+    table = pd.read_csv("mapped.csv", index_col="cell")
+    assert np.allclose(table, mapped.obsm["X_lda"], atol=1e-6)
+
+    code, err = run_here(
+        capsys, "transform", f"run={run_id}", "input=new.h5ad", "output=mapped.h5ad"
+    )
+    assert code == 2
+    assert "exists" in err
+    new[:, 5:].copy().write_h5ad("fewer.h5ad")
+    arguments = ["transform", "run=here", "input=fewer.h5ad", "output=fewer.csv"]
+    code, err = run_here(capsys, *arguments)
+    assert code == 2
+    assert f"5 of the model's {adata.n_vars} genes" in err
+    assert "fill_missing=true" in err
+    assert not Path("fewer.csv").exists()
+    assert run_here(capsys, *arguments, "fill_missing=true")[0] == 0
+
+
+@pytest.mark.slow
+def test_the_ui_serves_the_store(capsys, tmp_path):
+    settings = [*SMALL, "report.enabled=false"]
+    assert run_here(capsys, "train", *settings)[0] == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "topicell", "ui", f"port={port}", "browser=false"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        first = server.stdout.readline()
+        assert f"http://127.0.0.1:{port}/#/experiments/" in first
+        assert "workflowType=machine_learning" in first
+        until = time.monotonic() + 90
+        page = ""
+        while time.monotonic() < until and not page:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                    page = answer.read().decode()
+            except OSError:
+                time.sleep(0.5)
+        assert "MLflow" in page
+        body = json.dumps({"experiment_ids": [first.split("/experiments/")[1].split("/")[0]]})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search",
+            body.encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert len(json.load(answer)["runs"]) == 1
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+        server.stdout.close()

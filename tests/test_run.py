@@ -1,0 +1,242 @@
+"""The main job, end to end, on real data."""
+
+import json
+import re
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import topicell
+from topicell.config import (
+    DataConfig,
+    ModelConfig,
+    PreprocessConfig,
+    RunConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from topicell.evaluation.perplexity import fold_in, perplexity, thin
+from topicell.evaluation.stability import match_topics
+from topicell.run import run
+from topicell.tracking import client, fetch_run, open_tracker, read_metrics
+
+FINAL = {
+    "test/perplexity_folded",
+    "test/perplexity_amortized",
+    "test/elbo",
+    "topics/coherence_npmi",
+    "topics/coherence_umass",
+    "topics/diversity",
+    "topics/exclusivity",
+    "topics/used",
+    "topics/effective",
+    "topics/stability",
+    "labels/nmi",
+    "labels/ari",
+    "labels/knn_accuracy",
+    "speed/fit_seconds",
+    "memory/peak_mib",
+}
+BY_EPOCH = {
+    "train/loss",
+    "train/elbo",
+    "train/reconstruction",
+    "train/kl_cells",
+    "train/kl_topics",
+    "train/kl_weight",
+    "train/learning_rate",
+    "valid/elbo",
+    "valid/perplexity",
+    "speed/cells_per_second",
+}
+ARTIFACTS = {
+    "adata.h5ad",
+    "cells/cell_topics.csv",
+    "config.yaml",
+    "figures/structure.png",
+    "figures/top_genes.png",
+    "figures/training_curves.png",
+    "figures/umap_counts_labels.png",
+    "figures/umap_counts_leiden.png",
+    "figures/umap_counts_topics.png",
+    "figures/umap_topics_labels.png",
+    "figures/umap_topics_leiden.png",
+    "figures/umap_topics_topics.png",
+    "metrics.jsonl",
+    "model/model.json",
+    "model/weights.safetensors",
+    "report.html",
+    "topics/gene_topics.csv",
+    "topics/top_genes.csv",
+}
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """The default run, on the set that scanpy ships."""
+    folder = tmp_path_factory.mktemp("default")
+    config = RunConfig(
+        preprocess=PreprocessConfig(n_variable_genes=None),
+        train=TrainConfig(progress=False),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+    )
+    tracker = open_tracker(config.tracking, folder / "run")
+    return config, tracker, run(config, tracker)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_everything_of_the_contract_is_there_three_ways(shipped, tmp_path):
+    config, tracker, result = shipped
+    assert files(tracker.directory) == ARTIFACTS
+    history, final = read_metrics(tracker.directory)
+    assert final.keys() >= FINAL
+    assert final == result.scores
+    assert all(row.keys() >= BY_EPOCH for row in history)
+
+    stored = client(config.tracking).get_run(tracker.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics.keys() >= FINAL | BY_EPOCH
+    assert stored.data.metrics["test/perplexity_folded"] == final["test/perplexity_folded"]
+    assert stored.data.tags["device"] == "cpu"
+    folder, _ = fetch_run(tracker.run_id, config.tracking, tmp_path)
+    assert files(folder) == ARTIFACTS
+    assert (folder / "report.html").read_bytes() == (tracker.directory / "report.html").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_fit_is_a_good_one(shipped):
+    """Measured: 225.2 held out, −3776 nats per training cell, 10 topics used (unigram: 297)."""
+    scores = shipped[2].scores
+    assert 200 < scores["test/perplexity_folded"] < 232
+    assert scores["train/elbo"] > -3790
+    assert scores["topics/used"] >= 9
+    assert scores["topics/stability"] > 0.8
+    assert scores["labels/nmi"] > 0.5
+
+
+@pytest.mark.slow
+def test_the_stored_cells_follow_scverse_custom(shipped):
+    _, tracker, result = shipped
+    adata = anndata.read_h5ad(tracker.directory / "adata.h5ad")
+    assert adata.shape == (700, 764)
+    counts = adata.layers["counts"]
+    assert (counts.data == np.round(counts.data)).all()
+    assert adata.raw.shape == (700, 765)
+    assert adata.obsm["X_lda"].shape == (700, 10)
+    assert np.allclose(adata.obsm["X_lda"].sum(1), 1, atol=1e-5)
+    for topic in range(10):
+        assert np.allclose(adata.obs[f"lda_topic_{topic}"], adata.obsm["X_lda"][:, topic])
+    assert adata.varm["lda_topics"].shape == (764, 10)
+    assert np.allclose(adata.varm["lda_topics"].sum(0), 1, atol=1e-5)
+    assert adata.obsm["X_umap_counts"].shape == adata.obsm["X_umap_topics"].shape == (700, 2)
+    assert adata.obs["leiden"].nunique() > 3
+    about = adata.uns["topicell"]
+    assert json.loads(about["scores"]) == pytest.approx(result.scores)
+    assert json.loads(about["config"])["model"]["n_topics"] == 10
+    assert about["run_id"] == tracker.run_id
+
+
+@pytest.mark.slow
+def test_a_reader_of_the_artifacts_finds_the_reported_numbers(shipped):
+    """The perplexity in the table is what the stored β gives on the stored test cells."""
+    config, tracker, result = shipped
+    adata = anndata.read_h5ad(tracker.directory / "adata.h5ad")
+    genes = pd.read_csv(tracker.directory / "topics" / "gene_topics.csv", index_col="gene")
+    cells = pd.read_csv(tracker.directory / "cells" / "cell_topics.csv", index_col="cell")
+    ranked = pd.read_csv(tracker.directory / "topics" / "top_genes.csv", index_col="rank")
+    assert genes.index.tolist() == adata.var_names.tolist()
+    assert cells.index.tolist() == adata.obs_names.tolist()
+    for topic in genes:
+        best = genes[topic].sort_values(ascending=False)
+        assert ranked[topic].iloc[0] == best.index[0]
+        assert ranked[f"{topic}_prop"].iloc[0] == pytest.approx(best.iloc[0])
+    test = adata.layers["counts"][(adata.obs["split"] == "test").to_numpy()]
+    observed, completed = thin(test, config.seed)
+    beta_KG = genes.to_numpy().T
+    again = perplexity(completed, fold_in(observed, beta_KG), beta_KG)
+    assert again == pytest.approx(result.scores["test/perplexity_folded"], rel=1e-5)
+    fit = topicell.load(tracker.directory / "model")
+    assert np.allclose(fit.transform(adata), cells, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_opens_without_a_network(shipped):
+    page = (shipped[1].directory / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
+    assert page.count("data:image/png;base64") == 9
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_artifacts(tmp_path):
+    config = RunConfig(
+        data=DataConfig(name="simulated"),
+        preprocess=PreprocessConfig(n_variable_genes=None),
+        model=ModelConfig(n_topics=4),
+        train=TrainConfig(epochs=3, progress=False),
+        tracking=TrackingConfig(enabled=False),
+    )
+    for name in ("a", "b"):
+        run(config, open_tracker(config.tracking, tmp_path / name))
+    for name in ("topics/gene_topics.csv", "cells/cell_topics.csv", "model/weights.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    first, second = (read_metrics(tmp_path / name)[1] for name in ("a", "b"))
+    clocks = {"speed/fit_seconds", "memory/peak_mib"}
+    assert {k: v for k, v in first.items() if k not in clocks} == {
+        k: v for k, v in second.items() if k not in clocks
+    }
+
+
+@pytest.mark.slow
+def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
+    config = RunConfig(
+        data=DataConfig(name="simulated"),
+        preprocess=PreprocessConfig(n_variable_genes=None),
+        model=ModelConfig(n_topics=3),
+        train=TrainConfig(epochs=2, n_replicates=1, progress=False),
+        tracking=TrackingConfig(enabled=False),
+    )
+    config.data.simulation.n_cells = 60
+    config.preprocess.split.train = 1.0
+    config.preprocess.split.valid = config.preprocess.split.test = 0.0
+    scores = run(config, open_tracker(config.tracking, tmp_path / "run")).scores
+    assert not any(name.startswith(("test/", "valid/")) for name in scores)
+    assert not any(name.endswith(("_sd", "_mean")) for name in scores)
+    assert "topics/stability" not in scores
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_planted_topics_of_a_simulated_corpus_are_recovered(tmp_path):
+    config = RunConfig(
+        data=DataConfig(name="simulated"),
+        preprocess=PreprocessConfig(n_variable_genes=None),
+        train=TrainConfig(progress=False),
+        tracking=TrackingConfig(enabled=False),
+    )
+    config.report.enabled = False
+    result = run(config, open_tracker(config.tracking, tmp_path / "run"))
+    truth = result.adata.varm["beta"].T
+    assert match_topics(truth, result.adata.varm["lda_topics"].T).cosine.mean() >= 0.95
+
+
+@pytest.mark.slow
+def test_sorted_blood_cells(facs_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOPICELL_DATA", str(facs_folder))
+    config = RunConfig(
+        data=DataConfig(name="pbmc_facs"),
+        train=TrainConfig(progress=False),
+        tracking=TrackingConfig(enabled=False),
+    )
+    config.report.enabled = False
+    scores = run(config, open_tracker(config.tracking, tmp_path / "run")).scores
+    assert scores["train/elbo"] >= -1866
+    assert scores["test/perplexity_folded"] <= 83.68 * 1.01
+    assert scores["topics/used"] >= 9
+    assert scores["labels/knn_accuracy"] > 0.6
