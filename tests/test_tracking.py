@@ -176,7 +176,7 @@ def test_the_ui_opens_the_machine_learning_view_of_the_experiment(store, tmp_pat
     address = ui_address(store, "127.0.0.1", 5000)
     assert address.endswith("/runs?workflowType=machine_learning")
     absent = TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db")
-    with pytest.raises(InputError, match="does not exist yet"):
+    with pytest.raises(InputError, match="does not exist here"):
         ui_command(absent, "127.0.0.1", 5000)
 
 

@@ -415,6 +415,9 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
 def _setting_message(error: BaseException, known: list[str]) -> str:
     """Hydra's and OmegaConf's messages in one line, with the nearest knob for a typo."""
     text = " ".join(str(error).partition("Config search path")[0].split())
+    if error.__cause__ is not None:
+        # Hydra names the override, OmegaConf beneath it what is wrong with the value.
+        text += f": {str(error.__cause__).splitlines()[0]}"
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
     if unknown:
         name = (unknown[1] or unknown[2]).lstrip("+~")

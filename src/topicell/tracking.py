@@ -256,9 +256,10 @@ def tracking_uri(config: TrackingConfig) -> str:
 
 def shown_uri(config: TrackingConfig) -> str:
     """The tracking store without a password, for messages."""
-    parts = urlsplit(tracking_uri(config))
+    uri = tracking_uri(config)
+    parts = urlsplit(uri)
     if parts.password is None:
-        return parts.geturl()
+        return uri
     address = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=f"{parts.username}:***@{address}").geturl()
 
@@ -379,6 +380,7 @@ def fetch_run(run: str, config: TrackingConfig, destination: Path) -> tuple[Path
 
     if Path(run).is_dir():
         return Path(run), ""
+    _require_store(config)
     store = client(config)
     try:
         store.get_run(run)
@@ -413,13 +415,20 @@ def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
     """The command that serves MLflow's own UI on the store, light and without telemetry."""
     import sys
 
-    uri = tracking_uri(config)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise InputError(f"{shown_uri(config)} does not exist yet; `topicell train` makes it")
+    _require_store(config)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", host]
-    return [*command, "--port", str(port), "--backend-store-uri", uri]
+    return [*command, "--port", str(port), "--backend-store-uri", tracking_uri(config)]
+
+
+def _require_store(config: TrackingConfig) -> None:
+    uri = tracking_uri(config)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise InputError(
+            f"{uri} does not exist here: `topicell train` makes it; name another store with "
+            "tracking.uri=…"
+        )
 
 
 def ui_address(config: TrackingConfig, host: str, port: int) -> str:
