@@ -139,7 +139,7 @@ def broken_files(folder):
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("log.h5ad", ["log-normalised", "layer=umi"]),
+        ("log.h5ad", ["log-normalised", "layer 'umi'"]),
         ("negative.h5ad", ["negative", "row 3", "g4"]),
         ("nan.h5ad", ["NaN", "row 3"]),
         ("fraction.h5ad", ["not whole"]),

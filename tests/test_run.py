@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 import topicell
+from topicell import report
 from topicell.config import (
     DataConfig,
+    InputError,
     ModelConfig,
     PreprocessConfig,
     RunConfig,
@@ -21,7 +23,8 @@ from topicell.config import (
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
 from topicell.run import run
-from topicell.tracking import client, fetch_run, open_tracker, read_metrics
+from topicell.tracking import ARTIFACTS as ARTIFACT_NAMES
+from topicell.tracking import RECORDS, client, fetch_run, open_tracker, read_metrics
 
 FINAL = {
     "test/perplexity_folded",
@@ -103,9 +106,12 @@ def test_everything_of_the_contract_is_there_three_ways(shipped, tmp_path):
     stored = client(config.tracking).get_run(tracker.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.data.metrics.keys() >= FINAL | BY_EPOCH
-    assert stored.data.metrics["test/perplexity_folded"] == final["test/perplexity_folded"]
+    # Every number is the same in both places, and no name is used twice.
+    assert not final.keys() & history[-1].keys()
+    assert stored.data.metrics == {k: v for k, v in (history[-1] | final).items() if k != "epoch"}
+    assert stored.data.tags["topicell.data_digest"] == result.adata.uns["topicell_source"]["sha256"]
     assert stored.data.tags["device"] == "cpu"
-    folder, _ = fetch_run(tracker.run_id, config.tracking, tmp_path)
+    folder, _ = fetch_run(tracker.run_id, config.tracking, tmp_path, (*ARTIFACT_NAMES, *RECORDS))
     assert files(folder) == ARTIFACTS
     assert (folder / "report.html").read_bytes() == (tracker.directory / "report.html").read_bytes()
 
@@ -115,7 +121,7 @@ def test_the_fit_is_a_good_one(shipped):
     """Measured: 225.2 held out, −3776 nats per training cell, 10 topics used (unigram: 297)."""
     scores = shipped[2].scores
     assert 200 < scores["test/perplexity_folded"] < 232
-    assert scores["train/elbo"] > -3790
+    assert scores["fit/train_elbo"] > -3790
     assert scores["topics/used"] >= 9
     assert scores["topics/stability"] > 0.8
     assert scores["labels/nmi"] > 0.5
@@ -213,6 +219,63 @@ def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_failed_report_costs_no_score_and_no_cell(tmp_path, monkeypatch):
+    config = small()
+    config.report.enabled = True
+    monkeypatch.setattr(report, "write", broken)
+    with pytest.raises(RuntimeError, match="no maps today"):
+        run(config, open_tracker(config.tracking, tmp_path / "run"))
+    _, final = read_metrics(tmp_path / "run")
+    assert final["topics/used"] >= 1
+    assert anndata.read_h5ad(tmp_path / "run" / "adata.h5ad").obsm["X_lda"].shape == (100, 3)
+    assert topicell.load(tmp_path / "run" / "model").n_topics == 3
+
+
+def broken(*_):
+    raise RuntimeError("no maps today")
+
+
+def small(**data):
+    config = RunConfig(
+        data=DataConfig(**{"name": "simulated"} | data),
+        preprocess=PreprocessConfig(n_variable_genes=None),
+        model=ModelConfig(n_topics=3, n_hidden=8),
+        train=TrainConfig(epochs=2, n_replicates=2, progress=False),
+        tracking=TrackingConfig(enabled=False),
+    )
+    config.data.simulation.n_cells = 100
+    config.report.enabled = False
+    return config
+
+
+def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
+    simulated = topicell.load_dataset("simulated", simulation=small().data.simulation)
+    simulated.obs["leiden"] = simulated.obs["dominant_topic"]
+    simulated.write_h5ad(tmp_path / "cells.h5ad")
+    config = small(name="file", path=str(tmp_path / "cells.h5ad"), label_key="leiden")
+    config.report.enabled = True
+    result = run(config, open_tracker(config.tracking, tmp_path / "run"))
+    about = result.adata.uns["topicell"]
+    assert about["label_key"] == "leiden_input"
+    assert result.adata.obs["leiden_input"].tolist() == simulated.obs["leiden"].tolist()
+    assert result.adata.obs["leiden"].tolist() != simulated.obs["leiden"].tolist()
+    again = small(name="file", path=str(tmp_path / "run" / "adata.h5ad"))
+    again.report.enabled, again.seed = True, 1
+    # A run on the cells of another: its maps and topics are made anew.
+    second = run(again, open_tracker(again.tracking, tmp_path / "again")).adata
+    assert not np.array_equal(second.obsm["X_umap_topics"], result.adata.obsm["X_umap_topics"])
+
+
+def test_too_few_cells_for_a_map_are_refused_before_anything_runs(tmp_path):
+    config = small()
+    config.data.simulation.n_cells = 4
+    config.report.enabled = True
+    with pytest.raises(InputError, match=r"report\.enabled=false"):
+        run(config, open_tracker(config.tracking, tmp_path / "run"))
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.slow
 def test_planted_topics_of_a_simulated_corpus_are_recovered(tmp_path):
     config = RunConfig(
         data=DataConfig(name="simulated"),
@@ -236,7 +299,7 @@ def test_sorted_blood_cells(facs_folder, monkeypatch, tmp_path):
     )
     config.report.enabled = False
     scores = run(config, open_tracker(config.tracking, tmp_path / "run")).scores
-    assert scores["train/elbo"] >= -1866
+    assert scores["fit/train_elbo"] >= -1866
     assert scores["test/perplexity_folded"] <= 83.68 * 1.01
     assert scores["topics/used"] >= 9
     assert scores["labels/knn_accuracy"] > 0.6

@@ -1,6 +1,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import socket
 import sqlite3
 
@@ -9,6 +10,7 @@ import yaml
 
 from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
 from topicell.tracking import (
+    RECORDS,
     MLflowRun,
     RunFolder,
     client,
@@ -76,7 +78,9 @@ def test_mlflow_holds_what_the_folder_holds(store, tmp_path):
     curve = client(store).get_metric_history(tracker.run_id, "train/elbo")
     assert [(point.step, point.value) for point in curve] == [(0, -10), (1, -9), (2, -8)]
     (tmp_path / "fetched").mkdir()
-    folder, run_id = fetch_run(tracker.run_id, store, tmp_path / "fetched")
+    folder, run_id = fetch_run(
+        tracker.run_id, store, tmp_path / "fetched", (*RECORDS, "report.html", "topics")
+    )
     assert run_id == tracker.run_id
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found == {"config.yaml", "metrics.jsonl", "report.html", "topics/top_genes.csv"}
@@ -167,17 +171,42 @@ def test_where_the_store_is(monkeypatch):
 
 def test_what_is_no_run_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="neither a folder nor a run"):
-        fetch_run("0" * 32, store, tmp_path)
+        fetch_run("0" * 32, store, tmp_path, RECORDS)
+    parent = start_parent(store, "multirun", "")
+    with pytest.raises(InputError, match="parent of a multirun"):
+        fetch_run(parent, store, tmp_path, RECORDS)
+    finish_parent(store, parent, "FINISHED")
+    with pytest.raises(InputError, match=r"has no config\.yaml"):
+        fetch_run(str(tmp_path), store, tmp_path, RECORDS)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        gone = TrackingConfig(uri=f"http://127.0.0.1:{unused.getsockname()[1]}")
+    with pytest.raises(InputError, match="cannot be read"):
+        fetch_run("0" * 32, gone, tmp_path, RECORDS)
+    # The end of a grid whose server has gone is a warning.
+    finish_parent(gone, parent, "FINISHED")
 
 
-def test_the_ui_opens_the_machine_learning_view_of_the_experiment(store, tmp_path):
+def test_the_ui_opens_the_machine_learning_view_of_the_experiment(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     command = ui_command(store, "127.0.0.1", 5000)
-    assert command[-1] == store.uri
+    assert store.uri not in " ".join(command)
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == store.uri
     address = ui_address(store, "127.0.0.1", 5000)
     assert address.endswith("/runs?workflowType=machine_learning")
     absent = TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(InputError, match="does not exist here"):
         ui_command(absent, "127.0.0.1", 5000)
+
+
+def test_the_last_epoch_and_the_whole_run_do_not_mix(store, tmp_path):
+    """Final metrics have names of their own: MLflow shows of each name the last value alone."""
+    tracker = open_tracker(store, tmp_path / "run")
+    record(tracker)
+    history, final = read_metrics(tmp_path / "run")
+    assert not final.keys() & history[-1].keys()
+    stored = client(store).get_run(tracker.run_id).data.metrics
+    assert stored == {k: v for k, v in (history[-1] | final).items() if k != "epoch"}
 
 
 def test_provenance_names_version_and_commit():

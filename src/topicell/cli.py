@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -50,6 +50,8 @@ HYDRA_FULL_ERROR=1 shows tracebacks; TOPICELL_DATA names the folder of downloade
 """
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+MAP_KNOBS = ("n_components", "n_neighbors", "leiden_resolution")
+"""Settings of the report that move the maps; the others change figures alone."""
 
 
 @dataclass
@@ -231,26 +233,37 @@ class ParentRun(Callback):  # type: ignore[misc]  # hydra is untyped
 
 def report(arguments: list[str]) -> None:
     """Remake the report of a stored run: figures and page, from its cells and its metrics."""
-    options = _options(ReportCommand, arguments)
+    asked = _options(ReportCommand, arguments)
+    import json
     import tempfile
 
+    import anndata
+
+    from topicell import report
     from topicell.tracking import fetch_run, read_metrics, store_artifacts
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder, run_id = fetch_run(options.run, options.tracking, Path(scratch))
-        output = Path(options.output) if options.output else Path(f"report-{run_id or folder.name}")
+        folder, run_id = fetch_run(
+            asked.run, asked.tracking, Path(scratch), ("adata.h5ad", "metrics.jsonl")
+        )
+        output = Path(asked.output or f"report-{run_id or folder.resolve().name}")
         if output.exists():
             raise InputError(f"output = {str(output)!r} exists; name another folder")
-        adata = read_cells(folder)
-        history, _ = read_metrics(folder)
-        import json
-
-        from topicell import report
-
-        seed = json.loads(adata.uns["topicell"]["config"])["seed"]
-        report.write(adata, history, output, options.report, seed)
+        adata = anndata.read_h5ad(folder / "adata.h5ad")
+        if "topicell" not in adata.uns:
+            raise InputError(f"{folder / 'adata.h5ad'} was not written by a run")
+        stored = json.loads(adata.uns["topicell"]["config"])
+        config = _options(ReportCommand, arguments, {"report": stored["report"]}).report
+        if any(getattr(config, knob) != stored["report"][knob] for knob in MAP_KNOBS):
+            for name in ("X_umap_counts", "X_umap_topics"):
+                adata.obsm.pop(name, None)
+        try:
+            output.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"output = {str(output)!r} cannot be made ({error})") from error
+        report.write(adata, read_metrics(folder)[0], output, config, stored["seed"])
     if run_id:
-        store_artifacts(run_id, options.tracking, output)
+        store_artifacts(run_id, asked.tracking, output)
     print(output / "report.html")
 
 
@@ -266,11 +279,12 @@ def transform(arguments: list[str]) -> None:
 
     from topicell.data.reading import read
     from topicell.model.posterior import TopicFit
+    from topicell.run import annotate
     from topicell.tracking import fetch_run
 
-    adata = read(Path(options.input), layer=options.layer)
+    adata = read(options.input, layer=options.layer)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, _ = fetch_run(options.run, options.tracking, Path(scratch))
+        folder, _ = fetch_run(options.run, options.tracking, Path(scratch), ("model",))
         fit = TopicFit.load(folder / "model")
     frame = fit.transform(
         adata,
@@ -282,9 +296,7 @@ def transform(arguments: list[str]) -> None:
         if output.suffix == ".csv":
             frame.to_csv(output, index_label="cell")
         else:
-            adata.obsm["X_lda"] = frame.to_numpy()
-            for topic in range(fit.n_topics):
-                adata.obs[f"lda_topic_{topic}"] = frame[f"topic_{topic}"]
+            annotate(adata, frame.to_numpy())
             adata.write_h5ad(output)
     except OSError as error:
         raise InputError(f"output = {options.output!r} cannot be written ({error})") from error
@@ -297,10 +309,15 @@ def ui(arguments: list[str]) -> None:
     import subprocess
     import webbrowser
 
-    from topicell.tracking import ui_address, ui_command
+    from topicell.tracking import is_server, ui_address, ui_command
 
-    command = ui_command(options.tracking, options.host, options.port)
     address = ui_address(options.tracking, options.host, options.port)
+    if is_server(options.tracking):
+        print(f"the tracking server's own UI: {address}")
+        if options.browser:
+            webbrowser.open(address)
+        return
+    command = ui_command(options.tracking, options.host, options.port)
     print(f"MLflow's UI: {address}\nCtrl-C ends it", flush=True)
     server = subprocess.Popen(command)
     try:
@@ -340,24 +357,14 @@ def conf_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def read_cells(folder: Path) -> Any:
-    """The annotated cells of a run folder."""
-    import anndata
-
-    path = folder / "adata.h5ad"
-    if not path.is_file():
-        raise InputError(f"{folder} holds no adata.h5ad: the run did not finish")
-    return anndata.read_h5ad(path)
-
-
-def _options(schema: type, arguments: list[str]) -> Any:
-    """The settings of a command other than train, checked against its dataclass."""
+def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | None = None) -> Any:
+    """The settings of a command other than train: defaults, what a run stored, what is asked."""
     for argument in arguments:
         if "=" not in argument:
             raise InputError(f"{argument!r}: settings are written NAME=VALUE")
     try:
         merged = OmegaConf.merge(
-            OmegaConf.structured(schema), OmegaConf.from_dotlist(list(arguments))
+            OmegaConf.structured(schema), stored or {}, OmegaConf.from_dotlist(list(arguments))
         )
     except OmegaConfBaseException as error:
         raise InputError(_setting_message(error, [f.name for f in fields(schema)])) from error
@@ -370,7 +377,7 @@ def _options(schema: type, arguments: list[str]) -> Any:
 def _print_result(scores: dict[str, float], directory: Path, run_id: str) -> None:
     shown = {
         "test/perplexity_folded": "held-out perplexity per count",
-        "train/elbo": "ELBO, nats per training cell",
+        "fit/train_elbo": "ELBO, nats per training cell",
         "topics/used": "topics used",
         "topics/coherence_npmi": "coherence (NPMI)",
         "topics/stability": "stability over replicates",

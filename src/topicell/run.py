@@ -10,20 +10,21 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from topicell import report
 from topicell.config import RunConfig, as_dict
-from topicell.data.preprocessing import PARTS, prepared
+from topicell.data.preprocessing import PARTS, column, prepared
 from topicell.data.reading import data_digest, load, source_digest
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.stability import stability
 from topicell.model.counts import Counts
 from topicell.model.posterior import TopicFit
-from topicell.model.training import check_sizes, resolve_device, train
+from topicell.model.training import check_sizes, cpu_threads, resolve_device, train
 from topicell.tracking import Tracker, provenance
 
 if TYPE_CHECKING:
@@ -64,35 +65,40 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     parts = {name: cells[np.flatnonzero(adata.obs["split"] == name)] for name in PARTS}
     check_sizes(parts["train"], config.model)
     device = resolve_device(config.train.device)
+    if config.report.enabled:
+        report.require_enough_cells(adata)
 
-    tags = provenance() | {"device": device.type}
     source = adata.uns["topicell_source"]
+    label_key = column(source["label_key"])
+    labels = adata.obs[label_key].to_numpy() if label_key else None
+    tags = provenance() | {"device": device.type, "topicell.prepared_digest": data_digest(adata)}
     tracker.start(config, tags)
     try:
-        tracker.log_dataset(source["name"], source["source"], data_digest(adata))
+        tracker.log_dataset(source["name"], source["source"], source["sha256"])
 
-        started = time.perf_counter()
-        fit = train(
-            parts["train"],
-            parts["valid"],
-            config.model,
-            config.train,
-            seed=config.seed,
-            on_epoch=lambda epoch: tracker.log_metrics(
-                {name: value for name, value in epoch.items() if name != "epoch"},
-                epoch=int(epoch["epoch"]),
-            ),
-        )
-        fit_seconds = time.perf_counter() - started
-
-        theta_RNK = fit.theta(cells, n_samples=config.evaluate.n_samples, seed=config.seed)
-        beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
-        label_key = config.data.label_key or source["label_key"]
-        labels = adata.obs[label_key].to_numpy() if label_key else None
-        scores = dict(measure(fit, parts, theta_RNK, beta_RKG, labels, config))
+        # One thread setting for all that is estimated: sums depend on it in their last digits.
+        with cpu_threads(config.train.threads):
+            started = time.perf_counter()
+            fit = train(
+                parts["train"],
+                parts["valid"],
+                config.model,
+                config.train,
+                seed=config.seed,
+                on_epoch=lambda epoch: tracker.log_metrics(
+                    {name: value for name, value in epoch.items() if name != "epoch"},
+                    epoch=int(epoch["epoch"]),
+                ),
+            )
+            fit_seconds = time.perf_counter() - started
+            theta_RNK = fit.theta(cells, n_samples=config.evaluate.n_samples, seed=config.seed)
+            beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
+            scores = dict(measure(fit, parts, theta_RNK, beta_RKG, labels, config))
         scores |= {"speed/fit_seconds": fit_seconds, "memory/peak_mib": peak_mib()}
+        tracker.log_metrics(scores)
 
-        annotate(adata, theta_RNK[fit.shown], beta_RKG[fit.shown])
+        annotate(adata, theta_RNK[fit.shown])
+        adata.varm["lda_topics"] = beta_RKG[fit.shown].T.copy()
         adata.uns["topicell"] = {
             "config": json.dumps(as_dict(config)),
             "scores": json.dumps(scores),
@@ -106,8 +112,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         if fit.n_replicates > 1:
             per_topic_RK = stability(beta_RKG).per_topic_RK
             adata.uns["topicell"]["topic_stability"] = per_topic_RK[fit.shown]
-        write_artifacts(fit, adata, config, tracker)
-        tracker.log_metrics(scores)
+        write_artifacts(fit, adata, config, tracker.directory)
         tracker.finish("FINISHED")
     except KeyboardInterrupt:
         tracker.finish("KILLED")
@@ -142,7 +147,9 @@ def measure(
             )
     for part in ("train", "valid", "test"):
         if parts[part].n_cells:
-            by_replicate[f"{part}/elbo"] = list(
+            # The curves by epoch have the names train/elbo and valid/elbo.
+            name = "test/elbo" if part == "test" else f"fit/{part}_elbo"
+            by_replicate[name] = list(
                 fit.elbo_by_replicate(parts[part], n_samples=evaluate.n_elbo_samples, seed=seed)
             )
     for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True):
@@ -169,7 +176,7 @@ def measure(
         yield "topics/stability", stability(beta_RKG).mean
 
 
-def annotate(adata: AnnData, theta_NK: np.ndarray, beta_KG: np.ndarray) -> None:
+def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
     """Put topics where scverse tools look for them, in place of those of an earlier run."""
     stale = [name for name in adata.obs if str(name).startswith("lda_topic_")]
     adata.obs = adata.obs.drop(columns=stale)
@@ -178,14 +185,12 @@ def annotate(adata: AnnData, theta_NK: np.ndarray, beta_KG: np.ndarray) -> None:
     adata.obsm["X_lda"] = theta_NK
     for topic, proportion_N in enumerate(theta_NK.T):
         adata.obs[f"lda_topic_{topic}"] = proportion_N
-    adata.varm["lda_topics"] = beta_KG.T.copy()
 
 
-def write_artifacts(fit: TopicFit, adata: AnnData, config: RunConfig, tracker: Tracker) -> None:
+def write_artifacts(fit: TopicFit, adata: AnnData, config: RunConfig, folder: Path) -> None:
     """Model, tables, figures, page and the annotated cells, in the run folder."""
     import pandas as pd
 
-    folder = tracker.directory
     options = {"n_samples": config.evaluate.n_samples, "seed": config.seed}
     for name in ("topics", "cells"):
         (folder / name).mkdir(exist_ok=True)
@@ -197,9 +202,12 @@ def write_artifacts(fit: TopicFit, adata: AnnData, config: RunConfig, tracker: T
     pd.DataFrame(adata.obsm["X_lda"], index=adata.obs_names, columns=fit.topic_names).to_csv(
         folder / "cells" / "cell_topics.csv", index_label="cell"
     )
-    if config.report.enabled:
-        report.write(adata, fit.history, folder, config.report, config.seed)
-    adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
+    try:
+        if config.report.enabled:
+            report.write(adata, fit.history, folder, config.report, config.seed)
+    finally:
+        # The cells outlive a report that fails.
+        adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
 
 
 def peak_mib() -> float:

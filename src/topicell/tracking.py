@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -231,7 +231,7 @@ class MLflowRun:
                 "MLflow at %s could not %s (%s); the run goes on, and its folder %s has everything",
                 shown_uri(self.config),
                 what,
-                str(error).splitlines()[0],
+                _first_line(error),
                 self.directory,
             )
 
@@ -354,12 +354,19 @@ def start_parent(config: TrackingConfig, name: str, overrides: str) -> str:
 
 
 def finish_parent(config: TrackingConfig, run_id: str, status: str) -> None:
-    """End the parent run of a multirun."""
+    """End the parent run of a multirun; a store that is gone by then costs a warning."""
+    from mlflow.exceptions import MlflowException
+
     os.environ.pop(PARENT_RUN, None)
-    client(config).set_terminated(run_id, status)
+    try:
+        client(config).set_terminated(run_id, status)
+    except (MlflowException, OSError) as error:
+        log.warning("the parent run %s could not be ended (%s)", run_id, _first_line(error))
 
 
-def fetch_run(run: str, config: TrackingConfig, destination: Path) -> tuple[Path, str]:
+def fetch_run(
+    run: str, config: TrackingConfig, destination: Path, artifacts: Sequence[str]
+) -> tuple[Path, str]:
     """The folder of a stored run and its run id (empty for a folder that MLflow does not know).
 
     Parameters
@@ -370,27 +377,42 @@ def fetch_run(run: str, config: TrackingConfig, destination: Path) -> tuple[Path
         The store.
     destination
         Where the artifacts of an MLflow run are copied to.
+    artifacts
+        Which artifacts are needed.
 
     Raises
     ------
     InputError
-        There is no such run, or it has no artifacts.
+        There is no such run, it lacks an artifact, or the store cannot be reached.
     """
     from mlflow.exceptions import MlflowException
 
-    if Path(run).is_dir():
-        return Path(run), ""
-    _require_store(config)
-    store = client(config)
-    try:
-        store.get_run(run)
-        folder = Path(store.download_artifacts(run, "", str(destination)))
-    except MlflowException as error:
+    folder, run_id = Path(run), ""
+    if not folder.is_dir():
+        _require_store(config)
+        store = client(config)
+        folder, run_id = destination, run
+        try:
+            kind = store.get_run(run).data.tags.get("topicell.kind", "run")
+            if kind != "run":
+                raise InputError(f"run = {run!r} is the parent of a {kind}: name one of its runs")
+            there = {item.path for item in store.list_artifacts(run)}
+            for name in there & set(artifacts):
+                store.download_artifacts(run, name, str(destination))
+        except MlflowException as error:
+            unknown = error.error_code == "RESOURCE_DOES_NOT_EXIST"
+            problem = (
+                f"neither a folder nor a run in {shown_uri(config)}; `topicell ui` lists the runs"
+                if unknown
+                else f"{shown_uri(config)} cannot be read ({_first_line(error)})"
+            )
+            raise InputError(f"run = {run!r}: {problem}") from error
+    missing = [name for name in artifacts if not (folder / name).exists()]
+    if missing:
         raise InputError(
-            f"run = {run!r}: neither a folder nor a run in {shown_uri(config)}; "
-            "`topicell ui` lists the runs"
-        ) from error
-    return folder, run
+            f"run = {run!r} has no {' and no '.join(missing)}: not a run folder, or it did not end"
+        )
+    return folder, run_id
 
 
 def store_artifacts(run_id: str, config: TrackingConfig, directory: Path) -> None:
@@ -411,15 +433,23 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]
     return history, final
 
 
+def is_server(config: TrackingConfig) -> bool:
+    """Whether the store is a tracking server, which has a UI of its own."""
+    return tracking_uri(config).startswith(("http://", "https://"))
+
+
 def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
     """The command that serves MLflow's own UI on the store, light and without telemetry."""
     import sys
 
     _require_store(config)
+    # Through the environment: a command line is seen by everybody on the machine, and the
+    # address of a database may hold a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking_uri(config)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", host]
-    return [*command, "--port", str(port), "--backend-store-uri", tracking_uri(config)]
+    return [*command, "--port", str(port)]
 
 
 def _require_store(config: TrackingConfig) -> None:
@@ -433,9 +463,10 @@ def _require_store(config: TrackingConfig) -> None:
 
 def ui_address(config: TrackingConfig, host: str, port: int) -> str:
     """The address of the experiment's table of runs in the machine-learning view."""
-    store = client(config)
-    experiment = experiment_id(store, config)
-    return f"http://{host}:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    _require_store(config)
+    experiment = experiment_id(client(config), config)
+    server = tracking_uri(config).rstrip("/") if is_server(config) else f"http://{host}:{port}"
+    return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 def provenance() -> dict[str, str]:
@@ -444,21 +475,17 @@ def provenance() -> dict[str, str]:
         "topicell.version": version("topicell"),
         "topicell.started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    for folder in (Path(__file__).parent, Path.cwd()):
-        commit = _git(folder, "rev-parse", "HEAD")
-        if commit:
-            dirty = bool(_git(folder, "status", "--porcelain"))
-            return tags | {
-                "topicell.git_commit": commit,
-                "topicell.git_dirty": str(dirty).lower(),
-            }
+    # An installed topicell may lie inside somebody's repository without being part of it.
+    if _git("ls-files", "--error-unmatch", __file__):
+        tags["topicell.git_commit"] = _git("rev-parse", "HEAD")
+        tags["topicell.git_dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(*arguments: str) -> str:
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            ["git", "-C", str(Path(__file__).parent), *arguments],
             capture_output=True,
             text=True,
             timeout=10,
@@ -467,6 +494,10 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _source_tags() -> dict[str, str]:

@@ -6,7 +6,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
-from topicell.data.preprocessing import prepared, preprocess, split
+from topicell.data.preprocessing import column, prepared, preprocess, split
 
 
 def make(n_cells=300, n_genes=400, seed=0):
@@ -114,7 +114,10 @@ def test_cells_without_modelled_counts_are_named():
         ({"drop_genes": ["."]}, "preprocess.drop_genes.*none of 400 genes"),
         ({"drop_genes": ["("]}, "preprocess.drop_genes.*not a regular expression"),
         ({"batch_key": "donor"}, "preprocess.batch_key = 'donor'.*kind, batch"),
-        ({"split": SplitConfig(stratify_by="donor")}, "stratify_by = 'donor'"),
+        (
+            {"n_variable_genes": 50, "split": SplitConfig(stratify_by="donor")},
+            "stratify_by = 'donor'",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings, words):
@@ -167,12 +170,36 @@ def test_prepared_data_are_read_once_for_the_same_data_and_settings(tmp_path):
     assert (first.X != second.X).nnz == 0
     assert (first.raw.X != second.raw.X).nnz == 0
     assert first.obs.equals(second.obs)
-    for changed in ({"digest": "b"}, {"seed": 1}, {"target_sum": 1e4}):
+    for changed in ({"digest": "b"}, {"target_sum": 1e4}):
         again(**changed)
-    assert len(calls) == 4
+    assert len(calls) == 3
+    # The split is drawn after the cache: seeds share it.
+    assert not again(seed=1).obs["split"].equals(first.obs["split"])
+    assert len(calls) == 3
     again(cache=False)
-    assert len(calls) == 5
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".h5ad"] * 4
+    assert len(calls) == 4
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".h5ad"] * 3
+
+
+def test_warnings_are_said_again_from_the_cache(tmp_path):
+    config = PreprocessConfig(n_variable_genes=1000)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="only 395 genes"):
+            adata = prepared(make, "a", config, folder=tmp_path)
+        assert not adata.uns.get("topicell_warnings")
+
+
+def test_a_users_columns_give_way_to_the_runs_own():
+    adata = make()
+    adata.obs["leiden"] = adata.obs["split"] = adata.obs["kind"]
+    ours = preprocess(
+        adata, PreprocessConfig(n_variable_genes=50, split=SplitConfig(stratify_by="leiden"))
+    )
+    assert ours.obs[column("leiden")].equals(adata.obs["leiden"])
+    assert ours.obs[column("split")].equals(adata.obs["split"])
+    assert set(ours.obs["split"]) == {"train", "valid", "test"}
+    assert "leiden" not in ours.obs
+    assert column("kind") == "kind"
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path):

@@ -372,7 +372,7 @@ def text_matrix(folder: Path) -> Path:
 
 
 BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (lambda f: f / "none.h5ad", "there is no such file; check data.path"),
+    "missing": (lambda f: f / "none.h5ad", "there is no such file.*check the path"),
     "plain folder": (lambda f: f, "is a folder.*name a file in it.*Supported: h5ad"),
     "unknown form": (lambda f: some_bytes("cells.loom", f), "no form.*supported: h5ad, 10x h5"),
     "no suffix": (lambda f: some_bytes("cells", f), "supported: h5ad"),
@@ -427,7 +427,7 @@ def test_a_layer_without_counts_is_refused(
 
 def test_a_refusal_says_where_the_counts_are(tmp_path: Path) -> None:
     path = write_h5ad(layered(), tmp_path)
-    with pytest.raises(InputError, match="counts may be in layer=counts or layer=doubled"):
+    with pytest.raises(InputError, match="counts may be in layer 'counts' or layer 'doubled'"):
         read(path, layer="X")
 
 
@@ -524,10 +524,10 @@ def test_the_source_digest_names_what_would_be_loaded(tmp_path: Path) -> None:
 
     path = write_h5ad(cells(), tmp_path)
     digest = of(name="file", path=str(path))
-    assert of(name="file", path=str(path), label_key="kind") == digest
+    assert of(name="file", path=str(path), label_key="kind") != digest
     assert of(name="file", path=str(path), layer="X") != digest
     copy = shutil.copy(path, tmp_path / "copy.h5ad")
-    assert of(name="file", path=str(copy)) == digest
+    assert of(name="file", path=str(copy)) != digest
     write_h5ad(cells(seed=1), tmp_path)
     assert of(name="file", path=str(path)) != digest
 

@@ -15,7 +15,6 @@ from topicell.evaluation.ranking import (
     effective_topics,
     exclusivity,
     frex,
-    relevance,
     top_genes,
     used_topics,
 )
@@ -69,42 +68,12 @@ class TestTopGenes:
         assert top_genes(np.array([[0, 2, 1]], dtype=np.uint8), 3).tolist() == [[1, 2, 0]]
 
 
-class TestRelevance:
-    @pytest.mark.parametrize("weight", [0.0, 0.3, 0.6, 1.0])
-    def test_is_its_definition(self, weight):
-        beta_KG, p = topics(0), topics(1)[0]
-        expected = [
-            [weight * math.log(b) + (1 - weight) * math.log(b / p[g]) for g, b in enumerate(beta_G)]
-            for beta_G in beta_KG
-        ]
-        np.testing.assert_allclose(relevance(beta_KG, p, weight), expected, rtol=1e-12)
-
-    def test_default_weight_is_that_of_the_paper(self):
-        beta_KG, p = topics(0), topics(1)[0]
-        np.testing.assert_array_equal(relevance(beta_KG, p), relevance(beta_KG, p, 0.6))
-
-    def test_extremes_rank_by_probability_and_by_lift(self):
-        beta_KG, p = topics(2), topics(3)[0]
-        by_relevance = top_genes(relevance(beta_KG, p, 1), 9)
-        np.testing.assert_array_equal(by_relevance, top_genes(beta_KG, 9))
-        np.testing.assert_array_equal(
-            top_genes(relevance(beta_KG, p, 0), 9), top_genes(beta_KG / p, 9)
-        )
-
-    def test_a_gene_without_counts_or_probability_is_last(self):
-        found = relevance(np.array([[0.5, 0.0, 0.5]]), np.array([0.0, 0.5, 0.5]))
-        assert found[0, :2].tolist() == [-np.inf, -np.inf]
-        assert np.isfinite(found[0, 2])
-
+class TestFrex:
     @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
     def test_refuses_weights_that_are_none(self, weight):
         with pytest.raises(ValueError, match="between 0 and 1"):
-            relevance(topics(0), topics(1)[0], weight)
-        with pytest.raises(ValueError, match="between 0 and 1"):
             frex(topics(0), weight)
 
-
-class TestFrex:
     @given(seeds, st.sampled_from([0.0, 0.25, 0.5, 1.0]))
     @settings(deadline=None, max_examples=30)
     def test_is_its_definition(self, seed, weight):

@@ -61,8 +61,8 @@ def test_log_normalised_values_are_named_and_the_counts_pointed_to():
     with pytest.raises(InputError) as error:
         Counts.of(adata)
     assert "log-normalised" in str(error.value)
-    assert "layer=umi" in str(error.value)
-    assert "layer=raw" in str(error.value)
+    assert "layer 'umi'" in str(error.value)
+    assert "layer 'raw'" in str(error.value)
 
 
 @pytest.mark.parametrize(

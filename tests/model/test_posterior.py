@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pyro
 import pytest
+import scipy.sparse as sp
 import torch
 from pyro import poutine
 
@@ -111,6 +112,12 @@ def test_perplexity_is_between_one_and_uniform_and_better_than_no_topics(fitted,
     assert folded < 0.9 * unigram
 
 
+def test_no_samples_are_no_estimate(fitted):
+    for estimate in (fitted.theta, fitted.beta, fitted.elbo):
+        with pytest.raises(InputError, match="n_samples = 0"):
+            estimate(n_samples=0)
+
+
 def test_ranked_genes_are_the_tutorials_table(fitted):
     table, beta = fitted.top_genes(5), fitted.gene_topics()
     assert table.columns.tolist()[:2] == ["topic_0", "topic_0_prop"]
@@ -133,7 +140,7 @@ def test_new_cells_are_matched_by_gene_name(fitted, planted):
     filled = fitted.transform(fewer, fill_missing=True)
     zeroed = counts.x.toarray()
     zeroed[:, :10] = 0
-    zeroed = Counts(Counts.of(counts).x.__class__(zeroed), counts.cells, counts.genes)
+    zeroed = Counts(sp.csr_matrix(zeroed), counts.cells, counts.genes)
     assert np.allclose(filled, fitted.transform(zeroed), atol=1e-6)
 
 
@@ -194,7 +201,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert (tmp_path / "model" / "old").read_text() == "kept"
 
 
-@pytest.mark.parametrize("spoil", ["missing", "garbage", "later"])
+@pytest.mark.parametrize("spoil", ["missing", "garbage", "later", "incomplete"])
 def test_what_is_no_saved_model_is_refused(fitted, tmp_path, spoil):
     folder = fitted.save(tmp_path / "model")
     if spoil == "missing":
@@ -203,7 +210,8 @@ def test_what_is_no_saved_model_is_refused(fitted, tmp_path, spoil):
         (folder / "weights.safetensors").write_bytes(b"not weights")
     else:
         document = json.loads((folder / "model.json").read_text())
-        (folder / "model.json").write_text(json.dumps(document | {"format": 99}))
+        document |= {"format": 99} if spoil == "later" else {"model": {"n_topics": 4}}
+        (folder / "model.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=str(folder)):
         TopicFit.load(folder)
 

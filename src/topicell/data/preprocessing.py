@@ -13,20 +13,23 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
+from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig, as_dict
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
 PARTS = ("train", "valid", "test")
+OWN_COLUMNS = ("split", "leiden")
+"""Columns of obs that a run writes."""
+WARNINGS = "topicell_warnings"
+"""Key of uns under which the cache keeps what was warned of, to be said again."""
 
 
 def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> AnnData:
@@ -45,7 +48,8 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
     -------
     A new AnnData of the modelled genes: ``layers["counts"]`` the counts, ``X`` the
     log-normalised values, ``raw`` the log-normalised values of all genes that passed the
-    filters, ``obs["split"]`` the part of each cell.
+    filters, ``obs["split"]`` the part of each cell. Columns of obs that are named as ours
+    (`OWN_COLUMNS`) are kept under the name that `column` gives.
 
     Raises
     ------
@@ -58,10 +62,14 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
         There are fewer genes than asked for (all are used), or cells without any count in the
         modelled genes.
     """
+    return _with_split(_choose(adata, config), config.split, seed)
+
+
+def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
+    """Everything that does not depend on the seed: filters, normalisation, variable genes."""
     import scanpy as sc
 
     _require_column(adata, config.batch_key, "preprocess.batch_key")
-    _require_column(adata, config.split.stratify_by, "preprocess.split.stratify_by")
     counts = adata.layers["counts"]
     cells = np.asarray(counts.sum(1)).ravel() >= config.min_counts_per_cell
     genes = np.asarray((counts[cells] > 0).sum(0)).ravel() >= config.min_cells_per_gene
@@ -83,7 +91,7 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
         warnings.warn(
             f"preprocess.n_variable_genes = {config.n_variable_genes}, but only {len(chosen)} "
             "genes passed the filters: all of them are used",
-            stacklevel=2,
+            stacklevel=3,
         )
     adata = adata[:, chosen].copy()
 
@@ -92,10 +100,24 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
         warnings.warn(
             f"{n_empty} cells have no count in the {adata.n_vars} modelled genes: their topic "
             "proportions say nothing; raise preprocess.min_counts_per_cell or n_variable_genes",
-            stacklevel=2,
+            stacklevel=3,
         )
-    adata.obs["split"] = split(adata, config.split, seed=seed)
     return adata
+
+
+def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
+    _require_column(adata, config.stratify_by, "preprocess.split.stratify_by")
+    parts = split(adata, config, seed=seed)
+    # Cells of an earlier run hold its column and, beside it, the user's: that one stays.
+    written = [name for name in OWN_COLUMNS if {name, column(name)} <= set(adata.obs)]
+    adata.obs = adata.obs.drop(columns=written).rename(columns=column)
+    adata.obs["split"] = parts
+    return adata
+
+
+def column(name: str) -> str:
+    """Under which name a run keeps a column of obs: one that a run writes itself gives way."""
+    return f"{name}_input" if name in OWN_COLUMNS else name
 
 
 def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categorical[str]:
@@ -155,21 +177,44 @@ def prepared(
         import pooch
 
         folder = Path(pooch.os_cache("topicell")) / "prepared"
+    path = folder / f"{_identity(source_digest, config)}.h5ad"
+    if path.is_file():
+        adata = anndata.read_h5ad(path)
+        messages = [str(message) for message in adata.uns[WARNINGS]]
+    else:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adata = _choose(load(), config)
+        messages = [str(w.message) for w in caught if w.category is UserWarning]
+        adata.uns[WARNINGS] = np.array(messages, dtype=object)
+        _keep(adata, path)
+    del adata.uns[WARNINGS]
+    for message in messages:
+        warnings.warn(message, stacklevel=2)
+    return _with_split(adata, config.split, seed)
+
+
+def _identity(source_digest: str, config: PreprocessConfig) -> str:
+    """Digest of all that decides the prepared cells: data, settings, libraries, and our code."""
+    settings = as_dict(config)
+    del settings["split"], settings["cache"]
+    code = hashlib.sha256()
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        code.update(module.read_bytes())
     identity = {
         "source": source_digest,
-        "settings": asdict(config),
-        "seed": seed,
-        "versions": {name: version(name) for name in ("topicell", "scanpy", "anndata")},
+        "settings": settings,
+        "libraries": {name: version(name) for name in ("scanpy", "anndata", "scikit-misc")},
+        "code": code.hexdigest(),
     }
-    text = json.dumps(identity, sort_keys=True, default=lambda member: member.value)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.h5ad"
-    if path.is_file():
-        return anndata.read_h5ad(path)
-    adata = preprocess(load(), config, seed=seed)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _keep(adata: AnnData, path: Path) -> None:
+    """Write to the cache: aside, then renamed, so that no reader ever sees half a file."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that no reader ever sees half a file.
-        handle, unfinished = tempfile.mkstemp(suffix=".h5ad", dir=folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(suffix=".h5ad", dir=path.parent)
         os.close(handle)
         try:
             adata.write_h5ad(unfinished)
@@ -178,11 +223,10 @@ def prepared(
             Path(unfinished).unlink(missing_ok=True)
     except OSError as error:
         warnings.warn(
-            f"prepared data could not be cached in {folder}: {error}; set XDG_CACHE_HOME to a "
-            "folder you may write to, or preprocess.cache=false",
-            stacklevel=2,
+            f"prepared data could not be cached in {path.parent}: {error}; set XDG_CACHE_HOME to "
+            "a folder you may write to, or preprocess.cache=false",
+            stacklevel=3,
         )
-    return adata
 
 
 def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:

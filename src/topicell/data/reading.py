@@ -163,7 +163,7 @@ def source_digest(config: DataConfig) -> str:
 
     It covers the bytes of the file (or of every file of a folder, with their names), or the
     pinned checksum of a named set, or scanpy's version, or the settings of a simulation; and
-    the counts layer, `backed`, and the label column. It leaves out where a file lies.
+    the counts layer, `backed`, the label column, and where a file lies.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def source_digest(config: DataConfig) -> str:
         _require_known(config.name)
         pinned = CATALOGUE[config.name].sha256
         identity = pinned if pinned is not None else f"{config.name} {_version_of_scanpy()}"
-    what = json.dumps([identity, config.layer, config.backed, config.label_key])
+    what = json.dumps([identity, config.layer, config.backed, config.label_key, config.path])
     return hashlib.sha256(what.encode()).hexdigest()
 
 
@@ -195,7 +195,9 @@ def _require_known(name: str) -> None:
 
 def _require_readable(path: Path) -> None:
     if not path.exists():
-        raise InputError(f"{path}: there is no such file; check data.path (now in {Path.cwd()})")
+        raise InputError(
+            f"{path}: there is no such file (looked from {Path.cwd()}); check the path"
+        )
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: may not be read; change its permissions")
 
@@ -274,7 +276,7 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
     if suffix in _SEPARATORS:
         return suffix[1:], _read_text
     if suffix == ".mtx":
-        raise InputError("is one part of a 10x mtx folder; give the folder as data.path")
+        raise InputError("is one part of a 10x mtx folder; give the folder")
     raise InputError(f"is of no form that can be read; supported: {_FORMS}")
 
 

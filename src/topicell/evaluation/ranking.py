@@ -1,6 +1,6 @@
 """Which genes stand for a topic, and how many topics there are in use.
 
-Rankings of genes (probability, relevance, FREX), how much topics share their top genes
+Rankings of genes (probability, FREX), how much topics share their top genes
 (diversity, exclusivity), and how many topics cells use. Shapes: N cells, K topics, G genes,
 T top genes of each topic.
 """
@@ -16,7 +16,7 @@ def top_genes(score_KG: np.ndarray, n: int) -> np.ndarray:
     Parameters
     ----------
     score_KG
-        Probability, `relevance`, `frex` or any other score, shape (K, G).
+        Probability, `frex` or any other score, shape (K, G).
     n
         How many; all genes if there are fewer.
 
@@ -26,43 +26,6 @@ def top_genes(score_KG: np.ndarray, n: int) -> np.ndarray:
     """
     order_KG = np.argsort(-np.asarray(score_KG, dtype=np.float64), axis=1, kind="stable")
     return order_KG[:, :n]
-
-
-def relevance(beta_KG: np.ndarray, frequencies_G: np.ndarray, weight: float = 0.6) -> np.ndarray:
-    """Relevance of genes to topics: between log probability and log lift.
-
-    Parameters
-    ----------
-    beta_KG
-        Gene proportions of each topic, shape (K, G).
-    frequencies_G
-        Share of each gene in all counts, shape (G,).
-    weight
-        Of the log probability; 1 ranks by probability, 0 by lift.
-
-    Returns
-    -------
-    ``weight * log(beta) + (1 - weight) * log(beta / frequencies)``, in nats, shape (K, G);
-    minus infinity for a gene that the topic does not have, or of which there is no count.
-
-    Raises
-    ------
-    ValueError
-        The weight is not between 0 and 1.
-
-    References
-    ----------
-    Sievert & Shirley (2014), LDAvis: a method for visualizing and interpreting topics, eq. 1.
-    """
-    _check_weight(weight)
-    beta_KG = np.asarray(beta_KG, dtype=np.float64)
-    frequencies_G = np.asarray(frequencies_G, dtype=np.float64)
-    relevance_KG = np.full(beta_KG.shape, -np.inf)
-    # A gene without counts has infinite lift in every topic, and would stand first in each.
-    known = (beta_KG > 0) & (frequencies_G > 0)
-    log_frequency = np.log(np.broadcast_to(frequencies_G, beta_KG.shape)[known])
-    relevance_KG[known] = np.log(beta_KG[known]) - (1 - weight) * log_frequency
-    return relevance_KG
 
 
 def frex(beta_KG: np.ndarray, weight: float = 0.5) -> np.ndarray:

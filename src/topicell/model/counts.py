@@ -7,7 +7,7 @@ counts might be instead. Needs numpy and scipy alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -55,7 +55,9 @@ class Counts:
         if isinstance(data, cls):
             return data
         where, matrix, genes = locate(data, layer)
-        x = as_counts(matrix, where, genes=genes, alternatives=_other_count_matrices(data, where))
+        x = as_counts(
+            matrix, where, genes=genes, alternatives=lambda: _other_count_matrices(data, where)
+        )
         return cls(x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object))
 
     @property
@@ -132,7 +134,7 @@ def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
 
 
 def as_counts(
-    matrix: Any, where: str, *, genes: Any = None, alternatives: Sequence[str] = ()
+    matrix: Any, where: str, *, genes: Any = None, alternatives: Callable[[], list[str]] = list
 ) -> sp.csr_matrix:
     """A matrix as compressed sparse rows of float32, if it holds counts.
 
@@ -145,7 +147,7 @@ def as_counts(
     genes
         Gene names, for messages.
     alternatives
-        Places where counts might be instead, for messages.
+        Finds the places where counts might be instead, for messages.
 
     Raises
     ------
@@ -169,7 +171,6 @@ def as_counts(
     if sp.issparse(matrix) and not x.has_canonical_format:
         x = x.copy()
         x.sum_duplicates()
-    hint = f"; counts may be in {' or '.join(alternatives)}" if alternatives else ""
     for bad, what, mend in (
         (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
         (np.isinf(x.data), "infinite", "counts are finite"),
@@ -181,6 +182,8 @@ def as_counts(
             entry = int(np.argmax(bad))
             row = int(np.searchsorted(x.indptr, entry, side="right") - 1)
             column = int(x.indices[entry])
+            places = alternatives()
+            hint = f"; counts may be in {' or '.join(places)}" if places else ""
             gene = f"gene {genes[column]}" if genes is not None else f"column {column}"
             raise InputError(
                 f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:g} in row "
@@ -199,20 +202,19 @@ def _whole_mend(values: np.ndarray) -> str:
 
 def _other_count_matrices(data: Any, where: str) -> list[str]:
     """Names of the matrices of an AnnData that do hold counts, judged by their first rows."""
-    candidates = {f"layer={name}": data.layers[name] for name in data.layers}
+    candidates = {name: data.layers[name] for name in data.layers}
     if data.X is not None:
-        candidates["layer=X"] = data.X
+        candidates["X"] = data.X
     if data.raw is not None:
-        candidates["layer=raw"] = data.raw.X
-    own = {"X": "layer=X", "raw": "layer=raw"}.get(where, f"layer={where[8:-2]}")
+        candidates["raw"] = data.raw.X
     found = []
     for name, matrix in candidates.items():
-        if name == own:
+        if where in (name, f"layers[{name!r}]"):
             continue
         head = matrix[: min(100, matrix.shape[0])]
         values = head.data if sp.issparse(head) else np.asarray(head)
         if values.dtype.kind not in "biuf" or not values.any():
             continue
         if bool(((values >= 0) & (values == np.floor(values))).all()):
-            found.append(name)
+            found.append(f"layer {name!r}")
     return found

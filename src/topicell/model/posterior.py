@@ -26,7 +26,7 @@ from topicell.config import Init, InputError, ModelConfig
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.ranking import top_genes
 from topicell.model.counts import Counts
-from topicell.model.program import TopicProgram
+from topicell.model.program import BagOfWords, TopicProgram
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +138,6 @@ def elbo_terms(
     generator = torch.Generator().manual_seed(seed)
     noise_SKG = _normal((n_samples, program.n_topics, program.n_genes), generator, m_RKG)
     reconstruction, kl_cells = [], []
-    tiny = torch.finfo(m_RKG.dtype).tiny
     for x_BG in _chunks(program, x_NG):
         m_RBK, s_RBK = program.encoder(x_BG)
         log_likelihood_RB = torch.zeros_like(m_RBK[..., 0])
@@ -146,8 +145,7 @@ def elbo_terms(
             beta_RKG = (m_RKG + s_RKG * noise_KG).softmax(-1)
             noise_BK = _normal((len(x_BG), program.n_topics), generator, m_RKG)
             theta_RBK = (m_RBK + s_RBK * noise_BK).softmax(-1)
-            p_RBG = (theta_RBK @ beta_RKG).clamp_min(tiny)
-            log_likelihood_RB += (x_BG * p_RBG.log()).sum(-1)
+            log_likelihood_RB += BagOfWords(theta_RBK @ beta_RKG, False).log_prob(x_BG)
         reconstruction.append((log_likelihood_RB / n_samples).cpu().numpy())
         prior = (program.cell_prior_mean, program.cell_prior_scale)
         kl_cells.append(_normal_kl(m_RBK, s_RBK, *prior).sum(-1).cpu().numpy())
@@ -266,12 +264,14 @@ class TopicFit:
 
     def theta(self, data: Any = None, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Posterior mean topic proportions of cells, all replicates, shape (R, N, K)."""
+        _require_samples(n_samples)
         x = self._counts(data).x
         theta_RNK = mean_theta(self.program, x, n_samples=n_samples, seed=seed)
         return np.take_along_axis(theta_RNK, self.order_RK[:, None, :], axis=2)
 
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
+        _require_samples(n_samples)
         beta_RKG = mean_beta(self.program, n_samples=n_samples, seed=seed)
         return np.take_along_axis(beta_RKG, self.order_RK[:, :, None], axis=1)
 
@@ -352,6 +352,7 @@ class TopicFit:
         self, data: Any = None, *, layer: str | None = None, n_samples: int = 10, seed: int = 0
     ) -> np.ndarray:
         """ELBO of cells under each replicate, nats per cell with KL weight 1, shape (R,)."""
+        _require_samples(n_samples)
         x = self._counts(data, layer).x
         terms = elbo_terms(self.program, x, n_samples=n_samples, seed=seed)
         return terms.per_cell(self.n_train)
@@ -444,7 +445,9 @@ class TopicFit:
             "selection": self.selection_R.tolist(),
             "n_train": self.n_train,
             "history": self.history,
-            "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")},
+            "versions": {
+                name: version(name) for name in ("topicell", "torch", "pyro-ppl", "numpy")
+            },
         }
 
         def write(folder: Path) -> None:
@@ -468,25 +471,29 @@ class TopicFit:
         try:
             document = json.loads((path / "model.json").read_text())
             weights = safetensors.torch.load_file(path / "weights.safetensors")
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            if document["format"] > FORMAT:
+                raise InputError(f"saved by a later topicell, in format {document['format']}")
+            model = ModelConfig(**document["model"] | {"init": Init(document["model"]["init"])})
+            program = TopicProgram(len(document["genes"]), document["n_replicates"], model)
+            program.load_state_dict(weights)
+            return cls(
+                program,
+                model=model,
+                genes=np.array(document["genes"], dtype=object),
+                order_RK=np.array(document["order"]),
+                selection_R=np.array(document["selection"]),
+                n_train=document["n_train"],
+                history=document["history"],
+            )
+        except (
+            *(OSError, ValueError, KeyError, TypeError, RuntimeError),
+            safetensors.SafetensorError,
+        ) as error:
+            what = " ".join(str(error).split())
             raise InputError(
-                f"{path} is not a saved model ({error}); it needs model.json and "
-                "weights.safetensors, as written by save"
+                f"{path} is not a saved model ({type(error).__name__}: {what}); it needs "
+                "model.json and weights.safetensors, as written by save"
             ) from error
-        if document["format"] > FORMAT:
-            raise InputError(f"{path}: saved by a later topicell (format {document['format']})")
-        model = ModelConfig(**document["model"] | {"init": Init(document["model"]["init"])})
-        program = TopicProgram(len(document["genes"]), document["n_replicates"], model)
-        program.load_state_dict(weights)
-        return cls(
-            program,
-            model=model,
-            genes=np.array(document["genes"], dtype=object),
-            order_RK=np.array(document["order"]),
-            selection_R=np.array(document["selection"]),
-            n_train=document["n_train"],
-            history=document["history"],
-        )
 
     def _replicate(self, replicate: int | None) -> int:
         if replicate is None:
@@ -503,6 +510,11 @@ class TopicFit:
                 raise InputError("a loaded fit holds no cells; pass the cells as first argument")
             return self.cells
         return Counts.of(data, layer).with_genes(list(self.genes))
+
+
+def _require_samples(n_samples: int) -> None:
+    if n_samples < 1:
+        raise InputError(f"n_samples = {n_samples}: an estimate needs at least 1")
 
 
 def write_folder(path: str | Path, write: Callable[[Path], None], *, overwrite: bool) -> Path:

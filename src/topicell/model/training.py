@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,8 @@ def train(
     seed
         Decides starts, mini-batches and noise.
     start
-        A fit to go on from, with the same genes and settings of the model.
+        A fit to go on from, with the same genes and settings of the model: its weights and its
+        history are kept, the warm-up is left out, and the rate runs through a new cycle.
     on_epoch
         Called after each epoch with its metrics, named as in the tracker.
 
@@ -96,11 +97,25 @@ def train(
     n_epochs = config.epochs or default_epochs(counts.n_cells, config.batch_size)
     n_batches = math.ceil(counts.n_cells / config.batch_size)
     n_steps = min(n_epochs * n_batches, config.max_steps or math.inf)
+    length = n_steps / n_batches
+    # A fit that goes on is past its warm-up.
+    annealing = (
+        config.kl_annealing
+        if start is None
+        else replace(config.kl_annealing, shape=AnnealingShape.constant)
+    )
+    if annealing_weight(length, length, annealing) < annealing.max_weight:
+        warnings.warn(
+            f"train.kl_annealing: the warm-up is longer than the {length:g} epochs of training, "
+            "so the KL weight never reaches its maximum; shorten warmup_epochs, or use "
+            "warmup_share",
+            stacklevel=2,
+        )
     seeds = np.random.default_rng(seed)
 
     with (
         _own_randomness(seed, device),
-        _threads(config.threads, device),
+        cpu_threads(config.threads),
         progress_bar(n_epochs, shown=config.progress) as bar,
     ):
         program = TopicProgram(counts.n_genes, config.n_replicates, model).to(device)
@@ -111,6 +126,7 @@ def train(
                 )
             program.encoder.library_size.fill_(float(np.median(np.asarray(counts.x.sum(1)))))
         else:
+            _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
         elbo = TopicELBO()
         optimizer = torch.optim.Adam(program.parameters(), lr=config.learning_rate, betas=BETAS)
@@ -129,7 +145,7 @@ def train(
             n_seen = 0
             program.train()
             for rows in minibatches(counts.n_cells, n_batches, seeds):
-                kl_weight = annealing_weight(step / n_batches, n_epochs, config.kl_annealing)
+                kl_weight = annealing_weight(step / n_batches, length, annealing)
                 rate = learning_rate(step / n_steps, config)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -177,16 +193,17 @@ def train(
             bar.update()
 
             if validation is not None and config.early_stopping.enabled:
-                # Before the KL weight is at its maximum the annealed objective is another one.
-                warm = kl_weight >= config.kl_annealing.max_weight
-                if warm:
-                    best.consider(metrics["valid/elbo"], epoch, config.early_stopping, program)
-                if warm and epoch - best.epoch >= config.early_stopping.patience:
+                # Below the maximal KL weight another objective is trained: such epochs neither
+                # gain nor count.
+                if kl_weight >= annealing.max_weight:
+                    best.consider(metrics["valid/elbo"], config.early_stopping, program)
+                if best.n_waited >= config.early_stopping.patience:
                     program.load_state_dict(best.state)
                     break
             if step == n_steps:
                 break
 
+        _require_finite(program, step)
         program.eval()
         return TopicFit.of(program, counts, valid, model, seed=seed, history=history)
 
@@ -250,7 +267,7 @@ def minibatches(n_cells: int, n_batches: int, seeds: np.random.Generator) -> Ite
     yield from np.array_split(seeds.permutation(n_cells), n_batches)
 
 
-def annealing_weight(epoch: float, n_epochs: int, config: AnnealingConfig) -> float:
+def annealing_weight(epoch: float, n_epochs: float, config: AnnealingConfig) -> float:
     """The weight of the KL terms at a (fractional) epoch.
 
     ``linear`` rises evenly over the warm-up, ``sigmoid`` along a logistic curve, ``cyclical``
@@ -259,10 +276,11 @@ def annealing_weight(epoch: float, n_epochs: int, config: AnnealingConfig) -> fl
     """
     if config.shape is AnnealingShape.constant:
         return config.max_weight
-    length = float(n_epochs)
+    length = n_epochs
     if config.shape is AnnealingShape.cyclical:
         length = n_epochs / config.n_cycles
-        epoch = epoch % length
+        # The end of the last cycle is its end, not the start of another.
+        epoch = epoch % length if epoch < n_epochs else length
     warmup = config.warmup_epochs
     if warmup is None:
         warmup = config.warmup_share * length
@@ -318,7 +336,7 @@ def initial_topics(
         )
     else:
         profiles_RKG = np.stack(
-            [_cluster_profiles(x_NG, K, frequency_G, seed + replicate) for replicate in range(R)]
+            [_cluster_profiles(x_NG, K, frequency_G, (seed, replicate)) for replicate in range(R)]
         )
         b_RKG = torch.tensor(np.log(profiles_RKG), dtype=torch.float32)
     # Softmax does not see a common shift; the prior does, and is centred.
@@ -326,7 +344,7 @@ def initial_topics(
 
 
 def _cluster_profiles(
-    x_NG: sp.csr_matrix, n_clusters: int, frequency_G: np.ndarray, seed: int
+    x_NG: sp.csr_matrix, n_clusters: int, frequency_G: np.ndarray, seed: tuple[int, int]
 ) -> np.ndarray:
     """Gene proportions of k-means clusters of log-normalised cells, shape (K, G)."""
     from scipy.cluster.vq import kmeans2
@@ -382,18 +400,17 @@ class Validation:
 
 @dataclass(slots=True)
 class Best:
-    """The best epoch so far and its weights."""
+    """The best epoch so far: its weights, and how many epochs came after it without a gain."""
 
     score: float = -math.inf
-    epoch: int = 0
+    n_waited: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
 
-    def consider(
-        self, score: float, epoch: int, config: EarlyStoppingConfig, program: TopicProgram
-    ) -> None:
-        """Keep this epoch if it gains at least ``config.min_delta``."""
+    def consider(self, score: float, config: EarlyStoppingConfig, program: TopicProgram) -> None:
+        """Keep this epoch if it gains at least ``config.min_delta``; else it was waited for."""
+        self.n_waited += 1
         if score >= self.score + config.min_delta:
-            self.score, self.epoch, self.state = score, epoch, deepcopy(program.state_dict())
+            self.score, self.n_waited, self.state = score, 0, deepcopy(program.state_dict())
 
 
 def summarize(name: str, value_R: np.ndarray) -> EpochMetrics:
@@ -402,6 +419,26 @@ def summarize(name: str, value_R: np.ndarray) -> EpochMetrics:
     if len(value_R) > 1:
         summary[f"{name}_sd"] = float(np.std(value_R, ddof=1))
     return summary
+
+
+def _require_same_shape(start: TopicFit, program: TopicProgram) -> None:
+    for name in ("n_replicates", "n_topics", "n_genes"):
+        before, now = getattr(start.program, name), getattr(program, name)
+        if before != now:
+            raise InputError(
+                f"training cannot go on from a fit of {name} = {before} with {name} = {now}; keep "
+                "it, or start anew"
+            )
+
+
+def _require_finite(program: TopicProgram, step: int) -> None:
+    """The last step is followed by no loss that would show what it broke."""
+    broken = [name for name, p in program.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise NonFiniteError(
+            f"training stopped at step {step}: {', '.join(broken)} is not finite; lower "
+            "train.learning_rate"
+        )
 
 
 def _what_broke(terms: dict[str, Tensor], program: TopicProgram, step: int, epoch: int) -> str:
@@ -432,8 +469,9 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(n_threads: int | None, device: torch.device) -> Iterator[None]:
-    if n_threads is None or device.type != "cpu":
+def cpu_threads(n_threads: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads, or as many as it likes; results depend on the number."""
+    if n_threads is None:
         yield
         return
     before = torch.get_num_threads()

@@ -15,7 +15,25 @@ if TYPE_CHECKING:
 
     from topicell.config import ReportConfig
 
-__all__ = ["write"]
+__all__ = ["require_enough_cells", "write"]
+
+
+def require_enough_cells(adata: AnnData) -> None:
+    """Refuse what cannot be mapped, before anything is computed.
+
+    Raises
+    ------
+    InputError
+        There are fewer cells than a map needs.
+    """
+    from topicell.config import InputError
+    from topicell.report.embedding import MIN_CELLS
+
+    if adata.n_obs < MIN_CELLS:
+        raise InputError(
+            f"{adata.n_obs} cells are too few for the maps of the report, which need {MIN_CELLS}; "
+            "report.enabled=false does without"
+        )
 
 
 def write(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from topicell.config import dotted
 from topicell.evaluation import ranking
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def render(
             for name in _known_first(figures, FIGURES)
         ],
         topics=_topics(adata.var_names.to_numpy(), theta_NK, beta_KG, stability_K, n_genes),
-        settings=[f"{key}={json.dumps(value)}" for key, value in _flatten(config)],
+        settings=[f"{key}={json.dumps(value)}" for key, value in dotted(config).items()],
         versions=_versions(),
     )
 
@@ -349,14 +350,6 @@ def _topics(
         }
         for topic, color in enumerate(topic_colors(len(beta_KG)))
     ]
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _versions() -> list[tuple[str, str]]:
