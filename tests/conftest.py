@@ -13,7 +13,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from topicell.config import ModelConfig, TrainConfig
 from topicell.model.counts import Counts
+from topicell.model.training import train
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -58,6 +60,17 @@ def plant(n_cells, n_genes, n_topics, depth, *, seed=0):
 def planted():
     """500 cells × 120 genes from 4 topics, 300 counts each."""
     return plant(500, 120, 4, 300)
+
+
+@pytest.fixture(scope="session")
+def fitted(planted):
+    """Three replicates on 400 of the planted cells, the others for validation."""
+    counts = planted[0]
+    config = TrainConfig(n_replicates=3, epochs=15, progress=False)
+    rows = np.arange(counts.n_cells)
+    return train(
+        counts[rows[:400]], counts[rows[400:]], ModelConfig(n_topics=4, n_hidden=16), config
+    )
 
 
 @pytest.fixture

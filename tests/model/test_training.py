@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +20,8 @@ from topicell.evaluation.ranking import used_topics
 from topicell.evaluation.stability import match_topics
 from topicell.model.training import (
     NonFiniteError,
-    annealing_weight,
     check_sizes,
     default_epochs,
-    initial_topics,
-    learning_rate,
     minibatches,
     resolve_device,
     train,
@@ -151,38 +147,6 @@ def test_minibatches_are_a_shuffled_partition_without_a_short_one():
     assert not all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
-def test_annealing_weights():
-    def weight(epoch, **settings):
-        return annealing_weight(epoch, 100, AnnealingConfig(min_weight=0.1, **settings))
-
-    linear = {"shape": AnnealingShape.linear}
-    assert weight(0, **linear) == pytest.approx(0.1)
-    assert weight(12.5, **linear) == pytest.approx(0.55)
-    assert weight(25, **linear) == weight(99, **linear) == 1
-    assert weight(20, warmup_epochs=40, **linear) == pytest.approx(0.55)
-    assert weight(0, warmup_epochs=0, **linear) == 1
-    sigmoid = {"shape": AnnealingShape.sigmoid, "warmup_epochs": 50}
-    assert weight(0, **sigmoid) == pytest.approx(0.1)
-    assert weight(25, **sigmoid) == pytest.approx(0.55)
-    assert weight(5, **sigmoid) < weight(5, warmup_epochs=50, **linear)
-    assert weight(50, **sigmoid) == 1
-    cyclical = {"shape": AnnealingShape.cyclical, "n_cycles": 4, "warmup_share": 0.5}
-    for start in (0, 25, 50, 75):
-        assert weight(start, **cyclical) == pytest.approx(0.1)
-        assert weight(start + 6.25, **cyclical) == pytest.approx(0.55)
-        assert weight(start + 20, **cyclical) == 1
-    assert weight(0, shape=AnnealingShape.constant, max_weight=0.7) == 0.7
-
-
-def test_learning_rates():
-    config = TrainConfig(learning_rate=0.1)
-    rates = [learning_rate(share, config) for share in np.linspace(0, 1, 101)]
-    assert rates[0] == pytest.approx(0.004)
-    assert rates[25] == max(rates) == pytest.approx(0.1)
-    assert rates[-1] == pytest.approx(0.0001)
-    assert learning_rate(0.9, TrainConfig(learning_rate=0.1, schedule=Schedule.constant)) == 0.1
-
-
 def test_default_epochs_aim_for_a_number_of_steps_within_bounds():
     assert default_epochs(128 * 20, 128) == 40
     assert default_epochs(10**6, 128) == 20
@@ -276,27 +240,6 @@ def test_a_fit_of_another_shape_is_no_start(planted):
     first = quick(planted[0])
     with pytest.raises(InputError, match="n_replicates = 2 with n_replicates = 1"):
         quick(planted[0], start=first, n_replicates=1)
-
-
-def test_starts(planted):
-    counts = planted[0]
-    program = SimpleNamespace(
-        n_replicates=2,
-        n_topics=4,
-        n_genes=counts.n_genes,
-        topic_prior_mean=torch.zeros(counts.n_genes),
-        topic_prior_scale=torch.full((counts.n_genes,), 2.0),
-    )
-    background = initial_topics(counts.x, program, Init.background, 0)
-    frequency = np.asarray(counts.x.sum(0)).ravel()
-    expected = np.log(frequency + 0.5)
-    expected -= expected.mean()
-    assert np.abs(background.numpy().mean((0, 1)) - expected).mean() < 0.15
-    assert background.mean(-1).abs().max() < 1e-4
-    random = initial_topics(counts.x, program, Init.random, 0)
-    assert random.std().item() == pytest.approx(2.0, rel=0.1)
-    kmeans = initial_topics(counts.x, program, Init.kmeans, 0)
-    assert match_topics(planted[2], kmeans[0].softmax(-1).numpy()).cosine.mean() > 0.7
 
 
 def test_sizes_that_cannot_be_fitted_are_refused(planted):

@@ -1,4 +1,4 @@
-"""The training loop: start, schedules, epochs, validation, early stop.
+"""The training loop: epochs of steps, validation, early stop.
 
 `train` reads top to bottom. Batches, noise and starts come from the seed alone, and the global
 random state is left as it was found. Needs torch, pyro, numpy and scipy alone.
@@ -22,29 +22,26 @@ import torch
 from torch import Tensor
 
 from topicell.config import (
-    AnnealingConfig,
     AnnealingShape,
     Device,
     EarlyStoppingConfig,
-    Init,
     InputError,
     ModelConfig,
-    Schedule,
     TrainConfig,
 )
 from topicell.evaluation.perplexity import perplexity, thin
 from topicell.model.counts import Counts
-from topicell.model.posterior import TopicFit, dense, elbo_terms, posterior_means
+from topicell.model.estimates import dense, elbo_terms, posterior_means
+from topicell.model.posterior import TopicFit
 from topicell.model.program import TopicELBO, TopicProgram
+from topicell.model.schedules import annealing_weight, learning_rate
+from topicell.model.starts import initial_topics
 
 STEPS = 800
 """Optimisation steps that the default number of epochs aims for."""
 BETAS = (0.9, 0.99)
 """Decay rates of Adam's moments: a shorter memory of the second moment than torch's default,
 because a whole fit is a few hundred steps."""
-BACKGROUND_NOISE = 0.3
-"""Standard deviation of the noise that tells topics apart at the background start."""
-
 EpochMetrics = dict[str, float]
 
 
@@ -265,108 +262,6 @@ def minibatches(n_cells: int, n_batches: int, seeds: np.random.Generator) -> Ite
     for batch norm.
     """
     yield from np.array_split(seeds.permutation(n_cells), n_batches)
-
-
-def annealing_weight(epoch: float, n_epochs: float, config: AnnealingConfig) -> float:
-    """The weight of the KL terms at a (fractional) epoch.
-
-    ``linear`` rises evenly over the warm-up, ``sigmoid`` along a logistic curve, ``cyclical``
-    linearly again in each of `n_cycles` cycles (Fu et al. 2019, arXiv:1903.10145), ``constant``
-    is always the maximum.
-    """
-    if config.shape is AnnealingShape.constant:
-        return config.max_weight
-    length = n_epochs
-    if config.shape is AnnealingShape.cyclical:
-        length = n_epochs / config.n_cycles
-        # The end of the last cycle is its end, not the start of another.
-        epoch = epoch % length if epoch < n_epochs else length
-    warmup = config.warmup_epochs
-    if warmup is None:
-        warmup = config.warmup_share * length
-    if epoch >= warmup:
-        return config.max_weight
-    share = epoch / warmup
-    if config.shape is AnnealingShape.sigmoid:
-        # Logistic from −6 to 6, stretched so that it starts at 0 and ends at 1.
-        low, high = 1 / (1 + math.exp(6)), 1 / (1 + math.exp(-6))
-        share = (1 / (1 + math.exp(6 - 12 * share)) - low) / (high - low)
-    return config.min_weight + share * (config.max_weight - config.min_weight)
-
-
-def learning_rate(progress: float, config: TrainConfig) -> float:
-    """The rate at a share of all steps.
-
-    ``one_cycle``: a cosine rise from 1/25 of the peak over the first quarter, then a cosine fall
-    to 1/1000 of the peak (Smith & Topin 2018, arXiv:1708.07120).
-    """
-    peak = config.learning_rate
-    if config.schedule is Schedule.constant:
-        return peak
-    rise = 0.25
-    if progress < rise:
-        return peak * _cosine(1 / 25, 1, progress / rise)
-    return peak * _cosine(1, 1e-3, (progress - rise) / (1 - rise))
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def initial_topics(
-    x_NG: sp.csr_matrix, program: TopicProgram, init: Init, seed: int
-) -> torch.Tensor:
-    """Where the means of q(b) start, shape (R, K, G).
-
-    A start drawn from the prior collapses to a few topics; the log background frequency plus
-    noise, or the log profiles of k-means clusters, do not.
-    """
-    R, K, G = program.n_replicates, program.n_topics, program.n_genes
-    generator = torch.Generator().manual_seed(seed)
-    noise_RKG = torch.randn(R, K, G, generator=generator)
-    mean_G, scale_G = program.topic_prior_mean.cpu(), program.topic_prior_scale.cpu()
-    if init is Init.random:
-        return mean_G + scale_G * noise_RKG
-    total_G = np.asarray(x_NG.sum(0), dtype=np.float64).ravel()
-    # Half a count for every gene, so that an unseen gene has a finite logit.
-    frequency_G = (total_G + 0.5) / (total_G.sum() + 0.5 * G)
-    if init is Init.background:
-        b_RKG = torch.tensor(np.log(frequency_G), dtype=torch.float32) + (
-            BACKGROUND_NOISE * noise_RKG
-        )
-    else:
-        profiles_RKG = np.stack(
-            [_cluster_profiles(x_NG, K, frequency_G, (seed, replicate)) for replicate in range(R)]
-        )
-        b_RKG = torch.tensor(np.log(profiles_RKG), dtype=torch.float32)
-    # Softmax does not see a common shift; the prior does, and is centred.
-    return b_RKG - b_RKG.mean(-1, keepdim=True) + mean_G.mean()
-
-
-def _cluster_profiles(
-    x_NG: sp.csr_matrix, n_clusters: int, frequency_G: np.ndarray, seed: tuple[int, int]
-) -> np.ndarray:
-    """Gene proportions of k-means clusters of log-normalised cells, shape (K, G)."""
-    from scipy.cluster.vq import kmeans2
-
-    seeds = np.random.default_rng(seed)
-    # A few thousand cells place the centres as well as all of them.
-    rows = np.sort(seeds.permutation(x_NG.shape[0])[:5000])
-    x = x_NG[rows].toarray().astype(np.float64)
-    size = np.maximum(x.sum(1, keepdims=True), 1)
-    h = np.log1p(x / size * np.median(size))
-    # Leading components hold the clusters and make the distances cheap.
-    h -= h.mean(0)
-    _, _, axes = np.linalg.svd(h[seeds.permutation(len(h))[:1000]], full_matrices=False)
-    h = h @ axes[: min(30, len(axes))].T
-    _, label = kmeans2(h, n_clusters, minit="++", rng=seeds, missing="warn")
-    total = np.zeros((n_clusters, x.shape[1]))
-    np.add.at(total, label, x)
-    # An empty cluster falls back to the background, a small one leans on it.
-    pseudo = 0.05 * total.sum() / n_clusters
-    total += pseudo * frequency_G
-    profiles: np.ndarray = total / total.sum(1, keepdims=True)
-    return profiles
 
 
 @dataclass(frozen=True, slots=True)

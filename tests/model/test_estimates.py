@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import torch
+from pyro import poutine
+
+from topicell.model.estimates import elbo_terms, mean_theta
+from topicell.model.program import TopicELBO
+
+
+def test_theta_is_the_mean_of_the_guide_that_was_trained(fitted, planted):
+    """One posterior: what prediction averages are samples of the very guide of training."""
+    x = torch.from_numpy(planted[0].x[:20].toarray())
+    torch.manual_seed(0)
+    total = 0
+    for _ in range(2000):
+        trace = poutine.trace(fitted.program.guide).get_trace(x, 400)
+        total = total + trace.nodes["cell_logits"]["value"].softmax(-1).detach()
+    program = mean_theta(fitted.program, planted[0].x[:20], n_samples=512, seed=0)
+    assert np.abs(program - (total / 2000).numpy()).max() < 0.02
+
+
+def test_theta_of_a_cell_depends_on_nothing_but_the_cell(fitted, planted):
+    counts = planted[0]
+    whole = fitted.theta(counts)
+    shuffled = np.random.default_rng(0).permutation(500)
+    assert np.abs(fitted.theta(counts[shuffled]) - whole[:, shuffled]).max() < 1e-5
+    assert np.abs(fitted.theta(counts[np.array([7])])[:, 0] - whole[:, 7]).max() < 1e-5
+
+
+def test_more_samples_change_little(fitted, planted):
+    few, many = (fitted.theta(planted[0], n_samples=n) for n in (256, 4096))
+    assert np.abs(few - many).max() < 0.02
+    assert np.abs(few - many).mean() < 1e-3
+
+
+def test_the_elbo_is_pyros_on_the_same_cells(fitted, planted):
+    """The reported ELBO against Pyro's own loss, in nats per cell; higher is better."""
+    counts = planted[0]
+    x = torch.from_numpy(counts.x.toarray())
+    torch.manual_seed(0)
+    elbo = TopicELBO()
+    with torch.no_grad():
+        losses = [
+            elbo.differentiable_loss(fitted.program.model, fitted.program.guide, x, 500).item()
+            for _ in range(30)
+        ]
+    # Pyro sums over replicates, and gives the topics' KL to the cells it is told of.
+    reported = elbo_terms(fitted.program, counts.x, n_samples=30, seed=0).per_cell(500)
+    assert reported.sum() == pytest.approx(-np.mean(losses) / 500, rel=1e-3)
+    assert (reported < 0).all()
