@@ -164,7 +164,7 @@ def test_duplicate_names_and_few_genes_are_warned_of(tmp_path, topicell):
     with pytest.warns(UserWarning, match="not unique"):
         path = counts_file(tmp_path / "a.h5ad", names=names)
     settings = [setting for setting in SMALL if not setting.startswith("data")]
-    settings += ["data=file", f"data.path={path}", "tracking=off", "report.enabled=false"]
+    settings += ["data=file", f"data.path={path}", "tracking=off", "report=off"]
     answer = topicell("train", *settings)
     assert answer.returncode == 0, answer.stderr
     assert "1 gene names repeat" in answer.stderr
@@ -172,7 +172,7 @@ def test_duplicate_names_and_few_genes_are_warned_of(tmp_path, topicell):
 
 
 def test_a_run_folder_is_never_written_over(capsys):
-    settings = [*SMALL, "tracking=off", "report.enabled=false", "hydra.run.dir=here"]
+    settings = [*SMALL, "tracking=off", "report=off", "hydra.run.dir=here"]
     assert run_here(capsys, "train", *settings)[0] == 0
     paths = [Path("here/metrics.jsonl"), Path("here/adata.h5ad")]
     before = [path.stat().st_mtime_ns for path in paths]
@@ -201,7 +201,8 @@ def test_a_failed_run_ends_with_code_1_and_is_recorded(capsys):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_with_code_130_and_is_recorded(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_with_code_130_and_is_recorded(number):
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "topicell", "train", *SMALL, "train.epochs=100000"),
@@ -216,7 +217,7 @@ def test_an_interrupted_run_ends_with_code_130_and_is_recorded(tmp_path):
         if path.exists() and path.stat().st_size > 2000:
             break
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130, err
     assert "topicell: interrupted" in err
@@ -241,7 +242,7 @@ def test_a_grid_makes_one_parent_and_a_nested_run_for_each_job(topicell):
 
 
 def test_a_grid_with_a_bad_job_ends_with_code_2_and_ends_the_parent(capsys):
-    settings = [*SMALL, "report.enabled=false", "model.n_topics=3,110"]
+    settings = [*SMALL, "report=off", "model.n_topics=3,110"]
     code, err = run_here(capsys, "train", "-m", *settings)
     assert code == 2
     assert "more topics than the 96 training cells" in err
@@ -296,7 +297,7 @@ def test_report_and_transform_of_a_stored_run(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_ui_serves_the_store(capsys, tmp_path):
-    settings = [*SMALL, "report.enabled=false"]
+    settings = [*SMALL, "report=off"]
     assert run_here(capsys, "train", *settings)[0] == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -329,6 +330,9 @@ def test_the_ui_serves_the_store(capsys, tmp_path):
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert len(json.load(answer)["runs"]) == 1
     finally:
-        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGTERM)
         server.wait(30)
         server.stdout.close()
+    # Nothing of it is left to hold the port.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", port))

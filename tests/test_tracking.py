@@ -71,6 +71,7 @@ def test_mlflow_holds_what_the_folder_holds(store, tmp_path):
     record(tracker)
     run = client(store).get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == "pbmc68k, 10 topics, seed 0"
     assert run.data.params == {name: str(value) for name, value in dotted(RunConfig()).items()}
     assert run.data.metrics == {"train/elbo": -8, "valid/perplexity": 5, "test/elbo": -7.5}
     assert run.data.tags["topicell.data_digest"] == "ab" * 32

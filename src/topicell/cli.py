@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
 
     warnings.showwarning = _show_warning
+    # A scheduler's SIGTERM ends a command as Ctrl-C does: runs are recorded, servers ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     wants_traceback = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     try:
         commands[name](rest)
@@ -329,10 +332,11 @@ def ui(arguments: list[str]) -> None:
                 f"{options.port} free? (topicell ui port=5001)"
             )
     except KeyboardInterrupt:
-        server.wait(10)
+        pass
     finally:
         if server.poll() is None:
             server.terminate()
+            server.wait(10)
 
 
 def _answers(host: str, port: int, server: Any, seconds: float = 60) -> bool:

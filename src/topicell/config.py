@@ -409,6 +409,7 @@ class TrackingConfig:
     beside the store. A server decides for itself."""
     experiment: str = "topicell"
     run_name: str | None = None
+    """null names a run by its data, its number of topics and its seed."""
 
 
 @dataclass(kw_only=True, slots=True)

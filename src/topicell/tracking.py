@@ -150,7 +150,7 @@ class MLflowRun:
         def create() -> None:
             self.run_id = self._client.create_run(
                 experiment_id(self._client, self.config),
-                run_name=self.config.run_name,
+                run_name=self.config.run_name or _name(config),
                 tags=_source_tags() | dict(tags) | nested,
             ).info.run_id
             params = [Param(name, str(value)) for name, value in dotted(config).items()]
@@ -234,6 +234,11 @@ class MLflowRun:
                 _first_line(error),
                 self.directory,
             )
+
+
+def _name(config: RunConfig) -> str:
+    data = Path(config.data.path).stem if config.data.path else config.data.name
+    return f"{data}, {config.model.n_topics} topics, seed {config.seed}"
 
 
 def open_tracker(config: TrackingConfig, directory: Path) -> Tracker:
