@@ -62,11 +62,10 @@ def in_mlflow(**settings):
 
 
 def test_help_and_version(topicell):
-    for arguments in (["--help"], ["transform", "--help"]):
-        answer = topicell(*arguments)
-        assert answer.returncode == 0
-        for command in ("train", "report", "transform", "ui"):
-            assert command in answer.stdout
+    answer = topicell("--help")
+    assert answer.returncode == 0
+    for command in ("train", "report", "transform", "ui"):
+        assert command in answer.stdout
     assert topicell("--version").stdout.startswith("topicell ")
     assert topicell().returncode == 2
 
@@ -109,6 +108,10 @@ def test_help_imports_nothing_heavy():
         (["report", "somewhere"], "NAME=VALUE"),
         (["report", "run=nowhere"], "does not exist here"),
         (["ui"], "does not exist here"),
+        (["ui", "port=abc"], "port: Value 'abc'"),
+        (["train", "basic.h5ad"], "data=file data.path=FILE"),
+        (["train", "preproces=no_ribosomal"], "did you mean 'preprocess'"),
+        (["train", "data.label_key=n_counts"], "are no labels"),
     ],
     ids=lambda value: " ".join(value[:2] + value[-1:]) if isinstance(value, list) else "",
 )
@@ -134,6 +137,20 @@ def broken_files(folder):
     (folder / "truncated.h5ad").write_bytes((folder / "log.h5ad").read_bytes()[:2000])
     (folder / "text.csv").write_text("cell,g1,g2\nc1,1,two\n")
     (folder / "a folder").mkdir()
+
+
+def test_paths_are_taken_literally(tmp_path, capsys):
+    path = counts_file(tmp_path / "été, a=(1) – β.h5ad")
+    settings = [setting for setting in SMALL if not setting.startswith("data")]
+    settings += ["preprocess=all_genes", "tracking=off", "report=off"]
+    code, err = run_here(capsys, "train", "data=file", f"data.path={path}", *settings)
+    assert code == 0, err
+
+
+def test_help_of_a_command_lists_its_settings(topicell):
+    answer = topicell("transform", "--help")
+    assert answer.returncode == 0
+    assert "fill_missing=False" in answer.stdout
 
 
 @pytest.mark.parametrize(
@@ -178,8 +195,17 @@ def test_a_run_folder_is_never_written_over(capsys):
     before = [path.stat().st_mtime_ns for path in paths]
     code, err = run_here(capsys, "train", *settings)
     assert code == 2
-    assert "holds a run already" in err
+    assert "holds config.yaml already" in err
     assert before == [path.stat().st_mtime_ns for path in paths]
+
+
+def test_files_of_the_user_in_the_run_folder_are_not_written_over(capsys):
+    Path("mine").mkdir()
+    Path("mine/adata.h5ad").write_text("my cells")
+    code, err = run_here(capsys, "train", *SMALL, "hydra.run.dir=mine")
+    assert code == 2
+    assert "holds adata.h5ad already" in err
+    assert Path("mine/adata.h5ad").read_text() == "my cells"
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(capsys, tmp_path):
@@ -252,6 +278,7 @@ def test_a_grid_with_a_bad_job_ends_with_code_2_and_ends_the_parent(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*count as zero")
 def test_report_and_transform_of_a_stored_run(capsys, tmp_path):
     assert run_here(capsys, "train", *SMALL, "hydra.run.dir=here")[0] == 0
     _, (run,) = in_mlflow()

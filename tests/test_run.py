@@ -266,6 +266,7 @@ def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
     assert not np.array_equal(second.obsm["X_umap_topics"], result.adata.obsm["X_umap_topics"])
 
 
+@pytest.mark.filterwarnings("ignore:.*no cell falls into this part")
 def test_too_few_cells_for_a_map_are_refused_before_anything_runs(tmp_path):
     config = small()
     config.data.simulation.n_cells = 4

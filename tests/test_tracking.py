@@ -148,7 +148,7 @@ def test_a_dead_server_costs_one_warning_and_no_result(tmp_path, caplog):
 def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
     record(RunFolder(tmp_path / "run"))
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match=r"holds config\.yaml already"):
         RunFolder(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 

@@ -49,14 +49,32 @@ def load_dataset(name: str = "pbmc68k", **settings: Any) -> AnnData:
     return load(DataConfig(name=name, **settings))
 
 
-def preprocess(adata: AnnData, *, seed: int = 0, **settings: Any) -> AnnData:
-    """The tutorial's preprocessing; `settings` are fields of `PreprocessConfig`.
+def preprocess(
+    adata: AnnData, *, layer: str | None = None, seed: int = 0, **settings: Any
+) -> AnnData:
+    """The tutorial's preprocessing: filters, log-normalisation, variable genes, split.
 
-    Counts are taken from ``layers["counts"]``, which `load_dataset` fills.
+    Parameters
+    ----------
+    adata
+        Cells × genes; left as it is.
+    layer
+        Where the counts are; None takes ``layers["counts"]`` if there is one, else X.
+    seed
+        Decides the split.
+    settings
+        Fields of `topicell.config.PreprocessConfig`.
+
+    Returns
+    -------
+    A new AnnData, as of `topicell.data.preprocessing.preprocess`.
     """
     from topicell.data import preprocessing
+    from topicell.data.reading import with_counts
 
-    return preprocessing.preprocess(adata, PreprocessConfig(**settings), seed=seed)
+    config = PreprocessConfig(**_known(settings, PreprocessConfig))
+    own = adata.to_memory() if adata.isbacked else adata.copy()
+    return preprocessing.preprocess(with_counts(own, layer), config, seed=seed)
 
 
 def fit(
@@ -122,15 +140,22 @@ def load(path: str | Path) -> TopicFit:
 def _sort_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     model_fields = {f.name for f in fields(ModelConfig)} - {"n_topics"}
     train_fields = {f.name for f in fields(TrainConfig)} - {"n_replicates"}
-    for name in settings:
-        if name not in model_fields | train_fields:
-            near = get_close_matches(name, model_fields | train_fields, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"fit has no setting {name!r}{hint}")
+    _known(settings, ModelConfig, TrainConfig)
     return (
         {name: value for name, value in settings.items() if name in model_fields},
         {name: value for name, value in settings.items() if name in train_fields},
     )
+
+
+def _known(settings: Mapping[str, Any], *configs: type) -> Mapping[str, Any]:
+    """The settings, if each is a field of one of the dataclasses."""
+    names = [f.name for config in configs for f in fields(config)]
+    for name in settings:
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"there is no setting {name!r}{hint}")
+    return settings
 
 
 class AmortizedLDA:

@@ -57,7 +57,7 @@ MAP_KNOBS = ("n_components", "n_neighbors", "leiden_resolution")
 
 @dataclass
 class ReportCommand:
-    """``topicell report``."""
+    """Remake the report of a stored run: run=RUN_ID or run=FOLDER, into the folder output."""
 
     run: str = MISSING
     output: str | None = None
@@ -67,7 +67,7 @@ class ReportCommand:
 
 @dataclass
 class TransformCommand:
-    """``topicell transform``."""
+    """Topic proportions for the cells of a file, into output=FILE.h5ad or FILE.csv."""
 
     run: str = MISSING
     input: str = MISSING
@@ -81,12 +81,19 @@ class TransformCommand:
 
 @dataclass
 class UICommand:
-    """``topicell ui``."""
+    """MLflow's UI on the store, until Ctrl-C."""
 
     host: str = "127.0.0.1"
     port: int = 5000
     browser: bool = True
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+COMMAND_HELP = {
+    ReportCommand: "topicell report --help",
+    TransformCommand: "topicell transform --help",
+    UICommand: "topicell ui --help",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -112,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         hint = f"did you mean {near[0]!r}?" if near else "topicell --help lists them"
         _fail(2, f"{name!r} is not a command; {hint}")
     if rest and rest[0] in ("-h", "--help") and name != "train":
-        print(HELP, end="")
+        print(_help(name))
         sys.exit(0)
 
     warnings.showwarning = _show_warning
@@ -157,7 +164,7 @@ def train(arguments: list[str]) -> None:
 
     ConfigStore.instance().store(name="run_config", node=RunConfig)
     arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = ["topicell train", *arguments]
+    sys.argv = ["topicell train", *map(_literal_path, arguments)]
     # Hydra would print errors in its own form and exit with 1; with this set it raises them.
     os.environ[FULL_ERROR] = "1"
     ended = "FAILED"
@@ -183,6 +190,15 @@ def train(arguments: list[str]) -> None:
             os.environ[FULL_ERROR] = full_error_before
 
 
+def _literal_path(argument: str) -> str:
+    """Quote the path of a file that exists: Hydra's grammar knows neither é nor ~ nor brackets."""
+    name, equals, value = argument.partition("=")
+    if name.lstrip("+") != "data.path" or not Path(value).expanduser().exists():
+        return argument
+    escaped = value.replace("'", "\\'")
+    return f"{name}{equals}'{escaped}'"
+
+
 def _train_once(settings: DictConfig, folder: Path) -> None:
     import logging
 
@@ -193,7 +209,8 @@ def _train_once(settings: DictConfig, folder: Path) -> None:
     # It announces every column of strings that it stores as categories.
     logging.getLogger("anndata").setLevel(logging.WARNING)
     tracker = open_tracker(config.tracking, folder)
-    _print_result(run(config, tracker).scores, tracker.directory, tracker.run_id)
+    scores = run(config, tracker).scores
+    _print_result(scores, tracker.directory, tracker.run_id, reported=config.report.enabled)
 
 
 def to_run_config(settings: DictConfig) -> RunConfig:
@@ -276,6 +293,8 @@ def transform(arguments: list[str]) -> None:
     output = Path(options.output)
     if output.exists():
         raise InputError(f"output = {options.output!r} exists; name another file")
+    if not output.parent.is_dir():
+        raise InputError(f"output = {options.output!r}: there is no folder {output.parent}")
     if output.suffix not in (".h5ad", ".csv"):
         raise InputError(f"output = {options.output!r}: name a file ending in .h5ad or .csv")
     import tempfile
@@ -320,17 +339,16 @@ def ui(arguments: list[str]) -> None:
         if options.browser:
             webbrowser.open(address)
         return
+    if _listens(options.host, options.port):
+        raise InputError(f"port = {options.port}: another program has it; try port=5001")
     command = ui_command(options.tracking, options.host, options.port)
     print(f"MLflow's UI: {address}\nCtrl-C ends it", flush=True)
     server = subprocess.Popen(command)
     try:
         if options.browser and _answers(options.host, options.port, server):
             webbrowser.open(address)
-        if server.wait():
-            raise InputError(
-                f"MLflow's server ended with code {server.returncode}; is port "
-                f"{options.port} free? (topicell ui port=5001)"
-            )
+        server.wait()
+        raise RuntimeError(f"MLflow's server ended by itself, with code {server.returncode}")
     except KeyboardInterrupt:
         pass
     finally:
@@ -341,18 +359,24 @@ def ui(arguments: list[str]) -> None:
 
 def _answers(host: str, port: int, server: Any, seconds: float = 60) -> bool:
     """Wait until the server listens; False if it ended or never did."""
-    import socket
     import time
 
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.poll() is None:
-        try:
-            socket.create_connection((host, port), timeout=1).close()
-        except OSError:
-            time.sleep(0.3)
-        else:
+        if _listens(host, port):
             return True
+        time.sleep(0.3)
     return False
+
+
+def _listens(host: str, port: int) -> bool:
+    import socket
+
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def conf_folder() -> Path:
@@ -371,14 +395,17 @@ def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | Non
             OmegaConf.structured(schema), stored or {}, OmegaConf.from_dotlist(list(arguments))
         )
     except OmegaConfBaseException as error:
-        raise InputError(_setting_message(error, [f.name for f in fields(schema)])) from error
+        known = [*dotted(schema()), *(f.name for f in fields(schema))]
+        raise InputError(_setting_message(error, known, COMMAND_HELP[schema])) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise InputError(f"{missing[0]} has no value; give {missing[0]}=VALUE")
     return OmegaConf.to_object(merged)
 
 
-def _print_result(scores: dict[str, float], directory: Path, run_id: str) -> None:
+def _print_result(
+    scores: dict[str, float], directory: Path, run_id: str, *, reported: bool
+) -> None:
     shown = {
         "test/perplexity_folded": "held-out perplexity per count",
         "fit/train_elbo": "ELBO, nats per training cell",
@@ -391,7 +418,7 @@ def _print_result(scores: dict[str, float], directory: Path, run_id: str) -> Non
         if name in scores:
             print(f"{meaning:<32}{scores[name]:10.4g}")
     print(f"run folder  {os.path.relpath(directory)}")
-    if (directory / "report.html").exists():
+    if reported:
         print(f"report      {os.path.relpath(directory / 'report.html')}")
     if run_id:
         print(f"MLflow run  {run_id}  (topicell ui)")
@@ -401,7 +428,14 @@ def _show_warning(
     message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
     # Only what we say to users is theirs to act on; warnings of libraries are for our tests.
-    if category is UserWarning:
+    if category is not UserWarning:
+        return
+    import logging
+
+    if logging.getLogger().hasHandlers():
+        # In a run: on the terminal, and in the log of its folder.
+        logging.getLogger("topicell").warning(message)
+    else:
         print(f"warning: {message}", file=sys.stderr)
 
 
@@ -423,7 +457,9 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
     return 1, f"the run failed: {type(error).__name__}: {message} ({FULL_ERROR}=1 shows where)"
 
 
-def _setting_message(error: BaseException, known: list[str]) -> str:
+def _setting_message(
+    error: BaseException, known: list[str], lister: str = "topicell train --cfg job"
+) -> str:
     """Hydra's and OmegaConf's messages in one line, with the nearest knob for a typo."""
     text = " ".join(str(error).partition("Config search path")[0].split())
     if error.__cause__ is not None:
@@ -433,17 +469,38 @@ def _setting_message(error: BaseException, known: list[str]) -> str:
     if unknown:
         name = (unknown[1] or unknown[2]).lstrip("+~")
         if name not in known:
-            return _unknown_setting(name, known)
+            return _unknown_setting(name, known, lister)
+    key = re.search(r"full_key: (\S+)", text)
+    text = text.partition(" full_key:")[0].partition(" See https://")[0]
+    if key:
+        return f"{key[1]}: {text}"
+    if "missing EQUAL" in text:
+        return f"{text}: settings are written NAME=VALUE, a file as data=file data.path=FILE"
+    if "Could not find 'data/" in text:
+        return f"{text}; a file of yours: data=file data.path=FILE"
+    if "LexerNoViableAlt" in text or "mismatched input" in text:
+        return f"{text}: put a value with other than plain letters in quotes, \"NAME='VALUE'\""
     return text
 
 
-def _unknown_setting(name: str, known: list[str]) -> str:
+def _unknown_setting(name: str, known: list[str], lister: str = "topicell train --cfg job") -> str:
+    groups = {knob.partition(".")[0] for knob in known}
     last = {knob.rpartition(".")[2]: knob for knob in known}
-    near = get_close_matches(name, known, 1) or [
+    near = get_close_matches(name, [*groups, *known], 1) or [
         last[match] for match in get_close_matches(name.rpartition(".")[2], last, 1)
     ]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{name!r} is not a setting; {hint}topicell train --cfg job lists all"
+    return f"{name!r} is not a setting; {hint}{lister} lists all"
+
+
+def _help(command: str) -> str:
+    """What a command other than train does, and its settings with their defaults."""
+    schema = next(schema for schema, text in COMMAND_HELP.items() if command in text)
+    lines = [f"topicell {command}: {schema.__doc__}", "", "settings, with their defaults:"]
+    lines += [
+        f"  {name}={'' if value == MISSING else value}" for name, value in dotted(schema()).items()
+    ]
+    return "\n".join(lines)
 
 
 def _fail(code: int, message: str) -> NoReturn:

@@ -33,7 +33,8 @@ def _require_positive(prefix: str, config: object, *knobs: str) -> None:
     for knob in knobs:
         value = getattr(config, knob)
         _require(
-            value is None or (value > 0 and math.isfinite(value)),
+            value is None
+            or (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)),
             f"{prefix}.{knob}",
             value,
             "must be greater than 0",
@@ -194,6 +195,7 @@ class ModelConfig:
     init: Init = Init.background
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.n_topics, int), "model.n_topics", self.n_topics, "must be whole")
         _require(self.n_topics >= 2, "model.n_topics", self.n_topics, "needs at least 2 topics")
         _require_positive("model", self, "n_hidden", "n_layers")
         _require_share("model.dropout", self.dropout)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell import report
-from topicell.config import RunConfig, as_dict
+from topicell.config import InputError, RunConfig, as_dict
 from topicell.data.preprocessing import PARTS, column, prepared
 from topicell.data.reading import data_digest, load, source_digest
 from topicell.evaluation import topic_scores
@@ -71,6 +71,8 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     source = adata.uns["topicell_source"]
     label_key = column(source["label_key"])
     labels = adata.obs[label_key].to_numpy() if label_key else None
+    if labels is not None:
+        require_labels(labels, label_key)
     tags = provenance() | {"device": device.type, "topicell.prepared_digest": data_digest(adata)}
     tracker.start(config, tags)
     try:
@@ -121,6 +123,16 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         tracker.finish("FAILED")
         raise
     return Result(fit, scores, adata)
+
+
+def require_labels(labels: np.ndarray, label_key: str) -> None:
+    """Refuse a column that names cells or holds measurements: it agrees with any topics."""
+    n_labels = len({label for label in labels if label == label})
+    if n_labels > max(len(labels) / 2, 2):
+        raise InputError(
+            f"data.label_key = {label_key!r}: {n_labels} different values for {len(labels)} cells "
+            "are no labels; name a column of cell types, or none"
+        )
 
 
 def measure(

@@ -69,7 +69,7 @@ class RunFolder:
     Raises
     ------
     InputError
-        The folder cannot be written to, or holds another run.
+        The folder cannot be written to, or holds a file that the run would write.
     """
 
     run_id = ""
@@ -85,10 +85,11 @@ class RunFolder:
                 f"run folder {directory} cannot be written to ({error.strerror}); choose another "
                 "with hydra.run.dir=FOLDER"
             ) from error
-        if (directory / "metrics.jsonl").exists():
+        taken = [name for name in (*RECORDS, *ARTIFACTS) if (directory / name).exists()]
+        if taken:
             raise InputError(
-                f"run folder {directory} holds a run already; choose another with "
-                "hydra.run.dir=FOLDER"
+                f"run folder {directory} holds {taken[0]} already, and nothing is written over; "
+                "choose another with hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
             )
 
     def start(self, config: RunConfig, tags: Mapping[str, str]) -> None:

@@ -61,6 +61,7 @@ def test_the_input_is_left_as_it_is():
     assert adata.obs.equals(before.obs)
 
 
+@pytest.mark.filterwarnings("ignore:.*are left out")
 def test_every_step_is_a_knob():
     adata = make()
     without(adata, [7], range(400))
@@ -128,6 +129,42 @@ def test_bad_settings_are_refused_by_name(settings, words):
 def test_too_few_cells_for_the_flavour_are_refused_with_a_way_out():
     with pytest.raises(InputError, match=r"preprocess\.flavor"):
         preprocess(make(2, 30), PreprocessConfig(n_variable_genes=5))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_batch_too_small_to_rank_genes_in_is_named(size):
+    """With a batch of one cell the loess of seurat_v3 ends the process."""
+    adata = make()
+    adata.obs["batch"] = ["small"] * size + ["large"] * (300 - size)
+    config = PreprocessConfig(n_variable_genes=50, batch_key="batch")
+    with pytest.raises(InputError, match=f"the {size} cells of batch = 'small'"):
+        preprocess(adata, config)
+
+
+def test_cells_without_a_batch_are_named():
+    adata = make()
+    adata.obs["kind"] = adata.obs["kind"].where(np.arange(300) > 20)
+    with pytest.raises(InputError, match="21 of 300 cells have no value"):
+        preprocess(adata, PreprocessConfig(n_variable_genes=50, batch_key="kind"))
+
+
+def test_a_part_without_cells_is_warned_of():
+    adata = make()
+    adata.obs["cell"] = adata.obs_names
+    config = PreprocessConfig(n_variable_genes=50, split=SplitConfig(stratify_by="cell"))
+    with pytest.warns(UserWarning, match="no cell falls into this part") as caught:
+        preprocess(adata, config)
+    assert [str(w.message).split(":")[0] for w in caught] == [
+        "preprocess.split.valid = 0.1",
+        "preprocess.split.test = 0.1",
+    ]
+
+
+def test_cells_left_out_are_counted():
+    adata = make()
+    without(adata, [1, 2], range(400))
+    with pytest.warns(UserWarning, match="2 of 300 cells have fewer counts"):
+        preprocess(adata, PreprocessConfig(n_variable_genes=50))
 
 
 def test_the_split_keeps_its_shares_and_follows_the_seed():

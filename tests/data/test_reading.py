@@ -146,7 +146,7 @@ def test_each_form_reads_back_equal(form: str, tmp_path: Path) -> None:
     assert list(again.var_names) == list(adata.var_names)
     source = again.uns["topicell_source"]
     assert source["name"] == path.name.split(".")[0]
-    assert source["source"] == str(path)
+    assert source["source"] == str(path.resolve())
     assert len(source["sha256"]) == 64
     assert source["label_key"] == ""
     if form in ("h5ad", "zarr"):
@@ -542,3 +542,12 @@ def test_the_source_digest_names_what_would_be_loaded(tmp_path: Path) -> None:
     assert of(name="simulated", simulation=SimulationConfig(seed=1)) != of(name="simulated")
     with pytest.raises(InputError, match="there is no such file"):
         of(name="file", path=str(tmp_path / "none"))
+
+
+def test_a_table_without_cell_names_or_with_genes_in_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bare.csv").write_text("G1,G2,G3\n1,0,2\n0,1,0\n1,3,0\n")
+    with pytest.raises(InputError, match="first column, 'G1', holds numbers that repeat"):
+        read(tmp_path / "bare.csv")
+    (tmp_path / "turned.csv").write_text("gene,c1,c2\nMT-CO1,1,0\nRPL7,0,1\nCD3D,1,3\n")
+    with pytest.raises(InputError, match=r"2 rows are named like genes.*transpose"):
+        read(tmp_path / "turned.csv")

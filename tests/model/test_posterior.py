@@ -56,6 +56,14 @@ def test_perplexity_is_between_one_and_uniform_and_better_than_no_topics(fitted,
     assert folded < 0.9 * unigram
 
 
+def test_cells_without_counts_are_named(fitted, planted):
+    x = planted[0].x[:3].toarray()
+    x[1] = 0
+    cells = Counts(sp.csr_matrix(x), planted[0].cells[:3], planted[0].genes)
+    with pytest.warns(UserWarning, match="1 cells have no count"):
+        fitted.transform(cells)
+
+
 def test_no_samples_are_no_estimate(fitted):
     for estimate in (fitted.theta, fitted.beta, fitted.elbo):
         with pytest.raises(InputError, match="n_samples = 0"):
@@ -81,7 +89,8 @@ def test_new_cells_are_matched_by_gene_name(fitted, planted):
     fewer = Counts(counts.x[:, 10:], counts.cells, counts.genes[10:])
     with pytest.raises(InputError, match="10 of the model's 120 genes"):
         fitted.transform(fewer)
-    filled = fitted.transform(fewer, fill_missing=True)
+    with pytest.warns(UserWarning, match="10 of the model's 120 genes"):
+        filled = fitted.transform(fewer, fill_missing=True)
     zeroed = counts.x.toarray()
     zeroed[:, :10] = 0
     zeroed = Counts(sp.csr_matrix(zeroed), counts.cells, counts.genes)

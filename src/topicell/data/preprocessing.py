@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PARTS = ("train", "valid", "test")
 OWN_COLUMNS = ("split", "leiden")
 """Columns of obs that a run writes."""
+MIN_CELLS_TO_RANK = 10
+"""The fewest cells of a batch whose genes the seurat_v3 flavours can rank: with one cell their
+compiled loess ends the process."""
 WARNINGS = "topicell_warnings"
 """Key of uns under which the cache keeps what was warned of, to be said again."""
 
@@ -75,6 +78,12 @@ def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
     genes = np.asarray((counts[cells] > 0).sum(0)).ravel() >= config.min_cells_per_gene
     _require_left("cell", cells, "preprocess.min_counts_per_cell", config.min_counts_per_cell)
     _require_left("gene", genes, "preprocess.min_cells_per_gene", config.min_cells_per_gene)
+    if not cells.all():
+        warnings.warn(
+            f"{int((~cells).sum())} of {len(cells)} cells have fewer counts than "
+            f"preprocess.min_counts_per_cell = {config.min_counts_per_cell} and are left out",
+            stacklevel=3,
+        )
     adata = adata[cells, genes].copy()
 
     adata.X = adata.layers["counts"].copy()
@@ -108,6 +117,15 @@ def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
 def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
     _require_column(adata, config.stratify_by, "preprocess.split.stratify_by")
     parts = split(adata, config, seed=seed)
+    for name, share in (("valid", config.valid), ("test", config.test)):
+        if share > 0 and not (parts == name).any():
+            warnings.warn(
+                f"preprocess.split.{name} = {share}: no cell falls into this part of "
+                f"{adata.n_obs} cells"
+                + (f", split by {config.stratify_by!r}" if config.stratify_by else "")
+                + "; what it measures is left out",
+                stacklevel=3,
+            )
     # Cells of an earlier run hold its column and, beside it, the user's: that one stays.
     written = [name for name in OWN_COLUMNS if {name, column(name)} <= set(adata.obs)]
     adata.obs = adata.obs.drop(columns=written).rename(columns=column)
@@ -234,8 +252,16 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
 
     if config.batch_key is not None:
         # scanpy takes a column of strings or numbers for one flavour and refuses it for another.
-        adata.obs[config.batch_key] = adata.obs[config.batch_key].astype("category")
+        batch = adata.obs[config.batch_key].astype("category")
+        if batch.isna().any():
+            raise InputError(
+                f"preprocess.batch_key = {config.batch_key!r}: {int(batch.isna().sum())} of "
+                f"{len(batch)} cells have no value there; fill the column, or leave batch_key out"
+            )
+        adata.obs[config.batch_key] = batch
     on_counts = config.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper)
+    if on_counts:
+        _require_enough_to_rank(adata, config)
     try:
         sc.pp.highly_variable_genes(
             adata,
@@ -248,11 +274,32 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
         # loess inside seurat_v3 fails on very few cells or genes, with a message of its own.
         raise InputError(
             f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of "
-            f"{adata.n_obs} cells × {adata.n_vars} genes ({str(error).strip()}); try "
-            "preprocess.flavor=seurat or preprocess.n_variable_genes=null"
+            f"{adata.n_obs} cells × {adata.n_vars} genes ({_words(error)}); try "
+            "preprocess.flavor=seurat, preprocess.n_variable_genes=null, or no batch_key"
         ) from error
     chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
     return chosen
+
+
+def _require_enough_to_rank(adata: AnnData, config: PreprocessConfig) -> None:
+    if config.batch_key is None:
+        sizes = {"all together": adata.n_obs}
+    else:
+        sizes = adata.obs[config.batch_key].value_counts().to_dict()
+    for batch, size in sizes.items():
+        if size < MIN_CELLS_TO_RANK:
+            of = "" if config.batch_key is None else f" of {config.batch_key} = {batch!r}"
+            raise InputError(
+                f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of the {size} "
+                f"cells{of}: it needs {MIN_CELLS_TO_RANK}; try preprocess.flavor=seurat, "
+                "preprocess.n_variable_genes=null, or no batch_key"
+            )
+
+
+def _words(error: Exception) -> str:
+    """The message of an error, also of compiled code, which gives bytes."""
+    first = error.args[0] if error.args else error
+    return first.decode() if isinstance(first, bytes) else str(first).strip()
 
 
 def _matches(names: np.ndarray, patterns: list[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ _FORMS = (
     "be .gz), a zarr folder, or csv/tsv (.gz too; cells in rows, a header of gene names)"
 )
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_GENES = re.compile(r"(?i)mt-|rp[sl]\d")
 _CSV_ROWS = 1000
 """Rows of a text file that are dense at a time."""
 
@@ -120,7 +122,7 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
         with warnings.catch_warnings():
             # anndata's remark on repeated names; ours, below, says how many and what was done.
             warnings.filterwarnings("ignore", message=r".* names are not unique")
-            adata = _read_counts_alone(path, layer) if backed else _select(reader(path), layer)
+            adata = _read_counts_alone(path, layer) if backed else with_counts(reader(path), layer)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except MemoryError:
@@ -135,7 +137,7 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
     adata.var_names = _unique(adata.var_names, "gene", path)
     adata.uns["topicell_source"] = {
         "name": Path(path.name.removesuffix(".gz")).stem,
-        "source": str(path),
+        "source": str(path.resolve()),
         "sha256": _digest_of_path(path),
         "label_key": "",
     }
@@ -235,8 +237,11 @@ def _unique(names: pd.Index, kind: str, path: Path) -> pd.Index:
     return unique
 
 
-def _select(adata: AnnData, layer: str | None) -> AnnData:
-    """The same cells with the counts of a layer as X and as ``layers["counts"]``."""
+def with_counts(adata: AnnData, layer: str | None) -> AnnData:
+    """The same cells with the counts of a layer as X and as ``layers["counts"]``, and no raw.
+
+    The AnnData that is given is changed, but for ``layer="raw"``.
+    """
     from anndata import AnnData
 
     where, _, _ = locate(adata, layer)
@@ -413,9 +418,33 @@ def _read_text(path: Path) -> AnnData:
             cells.extend(chunk.index)
     if not parts:
         raise InputError("has a header and no cells")
+    _require_cell_names(cells, header[0])
     return AnnData(
         sp.vstack(parts, format="csr"), obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)
     )
+
+
+def _require_cell_names(cells: list[str], first_column: str) -> None:
+    """Refuse a first column of counts, and rows that are genes."""
+    if len(set(cells)) < len(cells) and all(_is_number(name) for name in cells):
+        raise InputError(
+            f"its first column, {first_column!r}, holds numbers that repeat; the first column is "
+            "for cell names: add one"
+        )
+    n_genes = sum(bool(_GENES.match(name)) for name in cells)
+    if n_genes > 0.02 * len(cells):
+        raise InputError(
+            f"{n_genes} rows are named like genes (MT-…, RPS…, RPL…): cells are rows here; "
+            "transpose the table"
+        )
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _names_of_columns(header: list[str], n_genes: int) -> list[str]:

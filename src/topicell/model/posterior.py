@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -209,8 +210,28 @@ class TopicFit:
         ------
         InputError
             Modelled genes are missing, or the matrix does not hold counts.
+
+        Warns
+        -----
+        UserWarning
+            Missing genes were counted as zero, or cells have no count in the model's genes.
         """
-        counts = Counts.of(data, layer).with_genes(list(self.genes), fill_missing=fill_missing)
+        given = Counts.of(data, layer)
+        counts = given.with_genes(list(self.genes), fill_missing=fill_missing)
+        n_missing = len(set(self.genes) - set(given.genes))
+        if n_missing:
+            warnings.warn(
+                f"{n_missing} of the model's {len(self.genes)} genes are not in the data and count "
+                "as zero",
+                stacklevel=2,
+            )
+        n_empty = int((np.diff(counts.x.indptr) == 0).sum())
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} cells have no count in the model's genes: their topic proportions say "
+                "nothing",
+                stacklevel=2,
+            )
         return self.cell_topics(counts, replicate=replicate, n_samples=n_samples, seed=seed)
 
     def elbo_by_replicate(

@@ -233,6 +233,8 @@ def check_sizes(counts: Counts, model: ModelConfig) -> None:
             f"model.n_topics = {model.n_topics}: more topics than the {counts.n_cells} training "
             "cells; ask for fewer topics"
         )
+    if counts.n_genes < 2:
+        raise InputError("only 1 gene is left to model, and topics need 2 at least")
     prior = model.topic_gene_prior
     if prior is not None and not isinstance(prior, (int, float)) and len(prior) != counts.n_genes:
         raise InputError(

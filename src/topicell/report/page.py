@@ -273,7 +273,7 @@ def _dominance(theta_NK: np.ndarray) -> np.ndarray:
 def _data_line(adata: AnnData) -> str:
     line = f"{adata.n_obs:,} cells and {adata.n_vars:,} genes"
     if adata.raw is not None and adata.raw.n_vars > adata.n_vars:
-        line += f", of {adata.raw.n_vars:,} in the data"
+        line += f", of {adata.raw.n_vars:,} that passed the filters"
     if "split" in adata.obs:
         sizes = adata.obs["split"].value_counts()
         parts = {"train": "to train on", "valid": "to validate on", "test": "kept to test on"}
