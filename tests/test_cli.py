@@ -362,4 +362,5 @@ def test_the_ui_serves_the_store(capsys, tmp_path):
         server.stdout.close()
     # Nothing of it is left to hold the port.
     with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port))
