@@ -288,10 +288,23 @@ def test_cautions_are_on_the_page(html):
     assert "No warnings" not in text
 
 
+def test_limits():
+    assert list(page.limits(30, replicated=True)) == []
+    assert list(page.limits(0, replicated=True)) == []
+    assert [heading for heading, _ in page.limits(29, replicated=False)] == [
+        "Only 29 test cells",
+        "One replicate, so no stability",
+    ]
+
+
 def test_a_sound_run_says_so():
-    adata = make_run(n_topics=4, n_genes=40)
-    adata.obsm["X_lda"] = balanced(4, 60)
+    adata = make_run(n_cells=200, n_topics=4, n_genes=40, topic_stability=np.ones(4))
+    adata.obsm["X_lda"] = balanced(4, 200)
     adata.varm["lda_topics"] = distinct().T
+    text = Tags(page.render(adata, HISTORY, {})).text
+    assert "Only 10 test cells" in text
+    assert "No warnings" not in text
+    adata.obs["split"] = pd.Categorical(["train", "test"] * 100)
     text = Tags(page.render(adata, HISTORY, {})).text
     assert "No warnings" in text
     assert "near copy of another." in " ".join(text.split())

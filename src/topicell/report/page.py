@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 USED_SHARE = 0.01
+FEW_TEST_CELLS = 30
 """A topic that is dominant in no more than this share of the cells counts as not used."""
 DUPLICATE_COSINE = 0.95
 """Two topics whose β have a greater cosine than this are near copies."""
@@ -194,7 +195,10 @@ def render(
         model=_model_line(config, theta_NK.shape[1], len(history)),
         headlines=[_score(name, scores[name]) for name in HEADLINES if name in scores],
         scores=[_score(name, scores[name]) for name in _known_first(scores, SCORES)],
-        cautions=list(cautions(theta_NK, beta_KG, stability_K)),
+        cautions=[
+            *cautions(theta_NK, beta_KG, stability_K),
+            *limits(_n_test(adata), replicated=stability_K is not None),
+        ],
         figures=[
             _figure(
                 name,
@@ -255,6 +259,34 @@ def cautions(
                 f"Stability below {STABLE}: {'topics' if len(unstable) > 1 else 'topic'} {found}. "
                 "Another random start gives other topics in their place; build nothing on them.",
             )
+
+
+def limits(n_test: int, *, replicated: bool) -> Iterator[tuple[str, str]]:
+    """What the scores cannot tell: (heading, explanation).
+
+    Parameters
+    ----------
+    n_test
+        Number of test cells; 0 where none were kept.
+    replicated
+        Whether there are several replicates.
+    """
+    if 0 < n_test < FEW_TEST_CELLS:
+        yield (
+            f"Only {n_test} test cells",
+            "The perplexity of other cells may be quite another: compare it with nothing but fits "
+            "of the same split.",
+        )
+    if not replicated:
+        yield (
+            "One replicate, so no stability",
+            "Nothing here says whether another start finds the same topics; train.n_replicates=4 "
+            "does.",
+        )
+
+
+def _n_test(adata: AnnData) -> int:
+    return int((adata.obs["split"] == "test").sum()) if "split" in adata.obs else 0
 
 
 def _topic_names(topics: np.ndarray) -> str:
