@@ -146,7 +146,11 @@ def test_mistakes_are_named():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # what scanpy says of the tutorial's own calls
+# What scanpy and umap say of the tutorial's own calls.
+@pytest.mark.filterwarnings("ignore::anndata.ImplicitModificationWarning")
+@pytest.mark.filterwarnings("ignore:.*default backend for leiden:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed")
+@pytest.mark.filterwarnings("ignore:n_jobs value")
 def test_the_tutorials_cells_as_they_stand(facs_folder, monkeypatch):
     monkeypatch.setenv("TOPICELL_DATA", str(facs_folder))
     adata = topicell.load_dataset("pbmc_facs")

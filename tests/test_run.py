@@ -22,7 +22,7 @@ from topicell.config import (
 )
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
-from topicell.run import run
+from topicell.run import require_labels, run
 from topicell.tracking import ARTIFACTS as ARTIFACT_NAMES
 from topicell.tracking import RECORDS, client, fetch_run, open_tracker, read_metrics
 
@@ -264,6 +264,14 @@ def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
     # A run on the cells of another: its maps and topics are made anew.
     second = run(again, open_tracker(again.tracking, tmp_path / "again")).adata
     assert not np.array_equal(second.obsm["X_umap_topics"], result.adata.obsm["X_umap_topics"])
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_missing_labels_are_no_labels_and_no_error(missing):
+    require_labels(pd.Series(["a", "a", "b", missing, missing, "b"], dtype=object))
+    require_labels(pd.Series(["a", "a", "b", missing, "b", "b"], dtype="string"))
+    with pytest.raises(InputError, match="6 different values for 7 cells"):
+        require_labels(pd.Series([*"abcdef", missing], dtype=object, name="cell"))
 
 
 @pytest.mark.filterwarnings("ignore:.*no cell falls into this part")

@@ -28,6 +28,7 @@ from topicell.model.training import check_sizes, cpu_threads, resolve_device, tr
 from topicell.tracking import Tracker, provenance
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 
@@ -70,9 +71,9 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
 
     source = adata.uns["topicell_source"]
     label_key = column(source["label_key"])
-    labels = adata.obs[label_key].to_numpy() if label_key else None
+    labels = adata.obs[label_key] if label_key else None
     if labels is not None:
-        require_labels(labels, label_key)
+        require_labels(labels)
     tags = provenance() | {"device": device.type, "topicell.prepared_digest": data_digest(adata)}
     tracker.start(config, tags)
     try:
@@ -125,13 +126,13 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     return Result(fit, scores, adata)
 
 
-def require_labels(labels: np.ndarray, label_key: str) -> None:
+def require_labels(labels: pd.Series) -> None:
     """Refuse a column that names cells or holds measurements: it agrees with any topics."""
-    n_labels = len({label for label in labels if label == label})
+    n_labels = labels.nunique()
     if n_labels > max(len(labels) / 2, 2):
         raise InputError(
-            f"data.label_key = {label_key!r}: {n_labels} different values for {len(labels)} cells "
-            "are no labels; name a column of cell types, or none"
+            f"data.label_key = {labels.name!r}: {n_labels} different values for {len(labels)} "
+            "cells are no labels; name a column of cell types, or none"
         )
 
 
@@ -140,7 +141,7 @@ def measure(
     parts: dict[str, Counts],
     theta_RNK: np.ndarray,
     beta_RKG: np.ndarray,
-    labels: np.ndarray | None,
+    labels: pd.Series | None,
     config: RunConfig,
 ) -> Iterator[tuple[str, float]]:
     """Every final measure, as (name, value).
@@ -176,7 +177,7 @@ def measure(
             by_replicate.setdefault(name, []).append(value)
         if labels is not None:
             for name, value in label_scores(
-                theta_NK, labels, n_neighbors=evaluate.n_neighbors, seed=seed
+                theta_NK, labels.to_numpy(), n_neighbors=evaluate.n_neighbors, seed=seed
             ):
                 by_replicate.setdefault(name, []).append(value)
     for name, values in by_replicate.items():

@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -446,8 +447,6 @@ def is_server(config: TrackingConfig) -> bool:
 
 def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
     """The command that serves MLflow's own UI on the store, light and without telemetry."""
-    import sys
-
     _require_store(config)
     # Through the environment: a command line is seen by everybody on the machine, and the
     # address of a database may hold a password.

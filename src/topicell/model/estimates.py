@@ -81,16 +81,6 @@ def mean_beta(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray
     return (beta_RKG / n_samples).cpu().numpy()
 
 
-def posterior_means(
-    program: TopicProgram, x_NG: sp.csr_matrix, *, n_samples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """E_q[θ] and E_q[β], shapes (R, N, K) and (R, K, G)."""
-    return (
-        mean_theta(program, x_NG, n_samples=n_samples, seed=seed),
-        mean_beta(program, n_samples=n_samples, seed=seed),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class ELBOTerms:
     """Terms of the ELBO in nats, KL weight 1: by cell (R, N), and of the topics (R,)."""

@@ -31,7 +31,7 @@ from topicell.config import (
 )
 from topicell.evaluation.perplexity import perplexity, thin
 from topicell.model.counts import Counts
-from topicell.model.estimates import dense, elbo_terms, posterior_means
+from topicell.model.estimates import dense, elbo_terms, mean_beta, mean_theta
 from topicell.model.posterior import TopicFit
 from topicell.model.program import TopicELBO, TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
@@ -285,7 +285,8 @@ class Validation:
         program.eval()
         terms = elbo_terms(program, self.x, n_samples=4, seed=self.seed)
         elbo_R = terms.per_cell(n_train)
-        theta_RNK, beta_RKG = posterior_means(program, self.observed, n_samples=32, seed=self.seed)
+        theta_RNK = mean_theta(program, self.observed, n_samples=32, seed=self.seed)
+        beta_RKG = mean_beta(program, n_samples=32, seed=self.seed)
         perplexity_R = np.array(
             [
                 perplexity(self.completed, theta, beta)
