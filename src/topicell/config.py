@@ -171,7 +171,7 @@ class Init(Enum):
     background = "background"
     """Log background frequency of the genes plus noise."""
     kmeans = "kmeans"
-    """Log mean profiles of k-means clusters of cells."""
+    """Log profiles of clusters of cells: of the best of `n_starts` k-means runs."""
     random = "random"
     """Draws from the prior: kept for comparison, it collapses to a few topics."""
 
@@ -187,17 +187,20 @@ class ModelConfig:
     dropout: float = 0.0
     """Share of hidden units dropped in training."""
     normalize_means: bool = True
-    """Batch norm without learned scale on the encoder's means: keeps all topics alive."""
+    """Batch norm on the encoder's means, with one learned scale for all topics: keeps topics
+    alive."""
     cell_topic_prior: Any = None
     """Dirichlet concentration of θ: a number, K numbers, or null for 1/K."""
     topic_gene_prior: Any = None
     """Dirichlet concentration of β: a number, G numbers, or null for 1/K."""
-    init: Init = Init.background
+    init: Init = Init.kmeans
+    n_starts: int = 8
+    """Clusterings that each replicate tries at the k-means start, to begin at the best."""
 
     def __post_init__(self) -> None:
         _require(isinstance(self.n_topics, int), "model.n_topics", self.n_topics, "must be whole")
         _require(self.n_topics >= 2, "model.n_topics", self.n_topics, "needs at least 2 topics")
-        _require_positive("model", self, "n_hidden", "n_layers")
+        _require_positive("model", self, "n_hidden", "n_layers", "n_starts")
         _require_share("model.dropout", self.dropout)
         for knob in ("cell_topic_prior", "topic_gene_prior"):
             prior = getattr(self, knob)
@@ -306,6 +309,25 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Engine(Enum):
+    """What computes the ELBO and its gradients; both give the same numbers on the same noise."""
+
+    fused = "fused"
+    """Plain tensor operations with hand-written gradients: several times faster."""
+    pyro = "pyro"
+    """The Pyro program: the definition, for those who change the model."""
+
+
+class Precision(Enum):
+    """Of the matrix products of training, on CUDA; on the CPU all is in single precision."""
+
+    float32 = "float32"
+    tf32 = "tf32"
+    """Factors rounded to 10 bits of mantissa, sums in single precision."""
+    bfloat16 = "bfloat16"
+    """The encoder's products in bfloat16, all else as under tf32."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """Stochastic variational inference."""
@@ -319,12 +341,14 @@ class TrainConfig:
     """Stop after this many optimisation steps, whatever the epochs."""
     batch_size: int = 128
     """Cells a step; batches are made equal in size, so none is short."""
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     """Peak rate of Adam."""
     schedule: Schedule = Schedule.one_cycle
     kl_annealing: AnnealingConfig = field(default_factory=AnnealingConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    engine: Engine = Engine.fused
     device: Device = Device.auto
+    precision: Precision = Precision.tf32
     threads: int | None = 1
     """CPU threads of the arithmetic; null leaves torch's own. On shared cores one thread is
     often faster than two."""
@@ -341,6 +365,12 @@ class TrainConfig:
             "batch_size",
             "learning_rate",
             "threads",
+        )
+        _require(
+            self.precision is not Precision.bfloat16 or self.engine is Engine.fused,
+            "train.precision",
+            self.precision.value,
+            "is for train.engine = fused",
         )
 
 

@@ -23,8 +23,9 @@ from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.stability import stability
 from topicell.model.counts import Counts
+from topicell.model.engines import check_precision, cpu_threads, resolve_device
 from topicell.model.posterior import TopicFit
-from topicell.model.training import check_sizes, cpu_threads, resolve_device, train
+from topicell.model.training import check_sizes, train
 from topicell.tracking import Tracker, provenance
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     parts = {name: cells[np.flatnonzero(adata.obs["split"] == name)] for name in PARTS}
     check_sizes(parts["train"], config.model)
     device = resolve_device(config.train.device)
+    check_precision(config.train.precision, device)
     if config.report.enabled:
         report.require_enough_cells(adata)
 

@@ -7,7 +7,6 @@ import torch
 from topicell.config import (
     AnnealingConfig,
     AnnealingShape,
-    Device,
     EarlyStoppingConfig,
     Init,
     InputError,
@@ -22,8 +21,6 @@ from topicell.model.training import (
     NonFiniteError,
     check_sizes,
     default_epochs,
-    minibatches,
-    resolve_device,
     train,
 )
 
@@ -138,15 +135,6 @@ def test_an_epochs_mean_weighs_cells_and_not_batches(planted):
     assert parts["train/kl_topics"] == pytest.approx(whole["train/kl_topics"], rel=1e-6)
 
 
-def test_minibatches_are_a_shuffled_partition_without_a_short_one():
-    generator = np.random.default_rng(0)
-    batches = list(minibatches(1003, 8, generator))
-    assert sorted(np.concatenate(batches)) == list(range(1003))
-    assert max(map(len, batches)) - min(map(len, batches)) <= 1
-    again = list(minibatches(1003, 8, generator))
-    assert not all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
-
-
 def test_default_epochs_aim_for_a_number_of_steps_within_bounds():
     assert default_epochs(128 * 20, 128) == 40
     assert default_epochs(10**6, 128) == 20
@@ -248,15 +236,6 @@ def test_sizes_that_cannot_be_fitted_are_refused(planted):
         check_sizes(counts, ModelConfig(n_topics=4))
     with pytest.raises(InputError, match="2 numbers for 120 genes"):
         check_sizes(planted[0], ModelConfig(n_topics=4, topic_gene_prior=[1.0, 1.0]))
-
-
-def test_devices():
-    assert resolve_device(Device.cpu).type == "cpu"
-    expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert resolve_device(Device.auto).type == expected
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no CUDA device"):
-            resolve_device(Device.cuda)
 
 
 def test_vector_and_scalar_priors_of_one_value_are_the_same_model(planted):

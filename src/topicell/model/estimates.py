@@ -14,16 +14,20 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from topicell.model.program import BagOfWords, TopicProgram
+from topicell.model.minibatches import (
+    Batch,
+    DeviceCounts,
+    in_order,
+    sparse_batches,
+    sparse_is_there,
+)
+from topicell.model.objective import encode, log_likelihood, softmax
+from topicell.model.program import TopicProgram
 
 CHUNK = 512
-"""Cells that are made dense at a time."""
-
-
-def dense(x_BG: sp.csr_matrix, device: torch.device) -> Tensor:
-    """Rows of a sparse matrix as a dense tensor on the device."""
-    return torch.from_numpy(x_BG.toarray()).to(device)
+"""Cells that are computed at a time."""
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
@@ -37,18 +41,21 @@ def _quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
     They are the same for every cell, so their error is not averaged out over cells; a few hundred
     of them are as near to the mean as many thousand independent draws.
     """
-    from scipy.stats import norm, qmc
-
-    uniform = qmc.Sobol(n, rng=seed).random_base2((n_samples - 1).bit_length())[:n_samples]
+    uniform = torch.quasirandom.SobolEngine(n, scramble=True, seed=seed).draw(
+        n_samples, dtype=torch.float64
+    )
     # A point on the edge of the cube would be infinite.
-    points: np.ndarray = norm.ppf(uniform.clip(1e-9, 1 - 1e-9))
-    return torch.from_numpy(points).to(like)
+    points: Tensor = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
+    return points.to(like)
 
 
-def _chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Tensor]:
-    device = program.topic_mean.device
-    for first in range(0, x_NG.shape[0], CHUNK):
-        yield dense(x_NG[first : first + CHUNK], device).to(program.topic_mean.dtype)
+def _chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
+    device, parts = program.topic_mean.device, in_order(x_NG.shape[0], CHUNK)
+    # Whichever the density, so that the proportions of a cell do not depend on its company.
+    if sparse_is_there(device):
+        yield from sparse_batches(x_NG, parts, float(program.encoder.library_size))
+    else:
+        yield from DeviceCounts(x_NG, device).batches(parts)
 
 
 @torch.no_grad()
@@ -58,10 +65,11 @@ def mean_theta(
     """E_q[θ] of each cell, shape (R, N, K)."""
     noise_SK = _quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
     parts = []
-    for x_BG in _chunks(program, x_NG):
+    for batch in _chunks(program, x_NG):
+        m_RBK, rho_RBK = encode(program, batch)
         # Topics first: softmax over a leading axis runs along whole vectors of cells, ten times
         # faster than over a short last axis.
-        m_KRB, s_KRB = (part.permute(2, 0, 1).contiguous() for part in program.encoder(x_BG))
+        m_KRB, s_KRB = (part.permute(2, 0, 1).contiguous() for part in (m_RBK, softplus(rho_RBK)))
         theta_KRB = torch.zeros_like(m_KRB)
         for noise_K in noise_SK:
             theta_KRB += (m_KRB + s_KRB * noise_K[:, None, None]).softmax(0)
@@ -112,14 +120,15 @@ def elbo_terms(
     generator = torch.Generator().manual_seed(seed)
     noise_SKG = _normal((n_samples, program.n_topics, program.n_genes), generator, m_RKG)
     reconstruction, kl_cells = [], []
-    for x_BG in _chunks(program, x_NG):
-        m_RBK, s_RBK = program.encoder(x_BG)
+    for batch in _chunks(program, x_NG):
+        m_RBK, rho_RBK = encode(program, batch)
+        s_RBK = softplus(rho_RBK)
         log_likelihood_RB = torch.zeros_like(m_RBK[..., 0])
         for noise_KG in noise_SKG:
             beta_RKG = (m_RKG + s_RKG * noise_KG).softmax(-1)
-            noise_BK = _normal((len(x_BG), program.n_topics), generator, m_RKG)
-            theta_RBK = (m_RBK + s_RBK * noise_BK).softmax(-1)
-            log_likelihood_RB += BagOfWords(theta_RBK @ beta_RKG, False).log_prob(x_BG)
+            noise_BK = _normal((batch.n_cells, program.n_topics), generator, m_RKG)
+            theta_RBK = softmax(m_RBK + s_RBK * noise_BK)
+            log_likelihood_RB += log_likelihood(batch, theta_RBK, beta_RKG)
         reconstruction.append((log_likelihood_RB / n_samples).cpu().numpy())
         prior = (program.cell_prior_mean, program.cell_prior_scale)
         kl_cells.append(_normal_kl(m_RBK, s_RBK, *prior).sum(-1).cpu().numpy())

@@ -93,9 +93,10 @@ class TopicFit:
     ) -> Self:
         """Order the topics of a trained program and choose the replicate to show."""
         program.eval()
-        theta_RNK = mean_theta(program, counts.x, n_samples=32, seed=seed)
+        # Means over all cells: few samples of each are plenty.
+        theta_RNK = mean_theta(program, counts.x, n_samples=16, seed=seed)
         judged = valid if valid is not None and valid.n_cells else counts
-        terms = elbo_terms(program, judged.x, n_samples=10, seed=seed)
+        terms = elbo_terms(program, judged.x, n_samples=4, seed=seed)
         return cls(
             program,
             model=model,

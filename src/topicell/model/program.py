@@ -76,7 +76,7 @@ class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"proportions": constraints.simplex}
-    support = constraints.independent(constraints.nonnegative, 1)  # type: ignore[no-untyped-call]
+    support = constraints.independent(constraints.nonnegative, 1)
 
     def __init__(self, proportions: Tensor, validate_args: bool | None = None) -> None:
         self.proportions = proportions
@@ -90,46 +90,49 @@ class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
 
 
 class ReplicateLinear(nn.Module):
-    """R linear layers side by side: (R, B, in) or a shared (B, in) to (R, B, out)."""
+    """R linear layers side by side: (R, B, in) or a shared (B, in) to (R, B, out).
 
-    def __init__(self, n_replicates: int, n_in: int, n_out: int) -> None:
+    A layer that batch norm follows needs no bias: the norm takes it away again.
+    """
+
+    def __init__(self, n_replicates: int, n_in: int, n_out: int, *, bias: bool) -> None:
         super().__init__()
         bound = n_in**-0.5
         self.weight = nn.Parameter(torch.empty(n_replicates, n_in, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(n_replicates, 1, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_replicates, 1, n_out)) if bias else None
 
     def forward(self, value: Tensor) -> Tensor:
-        """The affine map of each replicate; a shared input is read once for all of them."""
-        if value.dim() == 3:
-            return torch.baddbmm(self.bias, value, self.weight)
-        n_replicates, n_in, n_out = self.weight.shape
-        merged = self.weight.permute(1, 0, 2).reshape(n_in, n_replicates * n_out)
-        return (value @ merged).view(-1, n_replicates, n_out).transpose(0, 1) + self.bias
+        """The map of each replicate; a shared input is read once for all of them."""
+        product = value @ self.weight
+        return product if self.bias is None else product + self.bias
 
 
 class ReplicateNorm(nn.Module):
     """Batch norm of (R, B, n) over B: each unit of each replicate by its own mean and variance."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, n_replicates: int, n: int, *, affine: bool) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(n_replicates * n, affine=affine)
+        width = n_replicates * n
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, value_RBn: Tensor) -> Tensor:
         """Normalised values; in evaluation by the running statistics of training."""
         R, B, n = value_RBn.shape
-        flat = value_RBn.transpose(0, 1).reshape(B, R * n)
-        # A mini-batch of one cell has no variance: it is normalised as in evaluation.
-        if self.training and B > 1:
-            flat = self.norm(flat)
-        else:
-            flat = nn.functional.batch_norm(
-                flat,
-                self.norm.running_mean,
-                self.norm.running_var,
-                self.norm.weight,
-                self.norm.bias,
-                eps=self.norm.eps,
-            )
+        flat = nn.functional.batch_norm(
+            value_RBn.transpose(0, 1).reshape(B, R * n),
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            # A mini-batch of one cell has no variance: it is normalised as in evaluation.
+            training=self.training and B > 1,
+        )
         return flat.view(B, R, n).transpose(0, 1)
 
 
@@ -143,8 +146,9 @@ class Encoder(nn.Module):
     config
         Number and width of hidden layers, dropout, whether the means are normalised.
     prior_mean, prior_scale
-        Shape (K,): normalised means get the prior's mean and scale over the cells of a batch, so
-        that no topic can leave the posterior of all cells and die.
+        Shape (K,): normalised means have the prior's mean over the cells of a batch, and its scale
+        times one learned factor for all topics. So no topic can leave the posterior of all cells
+        and die, and shallow cells, of which less is known, can stay nearer to the prior's mean.
     """
 
     library_size: Tensor
@@ -164,26 +168,39 @@ class Encoder(nn.Module):
         widths = [n_genes] + [H] * config.n_layers
         self.dropout = config.dropout
         self.layers = nn.ModuleList(
-            ReplicateLinear(R, n_in, n_out) for n_in, n_out in pairwise(widths)
+            ReplicateLinear(R, n_in, n_out, bias=False) for n_in, n_out in pairwise(widths)
         )
         self.norms = nn.ModuleList(ReplicateNorm(R, H, affine=True) for _ in self.layers)
-        self.mean = ReplicateLinear(R, H, K)
-        self.scale = ReplicateLinear(R, H, K)
+        self.mean = ReplicateLinear(R, H, K, bias=not config.normalize_means)
+        self.scale = ReplicateLinear(R, H, K, bias=True)
         self.mean_norm = ReplicateNorm(R, K, affine=False) if config.normalize_means else None
+        self.mean_spread = nn.Parameter(torch.zeros(R, 1, 1)) if config.normalize_means else None
         self.register_buffer("library_size", torch.tensor(1e4))
         self.register_buffer("prior_mean", prior_mean, persistent=False)
         self.register_buffer("prior_scale", prior_scale, persistent=False)
 
     def forward(self, x_BG: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the topic logits, each of shape (R, B, K)."""
+        m_RBK, rho_RBK = self.heads(self.layers[0](self.inputs(x_BG)))
+        return m_RBK, softplus(rho_RBK)
+
+    def inputs(self, x_BG: Tensor) -> Tensor:
+        """Log-normalised counts, shape (B, G): every cell scaled to the same total."""
         total_B1 = x_BG.sum(-1, keepdim=True).clamp_min(1)
-        h = torch.log1p(x_BG * (self.library_size / total_B1))
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            h = dropout(relu(norm(layer(h))), self.dropout, self.training)
-        m_RBK = self.mean(h)
-        if self.mean_norm is not None:
-            m_RBK = self.prior_mean + self.prior_scale * self.mean_norm(m_RBK)
-        return m_RBK, softplus(self.scale(h))
+        return torch.log1p(x_BG * (self.library_size / total_B1))
+
+    def heads(self, first_RBH: Tensor) -> tuple[Tensor, Tensor]:
+        """From the first layer's values to m and ρ, where s = softplus(ρ), each (R, B, K)."""
+        value = first_RBH
+        for depth, norm in enumerate(self.norms):
+            if depth:
+                value = self.layers[depth](value)
+            value = dropout(relu(norm(value)), self.dropout, self.training)
+        m_RBK = self.mean(value)
+        if self.mean_norm is not None and self.mean_spread is not None:
+            spread_R1K = self.prior_scale * self.mean_spread.exp()
+            m_RBK = self.prior_mean + spread_R1K * self.mean_norm(m_RBK)
+        return m_RBK, self.scale(value)
 
 
 class TopicProgram(nn.Module):

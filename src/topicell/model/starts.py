@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.cluster.vq import kmeans2
 
 from topicell.config import Init
 from topicell.model.program import TopicProgram
@@ -12,14 +15,19 @@ from topicell.model.program import TopicProgram
 BACKGROUND_NOISE = 0.3
 """Standard deviation of the noise that tells topics apart at the background start."""
 
+CLUSTERED_CELLS = 5_000
+"""Cells that k-means sees at most."""
+SMOOTHING = 0.05
+"""Background counts that a cluster is given, as a share of the counts of a cluster of mean size."""
+
 
 def initial_topics(
-    x_NG: sp.csr_matrix, program: TopicProgram, init: Init, seed: int
+    x_NG: sp.csr_matrix, program: TopicProgram, init: Init, n_starts: int, seed: int
 ) -> torch.Tensor:
     """Where the means of q(b) start, shape (R, K, G).
 
     A start drawn from the prior collapses to a few topics; the log background frequency plus
-    noise, or the log profiles of k-means clusters, do not.
+    noise, or the log profiles of clusters of cells, do not. Each replicate has its own.
     """
     R, K, G = program.n_replicates, program.n_topics, program.n_genes
     generator = torch.Generator().manual_seed(seed)
@@ -35,35 +43,94 @@ def initial_topics(
             BACKGROUND_NOISE * noise_RKG
         )
     else:
+        seeds = np.random.default_rng(seed)
+        # Some thousand cells place the centres as well as all of them.
+        x = x_NG[np.sort(seeds.permutation(x_NG.shape[0])[:CLUSTERED_CELLS])]
+        z = leading_axes(x, seeds)
         profiles_RKG = np.stack(
-            [_cluster_profiles(x_NG, K, frequency_G, (seed, replicate)) for replicate in range(R)]
+            [best_clusters(x, z, K, frequency_G, n_starts, seeds) for _ in range(R)]
         )
         b_RKG = torch.tensor(np.log(profiles_RKG), dtype=torch.float32)
     # Softmax does not see a common shift; the prior does, and is centred.
     return b_RKG - b_RKG.mean(-1, keepdim=True) + mean_G.mean()
 
 
-def _cluster_profiles(
-    x_NG: sp.csr_matrix, n_clusters: int, frequency_G: np.ndarray, seed: tuple[int, int]
-) -> np.ndarray:
-    """Gene proportions of k-means clusters of log-normalised cells, shape (K, G)."""
-    from scipy.cluster.vq import kmeans2
+def leading_axes(x_NG: sp.csr_matrix, seeds: np.random.Generator) -> np.ndarray:
+    """Log-normalised cells along their leading axes, which hold the clusters, shape (N, 32).
 
-    seeds = np.random.default_rng(seed)
-    # A few thousand cells place the centres as well as all of them.
-    rows = np.sort(seeds.permutation(x_NG.shape[0])[:5000])
-    x = x_NG[rows].toarray().astype(np.float64)
-    size = np.maximum(x.sum(1, keepdims=True), 1)
-    h = np.log1p(x / size * np.median(size))
-    # Leading components hold the clusters and make the distances cheap.
-    h -= h.mean(0)
-    _, _, axes = np.linalg.svd(h[seeds.permutation(len(h))[:1000]], full_matrices=False)
-    h = h @ axes[: min(30, len(axes))].T
-    _, label = kmeans2(h, n_clusters, minit="++", rng=seeds, missing="warn")
-    total = np.zeros((n_clusters, x.shape[1]))
-    np.add.at(total, label, x)
-    # An empty cluster falls back to the background, a small one leans on it.
-    pseudo = 0.05 * total.sum() / n_clusters
-    total += pseudo * frequency_G
-    profiles: np.ndarray = total / total.sum(1, keepdims=True)
-    return profiles
+    Randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011); it is not
+    centred, which distances between cells do not see.
+    """
+    total = np.maximum(np.asarray(x_NG.sum(1)).ravel(), 1)
+    scale = (np.median(total) / total).astype(np.float32)
+    h = x_NG.copy()
+    h.data = np.log1p(h.data * scale.repeat(np.diff(h.indptr)))
+    axes = h.T @ seeds.standard_normal((len(total), 32), dtype=np.float32)
+    axes = h.T @ (h @ np.linalg.qr(axes).Q)
+    projected: np.ndarray = h @ np.linalg.qr(axes).Q
+    # Cells that are the same would leave k-means++ nothing to choose by.
+    blur = 1e-5 * max(float(np.abs(projected).max()), 1.0)
+    return projected + blur * seeds.standard_normal(projected.shape, dtype=np.float32)
+
+
+def best_clusters(
+    x_NG: sp.csr_matrix,
+    z_NA: np.ndarray,
+    n_clusters: int,
+    frequency_G: np.ndarray,
+    n_starts: int,
+    seeds: np.random.Generator,
+) -> np.ndarray:
+    """Gene proportions of clusters of cells, of the best of several k-means runs, shape (K, G).
+
+    The best is the one under whose clusters the counts are most likely, each cell counted under
+    its likeliest cluster. It decides which local optimum the fit ends in: over single runs, this
+    likelihood goes with the ELBO of the finished fit (`experiments/defaults`).
+
+    Parameters
+    ----------
+    x_NG, z_NA
+        Counts of the cells, and where they stand for k-means.
+    n_clusters
+        K.
+    frequency_G
+        Background frequencies, to which clusters are smoothed.
+    n_starts
+        Number of k-means runs.
+    seeds
+        Source of their starts.
+    """
+    candidates = [
+        _profiles(x_NG, _k_means(z_NA, n_clusters, seeds), n_clusters, frequency_G)
+        for _ in range(n_starts)
+    ]
+    if n_starts == 1:
+        return candidates[0]
+    likelihoods = [
+        (x_NG @ np.log(profiles_KG).T).max(1).sum(dtype=np.float64) for profiles_KG in candidates
+    ]
+    return candidates[int(np.argmax(likelihoods))]
+
+
+def _k_means(z_NA: np.ndarray, n_clusters: int, seeds: np.random.Generator) -> np.ndarray:
+    with warnings.catch_warnings():
+        # An empty cluster is no trouble: its profile is the background.
+        warnings.filterwarnings("ignore", message="One of the clusters is empty")
+        label: np.ndarray = kmeans2(z_NA, n_clusters, minit="++", rng=seeds, missing="warn")[1]
+    return label
+
+
+def _profiles(
+    x_NG: sp.csr_matrix, label_N: np.ndarray, n_clusters: int, frequency_G: np.ndarray
+) -> np.ndarray:
+    """Gene proportions of each cluster, a little smoothed, shape (K, G)."""
+    n_cells = len(label_N)
+    members = sp.csr_matrix(
+        (np.ones(n_cells, dtype=np.float32), (label_N, np.arange(n_cells))),
+        shape=(n_clusters, n_cells),
+    )
+    total_KG = (members @ x_NG).toarray()
+    # A small cluster leans on the background.
+    total_KG += (SMOOTHING * total_KG.sum() / n_clusters * frequency_G).astype(np.float32)
+    profiles_KG: np.ndarray = total_KG / total_KG.sum(1, keepdims=True)
+    return profiles_KG

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from topicell.config import (
     AnnealingShape,
-    Device,
     EarlyStoppingConfig,
     InputError,
     ModelConfig,
@@ -31,17 +30,22 @@ from topicell.config import (
 )
 from topicell.evaluation.perplexity import perplexity, thin
 from topicell.model.counts import Counts
-from topicell.model.estimates import dense, elbo_terms, mean_beta, mean_theta
+from topicell.model.engines import (
+    Optimizer,
+    check_precision,
+    cpu_threads,
+    matrix_precision,
+    resolve_device,
+)
+from topicell.model.estimates import elbo_terms, mean_beta, mean_theta
+from topicell.model.minibatches import shuffled
 from topicell.model.posterior import TopicFit
-from topicell.model.program import TopicELBO, TopicProgram
+from topicell.model.program import TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.starts import initial_topics
 
 STEPS = 800
 """Optimisation steps that the default number of epochs aims for."""
-BETAS = (0.9, 0.99)
-"""Decay rates of Adam's moments: a shorter memory of the second moment than torch's default,
-because a whole fit is a few hundred steps."""
 EpochMetrics = dict[str, float]
 
 
@@ -91,6 +95,7 @@ def train(
     """
     check_sizes(counts, model)
     device = resolve_device(config.device)
+    check_precision(config.precision, device)
     n_epochs = config.epochs or default_epochs(counts.n_cells, config.batch_size)
     n_batches = math.ceil(counts.n_cells / config.batch_size)
     n_steps = min(n_epochs * n_batches, config.max_steps or math.inf)
@@ -113,20 +118,20 @@ def train(
     with (
         _own_randomness(seed, device),
         cpu_threads(config.threads),
+        matrix_precision(config.precision, device),
         progress_bar(n_epochs, shown=config.progress) as bar,
     ):
         program = TopicProgram(counts.n_genes, config.n_replicates, model).to(device)
         if start is None:
             with torch.no_grad():
                 program.topic_mean.copy_(
-                    initial_topics(counts.x, program, model.init, seed).to(device)
+                    initial_topics(counts.x, program, model.init, model.n_starts, seed).to(device)
                 )
             program.encoder.library_size.fill_(float(np.median(np.asarray(counts.x.sum(1)))))
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
-        elbo = TopicELBO()
-        optimizer = torch.optim.Adam(program.parameters(), lr=config.learning_rate, betas=BETAS)
+        optimizer = Optimizer(program, config, counts.x)
         validation = Validation.of(valid, seed) if valid is not None and valid.n_cells else None
         best = Best()
         history: list[EpochMetrics] = [*start.history] if start is not None else []
@@ -135,45 +140,21 @@ def train(
 
         for epoch in range(n_epochs):
             started = time.perf_counter()
-            sums = dict.fromkeys(
-                ("loss", "reconstruction", "kl_cells", "kl_topics"),
-                torch.zeros(config.n_replicates, device=device),
-            )
-            n_seen = 0
             program.train()
-            for rows in minibatches(counts.n_cells, n_batches, seeds):
+            for batch in optimizer.batches(shuffled(counts.n_cells, n_batches, seeds)):
                 kl_weight = annealing_weight(step / n_batches, length, annealing)
                 rate = learning_rate(step / n_steps, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                x_BG = dense(counts.x[rows], device)
-                loss = elbo.differentiable_loss(
-                    program.model, program.guide, x_BG, counts.n_cells, kl_weight
-                )
-                optimizer.zero_grad()
-                # In nats per cell, so that gradients do not grow with the data.
-                (loss / counts.n_cells).backward()
-                optimizer.step()
-
-                terms = elbo.terms
-                sums["reconstruction"] = sums["reconstruction"] + terms["reconstruction"]
-                sums["kl_cells"] = sums["kl_cells"] + terms["kl_cells"]
-                kl_topics = terms["kl_topics"] / counts.n_cells * len(rows)
-                sums["kl_topics"] = sums["kl_topics"] + kl_topics
-                annealed = kl_weight * (terms["kl_cells"] + kl_topics)
-                sums["loss"] = sums["loss"] + annealed - terms["reconstruction"]
-                n_seen += len(rows)
+                optimizer.step(batch, kl_weight=kl_weight, learning_rate=rate)
                 step += 1
-                if not torch.isfinite(loss):
-                    raise NonFiniteError(_what_broke(terms, program, step, epoch))
                 if step == n_steps:
                     break
 
-            means = {name: total / n_seen for name, total in sums.items()}
-            means["elbo"] = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
+            n_seen = optimizer.n_seen
+            means = optimizer.means()
+            require_finite(means, program, step, epoch)
             metrics: EpochMetrics = {"epoch": first_epoch + epoch}
             for name, value_R in means.items():
-                metrics |= summarize(f"train/{name}", value_R.cpu().numpy())
+                metrics |= summarize(f"train/{name}", value_R)
             metrics["train/kl_weight"] = kl_weight
             metrics["train/learning_rate"] = rate
             metrics["speed/cells_per_second"] = (
@@ -200,7 +181,6 @@ def train(
             if step == n_steps:
                 break
 
-        _require_finite(program, step)
         program.eval()
         return TopicFit.of(program, counts, valid, model, seed=seed, history=history)
 
@@ -243,27 +223,9 @@ def check_sizes(counts: Counts, model: ModelConfig) -> None:
         )
 
 
-def resolve_device(device: Device) -> torch.device:
-    """The device that a setting names, ``auto`` being CUDA where there is one."""
-    if device is Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise InputError("train.device = 'cuda': torch sees no CUDA device; use auto or cpu")
-    return torch.device(device.value)
-
-
 def default_epochs(n_cells: int, batch_size: int) -> int:
     """Epochs that make about `STEPS` steps, between 20 and 200."""
     return min(max(round(STEPS / math.ceil(n_cells / batch_size)), 20), 200)
-
-
-def minibatches(n_cells: int, n_batches: int, seeds: np.random.Generator) -> Iterator[np.ndarray]:
-    """A shuffled partition of the cells into batches whose sizes differ by at most one.
-
-    A short last batch would weigh as much as a full one in every step, and could be too small
-    for batch norm.
-    """
-    yield from np.array_split(seeds.permutation(n_cells), n_batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,26 +291,21 @@ def _require_same_shape(start: TopicFit, program: TopicProgram) -> None:
             )
 
 
-def _require_finite(program: TopicProgram, step: int) -> None:
-    """The last step is followed by no loss that would show what it broke."""
-    broken = [name for name, p in program.named_parameters() if not torch.isfinite(p).all()]
-    if broken:
-        raise NonFiniteError(
-            f"training stopped at step {step}: {', '.join(broken)} is not finite; lower "
-            "train.learning_rate"
-        )
-
-
-def _what_broke(terms: dict[str, Tensor], program: TopicProgram, step: int, epoch: int) -> str:
+def require_finite(
+    means: dict[str, np.ndarray], program: TopicProgram, step: int, epoch: int
+) -> None:
+    """Stop at the first epoch that left a term or a weight infinite or NaN, and say which."""
     broken = [
         f"{name} of replicate {replicate}"
-        for name, value_R in terms.items()
-        for replicate in torch.nonzero(~torch.isfinite(value_R)).flatten().tolist()
-    ] or [name for name, value in program.named_parameters() if not torch.isfinite(value).all()]
-    return (
-        f"training stopped at step {step} (epoch {epoch}): {', '.join(broken) or 'the loss'} is "
-        "not finite; lower train.learning_rate"
-    )
+        for name, value_R in means.items()
+        for replicate in np.flatnonzero(~np.isfinite(value_R))
+        if name not in ("loss", "elbo")
+    ] or [name for name, value in program.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise NonFiniteError(
+            f"training stopped at step {step} (epoch {epoch}): {', '.join(broken)} is not finite; "
+            "lower train.learning_rate"
+        )
 
 
 @contextlib.contextmanager
@@ -364,17 +321,3 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Encountered NaN")
         torch.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def cpu_threads(n_threads: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads, or as many as it likes; results depend on the number."""
-    if n_threads is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

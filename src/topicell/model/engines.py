@@ -1,0 +1,233 @@
+"""Engines: one optimisation step, by the fast objective or by Pyro's, eager or as a CUDA graph."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from topicell.config import Device, Engine, InputError, Precision, TrainConfig
+from topicell.model.minibatches import Batch, DenseBatch, DeviceCounts, sparse_batches, sparse_wins
+from topicell.model.objective import Terms, negative_elbo
+from topicell.model.program import TopicELBO, TopicProgram
+
+BETAS = (0.9, 0.99)
+"""Decay rates of Adam's moments: a shorter memory of the second moment than torch's default,
+because a whole fit is a few hundred steps."""
+EAGER_STEPS = 3
+"""Steps of each size of mini-batch before the CUDA graph: they make the libraries' workspaces."""
+
+Loss = Callable[[TopicProgram, Batch, int, Tensor | float], tuple[Tensor, Terms]]
+
+
+class Optimizer:
+    """Adam on the negative ELBO of mini-batches; keeps the sums of its terms.
+
+    On CUDA, the fused engine records the whole step — loss, gradients, update — as one CUDA graph
+    for each size of mini-batch (there are two at most), and replays it: a step of a hundred small
+    kernels then costs one launch. What changes between steps lives in tensors.
+
+    Parameters
+    ----------
+    program
+        The program, on its device; in training mode while it is stepped.
+    config
+        Engine and precision.
+    x_NG
+        Counts of the training cells.
+    """
+
+    def __init__(self, program: TopicProgram, config: TrainConfig, x_NG: sp.csr_matrix) -> None:
+        self.program = program
+        self.x_NG = x_NG
+        self.n_cells = x_NG.shape[0]
+        device = program.topic_mean.device
+        fused = config.engine is Engine.fused
+        self.loss: Loss = pyro_negative_elbo
+        if fused:
+            bfloat16 = config.precision is Precision.bfloat16
+            self.loss = functools.partial(negative_elbo, bfloat16=bfloat16)
+        self.records = fused and device.type == "cuda"
+        self.recorded: dict[int, _Recorded] = {}
+        sparse = fused and sparse_wins(x_NG, device)
+        self.counts = None if sparse else DeviceCounts(x_NG, device)
+        self.library_size = float(program.encoder.library_size)
+        self.adam = Adam(program.parameters())
+        self.kl_weight = torch.zeros((), device=device)
+        self.learning_rate = torch.zeros((), device=device)
+        self.sums = torch.zeros(4, program.n_replicates, device=device)
+        self.n_seen = 0
+
+    def batches(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        """The mini-batches of these cells, in the form that suits the counts and the device."""
+        if self.counts is None:
+            return sparse_batches(self.x_NG, parts, self.library_size)
+        return self.counts.batches(parts, reuse=self.records)
+
+    def step(self, batch: Batch, *, kl_weight: float, learning_rate: float) -> None:
+        """One step of Adam on a mini-batch of `batches`."""
+        self.kl_weight.fill_(kl_weight)
+        self.learning_rate.fill_(learning_rate)
+        if self.records:
+            if batch.n_cells not in self.recorded:
+                self.recorded[batch.n_cells] = _Recorded(functools.partial(self._advance, batch))
+            self.recorded[batch.n_cells].advance()
+        else:
+            self._advance(batch)
+        self.n_seen += batch.n_cells
+
+    def means(self) -> dict[str, np.ndarray]:
+        """Means of loss and terms over the cells since the last call, nats per cell, each (R,)."""
+        names = ("loss", "reconstruction", "kl_cells", "kl_topics")
+        means = dict(zip(names, (self.sums / self.n_seen).cpu().numpy(), strict=True))
+        means["elbo"] = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
+        self.sums.zero_()
+        self.n_seen = 0
+        return means
+
+    def _advance(self, batch: Batch) -> None:
+        loss, terms = self.loss(self.program, batch, self.n_cells, self.kl_weight)
+        # In nats per cell, so that gradients do not grow with the data.
+        (loss / self.n_cells).backward()
+        self.adam.step(self.learning_rate)
+        share = batch.n_cells / self.n_cells
+        self.sums += torch.stack(
+            [terms.loss * share, terms.reconstruction, terms.kl_cells, terms.kl_topics * share]
+        )
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) by torch's fused kernel, one call for all parameters.
+
+    The same numbers as ``torch.optim.Adam(fused=True)``, whose wrapper costs a third of a
+    millisecond a step, and a second for the compiler that it imports. The rate is a tensor, which
+    a CUDA graph reads anew at each replay.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.first = [torch.zeros_like(value) for value in self.parameters]
+        self.second = [torch.zeros_like(value) for value in self.parameters]
+        self.steps = [torch.zeros((), device=value.device) for value in self.parameters]
+
+    @torch.no_grad()
+    def step(self, learning_rate: Tensor) -> None:
+        """Update the parameters by their gradients, and take the gradients away."""
+        torch._foreach_add_(self.steps, 1)
+        torch._fused_adam_(
+            self.parameters,
+            [value.grad for value in self.parameters if value.grad is not None],
+            self.first,
+            self.second,
+            [],
+            self.steps,
+            lr=learning_rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+        for value in self.parameters:
+            value.grad = None
+
+
+class _Recorded:
+    """Work that always reads the same memory: a few times eagerly, then as a CUDA graph."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.n_eager = 0
+        self.replay: Callable[[], None] | None = None
+
+    def advance(self) -> None:
+        if self.n_eager < EAGER_STEPS:
+            self.n_eager += 1
+            on_side_stream(self.work)
+            return
+        if self.replay is None:
+            self.replay = record(self.work)
+        self.replay()
+
+
+def on_side_stream(work: Callable[[], None]) -> None:
+    """Run work on a stream of its own, as what precedes the recording of a graph must be."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def record(work: Callable[[], None]) -> Callable[[], None]:
+    """Record work as a CUDA graph, without doing it; what is returned does it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def pyro_negative_elbo(
+    program: TopicProgram, batch: Batch, n_cells: int, kl_weight: Tensor | float = 1.0
+) -> tuple[Tensor, Terms]:
+    """Minus the annealed ELBO as Pyro computes it from the model and the guide."""
+    assert isinstance(batch, DenseBatch), "Pyro's program reads dense counts"
+    elbo = TopicELBO()
+    loss = elbo.differentiable_loss(program.model, program.guide, batch.counts, n_cells, kl_weight)
+    terms = elbo.terms
+    per_cell_R = kl_weight * terms["kl_cells"] - terms["reconstruction"]
+    loss_R = per_cell_R * (n_cells / batch.n_cells) + kl_weight * terms["kl_topics"]
+    return loss, Terms(loss=loss_R, **terms)
+
+
+def resolve_device(device: Device) -> torch.device:
+    """The device that a setting names, ``auto`` being CUDA where there is one."""
+    if device is Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise InputError("train.device = 'cuda': torch sees no CUDA device; use auto or cpu")
+    return torch.device(device.value)
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse what the device does not offer."""
+    if precision is Precision.bfloat16 and device.type != "cuda":
+        raise InputError(
+            "train.precision = 'bfloat16' is for CUDA devices, and this run is on the CPU; use "
+            "float32"
+        )
+
+
+@contextlib.contextmanager
+def matrix_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Let products on CUDA round their factors to TF32, unless full precision is asked for."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = precision is not Precision.float32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def cpu_threads(n_threads: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads, or as many as it likes; results depend on the number."""
+    if n_threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

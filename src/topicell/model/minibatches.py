@@ -1,0 +1,237 @@
+"""Mini-batches: shuffled cells, gathered where the arithmetic runs, sparse or dense.
+
+Counts stay compressed for the whole fit, on the device that computes, so memory grows with the
+non-zeros. Many mini-batches are gathered at a time; each is then a few slices.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+SPARSE_BELOW = 0.2
+"""Share of non-zeros under which arithmetic on them alone is faster (`experiments/speed`)."""
+GATHERED_CELLS = 8192
+"""Cells gathered at a time, at least one mini-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseBatch:
+    """Cells as a dense matrix: counts of shape (B, G)."""
+
+    counts: Tensor
+
+    @property
+    def n_cells(self) -> int:
+        """B."""
+        return len(self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """The non-zeros of a matrix, row by row: where each row starts, and the column of each."""
+
+    starts: Tensor
+    columns: Tensor
+    shape: tuple[int, int]
+
+    def with_values(self, values: Tensor) -> Tensor:
+        """The sparse matrix with these values at its non-zeros."""
+        return torch.sparse_csr_tensor(
+            self.starts, self.columns, values, size=self.shape, check_invariants=False
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SparseBatch:
+    """Cells at their non-zeros alone, by cell and, for the gradients, by gene.
+
+    Attributes
+    ----------
+    by_cell, by_gene
+        The non-zeros of (B, G) and of its transpose (G, B).
+    order
+        Where the non-zeros by gene stand among those by cell, shape (nnz,).
+    counts
+        Count of each non-zero, by cell.
+    inputs, inputs_by_gene
+        The encoder's input at each non-zero, in both orders.
+    """
+
+    by_cell: Compressed
+    by_gene: Compressed
+    order: Tensor
+    counts: Tensor
+    inputs: Tensor
+    inputs_by_gene: Tensor
+
+    @property
+    def n_cells(self) -> int:
+        """B."""
+        return self.by_cell.shape[0]
+
+
+Batch = DenseBatch | SparseBatch
+
+
+def sparse_is_there(device: torch.device) -> bool:
+    """Whether the arithmetic on non-zeros alone is there: it rests on Intel's MKL."""
+    return device.type == "cpu" and torch.backends.mkl.is_available()
+
+
+def sparse_wins(x_NG: sp.csr_matrix, device: torch.device) -> bool:
+    """Whether training is faster on the non-zeros alone, for counts as dense as these."""
+    density: float = x_NG.nnz / math.prod(x_NG.shape)
+    return sparse_is_there(device) and density < SPARSE_BELOW
+
+
+def shuffled(n_cells: int, n_batches: int, seeds: np.random.Generator) -> list[np.ndarray]:
+    """A random partition of the cells into batches whose sizes differ by at most one.
+
+    A short last batch would weigh as much as a full one in every step, and could be too small
+    for batch norm.
+    """
+    return np.array_split(seeds.permutation(n_cells), n_batches)
+
+
+def in_order(n_cells: int, size: int) -> list[np.ndarray]:
+    """The cells as they stand, `size` at a time."""
+    return np.split(np.arange(n_cells), range(size, n_cells, size))
+
+
+def sparse_batches(
+    x_NG: sp.csr_matrix, parts: list[np.ndarray], library_size: float
+) -> Iterator[SparseBatch]:
+    """The given cells at their non-zeros, on the CPU.
+
+    Parameters
+    ----------
+    x_NG
+        Counts.
+    parts
+        The cells of each mini-batch.
+    library_size
+        Total that the encoder's input scales each cell to.
+    """
+    _announce_sparse()
+    G = x_NG.shape[1]
+    for block in _blocks(parts):
+        x = x_NG[np.concatenate(block)]
+        lengths = np.diff(x.indptr)
+        total = np.maximum(np.asarray(x.sum(1)).ravel(), 1)
+        scale = torch.from_numpy((library_size / total).astype(x.dtype).repeat(lengths))
+        counts, genes = torch.from_numpy(x.data), torch.from_numpy(x.indices)
+        inputs = torch.log1p(counts * scale)
+        # One transposition for all batches of the block: each has its own range of columns.
+        first_row = np.cumsum([0] + [len(part) for part in block])
+        first = x.indptr[first_row]
+        column = x.indices + np.arange(len(block), dtype=x.indices.dtype).repeat(np.diff(first)) * G
+        transposed = sp.csr_matrix(
+            (np.arange(x.nnz, dtype=np.int32), column, x.indptr),
+            shape=(len(lengths), len(block) * G),
+        ).tocsc()
+        inputs_by_gene = inputs.index_select(0, torch.from_numpy(transposed.data))
+        for b, part in enumerate(block):
+            nonzeros = slice(first[b], first[b + 1])
+            cell_starts = x.indptr[first_row[b] : first_row[b + 1] + 1] - first[b]
+            gene_starts = transposed.indptr[b * G : (b + 1) * G + 1] - first[b]
+            cells = transposed.indices[nonzeros] - first_row[b]
+            yield SparseBatch(
+                by_cell=Compressed(_int32(cell_starts), genes[nonzeros], (len(part), G)),
+                by_gene=Compressed(_int32(gene_starts), _int32(cells), (G, len(part))),
+                order=_int32(transposed.data[nonzeros] - first[b]),
+                counts=counts[nonzeros],
+                inputs=inputs[nonzeros],
+                inputs_by_gene=inputs_by_gene[nonzeros],
+            )
+
+
+class DeviceCounts:
+    """Counts as compressed rows on a device, where dense mini-batches are made of them.
+
+    Parameters
+    ----------
+    x_NG
+        Counts.
+    device
+        Where they stay; nothing here waits for it.
+    """
+
+    def __init__(self, x_NG: sp.csr_matrix, device: torch.device) -> None:
+        self.n_genes = x_NG.shape[1]
+        self.device = device
+        self.lengths = np.diff(x_NG.indptr).astype(np.int64)
+        self.starts = x_NG.indptr[:-1].astype(np.int64)
+        self.genes = torch.from_numpy(x_NG.indices).to(device)
+        self.counts = torch.from_numpy(x_NG.data).to(device)
+        self.buffers: dict[int, DenseBatch] = {}
+
+    def batches(self, parts: list[np.ndarray], *, reuse: bool = False) -> Iterator[DenseBatch]:
+        """The given cells, each mini-batch dense.
+
+        With `reuse`, every mini-batch of one size is written to the same memory, where a recorded
+        step finds it: the one must be done with before the next is asked for.
+        """
+        for block in _blocks(parts):
+            rows = np.concatenate(block)
+            lengths = self.lengths[rows]
+            ends = lengths.cumsum()
+            total = int(ends[-1])
+            # What must be added to a non-zero's place here, to have its place among all counts
+            # and its place in the flattened matrix of its batch.
+            shift = np.stack(
+                [
+                    self.starts[rows] - (ends - lengths),
+                    np.concatenate([np.arange(len(part)) for part in block]) * self.n_genes,
+                ]
+            )
+            shift_2n = self._send(shift).repeat_interleave(
+                self._send(lengths), dim=1, output_size=total
+            )
+            source = torch.arange(total, device=self.device) + shift_2n[0]
+            counts, place = self.counts[source], self.genes[source] + shift_2n[1]
+            stops = ends[np.cumsum([len(part) for part in block]) - 1].tolist()
+            for part, start, stop in zip(block, [0, *stops], stops, strict=False):
+                batch = self._zeros(len(part), reuse=reuse)
+                batch.counts.view(-1).scatter_(0, place[start:stop], counts[start:stop])
+                yield batch
+
+    def _zeros(self, n_cells: int, *, reuse: bool) -> DenseBatch:
+        if reuse and n_cells in self.buffers:
+            self.buffers[n_cells].counts.zero_()
+            return self.buffers[n_cells]
+        batch = DenseBatch(torch.zeros(n_cells, self.n_genes, device=self.device))
+        if reuse:
+            self.buffers[n_cells] = batch
+        return batch
+
+    def _send(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+
+def _blocks(parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Some mini-batches at a time: enough to share the cost of gathering, few enough to hold."""
+    n = max(GATHERED_CELLS // max(len(parts[0]), 1), 1)
+    for first in range(0, len(parts), n):
+        yield parts[first : first + n]
+
+
+def _int32(values: np.ndarray) -> Tensor:
+    # MKL's sparse products take 32-bit indices.
+    return torch.from_numpy(values.astype(np.int32, copy=False))
+
+
+@functools.cache
+def _announce_sparse() -> None:
+    """Let torch say that its compressed rows are in beta, which it does once, to nobody."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.eye(2).to_sparse_csr()

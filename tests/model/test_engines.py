@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import torch
+
+from topicell.config import Device, Engine, InputError, ModelConfig, Precision, TrainConfig
+from topicell.model import engines
+from topicell.model.engines import (
+    BETAS,
+    Adam,
+    Optimizer,
+    check_precision,
+    matrix_precision,
+    pyro_negative_elbo,
+    resolve_device,
+)
+from topicell.model.minibatches import DenseBatch, shuffled
+from topicell.model.objective import negative_elbo
+from topicell.model.program import TopicProgram
+from topicell.model.training import train
+
+CPU = torch.device("cpu")
+
+
+def test_adam_is_torchs():
+    torch.manual_seed(0)
+    start = [torch.randn(3, 4), torch.randn(5)]
+    ours, theirs = ([torch.nn.Parameter(v.clone()) for v in start] for _ in range(2))
+    adam = Adam(ours)
+    reference = torch.optim.Adam(theirs, lr=0.1, betas=BETAS, fused=True)
+    for step in range(20):
+        rate = 0.1 / (step + 1)
+        for group in reference.param_groups:
+            group["lr"] = rate
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        adam.step(torch.tensor(rate))
+        reference.step()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert all(value.grad is None for value in ours)
+
+
+def test_pyros_loss_and_terms_are_the_fast_ones():
+    torch.manual_seed(0)
+    program = TopicProgram(15, 2, ModelConfig(n_topics=3, n_hidden=4))
+    batch = DenseBatch(torch.poisson(torch.rand(12, 15)))
+    found = []
+    for loss in (pyro_negative_elbo, negative_elbo):
+        torch.manual_seed(1)
+        found.append(loss(program, batch, 100, 0.3))
+    (pyro_loss, pyro_terms), (loss, terms) = found
+    torch.testing.assert_close(pyro_loss, loss)
+    for one, other in zip(pyro_terms, terms, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_both_engines_give_the_same_fit_within_noise(planted):
+    counts = planted[0]
+    fits = {
+        engine: train(
+            counts,
+            None,
+            ModelConfig(n_topics=4, n_hidden=16),
+            TrainConfig(engine=engine, n_replicates=2, epochs=15, progress=False),
+            seed=0,
+        )
+        for engine in Engine
+    }
+    fused, pyro = fits[Engine.fused], fits[Engine.pyro]
+    # The same seed draws the same start, mini-batches and noise: rounding alone is different.
+    assert fused.history[0]["train/elbo"] == pytest.approx(pyro.history[0]["train/elbo"], rel=1e-4)
+    np.testing.assert_allclose(fused.elbo_by_replicate(), pyro.elbo_by_replicate(), rtol=1e-3)
+    assert np.abs(fused.beta() - pyro.beta()).sum(-1).max() < 0.05
+
+
+def optimizer(counts, **settings):
+    torch.manual_seed(0)
+    program = TopicProgram(counts.n_genes, 2, ModelConfig(n_topics=3, n_hidden=8))
+    return Optimizer(program, TrainConfig(**settings), counts.x)
+
+
+def steps(stepped, n):
+    """Steps with a rate and a weight that change, on mini-batches of two sizes."""
+    torch.manual_seed(1)
+    seeds = np.random.default_rng(0)
+    done = 0
+    while done < n:
+        for batch in stepped.batches(shuffled(stepped.n_cells, 7, seeds)):
+            stepped.step(batch, kl_weight=done / n, learning_rate=0.01 * (1 + done % 3))
+            done += 1
+
+
+def test_means_are_over_cells_and_start_anew(planted):
+    stepped = optimizer(planted[0])
+    steps(stepped, 7)
+    assert stepped.n_seen == 500
+    means = stepped.means()
+    terms = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
+    np.testing.assert_allclose(means["elbo"], terms)
+    assert stepped.n_seen == 0
+    assert not stepped.sums.any()
+
+
+def test_a_recorded_step_reads_what_changes_between_steps(planted, monkeypatch):
+    """The bookkeeping of CUDA graphs, replayed here by doing the recorded work again."""
+    recorded = []
+
+    def record(work):
+        recorded.append(work)
+        return work
+
+    monkeypatch.setattr(engines, "on_side_stream", lambda work: work())
+    monkeypatch.setattr(engines, "record", record)
+    # Dense mini-batches on both sides, as on CUDA.
+    monkeypatch.setattr(engines, "sparse_wins", lambda *_: False)
+    eager, replayed = optimizer(planted[0]), optimizer(planted[0])
+    replayed.records = True
+    for stepped in (eager, replayed):
+        steps(stepped, 42)
+    # 500 cells in 7 mini-batches: sizes 71 and 72, one recording each.
+    assert len(recorded) == 2
+    for one, other in zip(eager.adam.parameters, replayed.adam.parameters, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(eager.sums, replayed.sums)
+
+
+def test_devices():
+    assert resolve_device(Device.cpu).type == "cpu"
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device(Device.auto).type == expected
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            resolve_device(Device.cuda)
+
+
+def test_bfloat16_is_for_the_fused_engine_on_cuda():
+    check_precision(Precision.bfloat16, torch.device("cuda"))
+    check_precision(Precision.tf32, CPU)
+    with pytest.raises(InputError, match="is for CUDA devices"):
+        check_precision(Precision.bfloat16, CPU)
+    with pytest.raises(InputError, match=r"train\.precision"):
+        TrainConfig(precision=Precision.bfloat16, engine=Engine.pyro)
+
+
+def test_bfloat16_changes_the_encoder_alone_and_by_its_rounding():
+    """Autocast works on the CPU too, which is not offered, but shows what it touches."""
+    torch.manual_seed(0)
+    program = TopicProgram(50, 2, ModelConfig(n_topics=3, n_hidden=8))
+    batch = DenseBatch(torch.poisson(torch.rand(64, 50)))
+    losses = []
+    for bfloat16 in (False, True):
+        torch.manual_seed(1)
+        loss, terms = negative_elbo(program, batch, 100, bfloat16=bfloat16)
+        loss.backward()
+        losses.append((loss.item(), terms.kl_topics))
+    assert losses[0][0] != losses[1][0]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-2)
+    assert torch.equal(losses[0][1], losses[1][1])
+    assert all(value.grad.dtype == torch.float32 for value in program.parameters())
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_the_precision_of_products_on_cuda_is_given_back(precision):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    with matrix_precision(precision, torch.device("cuda")):
+        assert matmul.allow_tf32 == (precision is not Precision.float32)
+    assert matmul.allow_tf32 == before
+    with matrix_precision(precision, CPU):
+        assert matmul.allow_tf32 == before
