@@ -335,8 +335,8 @@ class TrainConfig:
     n_replicates: int = 4
     """Independent fits of the same model, trained side by side."""
     epochs: int | None = None
-    """Passes over the training cells; null takes as many as make about 800 steps,
-    between 20 and 200."""
+    """Passes over the training cells; null takes as many as make about 250 steps,
+    between 3 and 200."""
     max_steps: int | None = None
     """Stop after this many optimisation steps, whatever the epochs."""
     batch_size: int = 128

@@ -136,8 +136,8 @@ def test_an_epochs_mean_weighs_cells_and_not_batches(planted):
 
 
 def test_default_epochs_aim_for_a_number_of_steps_within_bounds():
-    assert default_epochs(128 * 20, 128) == 40
-    assert default_epochs(10**6, 128) == 20
+    assert default_epochs(128 * 25, 128) == 10
+    assert default_epochs(10**6, 128) == 3
     assert default_epochs(10, 128) == 200
 
 

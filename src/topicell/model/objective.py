@@ -139,7 +139,8 @@ class _LogisticNormal(torch.autograd.Function):
         scale = softplus(rho)
         draw = softmax(torch.addcmul(mean, scale, noise))
         distance, ratio = (mean - prior_mean) / prior_scale, scale / prior_scale
-        divergence = (0.5 * (distance.square() + ratio.square() - 1) - ratio.log()).sum(-1)
+        twice = distance.square().addcmul_(ratio, ratio).sub_(ratio.log(), alpha=2)
+        divergence = 0.5 * (twice.sum(-1) - mean.shape[-1])
         ctx.save_for_backward(draw, rho, noise, distance, ratio, prior_scale)
         return draw, divergence
 

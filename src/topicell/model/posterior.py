@@ -96,7 +96,7 @@ class TopicFit:
         # Means over all cells: few samples of each are plenty.
         theta_RNK = mean_theta(program, counts.x, n_samples=16, seed=seed)
         judged = valid if valid is not None and valid.n_cells else counts
-        terms = elbo_terms(program, judged.x, n_samples=4, seed=seed)
+        terms = elbo_terms(program, judged.x, n_samples=2, seed=seed)
         return cls(
             program,
             model=model,

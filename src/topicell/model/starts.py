@@ -15,8 +15,8 @@ from topicell.model.program import TopicProgram
 BACKGROUND_NOISE = 0.3
 """Standard deviation of the noise that tells topics apart at the background start."""
 
-CLUSTERED_CELLS = 5_000
-"""Cells that k-means sees at most."""
+CELLS_PER_CLUSTER = 200
+"""Cells that k-means sees at most, for each cluster: more place the centres no better."""
 SMOOTHING = 0.05
 """Background counts that a cluster is given, as a share of the counts of a cluster of mean size."""
 
@@ -44,8 +44,7 @@ def initial_topics(
         )
     else:
         seeds = np.random.default_rng(seed)
-        # Some thousand cells place the centres as well as all of them.
-        x = x_NG[np.sort(seeds.permutation(x_NG.shape[0])[:CLUSTERED_CELLS])]
+        x = x_NG[np.sort(seeds.permutation(x_NG.shape[0])[: CELLS_PER_CLUSTER * K])]
         z = leading_axes(x, seeds)
         profiles_RKG = np.stack(
             [best_clusters(x, z, K, frequency_G, n_starts, seeds) for _ in range(R)]
@@ -70,7 +69,8 @@ def leading_axes(x_NG: sp.csr_matrix, seeds: np.random.Generator) -> np.ndarray:
     projected: np.ndarray = h @ np.linalg.qr(axes).Q
     # Cells that are the same would leave k-means++ nothing to choose by.
     blur = 1e-5 * max(float(np.abs(projected).max()), 1.0)
-    return projected + blur * seeds.standard_normal(projected.shape, dtype=np.float32)
+    projected += blur * seeds.standard_normal(projected.shape, dtype=np.float32)
+    return projected
 
 
 def best_clusters(

@@ -44,8 +44,10 @@ from topicell.model.program import TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.starts import initial_topics
 
-STEPS = 800
+STEPS = 250
 """Optimisation steps that the default number of epochs aims for."""
+EPOCHS = (3, 200)
+"""Fewest and most epochs by default."""
 EpochMetrics = dict[str, float]
 
 
@@ -224,8 +226,9 @@ def check_sizes(counts: Counts, model: ModelConfig) -> None:
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make about `STEPS` steps, between 20 and 200."""
-    return min(max(round(STEPS / math.ceil(n_cells / batch_size)), 20), 200)
+    """Epochs that make about `STEPS` steps, within `EPOCHS`."""
+    fewest, most = EPOCHS
+    return min(max(round(STEPS / math.ceil(n_cells / batch_size)), fewest), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +248,10 @@ class Validation:
     def measure(self, program: TopicProgram, n_train: int) -> tuple[np.ndarray, np.ndarray]:
         """ELBO (nats per cell) and amortized perplexity of each replicate, shapes (R,)."""
         program.eval()
-        terms = elbo_terms(program, self.x, n_samples=4, seed=self.seed)
+        terms = elbo_terms(program, self.x, n_samples=2, seed=self.seed)
         elbo_R = terms.per_cell(n_train)
-        theta_RNK = mean_theta(program, self.observed, n_samples=32, seed=self.seed)
-        beta_RKG = mean_beta(program, n_samples=32, seed=self.seed)
+        theta_RNK = mean_theta(program, self.observed, n_samples=16, seed=self.seed)
+        beta_RKG = mean_beta(program, n_samples=16, seed=self.seed)
         perplexity_R = np.array(
             [
                 perplexity(self.completed, theta, beta)
