@@ -63,6 +63,12 @@ def planted():
 
 
 @pytest.fixture(scope="session")
+def shallow():
+    """400 cells × 200 genes from 4 topics, 30 counts each: few enough for sparse arithmetic."""
+    return plant(400, 200, 4, 30)
+
+
+@pytest.fixture(scope="session")
 def fitted(planted):
     """Three replicates on 400 of the planted cells, the others for validation."""
     counts = planted[0]

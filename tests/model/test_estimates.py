@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from pyro import poutine
 
-from topicell.model.estimates import elbo_terms, mean_theta
+from topicell.model.estimates import chunks, elbo_terms, mean_theta
 from topicell.model.program import TopicELBO
 
 
@@ -15,7 +16,9 @@ def test_theta_is_the_mean_of_the_guide_that_was_trained(fitted, planted):
     for _ in range(2000):
         trace = poutine.trace(fitted.program.guide).get_trace(x, 400)
         total = total + trace.nodes["cell_logits"]["value"].softmax(-1).detach()
-    program = mean_theta(fitted.program, planted[0].x[:20], n_samples=512, seed=0)
+    program = mean_theta(
+        fitted.program, chunks(fitted.program, planted[0].x[:20]), n_samples=512, seed=0
+    )
     assert np.abs(program - (total / 2000).numpy()).max() < 0.02
 
 
@@ -25,6 +28,17 @@ def test_theta_of_a_cell_depends_on_nothing_but_the_cell(fitted, planted):
     shuffled = np.random.default_rng(0).permutation(500)
     assert np.abs(fitted.theta(counts[shuffled]) - whole[:, shuffled]).max() < 1e-5
     assert np.abs(fitted.theta(counts[np.array([7])])[:, 0] - whole[:, 7]).max() < 1e-5
+
+
+def test_cells_without_counts_have_a_theta_and_no_likelihood(fitted, planted):
+    """A whole chunk of them too: there is then no non-zero at all."""
+    empty = sp.csr_matrix((3, planted[0].n_genes), dtype=np.float32)
+    program = fitted.program
+    theta_RNK = mean_theta(program, chunks(program, empty), n_samples=32, seed=0)
+    np.testing.assert_allclose(theta_RNK.sum(-1), 1, rtol=1e-5)
+    terms = elbo_terms(program, chunks(program, empty), n_samples=2, seed=0)
+    assert (terms.reconstruction == 0).all()
+    assert (terms.kl_cells > 0).all()
 
 
 def test_more_samples_change_little(fitted, planted):
@@ -45,6 +59,8 @@ def test_the_elbo_is_pyros_on_the_same_cells(fitted, planted):
             for _ in range(30)
         ]
     # Pyro sums over replicates, and gives the topics' KL to the cells it is told of.
-    reported = elbo_terms(fitted.program, counts.x, n_samples=30, seed=0).per_cell(500)
+    reported = elbo_terms(
+        fitted.program, chunks(fitted.program, counts.x), n_samples=30, seed=0
+    ).per_cell(500)
     assert reported.sum() == pytest.approx(-np.mean(losses) / 500, rel=1e-3)
     assert (reported < 0).all()

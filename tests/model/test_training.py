@@ -17,6 +17,8 @@ from topicell.config import (
 from topicell.evaluation.perplexity import elbo_perplexity
 from topicell.evaluation.ranking import used_topics
 from topicell.evaluation.stability import match_topics
+from topicell.model import engines
+from topicell.model.minibatches import sparse_is_there, sparse_wins
 from topicell.model.training import (
     NonFiniteError,
     check_sizes,
@@ -48,6 +50,27 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(planted, init):
     first, second = (quick(counts, model={"init": init}) for _ in range(2))
     assert weights(first) == weights(second)
     assert weights(first) != weights(quick(counts, seed=1, model={"init": init}))
+
+
+def test_few_counts_are_fitted_sparsely_and_to_the_same_bytes(shallow):
+    counts = shallow[0]
+    if sparse_is_there(torch.device("cpu")):
+        assert sparse_wins(counts.x, torch.device("cpu"))
+    first, second = (quick(counts) for _ in range(2))
+    assert weights(first) == weights(second)
+
+
+def test_sparse_and_dense_arithmetic_give_the_same_fit(shallow, monkeypatch):
+    counts = shallow[0]
+    rows = np.arange(400)
+    settings = {"epochs": 20, "n_replicates": 2}
+    chosen = quick(counts[rows[:350]], counts[rows[350:]], **settings)
+    monkeypatch.setattr(engines, "sparse_wins", lambda *_: False)
+    dense = quick(counts[rows[:350]], counts[rows[350:]], **settings)
+    for name in ("train/elbo", "valid/elbo", "valid/perplexity"):
+        values = [fit.history[-1][name] for fit in (chosen, dense)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), name
+    np.testing.assert_allclose(chosen.beta(), dense.beta(), atol=1e-3)
 
 
 def test_the_callers_random_state_and_threads_are_given_back(planted):

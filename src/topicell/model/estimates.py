@@ -7,7 +7,7 @@ not depend on which other cells are beside it, in which order, or in batches of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,8 @@ def _quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
     return points.to(like)
 
 
-def _chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
+def chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
+    """Cells as the estimates read them, made as they are read."""
     device, parts = program.topic_mean.device, in_order(x_NG.shape[0], CHUNK)
     # Whichever the density, so that the proportions of a cell do not depend on its company.
     if sparse_is_there(device):
@@ -60,12 +61,12 @@ def _chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
 
 @torch.no_grad()
 def mean_theta(
-    program: TopicProgram, x_NG: sp.csr_matrix, *, n_samples: int, seed: int
+    program: TopicProgram, cells: Iterable[Batch], *, n_samples: int, seed: int
 ) -> np.ndarray:
-    """E_q[θ] of each cell, shape (R, N, K)."""
+    """E_q[θ] of each cell of `chunks`, shape (R, N, K)."""
     noise_SK = _quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
     parts = []
-    for batch in _chunks(program, x_NG):
+    for batch in cells:
         m_RBK, rho_RBK = encode(program, batch)
         # Topics first: softmax over a leading axis runs along whole vectors of cells, ten times
         # faster than over a short last axis.
@@ -110,17 +111,18 @@ class ELBOTerms:
 
 @torch.no_grad()
 def elbo_terms(
-    program: TopicProgram, x_NG: sp.csr_matrix, *, n_samples: int, seed: int
+    program: TopicProgram, cells: Iterable[Batch], *, n_samples: int, seed: int
 ) -> ELBOTerms:
-    """The ELBO's terms; the expected log-likelihood is averaged over `n_samples` draws.
+    """The ELBO's terms of the cells of `chunks`.
 
+    The expected log-likelihood is averaged over `n_samples` draws.
     Each draw takes one b for all cells, and noise of its own for the logits of each cell.
     """
     m_RKG, s_RKG = program.topic_posterior()
     generator = torch.Generator().manual_seed(seed)
     noise_SKG = _normal((n_samples, program.n_topics, program.n_genes), generator, m_RKG)
     reconstruction, kl_cells = [], []
-    for batch in _chunks(program, x_NG):
+    for batch in cells:
         m_RBK, rho_RBK = encode(program, batch)
         s_RBK = softplus(rho_RBK)
         log_likelihood_RB = torch.zeros_like(m_RBK[..., 0])

@@ -128,7 +128,7 @@ def sparse_batches(
         lengths = np.diff(x.indptr)
         total = np.maximum(np.asarray(x.sum(1)).ravel(), 1)
         scale = torch.from_numpy((library_size / total).astype(x.dtype).repeat(lengths))
-        counts, genes = torch.from_numpy(x.data), torch.from_numpy(x.indices)
+        counts, genes = torch.from_numpy(x.data), _int32(x.indices)
         inputs = torch.log1p(counts * scale)
         # One transposition for all batches of the block: each has its own range of columns.
         first_row = np.cumsum([0] + [len(part) for part in block])

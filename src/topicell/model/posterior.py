@@ -19,7 +19,7 @@ from topicell.config import Init, InputError, ModelConfig
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.ranking import top_genes
 from topicell.model.counts import Counts
-from topicell.model.estimates import elbo_terms, mean_beta, mean_theta
+from topicell.model.estimates import chunks, elbo_terms, mean_beta, mean_theta
 from topicell.model.program import TopicProgram
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class TopicFit:
         """Order the topics of a trained program and choose the replicate to show."""
         program.eval()
         # Means over all cells: few samples of each are plenty.
-        theta_RNK = mean_theta(program, counts.x, n_samples=16, seed=seed)
+        theta_RNK = mean_theta(program, chunks(program, counts.x), n_samples=16, seed=seed)
         judged = valid if valid is not None and valid.n_cells else counts
-        terms = elbo_terms(program, judged.x, n_samples=2, seed=seed)
+        terms = elbo_terms(program, chunks(program, judged.x), n_samples=2, seed=seed)
         return cls(
             program,
             model=model,
@@ -132,8 +132,8 @@ class TopicFit:
     def theta(self, data: Any = None, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Posterior mean topic proportions of cells, all replicates, shape (R, N, K)."""
         _require_samples(n_samples)
-        x = self._counts(data).x
-        theta_RNK = mean_theta(self.program, x, n_samples=n_samples, seed=seed)
+        cells = chunks(self.program, self._counts(data).x)
+        theta_RNK = mean_theta(self.program, cells, n_samples=n_samples, seed=seed)
         return np.take_along_axis(theta_RNK, self.order_RK[:, None, :], axis=2)
 
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
@@ -240,8 +240,8 @@ class TopicFit:
     ) -> np.ndarray:
         """ELBO of cells under each replicate, nats per cell with KL weight 1, shape (R,)."""
         _require_samples(n_samples)
-        x = self._counts(data, layer).x
-        terms = elbo_terms(self.program, x, n_samples=n_samples, seed=seed)
+        cells = chunks(self.program, self._counts(data, layer).x)
+        terms = elbo_terms(self.program, cells, n_samples=n_samples, seed=seed)
         return terms.per_cell(self.n_train)
 
     def elbo(

@@ -103,8 +103,11 @@ class ReplicateLinear(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """The map of each replicate; a shared input is read once for all of them."""
-        product = value @ self.weight
-        return product if self.bias is None else product + self.bias
+        if value.dim() == 2:
+            value = value.expand(len(self.weight), -1, -1)
+        if self.bias is None:
+            return torch.bmm(value, self.weight)
+        return torch.baddbmm(self.bias, value, self.weight)
 
 
 class ReplicateNorm(nn.Module):

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,8 +37,8 @@ from topicell.model.engines import (
     matrix_precision,
     resolve_device,
 )
-from topicell.model.estimates import elbo_terms, mean_beta, mean_theta
-from topicell.model.minibatches import shuffled
+from topicell.model.estimates import chunks, elbo_terms, mean_beta, mean_theta
+from topicell.model.minibatches import Batch, shuffled
 from topicell.model.posterior import TopicFit
 from topicell.model.program import TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
@@ -48,6 +48,8 @@ STEPS = 250
 """Optimisation steps that the default number of epochs aims for."""
 EPOCHS = (3, 200)
 """Fewest and most epochs by default."""
+HELD_NONZEROS = 10_000_000
+"""Validation cells of so few non-zeros are held in the form that is computed with."""
 EpochMetrics = dict[str, float]
 
 
@@ -134,7 +136,9 @@ def train(
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
         optimizer = Optimizer(program, config, counts.x)
-        validation = Validation.of(valid, seed) if valid is not None and valid.n_cells else None
+        validation = (
+            Validation.of(program, valid, seed) if valid is not None and valid.n_cells else None
+        )
         best = Best()
         history: list[EpochMetrics] = [*start.history] if start is not None else []
         first_epoch = len(history)
@@ -235,22 +239,30 @@ def default_epochs(n_cells: int, batch_size: int) -> int:
 class Validation:
     """Held-out cells with their document-completion halves, and the noise that all epochs share."""
 
-    x: sp.csr_matrix
-    observed: sp.csr_matrix
+    cells: Callable[[], Iterable[Batch]]
+    observed: Callable[[], Iterable[Batch]]
     completed: sp.csr_matrix
     seed: int
 
     @classmethod
-    def of(cls, valid: Counts, seed: int) -> Validation:
+    def of(cls, program: TopicProgram, valid: Counts, seed: int) -> Validation:
         """Thin the cells once, so that epochs differ by the model alone."""
-        return cls(valid.x, *thin(valid.x, seed), seed)
+        observed, completed = thin(valid.x, seed)
+
+        def ready(x: sp.csr_matrix) -> Callable[[], Iterable[Batch]]:
+            if x.nnz > HELD_NONZEROS:
+                return lambda: chunks(program, x)
+            held = list(chunks(program, x))
+            return lambda: held
+
+        return cls(ready(valid.x), ready(observed), completed, seed)
 
     def measure(self, program: TopicProgram, n_train: int) -> tuple[np.ndarray, np.ndarray]:
         """ELBO (nats per cell) and amortized perplexity of each replicate, shapes (R,)."""
         program.eval()
-        terms = elbo_terms(program, self.x, n_samples=2, seed=self.seed)
+        terms = elbo_terms(program, self.cells(), n_samples=2, seed=self.seed)
         elbo_R = terms.per_cell(n_train)
-        theta_RNK = mean_theta(program, self.observed, n_samples=16, seed=self.seed)
+        theta_RNK = mean_theta(program, self.observed(), n_samples=16, seed=self.seed)
         beta_RKG = mean_beta(program, n_samples=16, seed=self.seed)
         perplexity_R = np.array(
             [
