@@ -52,16 +52,19 @@ DEFAULT_EPOCHS = 9
 def runs(*, quick: bool) -> list[dict[str, Any]]:
     """Every fit: method and its settings; `share` of its own default length."""
     tenth = 10 if quick else 1
+    few = 1 if quick else 3
     ours = [
-        {"method": "topicell", "budget": epochs, "seeds": SEEDS}
+        {"method": "topicell", "budget": epochs, "seeds": SEEDS[: 2 if quick else 5]}
         for epochs in (1, 2, 3, 5, DEFAULT_EPOCHS, 16, 30)
     ]
     together = [
-        {"method": "topicell", "budget": epochs, "replicates": 8, "seeds": SEEDS[:3]}
+        {"method": "topicell", "budget": epochs, "replicates": 8, "seeds": SEEDS[:few]}
         for epochs in (2, DEFAULT_EPOCHS, 16, 30)
     ]
-    all_genes = [{"method": "topicell", "budget": 2, "genes": "all", "seeds": SEEDS[:3]}]
-    pyro = [{"method": "topicell", "budget": DEFAULT_EPOCHS, "engine": "pyro", "seeds": SEEDS[:3]}]
+    all_genes = [{"method": "topicell", "budget": 2, "genes": "all", "seeds": SEEDS[:few]}]
+    pyro = [
+        {"method": "topicell", "budget": DEFAULT_EPOCHS, "engine": "pyro", "seeds": SEEDS[:few]}
+    ]
     peers = [
         {"method": "sklearn_nmf", "budget": 300},
         {"method": "tomotopy", "budget": 500, "seeds": SEEDS[: 1 if quick else 5]},
