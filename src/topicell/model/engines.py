@@ -104,7 +104,7 @@ class Optimizer:
 class Adam:
     """Adam (Kingma & Ba 2015) by torch's fused kernel, one call for all parameters.
 
-    The same numbers as ``torch.optim.Adam(fused=True)``, whose wrapper costs a third of a
+    The same numbers as ``torch.optim.Adam(fused=True)``, whose wrapper costs a quarter of a
     millisecond a step, and a second for the compiler that it imports. The rate is a tensor, which
     a CUDA graph reads anew at each replay.
     """

@@ -1,9 +1,9 @@
 r"""The ELBO of `program` in plain tensor operations: the fast path.
 
 Value and gradients are those of Pyro's on the same noise; `program` is the definition, and a test
-holds the two together. What makes it fast: the three costly pieces have hand-written gradients,
-work is proportional to the non-zero counts where that wins, one product with the counts serves all
-replicates, and nothing here waits for the device.
+holds the two together. What makes it fast: the costly pieces have hand-written gradients, work is
+proportional to the non-zero counts where that wins, replicates share the gathered cells and the
+small operations, and nothing here waits for the device.
 
 Shapes as in `program`: R replicates, B cells of a mini-batch, G genes, K topics.
 """
