@@ -237,14 +237,17 @@ def test_an_interrupted_run_ends_with_code_130_and_is_recorded(number):
         stderr=subprocess.PIPE,
         text=True,
     )
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+    try:
         path = Path("here/metrics.jsonl")
-        if path.exists() and path.stat().st_size > 2000:
-            break
-        time.sleep(0.2)
-    process.send_signal(number)
-    err = process.communicate(timeout=60)[1]
+        until = time.monotonic() + 120
+        while not (path.exists() and path.stat().st_size > 2000):
+            assert time.monotonic() < until, "the run did not start"
+            time.sleep(0.2)
+        process.send_signal(number)
+        err = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130, err
     assert "topicell: interrupted" in err
     assert [run.info.status for run in in_mlflow()[1]] == ["KILLED"]
