@@ -35,6 +35,15 @@ def _strict():
     pyro.enable_validation(True)
 
 
+@pytest.fixture
+def double_precision():
+    """Float64 by default, and a seed."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def facs_folder() -> Path:
     """The folder of the downloaded FACS set, where this machine has it."""

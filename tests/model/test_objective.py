@@ -18,15 +18,11 @@ from topicell.model.objective import (
 from topicell.model.program import TopicELBO, TopicProgram
 
 R, B, G, K, N = 3, 30, 20, 4, 500
-FORMS = [
-    "dense",
-    pytest.param(
-        "sparse",
-        marks=pytest.mark.skipif(
-            not sparse_is_there(torch.device("cpu")), reason="this torch was built without MKL"
-        ),
-    ),
-]
+pytestmark = pytest.mark.usefixtures("double_precision")
+needs_mkl = pytest.mark.skipif(
+    not sparse_is_there(torch.device("cpu")), reason="this torch was built without MKL"
+)
+FORMS = ["dense", pytest.param("sparse", marks=needs_mkl)]
 PRIORS = {
     "default": {},
     "scalar": {"cell_topic_prior": 1.5, "topic_gene_prior": 0.7},
@@ -35,14 +31,6 @@ PRIORS = {
         "topic_gene_prior": [0.1 * (g + 1) for g in range(G)],
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -148,9 +136,7 @@ def test_gradients_of_the_likelihood(form, x_BG):
     assert (found[:, 4] == 0).all()
 
 
-@pytest.mark.skipif(
-    not sparse_is_there(torch.device("cpu")), reason="this torch was built without MKL"
-)
+@needs_mkl
 def test_gradients_of_the_sparse_product(x_BG):
     batch = make_batch("sparse", x_BG)
     weight = torch.randn(R, G, 3, requires_grad=True)

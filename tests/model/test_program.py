@@ -21,14 +21,7 @@ from topicell.model.program import (
 )
 
 R, B, G, K, N = 2, 5, 7, 3, 40
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def make_program(**settings):

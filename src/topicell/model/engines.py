@@ -1,4 +1,7 @@
-"""Engines: one optimisation step, by the fast objective or by Pyro's, eager or as a CUDA graph."""
+"""Engines: one optimisation step, by the fast objective or by Pyro's, eager or as a CUDA graph.
+
+And where it runs: device, precision of products, CPU threads.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def initial_topics(
 
 
 def leading_axes(x_NG: sp.csr_matrix, seeds: np.random.Generator) -> np.ndarray:
-    """Log-normalised cells along their leading axes, which hold the clusters, shape (N, 32).
+    """Log-normalised cells along the axes that hold the clusters, (N, 32), or (N, G) if G < 32.
 
     Randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011); it is not
     centred, which distances between cells do not see.
