@@ -50,8 +50,12 @@ def counts_file(path, x=None, *, layers=None, names=None):
 
 def run_here(capsys, *arguments):
     """Run a command in this process: (exit code, standard error)."""
-    with pytest.raises(SystemExit) as exit_:
-        main([*map(str, arguments)])
+    hook = sys.unraisablehook
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main([*map(str, arguments)])
+    finally:
+        sys.unraisablehook = hook
     return exit_.value.code, capsys.readouterr().err
 
 
@@ -224,6 +228,30 @@ def test_a_failed_run_ends_with_code_1_and_is_recorded(capsys):
     assert [run.info.status for run in in_mlflow()[1]] == ["FAILED"]
     last = Path("here/metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last) == {"status": "FAILED"}
+
+
+def test_an_interrupt_in_a_callback_of_python_is_not_lost():
+    program = """
+import time, weakref
+from topicell import cli
+
+class Collected: pass
+
+def interrupted(_): raise KeyboardInterrupt
+
+def command(arguments):
+    held = Collected()
+    reference = weakref.ref(held, interrupted)
+    del held
+    time.sleep(60)
+
+cli.report = command
+cli.main(["report"])
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert (answer.returncode, answer.stderr) == (130, "topicell: interrupted\n")
 
 
 @pytest.mark.slow

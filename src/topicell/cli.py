@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     warnings.showwarning = _show_warning
     # A scheduler's SIGTERM ends a command as Ctrl-C does: runs are recorded, servers ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
     wants_traceback = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     try:
         commands[name](rest)
@@ -137,6 +139,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exception(error)
         _fail(*_diagnosis(error))
     sys.exit(0)
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Interrupt once more where Python dropped an interrupt.
+
+    An exception in a weak reference's callback or in a ``__del__`` (SQLAlchemy has such, and a run
+    with MLflow is often inside them) is printed and forgotten: Ctrl-C would be lost.
+    """
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+        return
+    # Later, when the callback has returned.
+    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
 
 
 def train(arguments: list[str]) -> None:
