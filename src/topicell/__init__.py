@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from topicell.api import AmortizedLDA, fit, load, load_dataset, preprocess
     from topicell.config import InputError
     from topicell.model.counts import Counts
-    from topicell.model.posterior import TopicFit
+    from topicell.model.fit import TopicFit
 
 __version__ = version("topicell")
 
@@ -25,7 +25,7 @@ _HOMES = {
     "preprocess": "topicell.api",
     "InputError": "topicell.config",
     "Counts": "topicell.model.counts",
-    "TopicFit": "topicell.model.posterior",
+    "TopicFit": "topicell.model.fit",
 }
 
 __all__ = [

@@ -21,8 +21,10 @@ from topicell.config import (
     PreprocessConfig,
     TrainConfig,
 )
+from topicell.model.baselines import fit_model
 from topicell.model.counts import Counts
-from topicell.model.posterior import TopicFit, write_folder
+from topicell.model.fit import TopicFit, write_folder
+from topicell.model.posterior import AmortizedFit
 from topicell.model.training import train
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def fit(
     valid_share: float = 0.1,
     **settings: Any,
 ) -> TopicFit:
-    """Fit amortized LDA to all genes of an AnnData, as they stand.
+    """Fit topics to all genes of an AnnData, as they stand: amortized LDA, or another `kind`.
 
     Parameters
     ----------
@@ -100,7 +102,8 @@ def fit(
     valid_share
         Share of the cells that are held out for validation, drawn by the seed.
     settings
-        Further fields of `topicell.config.ModelConfig` and `topicell.config.TrainConfig`.
+        Further fields of `topicell.config.ModelConfig` and `topicell.config.TrainConfig`; as
+        ``kind``, `topicell.config.ModelKind` or its name.
 
     Raises
     ------
@@ -121,7 +124,7 @@ def fit(
         raise InputError(f"valid_share = {valid_share}: must be at least 0 and less than 1")
     shuffled = np.random.default_rng(seed).permutation(counts.n_cells)
     n_valid = round(valid_share * counts.n_cells)
-    fitted = train(
+    fitted = fit_model(
         counts[np.sort(shuffled[n_valid:])],
         counts[np.sort(shuffled[:n_valid])],
         ModelConfig(n_topics=n_topics, **model_settings),
@@ -202,7 +205,7 @@ class AmortizedLDA:
             cell_topic_prior=_as_list(cell_topic_prior),
             topic_gene_prior=_as_list(topic_feature_prior),
         )
-        self.fit_: TopicFit | None = None
+        self.fit_: AmortizedFit | None = None
 
     @staticmethod
     def setup_anndata(adata: AnnData, layer: str | None = None) -> None:
@@ -384,6 +387,10 @@ class AmortizedLDA:
 
         folder = Path(dir_path)
         fitted = TopicFit.load(folder)
+        if not isinstance(fitted, AmortizedFit):
+            raise InputError(
+                f"{folder} holds a fit of {fitted.model.kind.value}; use topicell.load"
+            )
         if adata is None:
             if not (folder / "adata.h5ad").exists():
                 raise InputError(f"{folder} was saved without its AnnData: pass adata=…")
@@ -396,7 +403,7 @@ class AmortizedLDA:
         model.model, model.fit_ = fitted.model, fitted
         return model
 
-    def _fitted(self) -> TopicFit:
+    def _fitted(self) -> AmortizedFit:
         if self.fit_ is None:
             raise InputError("the model is not trained; call train() first")
         return self.fit_

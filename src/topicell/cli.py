@@ -23,6 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from topicell.config import (
+    GivenConfig,
     InputError,
     ReportConfig,
     RunConfig,
@@ -44,6 +45,8 @@ usage: topicell COMMAND [SETTING=VALUE ...]
               topicell report run=RUN_ID                        or run=FOLDER
   transform   topic proportions for new cells
               topicell transform run=RUN_ID input=new.h5ad output=mapped.h5ad
+  evaluate    the same measures and report for topics from elsewhere
+              topicell evaluate theta=theta.csv beta=beta.csv data=cells.h5ad
   ui          MLflow's UI on the store, in its machine-learning view
               topicell ui [port=5000]
 
@@ -76,6 +79,7 @@ class TransformCommand:
     layer: str | None = None
     replicate: int | None = None
     fill_missing: bool = False
+    refine: bool = False
     n_samples: int = 256
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -93,6 +97,7 @@ class UICommand:
 COMMAND_HELP = {
     ReportCommand: "topicell report --help",
     TransformCommand: "topicell transform --help",
+    GivenConfig: "topicell evaluate --help",
     UICommand: "topicell ui --help",
 }
 
@@ -104,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "train": train,
         "report": report,
         "transform": transform,
+        "evaluate": evaluate,
         "ui": ui,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -315,7 +321,7 @@ def transform(arguments: list[str]) -> None:
     import tempfile
 
     from topicell.data.reading import read
-    from topicell.model.posterior import TopicFit
+    from topicell.model.fit import TopicFit
     from topicell.run import annotate
     from topicell.tracking import fetch_run
 
@@ -327,6 +333,7 @@ def transform(arguments: list[str]) -> None:
         adata,
         fill_missing=options.fill_missing,
         replicate=options.replicate,
+        refine=options.refine,
         n_samples=options.n_samples,
     )
     try:
@@ -338,6 +345,22 @@ def transform(arguments: list[str]) -> None:
     except OSError as error:
         raise InputError(f"output = {options.output!r} cannot be written ({error})") from error
     print(f"{output}: {len(frame)} cells × {fit.n_topics} topics")
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Measure and report topics from elsewhere, in a folder and an MLflow run of their own."""
+    config = _options(GivenConfig, arguments)
+    import logging
+    from datetime import datetime
+
+    from topicell import given
+    from topicell.tracking import open_tracker
+
+    logging.getLogger("anndata").setLevel(logging.WARNING)
+    now = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+    tracker = open_tracker(config.tracking, Path(config.output or f"evaluations/{now}"))
+    scores = given.evaluate(config, tracker).scores
+    _print_result(scores, tracker.directory, tracker.run_id, reported=config.report.enabled)
 
 
 def ui(arguments: list[str]) -> None:
@@ -423,6 +446,8 @@ def _print_result(
 ) -> None:
     shown = {
         "test/perplexity_folded": "held-out perplexity per count",
+        "given/perplexity": "perplexity of the proportions given",
+        "given/perplexity_folded": "perplexity of half the counts",
         "fit/train_elbo": "ELBO, nats per training cell",
         "topics/used": "topics used",
         "topics/coherence_npmi": "coherence (NPMI)",

@@ -13,7 +13,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+_E = TypeVar("_E", bound=Enum)
 
 
 class InputError(ValueError):
@@ -91,6 +94,11 @@ class DataConfig:
     """With an h5ad file: read the counts, obs and var alone and leave the rest on disk."""
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
+    @property
+    def title(self) -> str:
+        """The set's name, or the file's."""
+        return PurePath(self.path).stem if self.path else self.name
+
     def __post_init__(self) -> None:
         _require(
             self.name != "file" or bool(self.path),
@@ -165,6 +173,23 @@ class PreprocessConfig:
         _require_positive("preprocess", self, "n_variable_genes", "target_sum")
 
 
+class ModelKind(Enum):
+    """Whose model: topicell's own, or one of another library under the same measures."""
+
+    amortized_lda = "amortized_lda"
+    """Latent Dirichlet allocation with an encoder (`topicell.model.program`)."""
+    sklearn_lda = "sklearn_lda"
+    """scikit-learn's LatentDirichletAllocation: batch variational Bayes."""
+    sklearn_nmf = "sklearn_nmf"
+    """scikit-learn's NMF with the Kullback-Leibler loss: maximum likelihood of the topics."""
+    gensim_lda = "gensim_lda"
+    """gensim's LdaModel: online variational Bayes."""
+    tomotopy_lda = "tomotopy_lda"
+    """tomotopy's LDAModel: collapsed Gibbs sampling."""
+    scvi_lda = "scvi_lda"
+    """scvi-tools' AmortizedLDA."""
+
+
 class Init(Enum):
     """Where the topic logits start."""
 
@@ -176,10 +201,42 @@ class Init(Enum):
     """Draws from the prior: kept for comparison, it collapses to a few topics."""
 
 
+def _member(knob: str, value: Any, enum: type[_E]) -> _E:
+    """A member of an enumeration; Python callers may give its name."""
+    try:
+        return enum(value)
+    except ValueError as error:
+        names = ", ".join(member.value for member in enum)
+        raise InputError(f"{knob} = {value!r}: must be one of {names}") from error
+
+
+BASELINE_KNOBS = {
+    "model": ("kind", "n_topics", "cell_topic_prior", "topic_gene_prior"),
+    "train": ("n_replicates", "epochs", "threads", "progress"),
+}
+"""Settings that other libraries' models have; every other one would be without effect."""
+
+
+def _require_no_other_knobs(prefix: str, config: Any, kind: ModelKind) -> None:
+    """Refuse settings that a baseline does not have: they would be ignored."""
+    if kind is ModelKind.amortized_lda:
+        return
+    default = type(config)()
+    for f in fields(config):
+        value = getattr(config, f.name)
+        _require(
+            f.name in BASELINE_KNOBS[prefix] or value == getattr(default, f.name),
+            f"{prefix}.{f.name}",
+            as_dict(value),
+            f"model.kind={kind.value} has no such setting; leave it out",
+        )
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """Amortized latent Dirichlet allocation."""
+    """Amortized latent Dirichlet allocation, or another library's model (`kind`)."""
 
+    kind: ModelKind = ModelKind.amortized_lda
     n_topics: int = 10
     n_hidden: int = 128
     """Units of each hidden layer of the encoder."""
@@ -198,6 +255,8 @@ class ModelConfig:
     """Clusterings that each replicate tries at the k-means start, to begin at the best."""
 
     def __post_init__(self) -> None:
+        self.kind = _member("model.kind", self.kind, ModelKind)
+        self.init = _member("model.init", self.init, Init)
         _require(isinstance(self.n_topics, int), "model.n_topics", self.n_topics, "must be whole")
         _require(self.n_topics >= 2, "model.n_topics", self.n_topics, "needs at least 2 topics")
         _require_positive("model", self, "n_hidden", "n_layers", "n_starts")
@@ -227,6 +286,7 @@ class ModelConfig:
                 f"has {len(self.cell_topic_prior)} numbers for {self.n_topics} topics; "
                 "give one a topic, or one for all",
             )
+        _require_no_other_knobs("model", self, self.kind)
 
 
 class AnnealingShape(Enum):
@@ -336,7 +396,7 @@ class TrainConfig:
     """Independent fits of the same model, trained side by side."""
     epochs: int | None = None
     """Passes over the training cells; null takes as many as make about 250 steps,
-    between 3 and 200."""
+    between 3 and 200 (of another library's model: `topicell.model.baselines.PASSES`)."""
     max_steps: int | None = None
     """Stop after this many optimisation steps, whatever the epochs."""
     batch_size: int = 128
@@ -388,8 +448,13 @@ class EvaluateConfig:
     """Top genes of a topic that count for diversity."""
     n_neighbors: int = 15
     """Neighbours of the label classifier in topic space."""
+    n_gap_cells: int = 4000
+    """Cells, drawn at random, whose amortization gap is measured; 0 measures none."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.n_gap_cells >= 0, "evaluate.n_gap_cells", self.n_gap_cells, "cannot be negative"
+        )
         _require_positive(
             "evaluate", self, "n_samples", "n_elbo_samples", "n_diversity_genes", "n_neighbors"
         )
@@ -460,6 +525,57 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "must be between 0 and 2**32 - 1")
+        require_effect(self.model, self.train)
+
+    @property
+    def title(self) -> str:
+        """What a run is called that was given no name."""
+        own = self.model.kind is ModelKind.amortized_lda
+        kind = "" if own else f"{self.model.kind.value}, "
+        return f"{self.data.title}, {kind}{self.model.n_topics} topics, seed {self.seed}"
+
+
+@dataclass(kw_only=True, slots=True)
+class GivenConfig:
+    """Score and report topics from elsewhere: theta=FILE beta=FILE data=SET-or-FILE."""
+
+    theta: str = "???"
+    """Topic proportions of cells: FILE.csv, .tsv, .npy, .npz or .h5ad[:obsm/NAME]."""
+    beta: str = "???"
+    """Gene proportions of topics: the same forms; of an h5ad, varm."""
+    data: str = "???"
+    """The cells: a set of the catalogue, or a file or folder as in ``data=file``."""
+    layer: str | None = None
+    """Where the counts are, as ``data.layer``."""
+    label_key: str | None = None
+    """Column of obs that holds known cell types; null takes the catalogue's, if any."""
+    held_out: str | None = None
+    """Cells that the topics were not fitted to: a file of names, one a line; or a column of obs,
+    true or ``test`` for these cells."""
+    normalize: bool = False
+    """Rescale the proportions of each cell, and of each topic, to sum to 1."""
+    floor: float = 0.0
+    """Least proportion of a gene in a topic; an exact 0 makes an unseen count impossible."""
+    output: str | None = None
+    """Folder to write; null takes ``evaluations/DATE/TIME``."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "must be between 0 and 2**32 - 1")
+        _require(0 <= self.floor < 0.1, "floor", self.floor, "must be at least 0 and below 0.1")
+
+    @property
+    def title(self) -> str:
+        """What an evaluation is called that was given no name."""
+        return f"{PurePath(self.data).stem}, topics of {PurePath(self.beta).stem}"
+
+
+def require_effect(model: ModelConfig, train: TrainConfig) -> None:
+    """Refuse settings of the training that the kind of model does not have."""
+    _require_no_other_knobs("train", train, model.kind)
 
 
 def as_dict(config: Any) -> Any:

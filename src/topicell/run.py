@@ -6,26 +6,43 @@ the run folder, and with the tracker.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 
 from topicell import report
-from topicell.config import InputError, RunConfig, as_dict
+from topicell.config import (
+    Device,
+    EvaluateConfig,
+    GivenConfig,
+    InputError,
+    ModelKind,
+    ReportConfig,
+    RunConfig,
+    as_dict,
+)
 from topicell.data.preprocessing import PARTS, column, prepared
 from topicell.data.reading import data_digest, load, source_digest
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
-from topicell.evaluation.stability import stability
+from topicell.evaluation.stability import consensus, stability
+from topicell.model.baselines import fit_model
 from topicell.model.counts import Counts
 from topicell.model.engines import check_precision, cpu_threads, resolve_device
-from topicell.model.posterior import TopicFit
-from topicell.model.training import check_sizes, train
+from topicell.model.fit import TopicFit
+from topicell.model.points import PointFit
+from topicell.model.posterior import AmortizedFit
+from topicell.model.training import check_sizes
+from topicell.report.tables import write_tables
 from topicell.tracking import Tracker, provenance
 
 if TYPE_CHECKING:
@@ -63,61 +80,71 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         config.preprocess,
         seed=config.seed,
     )
-    cells = Counts.of(adata, "counts")
-    parts = {name: cells[np.flatnonzero(adata.obs["split"] == name)] for name in PARTS}
+    parts = parts_of(adata)
     check_sizes(parts["train"], config.model)
-    device = resolve_device(config.train.device)
-    check_precision(config.train.precision, device)
-    if config.report.enabled:
-        report.require_enough_cells(adata)
+    own = config.model.kind is ModelKind.amortized_lda
+    device = resolve_device(config.train.device if own else Device.cpu)
+    if own:
+        check_precision(config.train.precision, device)
+    check_report(adata, config.report)
+    with (
+        recorded(config, tracker, adata, {"device": device.type}),
+        # One thread setting for all that is estimated: sums depend on it in their last digits.
+        cpu_threads(config.train.threads),
+    ):
+        started = time.perf_counter()
+        fit = fit_model(
+            parts["train"],
+            parts["valid"],
+            config.model,
+            config.train,
+            seed=config.seed,
+            on_epoch=lambda epoch: tracker.log_metrics(
+                {name: value for name, value in epoch.items() if name != "epoch"},
+                epoch=int(epoch["epoch"]),
+            ),
+        )
+        seconds = {"speed/fit_seconds": time.perf_counter() - started}
+        theta_RNK = fit.theta(
+            Counts.of(adata, "counts"), n_samples=config.evaluate.n_samples, seed=config.seed
+        )
+        scores = conclude(fit, theta_RNK, adata, parts, config, tracker, seconds)
+    return Result(fit, scores, adata)
 
-    source = adata.uns["topicell_source"]
-    label_key = column(source["label_key"])
-    labels = adata.obs[label_key] if label_key else None
+
+def parts_of(adata: AnnData) -> dict[str, Counts]:
+    """The cells of each part: ``train``, ``valid`` and ``test``."""
+    cells = Counts.of(adata, "counts")
+    return {name: cells[np.flatnonzero(adata.obs["split"] == name)] for name in PARTS}
+
+
+def check_report(adata: AnnData, config: ReportConfig) -> None:
+    """Refuse what could not be measured or reported, before anything is computed."""
+    if config.enabled:
+        report.require_enough_cells(adata)
+    labels = labels_of(adata)
     if labels is not None:
         require_labels(labels)
-    tags = provenance() | {"device": device.type, "topicell.prepared_digest": data_digest(adata)}
-    tracker.start(config, tags)
+
+
+def labels_of(adata: AnnData) -> pd.Series | None:
+    """The known cell types, if the data have any."""
+    key = column(adata.uns["topicell_source"]["label_key"])
+    return adata.obs[key] if key else None
+
+
+@contextlib.contextmanager
+def recorded(
+    config: RunConfig | GivenConfig, tracker: Tracker, adata: AnnData, tags: Mapping[str, str]
+) -> Iterator[None]:
+    """Start the record of a run, and end it in whichever way the run ends."""
+    source = adata.uns["topicell_source"]
+    tracker.start(
+        config, provenance() | dict(tags) | {"topicell.prepared_digest": data_digest(adata)}
+    )
     try:
         tracker.log_dataset(source["name"], source["source"], source["sha256"])
-
-        # One thread setting for all that is estimated: sums depend on it in their last digits.
-        with cpu_threads(config.train.threads):
-            started = time.perf_counter()
-            fit = train(
-                parts["train"],
-                parts["valid"],
-                config.model,
-                config.train,
-                seed=config.seed,
-                on_epoch=lambda epoch: tracker.log_metrics(
-                    {name: value for name, value in epoch.items() if name != "epoch"},
-                    epoch=int(epoch["epoch"]),
-                ),
-            )
-            fit_seconds = time.perf_counter() - started
-            theta_RNK = fit.theta(cells, n_samples=config.evaluate.n_samples, seed=config.seed)
-            beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
-            scores = dict(measure(fit, parts, theta_RNK, beta_RKG, labels, config))
-        scores |= {"speed/fit_seconds": fit_seconds, "memory/peak_mib": peak_mib()}
-        tracker.log_metrics(scores)
-
-        annotate(adata, theta_RNK[fit.shown])
-        adata.varm["lda_topics"] = beta_RKG[fit.shown].T.copy()
-        adata.uns["topicell"] = {
-            "config": json.dumps(as_dict(config)),
-            "scores": json.dumps(scores),
-            "run_id": tracker.run_id,
-            "label_key": label_key,
-            "data": source["name"],
-            "source": source["source"],
-            "created": tags["topicell.started"],
-            "version": tags["topicell.version"],
-        }
-        if fit.n_replicates > 1:
-            per_topic_RK = stability(beta_RKG).per_topic_RK
-            adata.uns["topicell"]["topic_stability"] = per_topic_RK[fit.shown]
-        write_artifacts(fit, adata, config, tracker.directory)
+        yield
         tracker.finish("FINISHED")
     except KeyboardInterrupt:
         tracker.finish("KILLED")
@@ -125,7 +152,58 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     except BaseException:
         tracker.finish("FAILED")
         raise
-    return Result(fit, scores, adata)
+
+
+def conclude(
+    fit: TopicFit,
+    theta_RNK: np.ndarray,
+    adata: AnnData,
+    parts: Mapping[str, Counts],
+    config: RunConfig | GivenConfig,
+    tracker: Tracker,
+    known: Mapping[str, float],
+) -> dict[str, float]:
+    """What comes after topics: measures, annotated cells, tables, report. Returns the scores."""
+    beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
+    annotate(adata, theta_RNK[fit.shown])
+    adata.varm["lda_topics"] = beta_RKG[fit.shown].T.copy()
+    scores = dict(
+        measure(fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed)
+    )
+    if isinstance(fit, AmortizedFit) and config.evaluate.n_gap_cells:
+        gap_N = amortization_gap(fit, Counts.of(adata, "counts"), config.evaluate, config.seed)
+        adata.obs["amortization_gap"] = gap_N
+        scores["inference/amortization_gap"] = float(np.nanmean(gap_N))
+    scores |= dict(known) | {"memory/peak_mib": peak_mib()}
+    tracker.log_metrics(scores)
+
+    source = adata.uns["topicell_source"]
+    adata.uns["topicell"] = {
+        "config": json.dumps(as_dict(config)),
+        "scores": json.dumps(scores),
+        "run_id": tracker.run_id,
+        "label_key": column(source["label_key"]),
+        "data": source["name"],
+        "source": source["source"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": version("topicell"),
+    }
+    agreed = consensus(beta_RKG) if fit.n_replicates > 1 else None
+    if agreed is not None:
+        adata.uns["topicell"] |= {
+            "topic_stability": stability(beta_RKG).per_topic_RK[fit.shown],
+            "topic_support": agreed.support_C[agreed.member_RK[fit.shown]],
+        }
+    folder = tracker.directory
+    fit.save(folder / "model")
+    write_tables(fit, theta_RNK, beta_RKG, agreed, adata.obs_names, folder)
+    try:
+        if config.report.enabled:
+            report.write(adata, fit.history, folder, config.report, config.seed)
+    finally:
+        # The cells outlive a report that fails.
+        adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
+    return scores
 
 
 def require_labels(labels: pd.Series) -> None:
@@ -140,48 +218,45 @@ def require_labels(labels: pd.Series) -> None:
 
 def measure(
     fit: TopicFit,
-    parts: dict[str, Counts],
+    parts: Mapping[str, Counts],
     theta_RNK: np.ndarray,
     beta_RKG: np.ndarray,
     labels: pd.Series | None,
-    config: RunConfig,
+    config: EvaluateConfig,
+    seed: int,
 ) -> Iterator[tuple[str, float]]:
     """Every final measure, as (name, value).
 
     The plain name is the replicate shown, whose topics the artifacts hold; beside it stand the
     mean and the standard deviation over replicates when there are several.
     """
-    evaluate, seed = config.evaluate, config.seed
-    by_replicate: dict[str, list[float]] = {}
-    if parts["test"].n_cells:
-        for name, folded in (("folded", True), ("amortized", False)):
-            by_replicate[f"test/perplexity_{name}"] = list(
-                fit.perplexity_by_replicate(
-                    parts["test"], folded=folded, n_samples=evaluate.n_samples, seed=seed
-                )
-            )
-    for part in ("train", "valid", "test"):
-        if parts[part].n_cells:
-            # The curves by epoch have the names train/elbo and valid/elbo.
-            name = "test/elbo" if part == "test" else f"fit/{part}_elbo"
-            by_replicate[name] = list(
-                fit.elbo_by_replicate(parts[part], n_samples=evaluate.n_elbo_samples, seed=seed)
-            )
-    for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True):
-        scores = topic_scores(
-            parts["train"].x,
-            theta_NK,
-            beta_KG,
-            n_coherence_genes=evaluate.n_coherence_genes,
-            n_diversity_genes=evaluate.n_diversity_genes,
-        )
-        for name, value in scores:
-            by_replicate.setdefault(name, []).append(value)
-        if labels is not None:
-            for name, value in label_scores(
-                theta_NK, labels.to_numpy(), n_neighbors=evaluate.n_neighbors, seed=seed
-            ):
-                by_replicate.setdefault(name, []).append(value)
+    by_replicate: dict[str, Sequence[float]] = {}
+    test = parts["test"]
+    if test.n_cells:
+        ways = {"test/perplexity_folded": True}
+        if isinstance(fit, AmortizedFit):
+            ways["test/perplexity_amortized"] = False
+        elif isinstance(fit, PointFit) and fit.infer:
+            ways["test/perplexity_own"] = False
+        for name, folded in ways.items():
+            by_replicate[name] = fit.perplexity_by_replicate(
+                test, folded=folded, n_samples=config.n_samples, seed=seed
+            ).tolist()
+        by_replicate["test/elbo_given_topics"] = fit.elbo_given_topics(test, seed=seed).tolist()
+    if isinstance(fit, AmortizedFit):
+        for part in ("train", "valid", "test"):
+            if parts[part].n_cells:
+                # The curves by epoch have the names train/elbo and valid/elbo.
+                name = "test/elbo" if part == "test" else f"fit/{part}_elbo"
+                by_replicate[name] = fit.elbo_by_replicate(
+                    parts[part], n_samples=config.n_elbo_samples, seed=seed
+                ).tolist()
+    of_topics = [
+        dict(replicate_scores(parts["train"].x, theta_NK, beta_KG, labels, config, seed))
+        for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True)
+    ]
+    for name in of_topics[0]:
+        by_replicate[name] = [scores[name] for scores in of_topics]
     for name, values in by_replicate.items():
         yield name, float(values[fit.shown])
         if fit.n_replicates > 1:
@@ -189,6 +264,42 @@ def measure(
             yield f"{name}_sd", float(np.std(values, ddof=1))
     if fit.n_replicates > 1:
         yield "topics/stability", stability(beta_RKG).mean
+        yield "topics/consensus", float((~consensus(beta_RKG).unstable).sum())
+
+
+def replicate_scores(
+    x_NG: sp.csr_matrix,
+    theta_NK: np.ndarray,
+    beta_KG: np.ndarray,
+    labels: pd.Series | None,
+    config: EvaluateConfig,
+    seed: int,
+) -> Iterator[tuple[str, float]]:
+    """The measures of one replicate that ask for nothing but its topics."""
+    yield from topic_scores(
+        x_NG,
+        theta_NK,
+        beta_KG,
+        n_coherence_genes=config.n_coherence_genes,
+        n_diversity_genes=config.n_diversity_genes,
+    )
+    if labels is not None:
+        yield from label_scores(
+            theta_NK, labels.to_numpy(), n_neighbors=config.n_neighbors, seed=seed
+        )
+
+
+def amortization_gap(
+    fit: AmortizedFit, cells: Counts, config: EvaluateConfig, seed: int
+) -> np.ndarray:
+    """Gap of each cell under the replicate shown, nats; NaN for cells that were not drawn."""
+    drawn = np.arange(cells.n_cells)
+    if cells.n_cells > config.n_gap_cells:
+        generator = np.random.default_rng(seed)
+        drawn = np.sort(generator.choice(cells.n_cells, config.n_gap_cells, replace=False))
+    gap_N = np.full(cells.n_cells, np.nan)
+    gap_N[drawn] = fit.amortization_gap(cells[drawn], replicates=[fit.shown], seed=seed)[0]
+    return gap_N
 
 
 def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
@@ -200,29 +311,6 @@ def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
     adata.obsm["X_lda"] = theta_NK
     for topic, proportion_N in enumerate(theta_NK.T):
         adata.obs[f"lda_topic_{topic}"] = proportion_N
-
-
-def write_artifacts(fit: TopicFit, adata: AnnData, config: RunConfig, folder: Path) -> None:
-    """Model, tables, figures, page and the annotated cells, in the run folder."""
-    import pandas as pd
-
-    options = {"n_samples": config.evaluate.n_samples, "seed": config.seed}
-    for name in ("topics", "cells"):
-        (folder / name).mkdir(exist_ok=True)
-    fit.save(folder / "model")
-    fit.top_genes(fit.program.n_genes, **options).to_csv(folder / "topics" / "top_genes.csv")
-    pd.DataFrame(adata.varm["lda_topics"], index=fit.genes, columns=fit.topic_names).to_csv(
-        folder / "topics" / "gene_topics.csv", index_label="gene"
-    )
-    pd.DataFrame(adata.obsm["X_lda"], index=adata.obs_names, columns=fit.topic_names).to_csv(
-        folder / "cells" / "cell_topics.csv", index_label="cell"
-    )
-    try:
-        if config.report.enabled:
-            report.write(adata, fit.history, folder, config.report, config.seed)
-    finally:
-        # The cells outlive a report that fails.
-        adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
 
 
 def peak_mib() -> float:

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
+from topicell.config import (
+    GivenConfig,
+    InputError,
+    RunConfig,
+    TrackingConfig,
+    as_dict,
+    dotted,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +53,7 @@ class Tracker(Protocol):
     directory: Path
     run_id: str
 
-    def start(self, config: RunConfig, tags: Mapping[str, str]) -> None:
+    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         """Record every resolved knob, and where the code came from."""
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
@@ -93,7 +100,7 @@ class RunFolder:
                 "choose another with hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
             )
 
-    def start(self, config: RunConfig, tags: Mapping[str, str]) -> None:
+    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         """Write ``config.yaml``."""
         import yaml
 
@@ -142,7 +149,7 @@ class MLflowRun:
         self._sent = time.monotonic()
         self._reachable = True
 
-    def start(self, config: RunConfig, tags: Mapping[str, str]) -> None:
+    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         """Create the run, nested under the parent of a multirun, with every knob as parameter."""
         from mlflow.entities import Param
 
@@ -152,7 +159,7 @@ class MLflowRun:
         def create() -> None:
             self.run_id = self._client.create_run(
                 experiment_id(self._client, self.config),
-                run_name=self.config.run_name or _name(config),
+                run_name=self.config.run_name or config.title,
                 tags=_source_tags() | dict(tags) | nested,
             ).info.run_id
             params = [Param(name, str(value)) for name, value in dotted(config).items()]
@@ -236,11 +243,6 @@ class MLflowRun:
                 _first_line(error),
                 self.directory,
             )
-
-
-def _name(config: RunConfig) -> str:
-    data = Path(config.data.path).stem if config.data.path else config.data.name
-    return f"{data}, {config.model.n_topics} topics, seed {config.seed}"
 
 
 def open_tracker(config: TrackingConfig, directory: Path) -> Tracker:

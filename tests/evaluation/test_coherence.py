@@ -1,4 +1,4 @@
-"""Coherence against loops over cells and pairs, values known by hand, and invariances."""
+"""Coherence against loops over cells and pairs, gensim, values known by hand, and invariances."""
 
 from __future__ import annotations
 
@@ -59,6 +59,33 @@ def corpus(seed, mean=0.7):
     return sp.csr_matrix(x_NG), genes_KT
 
 
+def coherence_by_gensim(measure, x_NG, genes_KT, epsilon, monkeypatch):
+    """gensim's, of cells as documents that name each of their genes once.
+
+    It adds epsilon, 1e-12 unless told, to the share of cells with both genes of a pair.
+    """
+    pytest.importorskip("gensim")
+    from gensim.corpora import Dictionary
+    from gensim.models.coherencemodel import CoherenceModel
+    from gensim.topic_coherence import direct_confirmation_measure
+
+    monkeypatch.setattr(direct_confirmation_measure, "EPSILON", epsilon)
+    names = np.array([f"gene {g}" for g in range(x_NG.shape[1])])
+    cells = [names[counts > 0].tolist() for counts in x_NG.toarray()]
+    dictionary = Dictionary([names.tolist()])
+    model = CoherenceModel(
+        topics=names[genes_KT].tolist(),
+        texts=cells,
+        corpus=[dictionary.doc2bow(cell) for cell in cells],
+        dictionary=dictionary,
+        coherence=measure,
+        # Longer than any document: genes are together if they are in one cell.
+        window_size=len(names) + 1,
+        processes=1,
+    )
+    return model.get_coherence_per_topic()
+
+
 @pytest.mark.parametrize(("measure", "oracle"), [(npmi, npmi_by_loops), (umass, umass_by_loops)])
 class TestBoth:
     @given(st.integers(0, 2**32 - 1))
@@ -80,6 +107,19 @@ class TestBoth:
         order = np.random.default_rng(0).permutation(x_NG.shape[1])
         permuted = measure(x_NG[:, order], np.argsort(order)[genes_KT])
         np.testing.assert_allclose(permuted, measure(x_NG, genes_KT), rtol=1e-12)
+
+    def test_permuting_cells_changes_nothing(self, measure, oracle):
+        x_NG, genes_KT = corpus(1)
+        order = np.random.default_rng(0).permutation(x_NG.shape[0])
+        np.testing.assert_array_equal(measure(x_NG[order], genes_KT), measure(x_NG, genes_KT))
+
+    def test_genes_of_one_topic_beat_mixed_ones(self, measure, oracle):
+        rng = np.random.default_rng(0)
+        topic_N = rng.integers(4, size=300)
+        x_NG = rng.poisson(np.where(np.arange(16) // 4 == topic_N[:, None], 1.0, 0.1))
+        true_KT = np.arange(16).reshape(4, 4)
+        values = measure(sp.csr_matrix(x_NG), np.vstack([true_KT, true_KT.T]))
+        assert values[:4].min() > values[4:].max()
 
     def test_relabelling_topics_relabels_the_result(self, measure, oracle):
         x_NG, genes_KT = corpus(2)
@@ -127,8 +167,66 @@ class TestNpmi:
         values = npmi(*corpus(seed))
         assert (np.abs(values) <= 1 + 1e-12).all()
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_agrees_with_gensim(self, seed, monkeypatch):
+        """Up to epsilon where genes meet; at log(p q) / log(epsilon) above -1 where they do not.
+
+        Genes of all cells are left out: there the epsilon leaves gensim -1 where the limit is 1.
+        """
+        rng = np.random.default_rng(seed)
+        x_NG = rng.random((40, 12)) < rng.uniform(0.05, 0.8, 12)
+        # A gene of no cell would be 0/0 in gensim, which does not look.
+        x_NG[:2] = [np.arange(12) % 2 == 0, np.arange(12) % 2 == 1]
+        x_NG = sp.csr_matrix(x_NG.astype(int))
+        genes_KT = np.stack([rng.permutation(12)[:6] for _ in range(5)])
+        p_G = np.asarray(x_NG.mean(0)).ravel()
+        together_GG = (x_NG.T @ x_NG).toarray() > 0
+        excess_K = [
+            np.mean(
+                [
+                    math.log(p_G[g] * p_G[h]) / math.log(1e-12) * (not together_GG[g, h])
+                    for g, h in combinations(genes, 2)
+                ]
+            )
+            for genes in genes_KT
+        ]
+        assert max(excess_K) > 0
+        found = coherence_by_gensim("c_npmi", x_NG, genes_KT, 1e-12, monkeypatch)
+        np.testing.assert_allclose(npmi(x_NG, genes_KT) + excess_K, found, atol=1e-9)
+
 
 class TestUmass:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_agrees_with_gensim(self, seed, monkeypatch):
+        """With the paper's count of 1, a share of 1/N, in place of gensim's 1e-12."""
+        x_NG, genes_KT = corpus(seed)
+        found = coherence_by_gensim("u_mass", x_NG, genes_KT, 1 / x_NG.shape[0], monkeypatch)
+        np.testing.assert_allclose(umass(x_NG, genes_KT), found, atol=1e-12)
+
+    @given(st.integers(0, 2**32 - 1))
+    @settings(deadline=None, max_examples=30)
+    def test_is_between_never_and_always_together(self, seed):
+        """One more than all cells of the higher gene, which are at least one, and one of N."""
+        x_NG, genes_KT = corpus(seed)
+        values = umass(x_NG, genes_KT)
+        assert (values <= math.log(2) + 1e-12).all()
+        assert (values >= -math.log(x_NG.shape[0]) - 1e-12).all()
+
+    def test_copies_of_cells_make_the_added_one_vanish(self):
+        x_NG, _ = corpus(6, mean=3)
+        n, genes = 10_000, [3, 4, 5]
+        present = (x_NG.toarray() > 0)[:, genes]
+        present[0] = True
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        limit = np.mean(
+            [
+                math.log((present[:, h] & present[:, g]).sum() / present[:, g].sum())
+                for g, h in pairs
+            ]
+        )
+        copies = sp.csr_matrix(np.tile(present, (n, 1)).astype(int))
+        assert umass(copies, np.array([[0, 1, 2]]))[0] == pytest.approx(limit, abs=1e-3)
+
     def test_values_known_by_hand(self):
         x_NG = sp.csr_matrix([[1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]])
         pairs = np.array([[0, 1], [1, 0], [2, 0], [0, 2]])

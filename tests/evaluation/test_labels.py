@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -24,6 +26,23 @@ def knn_accuracy_by_loops(theta_NK, labels, n_neighbors):
         elected = next(label for label in near if votes[label] == max(votes.values()))
         right += elected == labels[c]
     return right / len(labels)
+
+
+def nmi_by_loops(a, b):
+    def entropy(labels):
+        return -sum(n / len(a) * math.log(n / len(a)) for n in Counter(labels).values())
+
+    mutual = entropy(a) + entropy(b) - entropy(list(zip(a, b, strict=True)))
+    return mutual / ((entropy(a) + entropy(b)) / 2)
+
+
+def ari_by_loops(a, b):
+    pairs = list(combinations(range(len(a)), 2))
+    in_a = sum(a[i] == a[j] for i, j in pairs)
+    in_b = sum(b[i] == b[j] for i, j in pairs)
+    in_both = sum(a[i] == a[j] and b[i] == b[j] for i, j in pairs)
+    expected = in_a * in_b / len(pairs)
+    return (in_both - expected) / ((in_a + in_b) / 2 - expected)
 
 
 @pytest.fixture
@@ -53,6 +72,8 @@ def test_clusters_are_compared_as_scikit_learn_does(blobs):
     scores = dict(label_scores(theta_NK, labels))
     assert scores["labels/nmi"] == pytest.approx(normalized_mutual_info_score(labels, group))
     assert scores["labels/ari"] == pytest.approx(adjusted_rand_score(labels, group))
+    assert scores["labels/nmi"] == pytest.approx(nmi_by_loops(labels, group))
+    assert scores["labels/ari"] == pytest.approx(ari_by_loops(labels, group))
     assert 0 < scores["labels/ari"] < 0.9
 
 
@@ -76,6 +97,28 @@ def test_knn_accuracy_is_its_definition(seed, n_neighbors):
     scores = dict(label_scores(theta_NK, labels, n_neighbors=n_neighbors))
     expected = knn_accuracy_by_loops(theta_NK, labels, n_neighbors)
     assert scores["labels/knn_accuracy"] == pytest.approx(expected)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=15)
+def test_bounds(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.r_[["a", "b"], rng.choice(["a", "b", "c"], 18)]
+    scores = dict(label_scores(rng.dirichlet(np.ones(4), 20), labels))
+    assert 0 <= scores["labels/nmi"] <= 1
+    assert -0.5 <= scores["labels/ari"] <= 1
+    assert 0 <= scores["labels/knn_accuracy"] <= 1
+
+
+def test_topics_of_the_labels_beat_topics_of_nothing():
+    """Proportions drawn around the topic of each label, and the same of shuffled cells."""
+    rng = np.random.default_rng(0)
+    label_N = rng.integers(4, size=200)
+    theta_NK = rng.dirichlet(np.full(4, 0.5), 200) * 0.5 + np.eye(4)[label_N] * 0.5
+    true, shuffled = (dict(label_scores(theta, label_N)) for theta in (theta_NK, theta_NK[::-1]))
+    for name, value in true.items():
+        assert value > 0.8
+        assert shuffled[name] < 0.4
 
 
 def test_distance_is_hellinger_and_not_euclidean():

@@ -113,6 +113,15 @@ class TestPerplexity:
         twice = perplexity(sp.vstack([x_NG, x_NG]), np.vstack([theta_NK, theta_NK]), beta_KG)
         assert twice == pytest.approx(perplexity(x_NG, theta_NK, beta_KG), rel=1e-12)
 
+    def test_permuting_cells_changes_nothing(self, rng, x_NG, theta_NK, beta_KG):
+        order = rng.permutation(N)
+        permuted = perplexity(x_NG[order], theta_NK[order], beta_KG)
+        assert permuted == pytest.approx(perplexity(x_NG, theta_NK, beta_KG), rel=1e-12)
+
+    def test_scaling_counts_changes_nothing(self, x_NG, theta_NK, beta_KG):
+        scaled = perplexity(x_NG * 7, theta_NK, beta_KG)
+        assert scaled == pytest.approx(perplexity(x_NG, theta_NK, beta_KG), rel=1e-12)
+
     def test_is_infinite_where_a_count_has_probability_zero(self):
         beta_KG = np.array([[1.0, 0.0]])
         assert perplexity(sp.csr_matrix([[1, 1]]), np.ones((1, 1)), beta_KG) == math.inf
@@ -140,6 +149,9 @@ class TestPerplexity:
         one_topic = perplexity(x_NG, np.ones((N, 1)), frequencies_G[None])
         assert unigram_perplexity(x_NG, frequencies_G) == pytest.approx(one_topic, rel=1e-12)
 
+    def test_unigram_of_equal_frequencies_is_the_number_of_genes(self, x_NG):
+        assert unigram_perplexity(x_NG, np.full(G, 1 / G)) == pytest.approx(G, rel=1e-12)
+
     def test_unigram_is_least_at_the_frequencies_of_the_counts(self, rng, x_NG):
         own_G = np.asarray(x_NG.sum(0)).ravel() / x_NG.sum()
         other_G = rng.dirichlet(np.ones(G))
@@ -161,9 +173,115 @@ class TestPerplexity:
         assert elbo_perplexity(likelihood, n_counts) == pytest.approx(expected, rel=1e-12)
         # A higher bound is a lower perplexity: the sign peers got wrong.
         assert elbo_perplexity(likelihood + 1, n_counts) < expected
+        # Twice the cells: both double.
+        assert elbo_perplexity(2 * likelihood, 2 * n_counts) == pytest.approx(expected, rel=1e-12)
+        assert elbo_perplexity(-n_counts * math.log(G), n_counts) == pytest.approx(G, rel=1e-12)
+        assert elbo_perplexity(0.0, n_counts) == 1
         assert elbo_perplexity(-1e6, 1) == math.inf
         with pytest.raises(ValueError, match="at least one count"):
             elbo_perplexity(-1.0, 0)
+
+
+class TestTruth:
+    """Counts drawn from a model are predicted best by that model."""
+
+    @staticmethod
+    def others(rng, theta_NK, beta_KG):
+        """Models near the truth, far from it, with topics mixed up, fewer and more topics."""
+        for share in (0.01, 0.1, 0.5, 1.0):
+            off_KG = (1 - share) * beta_KG + share * rng.dirichlet(np.ones(G), K)
+            off_NK = (1 - share) * theta_NK + share * rng.dirichlet(np.ones(K), len(theta_NK))
+            yield theta_NK, off_KG
+            yield off_NK, beta_KG
+            yield off_NK, off_KG
+        yield theta_NK[:, [1, 2, 0]], beta_KG
+        yield theta_NK[::-1], beta_KG
+        yield np.ones((len(theta_NK), 1)), theta_NK.mean(0, keepdims=True) @ beta_KG
+        yield rng.dirichlet(np.ones(8), len(theta_NK)), rng.dirichlet(np.ones(G), 8)
+
+    @given(st.integers(0, 2**32 - 1))
+    @settings(deadline=None, max_examples=30)
+    def test_in_expectation_nothing_beats_it(self, seed):
+        """Expected counts in place of drawn ones: Gibbs' inequality, without sampling error."""
+        rng = np.random.default_rng(seed)
+        theta_NK, beta_KG = rng.dirichlet(np.full(K, 0.5), N), rng.dirichlet(np.full(G, 0.5), K)
+        expected_NG = sp.csr_matrix(rng.uniform(10, 1000, (N, 1)) * (theta_NK @ beta_KG))
+        true = perplexity(expected_NG, theta_NK, beta_KG)
+        for theta, beta in self.others(rng, theta_NK, beta_KG):
+            assert perplexity(expected_NG, theta, beta) >= true * (1 - 1e-12)
+
+    def test_drawn_counts_are_predicted_worse_the_further_from_it(self, rng):
+        theta_NK, beta_KG = rng.dirichlet(np.full(K, 0.5), 300), rng.dirichlet(np.ones(G), K)
+        x_NG = sp.csr_matrix(rng.poisson(500 * theta_NK @ beta_KG))
+        wrong_KG = rng.dirichlet(np.ones(G), K)
+        values = [
+            perplexity(x_NG, theta_NK, (1 - share) * beta_KG + share * wrong_KG)
+            for share in (0, 0.1, 0.3, 0.6, 1)
+        ]
+        assert values == sorted(values)
+        for theta, beta in self.others(rng, theta_NK, beta_KG):
+            assert perplexity(x_NG, theta, beta) > values[0]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_completion_prefers_it_to_topics_that_are_off(self, seed):
+        rng = np.random.default_rng(seed)
+        theta_NK, beta_KG = rng.dirichlet(np.full(4, 0.2), 200), rng.dirichlet(np.full(40, 0.2), 4)
+        seen, unseen = thin(sp.csr_matrix(rng.poisson(300 * theta_NK @ beta_KG)), seed)
+        wrong_KG = rng.dirichlet(np.full(40, 0.2), 4)
+        others = [(1 - share) * beta_KG + share * wrong_KG for share in (0, 0.05, 0.2, 0.5)]
+        others.append(np.vstack([beta_KG[:2], beta_KG[2:].mean(0)]))
+        true, *rest = [perplexity(unseen, fold_in(seen, beta), beta) for beta in others]
+        assert rest[:3] == sorted(rest[:3])
+        assert min(rest) > true
+
+
+class TestFaultsOfPeers:
+    def test_parts_weigh_as_many_counts_as_they_have(self, x_NG, theta_NK, beta_KG):
+        """A mean over mini-batches would let a short last one weigh as much as a full one."""
+        parts = [slice(0, 3), slice(3, 6), slice(6, 7)]
+        n_counts = [float(x_NG[part].sum()) for part in parts]
+        logs = [math.log(perplexity(x_NG[part], theta_NK[part], beta_KG)) for part in parts]
+        whole = perplexity(x_NG, theta_NK, beta_KG)
+        assert whole == pytest.approx(math.exp(np.average(logs, weights=n_counts)), rel=1e-12)
+        assert whole != pytest.approx(math.exp(np.mean(logs)), rel=1e-3)
+
+    def test_every_cell_counts(self, x_NG, theta_NK, beta_KG):
+        """pycisTopic assigns the likelihood of a part where it must be added to the others'."""
+        whole = perplexity(x_NG, theta_NK, beta_KG)
+        for c in range(N):
+            others = np.delete(np.arange(N), c)
+            rest = perplexity(x_NG[others], theta_NK[others], beta_KG)
+            assert rest != pytest.approx(whole, rel=1e-6)
+
+    def test_more_topics_alone_change_nothing(self, x_NG, theta_NK, beta_KG):
+        whole = perplexity(x_NG, theta_NK, beta_KG)
+        split = perplexity(x_NG, np.hstack([theta_NK] * 4) / 4, np.vstack([beta_KG] * 4))
+        unused_NK = np.hstack([theta_NK, np.zeros((N, 5))])
+        unused = perplexity(x_NG, unused_NK, np.vstack([beta_KG, np.full((5, G), 1 / G)]))
+        assert split == pytest.approx(whole, rel=1e-12)
+        assert unused == pytest.approx(whole, rel=1e-12)
+
+    def test_the_counts_that_divide_are_those_predicted(self, x_NG, theta_NK):
+        """Divided by any others, as in scikit-learn, equal probabilities would not give G."""
+        uniform_KG = np.full((K, G), 1 / G)
+        seen, unseen = thin(x_NG, 0)
+        for part, rows in [(seen, slice(0, N)), (unseen, slice(0, N)), (x_NG[2:5], slice(2, 5))]:
+            found = perplexity(part, theta_NK[rows], uniform_KG)
+            assert found == pytest.approx(G, rel=1e-12)
+            assert unigram_perplexity(part, uniform_KG[0]) == pytest.approx(G, rel=1e-12)
+
+    def test_topics_that_learn_cells_by_heart_do_not_win(self, rng):
+        """STdeconvolve measures on what it was trained on, where a topic a cell is best."""
+        theta_NK, beta_KG = rng.dirichlet(np.full(3, 0.3), 60), rng.dirichlet(np.full(40, 0.3), 3)
+        seen, unseen = thin(sp.csr_matrix(rng.poisson(100 * theta_NK @ beta_KG)), 0)
+        by_heart_NG = seen.toarray() + 0.01
+        by_heart_NG /= by_heart_NG.sum(1, keepdims=True)
+        by_heart, true = [], []
+        for half in (seen, unseen):
+            by_heart.append(perplexity(half, np.eye(60), by_heart_NG))
+            true.append(perplexity(half, fold_in(seen, beta_KG), beta_KG))
+        assert by_heart[0] < true[0]
+        assert by_heart[1] > true[1]
 
 
 class TestThin:

@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topicell.evaluation.ranking import (
+    RANKINGS,
     diversity,
     dominant_topics,
     effective_topics,
     exclusivity,
     frex,
+    gene_scores,
+    lift,
+    relevance,
     top_genes,
     used_topics,
 )
@@ -28,6 +32,28 @@ def topics(seed, n_topics=4, n_genes=9):
 
 def cells(seed, n_cells=30, n_topics=5):
     return np.random.default_rng(seed).dirichlet(np.full(n_topics, 0.3), n_cells)
+
+
+def topics_and_frequency(seed):
+    """Genes that a topic or all cells lack, and the share of each gene."""
+    rng = np.random.default_rng(seed)
+    beta_KG, frequency_G = topics(seed), rng.dirichlet(np.ones(9))
+    beta_KG[rng.random((4, 9)) < 0.1] = 0
+    frequency_G[rng.random(9) < 0.1] = 0
+    return beta_KG, frequency_G
+
+
+def lift_by_loops(beta_KG, frequency_G):
+    return [[b / p if p else 0 for b, p in zip(row, frequency_G, strict=True)] for row in beta_KG]
+
+
+def relevance_by_loops(beta_KG, frequency_G, weight):
+    def value(b, p):
+        if not (b and p):
+            return -math.inf
+        return weight * math.log(b) + (1 - weight) * math.log(b / p)
+
+    return [[value(b, p) for b, p in zip(row, frequency_G, strict=True)] for row in beta_KG]
 
 
 def frex_by_loops(beta_KG, weight):
@@ -66,6 +92,127 @@ class TestTopGenes:
 
     def test_unsigned_scores_do_not_wrap(self):
         assert top_genes(np.array([[0, 2, 1]], dtype=np.uint8), 3).tolist() == [[1, 2, 0]]
+
+
+class TestLiftAndRelevance:
+    @given(seeds, st.sampled_from([0.0, 0.3, 0.6, 1.0]))
+    @settings(deadline=None, max_examples=40)
+    def test_are_their_definitions(self, seed, weight):
+        beta_KG, p_G = topics_and_frequency(seed)
+        np.testing.assert_allclose(lift(beta_KG, p_G), lift_by_loops(beta_KG, p_G))
+        expected = relevance_by_loops(beta_KG, p_G, weight)
+        np.testing.assert_allclose(relevance(beta_KG, p_G, weight), expected, atol=1e-12)
+
+    def test_values_known_by_hand(self):
+        beta_KG, p_G = np.array([[0.5, 0.5, 0.0]]), np.array([0.25, 0.5, 0.25])
+        np.testing.assert_allclose(lift(beta_KG, p_G), [[2, 1, 0]])
+        expected = [[0.6 * math.log(0.5) + 0.4 * math.log(2), 0.6 * math.log(0.5), -math.inf]]
+        np.testing.assert_allclose(relevance(beta_KG, p_G), expected)
+
+    def test_a_gene_without_counts_is_last(self):
+        beta_KG, p_G = np.array([[0.6, 0.3, 0.1]]), np.array([0.0, 0.9, 0.1])
+        assert lift(beta_KG, p_G)[0, 0] == 0
+        for weight in (0.0, 0.6, 1.0):
+            assert relevance(beta_KG, p_G, weight)[0, 0] == -math.inf
+
+    @given(seeds)
+    @settings(deadline=None, max_examples=30)
+    def test_relevance_ranks_as_probability_at_one_and_as_lift_at_zero(self, seed):
+        beta_KG, p_G = topics(seed), np.random.default_rng(seed).dirichlet(np.ones(9))
+        for weight, other_KG in [(1, beta_KG), (0, lift(beta_KG, p_G))]:
+            ranked = top_genes(relevance(beta_KG, p_G, weight), 9)
+            np.testing.assert_array_equal(ranked, top_genes(other_KG, 9))
+
+    @given(seeds)
+    @settings(deadline=None, max_examples=30)
+    def test_equal_frequencies_rank_as_probability(self, seed):
+        beta_KG, p_G = topics(seed), np.full(9, 1 / 9)
+        for score_KG in (lift(beta_KG, p_G), relevance(beta_KG, p_G)):
+            np.testing.assert_array_equal(top_genes(score_KG, 9), top_genes(beta_KG, 9))
+
+    def test_a_topic_that_is_as_all_counts_has_lift_one(self):
+        p_G = topics(3)[0]
+        np.testing.assert_allclose(lift(p_G[None], p_G), 1)
+        np.testing.assert_allclose(relevance(p_G[None], p_G, 0.0), 0, atol=1e-12)
+
+    @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
+    def test_refuses_weights_that_are_none(self, weight):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            relevance(topics(0), np.full(9, 1 / 9), weight)
+
+    @pytest.mark.parametrize("measure", [lift, relevance])
+    def test_refuse_shapes_that_do_not_fit(self, measure):
+        # A row of one frequency, or one a topic, would otherwise give a number, and a wrong one.
+        for frequency in (np.ones(1), np.ones((4, 1)), np.ones((4, 9)), np.ones(8)):
+            with pytest.raises(ValueError, match=r"\(K, G\) and \(G,\)"):
+                measure(topics(0), frequency)
+        with pytest.raises(ValueError, match=r"\(K, G\) and \(G,\)"):
+            measure(topics(0)[0], np.ones(9))
+
+
+class TestGeneScores:
+    def test_are_those_of_the_functions(self):
+        beta_KG, p_G = topics_and_frequency(1)
+        expected = {
+            "probability": beta_KG,
+            "lift": lift(beta_KG, p_G),
+            "relevance": relevance(beta_KG, p_G, 0.6),
+            "frex": frex(beta_KG, 0.5),
+        }
+        assert tuple(expected) == RANKINGS
+        for by, score_KG in expected.items():
+            np.testing.assert_array_equal(gene_scores(beta_KG, by, p_G), score_KG)
+        for by, measure in [
+            ("relevance", relevance(beta_KG, p_G, 0.2)),
+            ("frex", frex(beta_KG, 0.2)),
+        ]:
+            np.testing.assert_array_equal(gene_scores(beta_KG, by, p_G, 0.2), measure)
+
+    @pytest.mark.parametrize("by", RANKINGS)
+    def test_relabelling_topics_and_permuting_genes(self, by):
+        beta_KG, p_G = topics_and_frequency(2)
+        rng = np.random.default_rng(0)
+        relabel, order = rng.permutation(4), rng.permutation(9)
+        shuffled = gene_scores(beta_KG[relabel][:, order], by, p_G[order])
+        np.testing.assert_allclose(shuffled, gene_scores(beta_KG, by, p_G)[relabel][:, order])
+
+    @pytest.mark.parametrize("by", RANKINGS)
+    def test_markers_come_first_but_by_probability(self, by):
+        """As with ribosomal genes: genes 0 and 1 are the most probable of every topic."""
+        rng = np.random.default_rng(0)
+        markers_KT = np.arange(2, 14).reshape(4, 3)
+        beta_KG = rng.uniform(0.5, 1, (4, 40))
+        beta_KG[:, :2] = [60, 50]
+        np.put_along_axis(beta_KG, markers_KT, [[30, 28, 26]], axis=1)
+        beta_KG /= beta_KG.sum(1, keepdims=True)
+        ranked = top_genes(gene_scores(beta_KG, by, beta_KG.mean(0)), 3)
+        if by == "probability":
+            assert (ranked[:, :2] == [0, 1]).all()
+        else:
+            np.testing.assert_array_equal(np.sort(ranked), markers_KT)
+
+    def test_the_scores_are_a_copy(self):
+        beta_KG = topics(0)
+        assert not np.shares_memory(gene_scores(beta_KG, "probability"), beta_KG)
+
+    def test_refuses_what_has_no_score(self):
+        beta_KG, p_G = topics(0), np.full(9, 1 / 9)
+        with pytest.raises(ValueError, match="'loft': must be one of probability, lift, relevance"):
+            gene_scores(beta_KG, "loft", p_G)
+        for by in ("lift", "relevance"):
+            with pytest.raises(ValueError, match=f"{by} needs frequency_G"):
+                gene_scores(beta_KG, by)
+            with pytest.raises(ValueError, match=r"\(K, G\) and \(G,\)"):
+                gene_scores(beta_KG, by, p_G[:-1])
+        for by in ("probability", "lift"):
+            with pytest.raises(ValueError, match=f"{by} has no weight"):
+                gene_scores(beta_KG, by, p_G, 0.5)
+        for by in ("relevance", "frex"):
+            with pytest.raises(ValueError, match="between 0 and 1"):
+                gene_scores(beta_KG, by, p_G, 2.0)
+        for by in RANKINGS:
+            with pytest.raises(ValueError, match=r"\(K, G\)"):
+                gene_scores(beta_KG[0], by, p_G)
 
 
 class TestFrex:
@@ -116,6 +263,20 @@ class TestExclusivity:
             expected.append(sum(score_G[g] for g in best) / len(best))
         np.testing.assert_allclose(exclusivity(beta_KG, n), expected)
 
+    @given(seeds, st.integers(1, 9))
+    @settings(deadline=None, max_examples=30)
+    def test_is_above_zero_and_at_most_one(self, seed, n):
+        found = exclusivity(topics(seed), n)
+        assert (found > 0).all()
+        assert (found <= 1).all()
+
+    def test_relabelling_topics_and_permuting_genes(self):
+        beta_KG = topics(9)
+        rng = np.random.default_rng(0)
+        relabel, order = rng.permutation(4), rng.permutation(9)
+        shuffled = exclusivity(beta_KG[relabel][:, order], 3)
+        np.testing.assert_allclose(shuffled, exclusivity(beta_KG, 3)[relabel])
+
     def test_topics_of_their_own_genes_have_more(self):
         apart = np.kron(np.eye(3), [0.5, 0.3, 0.2])
         alike = np.tile(np.r_[np.linspace(1, 0.1, 9)] / np.linspace(1, 0.1, 9).sum(), (3, 1))
@@ -131,6 +292,7 @@ class TestDiversity:
         lists = [sorted(range(9), key=lambda g, row=row: -row[g])[:n] for row in beta_KG]
         expected = len({g for genes in lists for g in genes}) / sum(map(len, lists))
         assert diversity(beta_KG, n) == expected
+        assert 1 / 4 <= diversity(beta_KG, n) <= 1
 
     def test_extremes(self):
         assert diversity(np.kron(np.eye(3), np.ones(25)), 25) == 1
@@ -157,6 +319,7 @@ class TestTopicsOfCells:
         mean = [sum(row[k] for row in theta_NK) / len(theta_NK) for k in range(5)]
         entropy = -sum(m * math.log(m) for m in mean)
         assert effective_topics(theta_NK) == pytest.approx(math.exp(entropy))
+        assert 1 <= effective_topics(theta_NK) <= 5 + 1e-12
 
     @pytest.mark.parametrize("n_cells", [100, 300, 700, 1100])
     def test_one_per_cent_is_not_more_than_one_per_cent(self, n_cells):
@@ -174,8 +337,9 @@ class TestTopicsOfCells:
         assert effective_topics(np.eye(6)[[2, 2, 2]]) == 1
         assert effective_topics(np.eye(6)[[0, 3]]) == pytest.approx(2)
 
-    def test_relabelling_topics_and_duplicating_cells_change_nothing(self):
+    def test_relabelling_topics_and_copies_and_order_of_cells_change_nothing(self):
         theta_NK = cells(8)
-        for other in (theta_NK[:, [3, 1, 4, 0, 2]], np.vstack([theta_NK] * 3)):
+        copies = np.vstack([theta_NK] * 3)
+        for other in (theta_NK[:, [3, 1, 4, 0, 2]], copies, theta_NK[::-1]):
             assert used_topics(other) == used_topics(theta_NK)
             assert effective_topics(other) == pytest.approx(effective_topics(theta_NK), rel=1e-12)

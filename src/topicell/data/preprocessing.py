@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PARTS = ("train", "valid", "test")
-OWN_COLUMNS = ("split", "leiden")
+OWN_COLUMNS = ("split", "leiden", "amortization_gap")
 """Columns of obs that a run writes."""
 MIN_CELLS_TO_RANK = 10
 """The fewest cells of a batch whose genes the seurat_v3 flavours can rank: with one cell their

@@ -70,6 +70,12 @@ class Counts:
         """Number of genes."""
         return int(self.x.shape[1])
 
+    def gene_frequency(self) -> np.ndarray:
+        """Share of each gene in all counts, shape (G,)."""
+        total_G = np.asarray(self.x.sum(0, dtype=np.float64)).ravel()
+        frequency_G: np.ndarray = total_G / total_G.sum()
+        return frequency_G
+
     def __getitem__(self, rows: Any) -> Counts:
         """A subset of the cells, by index or mask, with their names."""
         return Counts(self.x[rows], self.cells[rows], self.genes)

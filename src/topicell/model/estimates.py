@@ -7,7 +7,7 @@ not depend on which other cells are beside it, in which order, or in batches of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from topicell.model.minibatches import (
 )
 from topicell.model.objective import encode, log_likelihood, softmax
 from topicell.model.program import TopicProgram
+from topicell.model.refinement import cell_elbo, normal_kl, quasi_normal, refine
 
 CHUNK = 512
 """Cells that are computed at a time."""
@@ -35,47 +36,136 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) ->
     return torch.randn(shape, generator=generator).to(like)
 
 
-def _quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
-    """Scrambled Sobol points as standard normals, shape (n_samples, n).
-
-    They are the same for every cell, so their error is not averaged out over cells; a few hundred
-    of them are as near to the mean as many thousand independent draws.
-    """
-    uniform = torch.quasirandom.SobolEngine(n, scramble=True, seed=seed).draw(
-        n_samples, dtype=torch.float64
-    )
-    # A point on the edge of the cube would be infinite.
-    points: Tensor = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
-    return points.to(like)
-
-
 def chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
     """Cells as the estimates read them, made as they are read."""
-    device, parts = program.topic_mean.device, in_order(x_NG.shape[0], CHUNK)
+    return _chunks(x_NG, program.topic_mean.device, float(program.encoder.library_size))
+
+
+def _chunks(x_NG: sp.csr_matrix, device: torch.device, library_size: float) -> Iterator[Batch]:
+    parts = in_order(x_NG.shape[0], CHUNK)
     # Whichever the density, so that the proportions of a cell do not depend on its company.
     if sparse_is_there(device):
-        yield from sparse_batches(x_NG, parts, float(program.encoder.library_size))
+        yield from sparse_batches(x_NG, parts, library_size)
     else:
         yield from DeviceCounts(x_NG, device).batches(parts)
 
 
 @torch.no_grad()
 def mean_theta(
-    program: TopicProgram, cells: Iterable[Batch], *, n_samples: int, seed: int
+    program: TopicProgram,
+    cells: Iterable[Batch],
+    *,
+    n_samples: int,
+    seed: int,
+    replicates: Sequence[int] | None = None,
+    refine: bool = False,
 ) -> np.ndarray:
-    """E_q[θ] of each cell of `chunks`, shape (R, N, K)."""
-    noise_SK = _quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
+    """E_q[θ] of each cell of `chunks`, shape (R, N, K), by the encoder's q or the refined one.
+
+    Of all replicates, or of the given ones.
+    """
+    noise_SK = quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
+    chosen = list(range(program.n_replicates)) if replicates is None else list(replicates)
+    better = Refinement(program, chosen, seed=seed) if refine else None
     parts = []
     for batch in cells:
-        m_RBK, rho_RBK = encode(program, batch)
-        # Topics first: softmax over a leading axis runs along whole vectors of cells, ten times
-        # faster than over a short last axis.
-        m_KRB, s_KRB = (part.permute(2, 0, 1).contiguous() for part in (m_RBK, softplus(rho_RBK)))
-        theta_KRB = torch.zeros_like(m_KRB)
-        for noise_K in noise_SK:
-            theta_KRB += (m_KRB + s_KRB * noise_K[:, None, None]).softmax(0)
-        parts.append((theta_KRB / n_samples).permute(1, 2, 0).cpu().numpy())
+        if better is None:
+            m_RBK, s_RBK = (part[chosen] for part in encoded(program, batch))
+        else:
+            (m_RBK, s_RBK), _ = better.posterior(batch)
+        parts.append(mean_softmax(m_RBK, s_RBK, noise_SK).cpu().numpy())
     return np.concatenate(parts, axis=1)
+
+
+def encoded(program: TopicProgram, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the encoder's q(t), each of shape (R, B, K)."""
+    m_RBK, rho_RBK = encode(program, batch)
+    return m_RBK, softplus(rho_RBK)
+
+
+def mean_softmax(m_RBK: Tensor, s_RBK: Tensor, noise_SK: Tensor) -> Tensor:
+    """E[softmax(t)] of t ~ Normal(m, s), shape (R, B, K)."""
+    # Topics first: softmax over a leading axis runs along whole vectors of cells, ten times
+    # faster than over a short last axis.
+    m_KRB, s_KRB = (part.permute(2, 0, 1).contiguous() for part in (m_RBK, s_RBK))
+    theta_KRB = torch.zeros_like(m_KRB)
+    for noise_K in noise_SK:
+        theta_KRB += (m_KRB + s_KRB * noise_K[:, None, None]).softmax(0)
+    return (theta_KRB / len(noise_SK)).permute(1, 2, 0)
+
+
+class Refinement:
+    """The better of two posteriors for each cell: the encoder's and the one optimised for it.
+
+    Both are judged by their ELBO on the same draws of topics and of logits, so that the one kept
+    is never worse on these.
+
+    Parameters
+    ----------
+    program
+        The fit.
+    replicates
+        Which of it.
+    n_samples
+        Draws that the two are judged on.
+    seed
+        Of all draws.
+    """
+
+    def __init__(
+        self, program: TopicProgram, replicates: Sequence[int], *, n_samples: int = 64, seed: int
+    ) -> None:
+        self.program = program
+        self.replicates = list(replicates)
+        self.prior = (program.cell_prior_mean, program.cell_prior_scale)
+        self.seed = seed
+        # What is optimised takes the mean topics; what is judged takes draws of them.
+        beta_RKG = mean_beta(program, n_samples=64, seed=seed)[self.replicates]
+        self.beta_RKG = torch.from_numpy(beta_RKG).to(program.topic_mean)
+        self.noise_SK = quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
+
+    @torch.no_grad()
+    def posterior(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Mean and deviation of the q(t) kept, each (R, B, K), and what it gains, (R, B) ≥ 0.
+
+        The gain is in nats: the amortization gap of each cell.
+        """
+        m_RBK, s_RBK = (part[self.replicates] for part in encoded(self.program, batch))
+        refined = [refine(batch, beta_KG, *self.prior, seed=self.seed) for beta_KG in self.beta_RKG]
+        mean_RBK, scale_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
+        gain_RB = self._elbo(batch, mean_RBK, scale_RBK) - self._elbo(batch, m_RBK, s_RBK)
+        # Refinement that went astray is NaN at worst: it is not greater, and not kept.
+        better_RB1 = (gain_RB > 0).unsqueeze(-1)
+        kept = (
+            torch.where(better_RB1, mean_RBK, m_RBK),
+            torch.where(better_RB1, scale_RBK, s_RBK),
+        )
+        return kept, torch.where(gain_RB > 0, gain_RB, 0)
+
+    def _elbo(self, batch: Batch, m_RBK: Tensor, s_RBK: Tensor) -> Tensor:
+        """ELBO of each cell without the KL of topics, shape (R, B)."""
+        m_RKG, s_RKG = (part[self.replicates] for part in self.program.topic_posterior())
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draws() -> Iterator[Tensor]:
+            for _ in self.noise_SK:
+                noise_KG = _normal((self.program.n_topics, self.program.n_genes), generator, m_RKG)
+                yield (m_RKG + s_RKG * noise_KG).softmax(-1)
+
+        return cell_elbo(batch, m_RBK, s_RBK, *self.prior, self.noise_SK, draws())
+
+
+def amortization_gap(
+    program: TopicProgram,
+    cells: Iterable[Batch],
+    *,
+    n_samples: int,
+    seed: int,
+    replicates: Sequence[int],
+) -> np.ndarray:
+    """What refinement gains over the encoder, nats of each cell, shape (R, N); never negative."""
+    refinement = Refinement(program, replicates, n_samples=n_samples, seed=seed)
+    return np.concatenate([refinement.posterior(b)[1].cpu().numpy() for b in cells], axis=1)
 
 
 @torch.no_grad()
@@ -133,16 +223,62 @@ def elbo_terms(
             log_likelihood_RB += log_likelihood(batch, theta_RBK, beta_RKG)
         reconstruction.append((log_likelihood_RB / n_samples).cpu().numpy())
         prior = (program.cell_prior_mean, program.cell_prior_scale)
-        kl_cells.append(_normal_kl(m_RBK, s_RBK, *prior).sum(-1).cpu().numpy())
+        kl_cells.append(normal_kl(m_RBK, s_RBK, *prior).sum(-1).cpu().numpy())
     prior = (program.topic_prior_mean, program.topic_prior_scale)
     return ELBOTerms(
         np.concatenate(reconstruction, axis=1),
         np.concatenate(kl_cells, axis=1),
-        _normal_kl(m_RKG, s_RKG, *prior).sum((-2, -1)).cpu().numpy(),
+        normal_kl(m_RKG, s_RKG, *prior).sum((-2, -1)).cpu().numpy(),
     )
 
 
-def _normal_kl(m: Tensor, s: Tensor, prior_m: Tensor, prior_s: Tensor) -> Tensor:
-    return torch.distributions.kl_divergence(
-        torch.distributions.Normal(m, s), torch.distributions.Normal(prior_m, prior_s)
-    )
+def theta_given(
+    beta_RKG: np.ndarray,
+    prior: tuple[Tensor, Tensor],
+    x_NG: sp.csr_matrix,
+    *,
+    n_samples: int,
+    seed: int,
+) -> np.ndarray:
+    """E_q[θ] of each cell with q optimised for it and the topics known, shape (R, N, K)."""
+    noise_SK = quasi_normal(n_samples, beta_RKG.shape[1], seed, prior[0])
+    parts = [
+        mean_softmax(m_RBK, s_RBK, noise_SK).numpy()
+        for _, _, m_RBK, s_RBK in _posteriors_given(beta_RKG, prior, x_NG, seed)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def elbo_given(
+    beta_RKG: np.ndarray,
+    prior: tuple[Tensor, Tensor],
+    x_NG: sp.csr_matrix,
+    *,
+    n_samples: int,
+    seed: int,
+) -> np.ndarray:
+    """ELBO of each cell with q optimised for it and the topics known, nats, shape (R, N).
+
+    Minus infinity for a cell with a count of a gene that no topic has.
+    """
+    noise_SK = quasi_normal(n_samples, beta_RKG.shape[1], seed, prior[0])
+    # Other draws than those that q was optimised on.
+    parts = [
+        cell_elbo(batch, m_RBK, s_RBK, *prior, noise_SK, [topics] * n_samples).numpy()
+        for batch, topics, m_RBK, s_RBK in _posteriors_given(beta_RKG, prior, x_NG, seed + 1)
+    ]
+    elbo_RN = np.concatenate(parts, axis=1)
+    for elbo_N, beta_KG in zip(elbo_RN, beta_RKG, strict=True):
+        elbo_N[x_NG[:, ~beta_KG.any(0)].getnnz(1) > 0] = -np.inf
+    return elbo_RN
+
+
+def _posteriors_given(
+    beta_RKG: np.ndarray, prior: tuple[Tensor, Tensor], x_NG: sp.csr_matrix, seed: int
+) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
+    """Of each chunk of cells: itself, the topics, and mean and deviation of q(t), (R, B, K)."""
+    topics = torch.from_numpy(beta_RKG).to(prior[0])
+    for batch in _chunks(x_NG, topics.device, library_size=1.0):
+        refined = [refine(batch, beta_KG, *prior, seed=seed) for beta_KG in topics]
+        m_RBK, s_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
+        yield batch, topics, m_RBK, s_RBK

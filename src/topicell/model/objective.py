@@ -176,11 +176,12 @@ def _products(matrix: Tensor, values_Rnm: Tensor) -> Tensor:
     R, _, m = values_Rnm.shape
     result = values_Rnm.new_empty(R, len(matrix), m)
     for values, out in zip(values_Rnm, result, strict=True):
-        _multiply(matrix, values, out)
+        multiply(matrix, values, out)
     return result
 
 
-def _multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
+def multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
+    """A sparse matrix times a dense one, written to `out`."""
     # torch.mm would fill and copy another matrix on its way to `out`.
     torch.addmm(out, matrix, values, beta=0, out=out)
 
@@ -235,6 +236,6 @@ class _SparseLikelihood(torch.autograd.Function):
         d_theta, d_beta = torch.empty_like(weighted_RBK), torch.empty_like(beta_RGK)
         for r, ratio in enumerate(ratio_Rn):
             by_gene = ratio.index_select(0, batch.order)
-            _multiply(batch.by_cell.with_values(ratio), beta_RGK[r], d_theta[r])
-            _multiply(batch.by_gene.with_values(by_gene), weighted_RBK[r], d_beta[r])
+            multiply(batch.by_cell.with_values(ratio), beta_RGK[r], d_theta[r])
+            multiply(batch.by_gene.with_values(by_gene), weighted_RBK[r], d_beta[r])
         return None, d_theta * d_RB1, d_beta.mT

@@ -39,7 +39,7 @@ from topicell.model.engines import (
 )
 from topicell.model.estimates import chunks, elbo_terms, mean_beta, mean_theta
 from topicell.model.minibatches import Batch, shuffled
-from topicell.model.posterior import TopicFit
+from topicell.model.posterior import AmortizedFit
 from topicell.model.program import TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.starts import initial_topics
@@ -64,9 +64,9 @@ def train(
     config: TrainConfig,
     *,
     seed: int = 0,
-    start: TopicFit | None = None,
+    start: AmortizedFit | None = None,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
-) -> TopicFit:
+) -> AmortizedFit:
     """Fit R replicates of amortized LDA.
 
     Parameters
@@ -188,7 +188,7 @@ def train(
                 break
 
         program.eval()
-        return TopicFit.of(program, counts, valid, model, seed=seed, history=history)
+        return AmortizedFit.of(program, counts, valid, model, seed=seed, history=history)
 
 
 def progress_bar(n_epochs: int, *, shown: bool) -> Any:
@@ -296,7 +296,7 @@ def summarize(name: str, value_R: np.ndarray) -> EpochMetrics:
     return summary
 
 
-def _require_same_shape(start: TopicFit, program: TopicProgram) -> None:
+def _require_same_shape(start: AmortizedFit, program: TopicProgram) -> None:
     for name in ("n_replicates", "n_topics", "n_genes"):
         before, now = getattr(start.program, name), getattr(program, name)
         if before != now:

@@ -10,7 +10,7 @@ import torch
 
 from topicell.config import InputError
 from topicell.model.counts import Counts
-from topicell.model.posterior import TopicFit, write_folder
+from topicell.model.fit import TopicFit, write_folder
 
 
 def test_estimates_lie_on_the_simplex_and_carry_names(fitted, planted):
@@ -105,7 +105,7 @@ def test_a_new_process_gives_theta_to_the_last_digit(fitted, planted, tmp_path):
 import sys, numpy as np, scipy.sparse as sp, torch
 torch.set_num_threads(1)
 from topicell.model.counts import Counts
-from topicell.model.posterior import TopicFit
+from topicell.model.fit import TopicFit
 data = np.load("x.npz")
 genes = data["genes"].astype(object)
 counts = Counts(sp.csr_matrix(data["x"]), np.arange(len(data["x"])).astype(object), genes)

@@ -1,0 +1,302 @@
+"""Other libraries' topic models, fitted to a `PointFit`: the same data, split and measures.
+
+What is taken from a library is its topics and its own inference of a cell's proportions, nothing
+that it says about itself: perplexity and ELBO are computed here. Each adapter is a function
+(counts, settings) → `Fitted`. scvi-tools, gensim and tomotopy are the extra ``baselines``.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from topicell.config import InputError, ModelConfig, ModelKind, TrainConfig, require_effect
+from topicell.model.counts import Counts
+from topicell.model.engines import cpu_threads
+from topicell.model.fit import TopicFit
+from topicell.model.points import Inference, PointFit
+from topicell.model.training import EpochMetrics, check_sizes, train
+
+PASSES = {
+    ModelKind.sklearn_lda: 100,
+    ModelKind.sklearn_nmf: 300,
+    ModelKind.gensim_lda: 20,
+    ModelKind.tomotopy_lda: 500,
+    ModelKind.scvi_lda: 1000,
+}
+"""Passes over the cells (updates, Gibbs iterations, epochs) by default: those of
+``experiments/speed``; scvi-tools' are of its tutorial."""
+FLOOR = 1e-9
+"""Added to every gene proportion of topics that were fitted by maximum likelihood: an exact zero
+makes the first unseen count of a gene impossible."""
+
+
+class Fitted(NamedTuple):
+    """Gene weights of the topics, (K, G), and the library's own inference."""
+
+    weight_KG: np.ndarray
+    infer: Inference
+
+
+class Settings(NamedTuple):
+    """What every library is told; a prior that is None is the library's default."""
+
+    n_topics: int
+    passes: int
+    threads: int
+    seed: int
+    cell_topic_prior: Any
+    topic_gene_prior: Any
+
+
+def fit_model(
+    counts: Counts,
+    valid: Counts | None,
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+) -> TopicFit:
+    """Fit whichever kind of model is asked for: topicell's own by `train`, which see."""
+    if model.kind is ModelKind.amortized_lda:
+        return train(counts, valid, model, config, seed=seed, on_epoch=on_epoch)
+    return fit_baseline(counts, valid, model, config, seed=seed)
+
+
+def fit_baseline(
+    counts: Counts,
+    valid: Counts | None,
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+) -> PointFit:
+    """Fit R replicates of another library's model, one after the other.
+
+    Parameters
+    ----------
+    counts
+        Training cells.
+    valid
+        Validation cells with the same genes, by which the replicate shown is chosen, or None.
+    model
+        Kind, number of topics, and priors where the library has them.
+    config
+        Replicates, passes (``epochs``) and threads.
+    seed
+        Decides the seeds of the replicates.
+
+    Raises
+    ------
+    InputError
+        The library is not installed, or has no such setting.
+    """
+    require_effect(model, config)
+    check_sizes(counts, model)
+    adapter = ADAPTERS[model.kind]
+    # Seeds of neighbouring runs must not share replicates.
+    seeds = np.random.SeedSequence(seed).generate_state(config.n_replicates) % 2**31
+    fitted = []
+    with (
+        np.errstate(all="ignore"),
+        warnings.catch_warnings(),
+        cpu_threads(config.threads),
+    ):
+        # Deprecations and advice inside other libraries are not for the user of ours.
+        warnings.simplefilter("ignore")
+        for replicate_seed in seeds:
+            settings = Settings(
+                model.n_topics,
+                config.epochs or PASSES[model.kind],
+                config.threads or 1,
+                int(replicate_seed),
+                model.cell_topic_prior,
+                model.topic_gene_prior,
+            )
+            try:
+                fitted.append(adapter(counts.x, settings))
+            except ImportError as error:
+                raise InputError(
+                    f"model.kind = {model.kind.value!r} needs a library that is not installed "
+                    f"({error}); pip install 'topicell[baselines]'"
+                ) from error
+    beta_RKG = np.stack([_normalized(weight_KG) for weight_KG, _ in fitted])
+    infer = [_checked(of_cells) for _, of_cells in fitted]
+    return PointFit.of(beta_RKG, infer, counts, valid, model, seed=seed)
+
+
+def sklearn_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
+    """Batch variational Bayes (Hoffman, Blei & Bach 2010)."""
+    from sklearn.decomposition import LatentDirichletAllocation
+
+    lda = LatentDirichletAllocation(
+        settings.n_topics,
+        doc_topic_prior=settings.cell_topic_prior,
+        topic_word_prior=settings.topic_gene_prior,
+        learning_method="batch",
+        max_iter=settings.passes,
+        random_state=settings.seed,
+    ).fit(x_NG)
+    return Fitted(lda.components_, lda.transform)
+
+
+def sklearn_nmf(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
+    """Multiplicative updates of the KL loss: the likelihood of LDA without its priors.
+
+    Gaussier & Goutte (2005), Relation between PLSA and NMF.
+    """
+    from sklearn.decomposition import NMF
+
+    if settings.cell_topic_prior is not None or settings.topic_gene_prior is not None:
+        raise InputError("model.kind = 'sklearn_nmf' has no priors; leave them out")
+    nmf = NMF(
+        settings.n_topics,
+        beta_loss="kullback-leibler",
+        solver="mu",
+        init="nndsvdar",
+        max_iter=settings.passes,
+        random_state=settings.seed,
+    ).fit(x_NG)
+    weight_KG = nmf.components_.astype(np.float64)
+    total_K = weight_KG.sum(1)
+    return Fitted(
+        weight_KG / np.maximum(total_K[:, None], 1e-30) + FLOOR,
+        lambda x: nmf.transform(x) * total_K,
+    )
+
+
+def gensim_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
+    """Online variational Bayes (Hoffman, Blei & Bach 2010)."""
+    from gensim.matutils import Sparse2Corpus
+    from gensim.models import LdaModel
+
+    def corpus(x: sp.csr_matrix) -> Any:
+        return Sparse2Corpus(x, documents_columns=False)
+
+    given = {"alpha": settings.cell_topic_prior, "eta": settings.topic_gene_prior}
+    lda = LdaModel(
+        corpus(x_NG),
+        num_topics=settings.n_topics,
+        id2word={gene: str(gene) for gene in range(x_NG.shape[1])},
+        passes=settings.passes,
+        random_state=settings.seed,
+        **{name: prior for name, prior in given.items() if prior is not None},
+    )
+    return Fitted(
+        lda.get_topics(),
+        # All documents at once would be a dense matrix for every one of them.
+        lambda x: np.concatenate(
+            [lda.inference(list(corpus(x[i : i + 1000])))[0] for i in range(0, x.shape[0], 1000)]
+        ),
+    )
+
+
+def tomotopy_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
+    """Collapsed Gibbs sampling (Griffiths & Steyvers 2004)."""
+    import tomotopy
+
+    genes = np.arange(x_NG.shape[1]).astype(str)
+
+    def words(x: sp.csr_matrix, cell: int) -> list[str]:
+        row = slice(x.indptr[cell], x.indptr[cell + 1])
+        of_cell: list[str] = genes[x.indices[row]].repeat(x.data[row].astype(int)).tolist()
+        return of_cell
+
+    given = {"alpha": settings.cell_topic_prior, "eta": settings.topic_gene_prior}
+    lda = tomotopy.LDAModel(
+        k=settings.n_topics,
+        seed=settings.seed,
+        **{name: prior for name, prior in given.items() if prior is not None},
+    )
+    for cell in range(x_NG.shape[0]):
+        # It holds no empty document.
+        if x_NG.indptr[cell] < x_NG.indptr[cell + 1]:
+            lda.add_doc(words(x_NG, cell))
+    lda.train(settings.passes, workers=settings.threads)
+    known = np.array([int(gene) for gene in lda.used_vocabs])
+    weight_KG = np.full((settings.n_topics, len(genes)), FLOOR)
+    for topic in range(settings.n_topics):
+        weight_KG[topic, known] = lda.get_topic_word_dist(topic)
+
+    def infer(x: sp.csr_matrix) -> np.ndarray:
+        theta_NK = np.full((x.shape[0], settings.n_topics), 1 / settings.n_topics)
+        kept = x.multiply(np.isin(np.arange(x.shape[1]), known)).tocsr()
+        kept.eliminate_zeros()
+        there = np.flatnonzero(np.diff(kept.indptr))
+        documents = [lda.make_doc(words(kept, int(cell))) for cell in there]
+        if documents:
+            theta_NK[there] = lda.infer(documents, workers=settings.threads)[0]
+        return theta_NK
+
+    return Fitted(weight_KG, infer)
+
+
+def scvi_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
+    """Amortized LDA of scvi-tools, on the CPU, all cells to train on."""
+    import anndata
+    import scvi
+
+    scvi.settings.seed = settings.seed
+    scvi.settings.verbosity = logging.ERROR
+    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    def cells(x: sp.csr_matrix) -> Any:
+        adata = anndata.AnnData(x.astype(np.float32))
+        adata.obs_names = adata.obs_names.astype(str)
+        scvi.model.AmortizedLDA.setup_anndata(adata)
+        return adata
+
+    lda = scvi.model.AmortizedLDA(
+        cells(x_NG),
+        n_topics=settings.n_topics,
+        cell_topic_prior=settings.cell_topic_prior,
+        topic_feature_prior=settings.topic_gene_prior,
+    )
+    lda.train(
+        max_epochs=settings.passes,
+        train_size=1.0,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        logger=False,
+        enable_checkpointing=False,
+    )
+    return Fitted(
+        lda.get_feature_by_topic().to_numpy().T,
+        lambda x: lda.get_latent_representation(cells(x)).to_numpy(),
+    )
+
+
+ADAPTERS = {
+    ModelKind.sklearn_lda: sklearn_lda,
+    ModelKind.sklearn_nmf: sklearn_nmf,
+    ModelKind.gensim_lda: gensim_lda,
+    ModelKind.tomotopy_lda: tomotopy_lda,
+    ModelKind.scvi_lda: scvi_lda,
+}
+
+
+def _normalized(weight: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1; a row of nothing is uniform."""
+    weight = np.asarray(weight, dtype=np.float64)
+    total = weight.sum(1, keepdims=True)
+    uniform = np.full_like(weight, 1 / weight.shape[1])
+    rows: np.ndarray = np.divide(weight, total, out=uniform, where=total > 0)
+    return rows
+
+
+def _checked(infer: Inference) -> Inference:
+    """The inference without its library's warnings, its rows summing to 1."""
+
+    def proportions(x: sp.csr_matrix) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _normalized(infer(x))
+
+    return proportions

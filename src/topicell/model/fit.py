@@ -1,0 +1,481 @@
+"""TopicFit: fitted topics, what is read off them — θ, β, perplexity, rankings — and on disk.
+
+It has two kinds: `topicell.model.posterior.AmortizedFit`, topicell's own model, and
+`topicell.model.points.PointFit`, the topics of another library or of a user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from topicell.config import Init, InputError, ModelConfig, ModelKind, as_dict
+from topicell.evaluation.perplexity import fold_in, perplexity, thin
+from topicell.evaluation.ranking import gene_scores, top_genes
+from topicell.model.counts import Counts
+from topicell.model.estimates import elbo_given
+from topicell.model.program import concentrations, laplace_prior
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 2
+"""Version of the saved form."""
+
+
+class TopicFit(ABC):
+    """R sets of topics, their order by mean proportion, and everything that is read off them.
+
+    Methods take cells as an AnnData or as `Counts`, match genes by name, and describe the
+    replicate shown unless told another; ``replicate`` counts from 0. Estimates are seeded.
+
+    Attributes
+    ----------
+    model
+        The settings.
+    genes
+        Names of the modelled genes, shape (G,).
+    selection_R
+        ELBO by which the replicate shown was chosen: nats per validation cell (per training cell
+        where there was no validation set).
+    gene_frequency_G
+        Share of each gene in all training counts.
+    n_train
+        Number of training cells.
+    history
+        Metrics of each epoch, named as in the tracker.
+    cells, held_out
+        The cells that methods describe when they are given none: those of the fit, and those
+        that were held out of it (None after loading).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        genes: np.ndarray,
+        selection_R: np.ndarray,
+        gene_frequency_G: np.ndarray,
+        n_train: int,
+        history: list[dict[str, float]],
+        cells: Counts | None = None,
+        held_out: Counts | None = None,
+    ) -> None:
+        self.model = model
+        self.genes = np.asarray(genes, dtype=object)
+        self.selection_R = np.asarray(selection_R, dtype=float)
+        self.gene_frequency_G = np.asarray(gene_frequency_G, dtype=float)
+        self.n_train = n_train
+        self.history = history
+        self.cells = cells
+        self.held_out = held_out
+
+    @abstractmethod
+    def theta(
+        self,
+        data: Any = None,
+        *,
+        replicates: Sequence[int] | None = None,
+        refine: bool = False,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Posterior mean topic proportions of cells, of all or the given replicates, (R, N, K).
+
+        With `refine`, by a posterior optimised for each cell instead of the model's own inference.
+        """
+
+    @abstractmethod
+    def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
+        """Posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
+
+    @abstractmethod
+    def _weights(self) -> dict[str, Any]:
+        """Tensors that are saved, by name."""
+
+    @abstractmethod
+    def _document(self) -> dict[str, Any]:
+        """What else is saved, as JSON."""
+
+    @property
+    def n_replicates(self) -> int:
+        """R."""
+        return len(self.selection_R)
+
+    @property
+    def n_topics(self) -> int:
+        """K."""
+        return self.model.n_topics
+
+    @property
+    def n_genes(self) -> int:
+        """G."""
+        return len(self.genes)
+
+    @property
+    def shown(self) -> int:
+        """The replicate shown: the one of the highest ELBO on validation cells."""
+        return int(np.argmax(self.selection_R))
+
+    @property
+    def topic_names(self) -> list[str]:
+        """``topic_0`` … in order of mean proportion."""
+        return [f"topic_{k}" for k in range(self.n_topics)]
+
+    def cell_topics(
+        self,
+        data: Any = None,
+        *,
+        layer: str | None = None,
+        replicate: int | None = None,
+        refine: bool = False,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Topic proportions, cells × topics; rows sum to 1."""
+        import pandas as pd
+
+        counts = self._counts(data, layer)
+        (theta_NK,) = self.theta(
+            counts,
+            replicates=[self._replicate(replicate)],
+            refine=refine,
+            n_samples=n_samples,
+            seed=seed,
+        )
+        return pd.DataFrame(theta_NK, index=counts.cells, columns=self.topic_names)
+
+    def gene_topics(
+        self, *, replicate: int | None = None, n_samples: int = 256, seed: int = 0
+    ) -> pd.DataFrame:
+        """Gene proportions, genes × topics; columns sum to 1."""
+        import pandas as pd
+
+        beta_KG = self.beta(n_samples=n_samples, seed=seed)[self._replicate(replicate)]
+        return pd.DataFrame(beta_KG.T, index=self.genes, columns=self.topic_names)
+
+    def top_genes(
+        self,
+        n: int = 20,
+        *,
+        by: str = "probability",
+        weight: float | None = None,
+        replicate: int | None = None,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The tutorial's ranked table: by rank, for each topic its gene and the proportion.
+
+        Columns are ``topic_0``, ``topic_0_prop``, …, and ``topic_0_score``, … where genes are
+        ranked by anything but the proportion; the index is the rank, from 0.
+
+        Parameters
+        ----------
+        n
+            How many genes of each topic.
+        by
+            ``probability``, ``lift``, ``relevance`` or ``frex``
+            (`topicell.evaluation.ranking.gene_scores`).
+        weight
+            λ of relevance, 0.6 by default; that of exclusivity in FREX, 0.5.
+        replicate, n_samples, seed
+            As everywhere.
+
+        Raises
+        ------
+        InputError
+            There is no such ranking, or the weight is out of range.
+        """
+        beta_KG = self.beta(n_samples=n_samples, seed=seed)[self._replicate(replicate)]
+        try:
+            score_KG = gene_scores(beta_KG, by, self.gene_frequency_G, weight)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return ranked_table(self.genes, beta_KG, score_KG, n)
+
+    def transform(
+        self,
+        data: Any,
+        *,
+        layer: str | None = None,
+        fill_missing: bool = False,
+        replicate: int | None = None,
+        refine: bool = False,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Topic proportions of new cells, cells × topics.
+
+        Parameters
+        ----------
+        data
+            AnnData or `Counts`; genes are matched by name, and those not modelled are left out.
+        layer
+            Where the counts of an AnnData are.
+        fill_missing
+            Count modelled genes that `data` lacks as zero, instead of refusing.
+        refine
+            Optimise the posterior of each cell instead of taking the encoder's: slower, some ten
+            seconds for 40,000 cells, and never of a lower ELBO.
+        replicate, n_samples, seed
+            As everywhere.
+
+        Raises
+        ------
+        InputError
+            Modelled genes are missing, or the matrix does not hold counts.
+
+        Warns
+        -----
+        UserWarning
+            Missing genes were counted as zero, or cells have no count in the model's genes.
+        """
+        given = Counts.of(data, layer)
+        counts = given.with_genes(list(self.genes), fill_missing=fill_missing)
+        n_missing = len(set(self.genes) - set(given.genes))
+        if n_missing:
+            warnings.warn(
+                f"{n_missing} of the model's {len(self.genes)} genes are not in the data and count "
+                "as zero",
+                stacklevel=2,
+            )
+        n_empty = int((np.diff(counts.x.indptr) == 0).sum())
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} cells have no count in the model's genes: their topic proportions say "
+                "nothing",
+                stacklevel=2,
+            )
+        return self.cell_topics(
+            counts, replicate=replicate, refine=refine, n_samples=n_samples, seed=seed
+        )
+
+    def elbo_given_topics(
+        self, data: Any = None, *, layer: str | None = None, n_samples: int = 64, seed: int = 0
+    ) -> np.ndarray:
+        """ELBO of cells with the mean topics held fixed, nats per cell, shape (R,).
+
+        The posterior of each cell is optimised (`topicell.model.refinement`) and no KL of topics
+        is paid: the one ELBO that can be had of any topics whatever, and so the one to compare
+        kinds of models by. Minus infinity if a count has a gene that no topic has.
+        """
+        require_samples(n_samples)
+        beta_RKG = self.beta(seed=seed)
+        cells = self._counts(data, layer)
+        elbo_RN = elbo_given(beta_RKG, self.prior(), cells.x, n_samples=n_samples, seed=seed)
+        elbo_R: np.ndarray = elbo_RN.mean(1, dtype=np.float64)
+        return elbo_R
+
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the topic logits of a cell, each of shape (K,)."""
+        K = self.n_topics
+        return laplace_prior(concentrations(self.model.cell_topic_prior, K, K))
+
+    def perplexity_by_replicate(
+        self,
+        data: Any = None,
+        *,
+        layer: str | None = None,
+        folded: bool = True,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Document-completion perplexity under each replicate, per count, shape (R,).
+
+        Each cell's counts are thinned into halves; θ comes from the one, by EM with β fixed
+        (`folded`: the same for every kind of model) or from the encoder, and the other is
+        predicted (Wallach et al. 2009).
+        """
+        if data is None and self.held_out is not None:
+            data = self.held_out
+        observed, completed = thin(self._counts(data, layer).x, seed)
+        beta_RKG = self.beta(n_samples=n_samples, seed=seed)
+        if folded:
+            theta_RNK = np.stack([fold_in(observed, beta_KG) for beta_KG in beta_RKG])
+        else:
+            cells = np.arange(observed.shape[0]).astype(object)
+            half = Counts(observed, cells, self.genes)
+            theta_RNK = self.theta(half, n_samples=n_samples, seed=seed)
+        return np.array(
+            [
+                perplexity(completed, theta_NK, beta_KG)
+                for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True)
+            ]
+        )
+
+    def perplexity(
+        self,
+        data: Any = None,
+        *,
+        layer: str | None = None,
+        replicate: int | None = None,
+        folded: bool = True,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> float:
+        """Document-completion perplexity per count, of the held-out cells by default.
+
+        Lower is better; it is never below 1, and uniform topics give the number of genes.
+        """
+        by_replicate = self.perplexity_by_replicate(
+            data, layer=layer, folded=folded, n_samples=n_samples, seed=seed
+        )
+        return float(by_replicate[self._replicate(replicate)])
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to a folder: weights as safetensors, the rest as JSON, no pickle.
+
+        The folder appears whole or not at all.
+
+        Raises
+        ------
+        InputError
+            The folder exists and `overwrite` is not set.
+        """
+        import safetensors.torch
+
+        weights = self._weights()
+        document = {
+            "format": FORMAT,
+            "model": as_dict(self.model),
+            "genes": [str(gene) for gene in self.genes],
+            "gene_frequency": self.gene_frequency_G.tolist(),
+            "selection": self.selection_R.tolist(),
+            "n_train": self.n_train,
+            "history": self.history,
+            "versions": {
+                name: version(name) for name in ("topicell", "torch", "pyro-ppl", "numpy")
+            },
+        } | self._document()
+
+        def write(folder: Path) -> None:
+            safetensors.torch.save_file(weights, folder / "weights.safetensors")
+            (folder / "model.json").write_text(json.dumps(document, indent=1))
+
+        return write_folder(path, write, overwrite=overwrite)
+
+    @staticmethod
+    def load(path: str | Path) -> TopicFit:
+        """Read a model written by `save`; it holds no cells.
+
+        Raises
+        ------
+        InputError
+            The folder is not a saved model, or is of another format.
+        """
+        import safetensors.torch
+
+        from topicell.model.points import PointFit
+        from topicell.model.posterior import AmortizedFit
+
+        path = Path(path)
+        try:
+            document = json.loads((path / "model.json").read_text())
+            weights = safetensors.torch.load_file(path / "weights.safetensors")
+            if document["format"] != FORMAT:
+                age = "a later" if document["format"] > FORMAT else "an earlier"
+                raise InputError(f"saved by {age} topicell, in format {document['format']}")
+            settings = document["model"]
+            model = ModelConfig(
+                **settings | {"init": Init(settings["init"]), "kind": ModelKind(settings["kind"])}
+            )
+            kind = AmortizedFit if "order" in document else PointFit
+            return kind.restored(
+                weights,
+                document,
+                model=model,
+                genes=np.array(document["genes"], dtype=object),
+                gene_frequency_G=np.array(document["gene_frequency"]),
+                selection_R=np.array(document["selection"]),
+                n_train=document["n_train"],
+                history=document["history"],
+            )
+        except (
+            *(OSError, ValueError, KeyError, TypeError, RuntimeError),
+            safetensors.SafetensorError,
+        ) as error:
+            what = " ".join(str(error).split())
+            raise InputError(
+                f"{path} is not a saved model ({type(error).__name__}: {what}); it needs "
+                "model.json and weights.safetensors, as written by save"
+            ) from error
+
+    @classmethod
+    @abstractmethod
+    def restored(
+        cls, weights: Mapping[str, Tensor], document: Mapping[str, Any], **shared: Any
+    ) -> Self:
+        """The fit that `save` wrote as weights and document; `shared` is what all kinds have."""
+
+    def _replicate(self, replicate: int | None) -> int:
+        if replicate is None:
+            return self.shown
+        if not 0 <= replicate < self.n_replicates:
+            raise InputError(
+                f"replicate = {replicate}: this fit has replicates 0 to {self.n_replicates - 1}"
+            )
+        return replicate
+
+    def _counts(self, data: Any, layer: str | None = None) -> Counts:
+        if data is None:
+            if self.cells is None:
+                raise InputError("a loaded fit holds no cells; pass the cells as first argument")
+            return self.cells
+        return Counts.of(data, layer).with_genes(list(self.genes))
+
+
+def ranked_table(
+    genes: np.ndarray, beta_KG: np.ndarray, score_KG: np.ndarray, n: int
+) -> pd.DataFrame:
+    """By rank, for each topic its gene, the gene's proportion, and the score if that is another."""
+    import pandas as pd
+
+    table = {}
+    for k, order in enumerate(top_genes(score_KG, n)):
+        table[f"topic_{k}"] = genes[order]
+        table[f"topic_{k}_prop"] = beta_KG[k, order]
+        if not np.array_equal(score_KG, beta_KG):
+            table[f"topic_{k}_score"] = score_KG[k, order]
+    return pd.DataFrame(table).rename_axis("rank")
+
+
+def require_samples(n_samples: int) -> None:
+    """Refuse an estimate from no samples."""
+    if n_samples < 1:
+        raise InputError(f"n_samples = {n_samples}: an estimate needs at least 1")
+
+
+def write_folder(path: str | Path, write: Callable[[Path], None], *, overwrite: bool) -> Path:
+    """Fill a new folder through `write`, and put it in place only when it is whole."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; pass overwrite=True, or another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        # mkdtemp keeps the folder to its owner; a saved model is as readable as its neighbours.
+        umask = os.umask(0)
+        os.umask(umask)
+        unfinished.chmod(0o777 & ~umask)
+        write(unfinished)
+        if path.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            path.replace(replaced / path.name)
+            unfinished.replace(path)
+            shutil.rmtree(replaced)
+        else:
+            unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return path

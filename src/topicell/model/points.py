@@ -1,0 +1,117 @@
+"""PointFit: topics as points, without a posterior of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from topicell.config import ModelConfig
+from topicell.model.counts import Counts
+from topicell.model.estimates import theta_given
+from topicell.model.fit import TopicFit, require_samples
+
+Inference = Callable[[sp.csr_matrix], np.ndarray]
+"""A library's own way from counts (N, G) to topic proportions (N, K)."""
+
+
+class PointFit(TopicFit):
+    """Topics of another library, or brought by a user, under the measures of topicell.
+
+    Attributes
+    ----------
+    beta_RKG
+        The topics, in the order shown.
+    infer
+        The library's own inference of each replicate; none after loading, when every θ comes from
+        a posterior optimised for the cell.
+    """
+
+    def __init__(
+        self, beta_RKG: np.ndarray, infer: Sequence[Inference] = (), **shared: Any
+    ) -> None:
+        super().__init__(**shared)
+        self.beta_RKG = beta_RKG
+        self.infer = infer
+
+    @classmethod
+    def of(
+        cls,
+        beta_RKG: np.ndarray,
+        infer: Sequence[Inference],
+        counts: Counts,
+        valid: Counts | None,
+        model: ModelConfig,
+        *,
+        seed: int,
+    ) -> Self:
+        """Order the topics by mean proportion and choose the replicate to show.
+
+        It is the one of the highest ELBO given its topics, on validation cells (on training cells
+        where there are none).
+        """
+        order_RK = np.stack(
+            [np.argsort(-of_cells(counts.x).mean(0), kind="stable") for of_cells in infer]
+        )
+        fit = cls(
+            np.take_along_axis(beta_RKG, order_RK[:, :, None], axis=1),
+            [_reordered(of_cells, order) for of_cells, order in zip(infer, order_RK, strict=True)],
+            model=model,
+            genes=counts.genes,
+            gene_frequency_G=counts.gene_frequency(),
+            selection_R=np.zeros(len(beta_RKG)),
+            n_train=counts.n_cells,
+            history=[],
+            cells=counts,
+            held_out=valid,
+        )
+        judged = valid if valid is not None and valid.n_cells else counts
+        if len(beta_RKG) > 1:
+            fit.selection_R = fit.elbo_given_topics(judged, seed=seed)
+        return fit
+
+    def theta(
+        self,
+        data: Any = None,
+        *,
+        replicates: Sequence[int] | None = None,
+        refine: bool = False,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Topic proportions of cells, of all or the given replicates, shape (R, N, K).
+
+        By the library's own inference, as long as that is there; with `refine`, and always after
+        loading, means of a posterior optimised for each cell under the prior of the settings.
+        """
+        require_samples(n_samples)
+        x = self._counts(data).x
+        chosen = list(range(self.n_replicates)) if replicates is None else list(replicates)
+        if self.infer and not refine:
+            return np.stack([self.infer[r](x) for r in chosen])
+        return theta_given(self.beta_RKG[chosen], self.prior(), x, n_samples=n_samples, seed=seed)
+
+    def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
+        """Gene proportions of topics, all replicates, shape (R, K, G); points need no samples."""
+        return self.beta_RKG
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {"beta": torch.from_numpy(np.ascontiguousarray(self.beta_RKG))}
+
+    def _document(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def restored(
+        cls, weights: Mapping[str, Tensor], document: Mapping[str, Any], **shared: Any
+    ) -> Self:
+        """The fit that was saved."""
+        return cls(weights["beta"].numpy(), **shared)
+
+
+def _reordered(infer: Inference, order_K: np.ndarray) -> Inference:
+    return lambda x: infer(x)[:, order_K]
