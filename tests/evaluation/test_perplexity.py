@@ -326,28 +326,23 @@ class TestThin:
 
 
 class TestFoldIn:
-    @pytest.mark.parametrize("pseudo_count", [0.0, 0.1, 2.0])
-    @pytest.mark.parametrize("n_iterations", [1, 2, 25])
-    def test_is_its_definition(self, x_NG, beta_KG, pseudo_count, n_iterations):
-        theta_NK = fold_in(
-            x_NG, beta_KG, pseudo_count=pseudo_count, n_iterations=n_iterations, tolerance=0
-        )
-        expected = fold_in_by_loops(x_NG, beta_KG, pseudo_count, n_iterations)
-        np.testing.assert_allclose(theta_NK, expected, rtol=1e-10)
+    @pytest.mark.parametrize("pseudo_count", [0.1, 2.0])
+    def test_is_where_plain_expectation_maximisation_ends(self, x_NG, beta_KG, pseudo_count):
+        expected = fold_in_by_loops(x_NG, beta_KG, pseudo_count, 2000)
+        theta_NK = fold_in(x_NG, beta_KG, pseudo_count=pseudo_count)
+        np.testing.assert_allclose(theta_NK, expected, atol=1e-5)
         assert theta_NK.dtype == np.float64
 
     @given(st.integers(0, 2**32 - 1))
     @settings(deadline=None, max_examples=15)
-    def test_each_step_raises_the_likelihood(self, seed):
+    def test_is_as_likely_as_plain_expectation_maximisation_makes_it(self, seed):
+        """Without pseudo-counts the optimum may be on the edge, where EM only creeps."""
         rng = np.random.default_rng(seed)
         x_NG = sp.csr_matrix(1 + rng.poisson(2.0, (4, 6)))
         beta_KG = rng.dirichlet(np.ones(6), 3)
-        values = [
-            log_likelihood(x_NG, fold_in(x_NG, beta_KG, pseudo_count=0, n_iterations=n), beta_KG)
-            for n in range(8)
-        ]
-        assert all(later >= earlier - 1e-9 for earlier, later in pairwise(values))
-        assert values[-1] > values[0]
+        plain = fold_in_by_loops(x_NG, beta_KG, 0.0, 300)
+        ours = fold_in(x_NG, beta_KG, pseudo_count=0)
+        assert log_likelihood(x_NG, ours, beta_KG) >= log_likelihood(x_NG, plain, beta_KG) - 1e-4
 
     def test_recovers_planted_proportions(self, rng):
         theta_NK = rng.dirichlet(np.ones(4), 20)
@@ -359,13 +354,13 @@ class TestFoldIn:
 
     def test_stops_at_the_mode(self, x_NG, beta_KG):
         """A fixed point: one more step, from the definition, moves it no more."""
-        theta_NK = fold_in(x_NG, beta_KG, n_iterations=20_000, tolerance=1e-13)
+        theta_NK = fold_in(x_NG, beta_KG, n_cycles=20_000, tolerance=1e-13)
         p_NG = theta_NK @ beta_KG
         expected = theta_NK * ((x_NG.toarray() / p_NG) @ beta_KG.T) + 0.1
         np.testing.assert_allclose(theta_NK, expected / expected.sum(1, keepdims=True), atol=1e-11)
 
     def test_tolerance_stops_early(self, x_NG, beta_KG):
-        one_step = fold_in(x_NG, beta_KG, n_iterations=1)
+        one_step = fold_in(x_NG, beta_KG, n_cycles=1)
         np.testing.assert_array_equal(fold_in(x_NG, beta_KG, tolerance=1.0), one_step)
 
     def test_a_cell_does_not_depend_on_the_others(self, x_NG, beta_KG):

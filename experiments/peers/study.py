@@ -1,0 +1,289 @@
+"""Every kind of model under the same measures: three data sets, five seeds each.
+
+    python experiments/peers/study.py run FOLDER [DATA ...]
+    python experiments/peers/study.py published FOLDER
+    python experiments/peers/study.py collect FOLDER
+
+`run` makes the fits with `topicell train`, a grid over seeds for each data set and model, in FOLDER
+(a run of its own for each, and an MLflow store); models that are there already are left out.
+`published` scores the six topics that come with `pbmc_facs`, and ours of the same number.
+`collect` reads the run folders and writes results.csv, table.md and peers.png beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).parent
+SEEDS = range(5)
+SIMULATED = {
+    "n_cells": 5000,
+    "n_genes": 1000,
+    "n_topics": 10,
+    "mean_counts": 1000,
+    "counts_sd": 0,
+    "cell_topic_prior": 0.1,
+    # Another corpus for each seed.
+    "seed": "${seed}",
+}
+DATA = {
+    "pbmc68k": ["data=pbmc68k"],
+    "pbmc_facs": ["data=pbmc_facs"],
+    "simulated": [
+        "data=simulated",
+        *(f"data.simulation.{name}={value}" for name, value in SIMULATED.items()),
+    ],
+}
+ONE = "train.n_replicates=1"
+MODELS = {
+    "topicell": ["model=amortized_lda"],
+    "topicell, one replicate": ["model=amortized_lda", ONE],
+    "sklearn NMF (KL)": ["model=sklearn_nmf", ONE],
+    "tomotopy": ["model=tomotopy_lda", ONE],
+    "gensim": ["model=gensim_lda", ONE],
+    "sklearn LDA": ["model=sklearn_lda", ONE],
+    "scvi-tools": ["model=scvi_lda", ONE],
+}
+"""In order of the time they take."""
+SCORES = {
+    "test/perplexity_folded": ("perplexity", "{:.2f}"),
+    "test/elbo_given_topics": ("ELBO given topics", "{:.1f}"),
+    "truth/beta_cosine": ("cosine of β", "{:.4f}"),
+    "truth/theta_error": ("error of θ", "{:.4f}"),
+    "topics/coherence_npmi": ("NPMI", "{:.3f}"),
+    "topics/diversity": ("diversity", "{:.3f}"),
+    "topics/exclusivity": ("exclusivity", "{:.3f}"),
+    "topics/used": ("used", "{:.1f}"),
+    "topics/effective": ("effective", "{:.1f}"),
+    "labels/nmi": ("NMI", "{:.3f}"),
+    "labels/knn_accuracy": ("kNN", "{:.3f}"),
+    "across_seeds": ("stability", "{:.3f}"),
+    "speed/fit_seconds": ("seconds", "{:.1f}"),
+}
+"""Metric: heading and format."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=["run", "published", "collect"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data", nargs="*", default=list(DATA))
+    args = parser.parse_args()
+    if args.action == "run":
+        args.folder.mkdir(parents=True, exist_ok=True)
+        for data in args.data:
+            run(args.folder, data)
+    elif args.action == "published":
+        published(args.folder)
+    else:
+        collect(args.folder)
+
+
+def topicell(folder: Path, *arguments: str) -> None:
+    """One command, in FOLDER, on one thread."""
+    command = [sys.executable, "-m", "topicell", *arguments]
+    print(" ".join(command[2:]), flush=True)
+    subprocess.run(command, cwd=folder, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def run(folder: Path, data: str) -> None:
+    for name, model in MODELS.items():
+        place = f"{data}/{name}"
+        if (folder / place).exists():
+            continue
+        topicell(
+            *(folder, "train", "-m", *DATA[data], *model, f"seed={','.join(map(str, SEEDS))}"),
+            *("report=off", "tracking.experiment=peers", "train.progress=false"),
+            f"hydra.sweep.dir='{place}'",
+        )
+
+
+def published(folder: Path) -> None:
+    """The published fit of `pbmc_facs` through ``topicell evaluate``, beside ours."""
+    from topicell.data.catalogue import published_facs_fit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    F, L = published_facs_fit()
+    F.to_csv(folder / "published_beta.csv")
+    L.to_csv(folder / "published_theta.csv")
+    topicell(
+        *(folder, "evaluate", "theta=published_theta.csv", "beta=published_beta.csv"),
+        # Maximum likelihood leaves exact zeros.
+        *("data=pbmc_facs", "normalize=true", "floor=1e-9", "report.enabled=false"),
+        *("output=published", "tracking.experiment=peers"),
+    )
+    topicell(
+        *(folder, "train", "experiment=facs_structure", "train.progress=false"),
+        *("report=off", "hydra.run.dir=facs_structure", "tracking.experiment=peers"),
+    )
+    topicell(
+        *(folder, "evaluate", "theta=facs_structure/cells/cell_topics.csv"),
+        *("beta=facs_structure/topics/gene_topics.csv", "data=pbmc_facs", "normalize=true"),
+        *("report.enabled=false", "output=ours", "tracking.experiment=peers"),
+    )
+    rows = {
+        name: scores_of(folder / place)
+        for name, place in (("published (fastTopics)", "published"), ("topicell", "ours"))
+    }
+    table = pd.DataFrame(rows).T.rename_axis("fit").drop(columns="memory/peak_mib")
+    table.to_csv(HERE / "published.csv", float_format="%.5g")
+    print(table.T.to_string())
+
+
+def scores_of(folder: Path) -> dict[str, float]:
+    """The final scores of a run folder."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"status": "FINISHED"}, folder
+    return {
+        name: value
+        for line in lines
+        if "epoch" not in line and "dataset" not in line and "status" not in line
+        for name, value in line.items()
+    }
+
+
+def against_truth(folder: Path) -> dict[str, float]:
+    """How near the topics of a simulated corpus and the proportions of its cells are."""
+    from topicell.evaluation.stability import match_topics
+
+    adata = anndata.read_h5ad(folder / "adata.h5ad")
+    if "theta" not in adata.obsm:
+        return {}
+    matching = match_topics(adata.varm["beta"].T, adata.varm["lda_topics"].T)
+    theta = adata.obsm["X_lda"][:, matching.permutation]
+    return {
+        "truth/beta_cosine": float(matching.cosine.mean()),
+        "truth/theta_error": float(np.abs(theta - adata.obsm["theta"]).mean()),
+    }
+
+
+def across_seeds(folders: list[Path]) -> float:
+    """Stability of the topics over seeds, that is over splits too."""
+    from topicell.evaluation.stability import stability
+
+    tables = [pd.read_csv(f / "topics" / "gene_topics.csv", index_col=0) for f in folders]
+    genes = sorted(set.intersection(*(set(table.index) for table in tables)))
+    return stability(np.stack([table.loc[genes].to_numpy().T for table in tables])).mean
+
+
+def collect(folder: Path) -> None:
+    rows = []
+    for data in DATA:
+        for model in MODELS:
+            folders = [folder / data / model / str(seed) for seed in SEEDS]
+            if not all((place / "metrics.jsonl").exists() for place in folders):
+                print(f"not there: {data}, {model}")
+                continue
+            for seed, place in zip(SEEDS, folders, strict=True):
+                scores = scores_of(place) | against_truth(place)
+                if data != "simulated":
+                    # Every seed of `simulated` has topics of its own.
+                    scores["across_seeds"] = across_seeds(folders)
+                kept = {name: value for name, value in scores.items() if name in SCORES}
+                rows.append({"data": data, "model": model, "seed": seed} | kept)
+    results = pd.DataFrame(rows)
+    results.to_csv(HERE / "results.csv", index=False, float_format="%.6g")
+    (HERE / "table.md").write_text(tables(results))
+    print((HERE / "table.md").read_text())
+    draw(results).savefig(HERE / "peers.png", dpi=130)
+
+
+def tables(results: pd.DataFrame) -> str:
+    """A table for each data set: mean ± standard deviation over seeds, the best in bold."""
+    lower = ("test/perplexity_folded", "truth/theta_error", "speed/fit_seconds")
+    text = ""
+    for data, of_data in results.groupby("data", sort=False):
+        names = [name for name in SCORES if of_data[name].notna().any()]
+        text += f"### {data}\n\n| | {' | '.join(SCORES[name][0] for name in names)} |\n"
+        text += "|---" * (len(names) + 1) + "|\n"
+        means = of_data.groupby("model", sort=False)[names].mean()
+        deviations = of_data.groupby("model", sort=False)[names].std()
+        for model in means.index:
+            cells = []
+            for name in names:
+                form = SCORES[name][1]
+                best = means[name].min() if name in lower else means[name].max()
+                cell = form.format(means.loc[model, name])
+                if form.format(best) == cell:
+                    cell = f"**{cell}**"
+                if name != "across_seeds":
+                    cell += f" ± {form.format(deviations.loc[model, name])}"
+                cells.append(cell)
+            text += f"| {model} | {' | '.join(cells)} |\n"
+        text += "\n" + paired(of_data) + "\n\n"
+    return text.rstrip() + "\n"
+
+
+def paired(of_data: pd.DataFrame) -> str:
+    """Perplexity of each model beside topicell's on the same splits."""
+    wide = of_data.pivot_table(index="seed", columns="model", values="test/perplexity_folded")
+    words = []
+    for model in wide.columns.drop("topicell"):
+        difference = wide[model] - wide["topicell"]
+        error = difference.std() / len(difference) ** 0.5
+        words.append(f"{model} {difference.mean():+.2f} ± {error:.2f}".replace("-", "−"))
+    return (
+        "Perplexity above topicell's on the same split (mean ± standard error over the five): "
+        + "; ".join(words)
+        + "."
+    )
+
+
+def draw(results: pd.DataFrame):
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    shown = {
+        "test/perplexity_folded": "held-out perplexity\n(lower is better)",
+        "topics/coherence_npmi": "coherence, NPMI\n(higher is better)",
+        "labels/nmi": "NMI with labels\n(higher is better)",
+        "topics/used": "topics used of 10",
+        "speed/fit_seconds": "seconds to fit, one thread\n(lower is better)",
+    }
+    data_sets = list(dict.fromkeys(results["data"]))
+    figure = Figure(figsize=(12.5, 2.35 * len(data_sets) + 0.5), layout="constrained")
+    panels = figure.subplots(len(data_sets), len(shown), squeeze=False, sharey=True)
+    models = list(MODELS)
+    for row, data in zip(panels, data_sets, strict=True):
+        for axes, (metric, title) in zip(row, shown.items(), strict=True):
+            for place, model in enumerate(models):
+                mine = results[(results["data"] == data) & (results["model"] == model)]
+                values = mine[metric].to_numpy()
+                color = "#0072b2" if model.startswith("topicell") else "#6e7781"
+                axes.plot(values, np.full(len(values), place), "o", ms=4, color=color, alpha=0.45)
+                axes.errorbar(
+                    values.mean(),
+                    place,
+                    xerr=values.std(ddof=1) if len(values) > 1 else None,
+                    fmt="|",
+                    ms=13,
+                    color=color,
+                    capsize=3,
+                )
+            axes.set_yticks(range(len(models)), models, fontsize=8)
+            axes.set_ylim(len(models) - 0.5, -0.5)
+            axes.tick_params(axis="x", labelsize=7.5)
+            axes.grid(axis="x", color="#e7e7ea", lw=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+            if metric == "speed/fit_seconds":
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(ScalarFormatter())
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            if row is panels[0]:
+                axes.set_title(title, fontsize=9)
+        row[0].set_ylabel(data, fontsize=9.5, fontweight="bold")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
