@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+import topicell
 from topicell.cli import main
 from topicell.config import TrackingConfig
 from topicell.tracking import client, experiment_id
@@ -308,6 +309,48 @@ def test_a_grid_with_a_bad_job_ends_with_code_2_and_ends_the_parent(capsys):
     assert states == {"multirun": "FAILED", "job": "FINISHED"}
 
 
+def test_topics_of_a_run_score_the_same_through_evaluate(capsys):
+    """The tables of a run are all that `evaluate` needs to find its numbers again."""
+    settings = [setting for setting in SMALL if "n_hidden" not in setting]
+    settings += ["report=off", "model=sklearn_lda"]
+    assert run_here(capsys, "train", *settings, "hydra.run.dir=here")[0] == 0
+    code, err = run_here(
+        capsys,
+        *("evaluate", "theta=here/cells/cell_topics.csv", "beta=here/topics/gene_topics.csv"),
+        *("data=here/adata.h5ad", "held_out=split", "report=off", "tracking=off", "output=there"),
+    )
+    assert code == 0, err
+    ours, theirs = (
+        json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[-2])
+        for folder in ("here", "there")
+    )
+    for name in ("test/perplexity_folded", "topics/diversity", "topics/used"):
+        assert theirs[name] == pytest.approx(ours[name], rel=1e-6), name
+    for arguments, message in (
+        (["theta=here/nothing.csv"], "nothing.csv"),
+        (["output=there"], "output=FOLDER"),
+        (["dataa=x"], "did you mean 'data'"),
+    ):
+        given = dict(
+            argument.split("=", 1)
+            for argument in (
+                "theta=here/cells/cell_topics.csv",
+                "beta=here/topics/gene_topics.csv",
+                "data=here/adata.h5ad",
+                *arguments,
+            )
+        )
+        code, err = run_here(capsys, "evaluate", *(f"{k}={v}" for k, v in given.items()))
+        assert code == 2
+        assert message in err, err
+
+
+def test_a_setting_that_a_baseline_lacks_is_refused(capsys):
+    code, err = run_here(capsys, "train", "model=sklearn_nmf", "train.learning_rate=0.2")
+    assert code == 2
+    assert "train.learning_rate = 0.2: model.kind=sklearn_nmf has no such setting" in err
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*count as zero")
 def test_report_and_transform_of_a_stored_run(capsys, tmp_path):
@@ -333,6 +376,11 @@ def test_report_and_transform_of_a_stored_run(capsys, tmp_path):
     mapped = anndata.read_h5ad("mapped.h5ad")
     assert np.allclose(mapped.obsm["X_lda"], adata.obsm["X_lda"][:20], atol=1e-5)
     assert np.allclose(mapped.obs["lda_topic_1"], mapped.obsm["X_lda"][:, 1])
+    refined = ("input=new.h5ad", "output=refined.csv", "refine=true")
+    assert run_here(capsys, "transform", "run=here", *refined)[0] == 0
+    expected = topicell.load("here/model").transform(new, refine=True)
+    assert np.allclose(pd.read_csv("refined.csv", index_col="cell"), expected, atol=1e-6)
+    assert not np.allclose(expected, mapped.obsm["X_lda"], atol=1e-4)
     code, err = run_here(capsys, "transform", "run=here", "input=new.h5ad", "output=mapped.csv")
     assert code == 0, err
     table = pd.read_csv("mapped.csv", index_col="cell")

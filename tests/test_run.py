@@ -30,6 +30,7 @@ FINAL = {
     "test/perplexity_folded",
     "test/perplexity_amortized",
     "test/elbo",
+    "test/elbo_given_topics",
     "topics/coherence_npmi",
     "topics/coherence_umass",
     "topics/diversity",
@@ -37,6 +38,8 @@ FINAL = {
     "topics/used",
     "topics/effective",
     "topics/stability",
+    "topics/consensus",
+    "inference/amortization_gap",
     "labels/nmi",
     "labels/ari",
     "labels/knn_accuracy",
@@ -59,6 +62,7 @@ ARTIFACTS = {
     "adata.h5ad",
     "cells/cell_topics.csv",
     "config.yaml",
+    "figures/amortization_gap.png",
     "figures/structure.png",
     "figures/top_genes.png",
     "figures/training_curves.png",
@@ -72,8 +76,13 @@ ARTIFACTS = {
     "model/model.json",
     "model/weights.safetensors",
     "report.html",
+    "topics/consensus.csv",
+    "topics/consensus_topics.csv",
     "topics/gene_topics.csv",
     "topics/top_genes.csv",
+    "topics/top_genes_frex.csv",
+    "topics/top_genes_lift.csv",
+    "topics/top_genes_relevance.csv",
 }
 
 
@@ -128,6 +137,50 @@ def test_the_fit_is_a_good_one(shipped):
 
 
 @pytest.mark.slow
+def test_the_gap_by_cell_adds_up_to_its_score(shipped):
+    gap_N = shipped[2].adata.obs["amortization_gap"].to_numpy()
+    assert (gap_N >= 0).all()
+    assert gap_N.mean() == pytest.approx(shipped[2].scores["inference/amortization_gap"])
+    assert 0 < gap_N.mean() < 20
+
+
+@pytest.mark.slow
+def test_the_consensus_says_which_topics_to_trust(shipped):
+    _, tracker, result = shipped
+    topics = tracker.directory / "topics"
+    table = pd.read_csv(topics / "consensus.csv", index_col="consensus")
+    assert (table["unstable"] == (table["found_in"] == 1)).all()
+    assert table["found_in"].sum() == 4 * 10
+    assert (~table["unstable"]).sum() == result.scores["topics/consensus"]
+    beta = pd.read_csv(topics / "consensus_topics.csv", index_col="gene")
+    assert np.allclose(beta.sum(), 1)
+    assert beta.columns.tolist() == table.index.tolist()
+    # The topics shown are each a member of one, and as often found as the page says.
+    support = dict(zip(table["topic_shown"], table["found_in"], strict=True))
+    about = result.adata.uns["topicell"]
+    assert [support[f"topic_{k}"] for k in range(10)] == about["topic_support"].tolist()
+
+
+@pytest.mark.slow
+def test_rankings_lead_with_genes_of_their_own(shipped):
+    """Ribosomal genes lead by probability; the other rankings tell topics apart."""
+    topics = shipped[1].directory / "topics"
+    tops = {
+        by: pd.read_csv(topics / f"{name}.csv", index_col="rank")
+        for by, name in (("probability", "top_genes"), ("relevance", "top_genes_relevance"))
+    }
+    distinct = {
+        by: len(set(table[[f"topic_{k}" for k in range(10)]].head(10).to_numpy().ravel()))
+        for by, table in tops.items()
+    }
+    assert distinct["relevance"] > distinct["probability"]
+    fit = topicell.load(shipped[1].directory / "model")
+    pd.testing.assert_frame_equal(
+        fit.top_genes(5, by="relevance"), tops["relevance"].head(5), rtol=1e-5
+    )
+
+
+@pytest.mark.slow
 def test_the_stored_cells_follow_scverse_custom(shipped):
     _, tracker, result = shipped
     adata = anndata.read_h5ad(tracker.directory / "adata.h5ad")
@@ -176,7 +229,7 @@ def test_a_reader_of_the_artifacts_finds_the_reported_numbers(shipped):
 def test_the_page_opens_without_a_network(shipped):
     page = (shipped[1].directory / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
-    assert page.count("data:image/png;base64") == 9
+    assert page.count("data:image/png;base64") == 10
 
 
 @pytest.mark.slow

@@ -358,7 +358,8 @@ def evaluate(arguments: list[str]) -> None:
 
     logging.getLogger("anndata").setLevel(logging.WARNING)
     now = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
-    tracker = open_tracker(config.tracking, Path(config.output or f"evaluations/{now}"))
+    folder = Path(config.output or f"evaluations/{now}")
+    tracker = open_tracker(config.tracking, folder, "output=FOLDER")
     scores = given.evaluate(config, tracker).scores
     _print_result(scores, tracker.directory, tracker.run_id, reported=config.report.enabled)
 
@@ -428,6 +429,9 @@ def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | Non
     for argument in arguments:
         if "=" not in argument:
             raise InputError(f"{argument!r}: settings are written NAME=VALUE")
+    # As of train, where they are named groups.
+    off = {f"{group}=off": f"{group}.enabled=false" for group in ("report", "tracking")}
+    arguments = [off.get(argument, argument) for argument in arguments]
     try:
         merged = OmegaConf.merge(
             OmegaConf.structured(schema), stored or {}, OmegaConf.from_dotlist(list(arguments))

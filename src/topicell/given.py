@@ -5,6 +5,7 @@ matrices → the cells they belong to → measures → report; like `topicell.ru
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,7 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
         adata.obs["split"] = np.where(held, "test", "train")
     parts = parts_of(adata)
     check_report(adata, config.report)
+    warn_of_zeros(parts["train"].gene_frequency(), topics.beta_KG, config.floor)
     beta_RKG = np.maximum(topics.beta_KG, config.floor)[None]
     beta_RKG = beta_RKG / beta_RKG.sum(-1, keepdims=True)
     cells = Counts.of(adata, "counts")
@@ -101,6 +103,17 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
         }
         scores = conclude(fit, theta_RNK, adata, parts, config, tracker, given)
     return Result(fit, scores, adata)
+
+
+def warn_of_zeros(gene_frequency_G: np.ndarray, beta_KG: np.ndarray, floor: float) -> None:
+    """Say it before a perplexity is infinite."""
+    n_impossible = int(((gene_frequency_G > 0) & ~beta_KG.any(0)).sum())
+    if n_impossible and not floor:
+        warnings.warn(
+            f"{n_impossible} genes with counts have proportion 0 in every topic, so perplexity is "
+            "infinite; floor=1e-9 gives every gene at least that",
+            stacklevel=2,
+        )
 
 
 def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:

@@ -42,6 +42,7 @@ PARENT_RUN = "TOPICELL_PARENT_RUN_ID"
 ARTIFACTS = ("report.html", "figures", "topics", "cells", "adata.h5ad", "model")
 """What a run leaves in its folder besides the records kept here."""
 RECORDS = ("config.yaml", "metrics.jsonl")
+RUN_FOLDER_KNOB = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
 BATCH_SECONDS = 2.0
 """How long metrics wait to be sent together."""
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
@@ -73,6 +74,8 @@ class RunFolder:
     ----------
     directory
         The run folder; made if it does not exist.
+    knob
+        How a user chooses it, for messages.
 
     Raises
     ------
@@ -82,7 +85,7 @@ class RunFolder:
 
     run_id = ""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, knob: str = RUN_FOLDER_KNOB) -> None:
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -91,13 +94,13 @@ class RunFolder:
         except OSError as error:
             raise InputError(
                 f"run folder {directory} cannot be written to ({error.strerror}); choose another "
-                "with hydra.run.dir=FOLDER"
+                f"with {knob}"
             ) from error
         taken = [name for name in (*RECORDS, *ARTIFACTS) if (directory / name).exists()]
         if taken:
             raise InputError(
                 f"run folder {directory} holds {taken[0]} already, and nothing is written over; "
-                "choose another with hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
+                f"choose another with {knob}"
             )
 
     def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
@@ -245,9 +248,9 @@ class MLflowRun:
             )
 
 
-def open_tracker(config: TrackingConfig, directory: Path) -> Tracker:
-    """The tracker that a configuration asks for, on a run folder of its own."""
-    folder = RunFolder(directory)
+def open_tracker(config: TrackingConfig, directory: Path, knob: str = RUN_FOLDER_KNOB) -> Tracker:
+    """The tracker that a configuration asks for, on a run folder that `knob` chooses."""
+    folder = RunFolder(directory, knob)
     return MLflowRun(folder, config) if config.enabled else folder
 
 

@@ -8,9 +8,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from topicell.config import InputError
+from topicell.config import InputError, ModelConfig, TrainConfig
+from topicell.evaluation.ranking import gene_scores
 from topicell.model.counts import Counts
 from topicell.model.fit import TopicFit, write_folder
+from topicell.model.training import train
 
 
 def test_estimates_lie_on_the_simplex_and_carry_names(fitted, planted):
@@ -175,3 +177,27 @@ def test_prediction_leaves_pyros_global_state_alone(fitted, planted):
     fitted.elbo(planted[0])
     assert torch.equal(before, torch.get_rng_state())
     assert len(pyro.get_param_store()) == 0
+
+
+def test_the_consensus_is_that_of_all_replicates(fitted, planted):
+    agreed = fitted.consensus()
+    assert agreed.support_C.sum() == fitted.n_replicates * fitted.n_topics
+    # Four planted topics, found by every replicate.
+    assert (agreed.support_C[:4] == fitted.n_replicates).all()
+    alone = train(
+        planted[0], None, ModelConfig(n_topics=4), TrainConfig(n_replicates=1, max_steps=1)
+    )
+    with pytest.raises(InputError, match="n_replicates"):
+        alone.consensus()
+
+
+@pytest.mark.parametrize("by", ["lift", "relevance", "frex"])
+def test_genes_are_ranked_by_other_scores_too(fitted, by):
+    table = fitted.top_genes(8, by=by)
+    scores = gene_scores(fitted.beta()[fitted.shown], by, fitted.gene_frequency_G)
+    for k, row in enumerate(scores):
+        assert table[f"topic_{k}_score"].tolist() == sorted(row, reverse=True)[:8]
+        genes = fitted.genes[np.argsort(-row, kind="stable")[:8]]
+        assert table[f"topic_{k}"].tolist() == genes.tolist()
+    with pytest.raises(InputError, match="must be one of probability, lift"):
+        fitted.top_genes(by="best")

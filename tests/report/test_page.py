@@ -99,7 +99,9 @@ class Tags(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("report")
-    adata = make_run(topic_stability=np.array([0.9, 0.65, 0.8]))
+    adata = make_run(topic_stability=np.array([0.9, 0.65, 0.8]), topic_support=np.array([4, 2, 3]))
+    gap = np.random.default_rng(0).exponential(3.0, adata.n_obs)
+    adata.obs["amortization_gap"] = np.where(np.arange(adata.n_obs) < 50, gap, np.nan)
     paths = report.write(adata, HISTORY, directory, ReportConfig(n_top_genes=5), seed=0)
     return adata, directory, paths
 
@@ -120,6 +122,7 @@ def test_files(written):
         "training_curves",
         "top_genes",
         "structure",
+        "amortization_gap",
     }
     assert set(paths) == {directory / "figures" / f"{n}.png" for n in names} | {
         directory / "report.html"
@@ -140,10 +143,10 @@ def test_images_on_the_page_are_the_files(written, html):
 def test_every_figure_has_alternative_text_caption_and_size(html):
     parsed = Tags(html)
     images = [attrs for tag, attrs in parsed.tags if tag == "img"]
-    assert len(images) == len({image["alt"] for image in images}) == 9
+    assert len(images) == len({image["alt"] for image in images}) == 10
     assert all(len(image["alt"]) > 20 and "{" not in image["alt"] for image in images)
     assert all(int(image["width"]) > 300 and int(image["height"]) > 200 for image in images)
-    assert sum(tag == "figcaption" for tag, _ in parsed.tags) == 9
+    assert sum(tag == "figcaption" for tag, _ in parsed.tags) == 10
 
 
 def test_nothing_is_loaded_from_elsewhere(html):

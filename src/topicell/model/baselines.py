@@ -7,13 +7,20 @@ that it says about itself: perplexity and ELBO are computed here. Each adapter i
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
+import os
+import random
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import scipy.sparse as sp
+import torch
 
 from topicell.config import InputError, ModelConfig, ModelKind, TrainConfig, require_effect
 from topicell.model.counts import Counts
@@ -31,6 +38,7 @@ PASSES = {
 }
 """Passes over the cells (updates, Gibbs iterations, epochs) by default: those of
 ``experiments/speed``; scvi-tools' are of its tutorial."""
+PRIORS = ("cell_topic_prior", "topic_gene_prior")
 FLOOR = 1e-9
 """Added to every gene proportion of topics that were fitted by maximum likelihood: an exact zero
 makes the first unseen count of a gene impossible."""
@@ -50,8 +58,15 @@ class Settings(NamedTuple):
     passes: int
     threads: int
     seed: int
-    cell_topic_prior: Any
-    topic_gene_prior: Any
+    cell_topic_prior: float | list[float] | None
+    topic_gene_prior: float | list[float] | None
+
+    def require_prior(self, knob: str, taken: bool, what: str) -> None:
+        """Refuse a prior that the library does not take."""
+        prior = getattr(self, knob)
+        if not taken:
+            found = f" has {len(prior)} numbers" if isinstance(prior, list) else f" = {prior:g}"
+            raise InputError(f"model.{knob}{found}: {what}")
 
 
 def fit_model(
@@ -103,21 +118,15 @@ def fit_baseline(
     # Seeds of neighbouring runs must not share replicates.
     seeds = np.random.SeedSequence(seed).generate_state(config.n_replicates) % 2**31
     fitted = []
-    with (
-        np.errstate(all="ignore"),
-        warnings.catch_warnings(),
-        cpu_threads(config.threads),
-    ):
-        # Deprecations and advice inside other libraries are not for the user of ours.
-        warnings.simplefilter("ignore")
+    with cpu_threads(config.threads), _apart():
         for replicate_seed in seeds:
             settings = Settings(
                 model.n_topics,
                 config.epochs or PASSES[model.kind],
                 config.threads or 1,
                 int(replicate_seed),
-                model.cell_topic_prior,
-                model.topic_gene_prior,
+                _numbers(model.cell_topic_prior),
+                _numbers(model.topic_gene_prior),
             )
             try:
                 fitted.append(adapter(counts.x, settings))
@@ -135,6 +144,10 @@ def sklearn_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
     """Batch variational Bayes (Hoffman, Blei & Bach 2010)."""
     from sklearn.decomposition import LatentDirichletAllocation
 
+    for knob in PRIORS:
+        prior = getattr(settings, knob)
+        taken = prior is None or (isinstance(prior, float) and prior <= 1)
+        settings.require_prior(knob, taken, "scikit-learn's LDA takes one number, at most 1")
     lda = LatentDirichletAllocation(
         settings.n_topics,
         doc_topic_prior=settings.cell_topic_prior,
@@ -153,8 +166,14 @@ def sklearn_nmf(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
     """
     from sklearn.decomposition import NMF
 
-    if settings.cell_topic_prior is not None or settings.topic_gene_prior is not None:
-        raise InputError("model.kind = 'sklearn_nmf' has no priors; leave them out")
+    for knob in PRIORS:
+        none = getattr(settings, knob) is None
+        settings.require_prior(knob, none, "model.kind=sklearn_nmf has no priors; leave it out")
+    if settings.n_topics > x_NG.shape[1]:
+        raise InputError(
+            f"model.n_topics = {settings.n_topics}: model.kind=sklearn_nmf finds no more topics "
+            f"than the {x_NG.shape[1]} genes"
+        )
     nmf = NMF(
         settings.n_topics,
         beta_loss="kullback-leibler",
@@ -175,6 +194,7 @@ def gensim_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
     """Online variational Bayes (Hoffman, Blei & Bach 2010)."""
     from gensim.matutils import Sparse2Corpus
     from gensim.models import LdaModel
+    from gensim.utils import get_random_state
 
     def corpus(x: sp.csr_matrix) -> Any:
         return Sparse2Corpus(x, documents_columns=False)
@@ -188,19 +208,24 @@ def gensim_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
         random_state=settings.seed,
         **{name: prior for name, prior in given.items() if prior is not None},
     )
-    return Fitted(
-        lda.get_topics(),
-        # All documents at once would be a dense matrix for every one of them.
-        lambda x: np.concatenate(
-            [lda.inference(list(corpus(x[i : i + 1000])))[0] for i in range(0, x.shape[0], 1000)]
-        ),
-    )
+
+    def infer(x: sp.csr_matrix) -> np.ndarray:
+        theta_NK = np.empty((x.shape[0], settings.n_topics))
+        for cell, words in enumerate(corpus(x)):
+            # It starts at random: alike for every cell, whatever came before it.
+            lda.random_state = get_random_state(settings.seed)
+            theta_NK[cell] = lda.inference([words])[0]
+        return theta_NK
+
+    return Fitted(lda.get_topics(), infer)
 
 
 def tomotopy_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
     """Collapsed Gibbs sampling (Griffiths & Steyvers 2004)."""
     import tomotopy
 
+    one = not isinstance(settings.topic_gene_prior, list)
+    settings.require_prior("topic_gene_prior", one, "tomotopy takes one number for all genes")
     genes = np.arange(x_NG.shape[1]).astype(str)
 
     def words(x: sp.csr_matrix, cell: int) -> list[str]:
@@ -214,6 +239,9 @@ def tomotopy_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
         seed=settings.seed,
         **{name: prior for name, prior in given.items() if prior is not None},
     )
+    if settings.cell_topic_prior is not None:
+        # It would fit the prior too, and forget the one given.
+        lda.optim_interval = 0
     for cell in range(x_NG.shape[0]):
         # It holds no empty document.
         if x_NG.indptr[cell] < x_NG.indptr[cell + 1]:
@@ -242,35 +270,64 @@ def scvi_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
     import anndata
     import scvi
 
-    scvi.settings.seed = settings.seed
-    scvi.settings.verbosity = logging.ERROR
-    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
     def cells(x: sp.csr_matrix) -> Any:
         adata = anndata.AnnData(x.astype(np.float32))
         adata.obs_names = adata.obs_names.astype(str)
         scvi.model.AmortizedLDA.setup_anndata(adata)
         return adata
 
-    lda = scvi.model.AmortizedLDA(
-        cells(x_NG),
-        n_topics=settings.n_topics,
-        cell_topic_prior=settings.cell_topic_prior,
-        topic_feature_prior=settings.topic_gene_prior,
-    )
-    lda.train(
-        max_epochs=settings.passes,
-        train_size=1.0,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        logger=False,
-        enable_checkpointing=False,
-    )
-    return Fitted(
-        lda.get_feature_by_topic().to_numpy().T,
-        lambda x: lda.get_latent_representation(cells(x)).to_numpy(),
-    )
+    with _scvi_process(settings.seed):
+        lda = scvi.model.AmortizedLDA(
+            cells(x_NG),
+            n_topics=settings.n_topics,
+            cell_topic_prior=settings.cell_topic_prior,
+            topic_feature_prior=settings.topic_gene_prior,
+        )
+        lda.train(
+            max_epochs=settings.passes,
+            # Its own size, but for a last mini-batch of one cell, which batch norm refuses.
+            batch_size=next(size for size in itertools.count(128) if x_NG.shape[0] % size != 1),
+            train_size=1.0,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            logger=False,
+            enable_checkpointing=False,
+        )
+        weight_KG = lda.get_feature_by_topic().to_numpy().T
+
+    def infer(x: sp.csr_matrix) -> np.ndarray:
+        # Its means are over draws.
+        torch.manual_seed(settings.seed)
+        theta_NK: np.ndarray = lda.get_latent_representation(cells(x)).to_numpy()
+        return theta_NK
+
+    return Fitted(weight_KG, infer)
+
+
+@contextlib.contextmanager
+def _scvi_process(seed: int) -> Iterator[None]:
+    """Seed scvi-tools, take back what that changes in the process, and let interrupts through."""
+    import scvi
+
+    names = ("XLA_FLAGS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    cudnn = torch.backends.cudnn
+    before = {name: os.environ.get(name) for name in names}
+    flags, seed_before = (cudnn.deterministic, cudnn.benchmark), scvi.settings.seed
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    scvi.settings.seed = seed
+    try:
+        yield
+    except SystemExit as error:
+        # Lightning ends the process when it is interrupted, and ignores all interrupts from then.
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from error
+    finally:
+        scvi.settings.seed = seed_before
+        cudnn.deterministic, cudnn.benchmark = flags
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 ADAPTERS = {
@@ -291,12 +348,45 @@ def _normalized(weight: np.ndarray) -> np.ndarray:
     return rows
 
 
+def _numbers(prior: Any) -> float | list[float] | None:
+    """A prior as libraries expect it, who tell 1 from 1.0."""
+    if prior is None or isinstance(prior, (int, float)):
+        return None if prior is None else float(prior)
+    return [float(value) for value in prior]
+
+
 def _checked(infer: Inference) -> Inference:
-    """The inference without its library's warnings, its rows summing to 1."""
+    """The inference of a library kept apart, its rows summing to 1."""
 
     def proportions(x: sp.csr_matrix) -> np.ndarray:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _apart():
             return _normalized(infer(x))
 
     return proportions
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Let another library work, without its warnings and log lines, and without a trace.
+
+    Deprecations and advice inside it are not for the user of ours; and random states and Pyro's
+    parameters are found as they were left.
+    """
+    silenced = logging.root.manager.disable
+    # Libraries draw from numpy's old, global state.
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with (
+        np.errstate(all="ignore"),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=devices),
+        pyro.get_param_store().scope(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(max(silenced, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(silenced)
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002

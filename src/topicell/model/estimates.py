@@ -131,7 +131,10 @@ class Refinement:
         The gain is in nats: the amortization gap of each cell.
         """
         m_RBK, s_RBK = (part[self.replicates] for part in encoded(self.program, batch))
-        refined = [refine(batch, beta_KG, *self.prior, seed=self.seed) for beta_KG in self.beta_RKG]
+        # On other draws than those that it is judged on.
+        refined = [
+            refine(batch, beta_KG, *self.prior, seed=self.seed + 1) for beta_KG in self.beta_RKG
+        ]
         mean_RBK, scale_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         gain_RB = self._elbo(batch, mean_RBK, scale_RBK) - self._elbo(batch, m_RBK, s_RBK)
         # Refinement that went astray is NaN at worst: it is not greater, and not kept.

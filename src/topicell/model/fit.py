@@ -23,6 +23,7 @@ from torch import Tensor
 from topicell.config import Init, InputError, ModelConfig, ModelKind, as_dict
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.ranking import gene_scores, top_genes
+from topicell.evaluation.stability import Consensus, consensus
 from topicell.model.counts import Counts
 from topicell.model.estimates import elbo_given
 from topicell.model.program import concentrations, laplace_prior
@@ -204,6 +205,18 @@ class TopicFit(ABC):
             raise InputError(str(error)) from error
         return ranked_table(self.genes, beta_KG, score_KG, n)
 
+    def consensus(self, *, n_samples: int = 256, seed: int = 0) -> Consensus:
+        """The topics that the replicates agree on, and in how many of them each was found.
+
+        Raises
+        ------
+        InputError
+            There is one replicate only.
+        """
+        if self.n_replicates < 2:
+            raise InputError("consensus compares replicates; fit with n_replicates=4, say")
+        return consensus(self.beta(n_samples=n_samples, seed=seed))
+
     def transform(
         self,
         data: Any,
@@ -268,7 +281,9 @@ class TopicFit(ABC):
 
         The posterior of each cell is optimised (`topicell.model.refinement`) and no KL of topics
         is paid: the one ELBO that can be had of any topics whatever, and so the one to compare
-        kinds of models by. Minus infinity if a count has a gene that no topic has.
+        kinds of models by, of one number of topics: with more of them refinement stops farther
+        from its optimum (``experiments/measures``). Minus infinity if a count has a gene that no
+        topic has.
         """
         require_samples(n_samples)
         beta_RKG = self.beta(seed=seed)
@@ -385,7 +400,10 @@ class TopicFit(ABC):
             weights = safetensors.torch.load_file(path / "weights.safetensors")
             if document["format"] != FORMAT:
                 age = "a later" if document["format"] > FORMAT else "an earlier"
-                raise InputError(f"saved by {age} topicell, in format {document['format']}")
+                raise InputError(
+                    f"a model saved by {age} topicell, in format {document['format']}; this one "
+                    f"reads format {FORMAT}"
+                )
             settings = document["model"]
             model = ModelConfig(
                 **settings | {"init": Init(settings["init"]), "kind": ModelKind(settings["kind"])}
@@ -401,6 +419,8 @@ class TopicFit(ABC):
                 n_train=document["n_train"],
                 history=document["history"],
             )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         except (
             *(OSError, ValueError, KeyError, TypeError, RuntimeError),
             safetensors.SafetensorError,

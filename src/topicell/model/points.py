@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from topicell.config import ModelConfig
+from topicell.config import InputError, ModelConfig
 from topicell.model.counts import Counts
 from topicell.model.estimates import theta_given
 from topicell.model.fit import TopicFit, require_samples
@@ -110,7 +110,13 @@ class PointFit(TopicFit):
         cls, weights: Mapping[str, Tensor], document: Mapping[str, Any], **shared: Any
     ) -> Self:
         """The fit that was saved."""
-        return cls(weights["beta"].numpy(), **shared)
+        beta_RKG = weights["beta"].numpy()
+        expected = (len(shared["selection_R"]), shared["model"].n_topics, len(shared["genes"]))
+        if beta_RKG.shape != expected:
+            raise InputError(
+                f"topics of shape {beta_RKG.shape} do not fit the {expected} of its settings"
+            )
+        return cls(beta_RKG, **shared)
 
 
 def _reordered(infer: Inference, order_K: np.ndarray) -> Inference:

@@ -39,6 +39,9 @@ AVERAGED_STEPS = 20
 """The last ones: draws differ from step to step, and the mean place is nearer than the last."""
 LONGEST_MOVE = 1.0
 """Of a mean in a step, in logits: the curvature is that of the place it comes from."""
+LARGEST_RISE = 2.0
+"""Of a precision in a step, a factor: one draw from the tail of a wide posterior can have a
+curvature a thousand times the mean, and what it narrows takes many steps to widen again."""
 PSEUDO_COUNT = 0.1
 UNLIKELY = 1e-15
 """Counts of a probability below this move nothing: their slopes would overflow."""
@@ -85,8 +88,8 @@ def refine(
         expected_BK = theta_BK * slopes.first(theta_BK) + PSEUDO_COUNT
         theta_BK = expected_BK / expected_BK.sum(1, keepdim=True)
     log_theta_BK = theta_BK.log()
-    mean_BK = log_theta_BK - log_theta_BK.mean(1, keepdim=True) + prior_mean.mean()
     prior_precision = prior_scale**-2
+    mean_BK = _centred(log_theta_BK, prior_mean, prior_precision)
     precision_BK = prior_precision + slopes.both(theta_BK)[1].clamp_min(0)
 
     noise = quasi_normal(STEPS * DRAWS // 2, len(beta_KG), seed, beta_KG)
@@ -99,14 +102,27 @@ def refine(
             slope_BK += slope / DRAWS
             curvature_BK += curvature / DRAWS
         size = STEP_SIZE * max(step - STEADY_STEPS + 1, 1) ** -0.5
-        precision_BK = torch.lerp(precision_BK, prior_precision + curvature_BK.clamp_min(0), size)
+        precision_BK = torch.minimum(
+            torch.lerp(precision_BK, prior_precision + curvature_BK.clamp_min(0), size),
+            LARGEST_RISE * precision_BK,
+        )
         uphill_BK = slope_BK - (mean_BK - prior_mean) * prior_precision
         move_BK = size * uphill_BK / precision_BK
         mean_BK = mean_BK + move_BK.clamp(-LONGEST_MOVE, LONGEST_MOVE)
+        mean_BK = _centred(mean_BK, prior_mean, prior_precision)
         if step >= STEPS - AVERAGED_STEPS:
             total_mean += mean_BK
             total_precision += precision_BK
     return total_mean / AVERAGED_STEPS, (total_precision / AVERAGED_STEPS).rsqrt()
+
+
+def _centred(mean_BK: Tensor, prior_mean: Tensor, prior_precision: Tensor) -> Tensor:
+    """The means, all moved alike to where the prior is likeliest: the likelihood does not see it.
+
+    Step by step they would get there at the pace of the most precise of them.
+    """
+    pull_B1 = ((mean_BK - prior_mean) * prior_precision).sum(1, keepdim=True)
+    return mean_BK - pull_B1 / prior_precision.sum()
 
 
 @torch.no_grad()
@@ -153,12 +169,9 @@ class _Slopes:
         self.beta_KG = beta_KG
         self.beta_GK = beta_KG.T.contiguous()
         self.squared_GK = self.beta_GK.square()
-        if isinstance(batch, DenseBatch):
-            self.pattern, self.size_B1 = None, batch.counts.sum(1, keepdim=True)
-        else:
-            self.pattern = batch.by_cell.with_values(batch.counts)
-            ones = beta_KG.new_ones(beta_KG.shape[1], 1)
-            self.size_B1 = self._product(batch.counts, ones)
+        self.pattern = (
+            None if isinstance(batch, DenseBatch) else batch.by_cell.with_values(batch.counts)
+        )
 
     def first(self, theta_BK: Tensor) -> Tensor:
         """Σ_g x_g β_kg / p_g."""
@@ -169,7 +182,8 @@ class _Slopes:
         ratio, probability = self._ratios(theta_BK)
         expected_BK = theta_BK * self._product(ratio, self.beta_GK)
         squared_BK = theta_BK.square() * self._product(ratio / probability, self.squared_GK)
-        share_BK = self.size_B1 * theta_BK
+        # The counts that move anything: n, less those that no topic explains.
+        share_BK = expected_BK.sum(1, keepdim=True) * theta_BK
         return expected_BK - share_BK, squared_BK - expected_BK + share_BK * (1 - theta_BK)
 
     def _ratios(self, theta_BK: Tensor) -> tuple[Tensor, Tensor]:

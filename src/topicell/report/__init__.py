@@ -122,6 +122,8 @@ def _figures(
         np.take_along_axis(beta_KG, genes_KT, axis=1),
         "Most probable genes of each topic",
     )
+    if "amortization_gap" in adata.obs:
+        drawn["amortization_gap"] = figures.gap_histogram(adata.obs["amortization_gap"].to_numpy())
     if history:
         drawn["training_curves"] = figures.training_curves(history)
     return drawn

@@ -184,6 +184,30 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
     return figure
 
 
+def gap_histogram(gap_N: np.ndarray) -> Figure:
+    """How much ELBO the encoder's posterior loses, cell by cell; the longest tail in the last bar.
+
+    Parameters
+    ----------
+    gap_N
+        Amortization gap of each cell, nats; NaN where it was not measured.
+    """
+    gap = gap_N[np.isfinite(gap_N)]
+    end = max(float(np.quantile(gap, 0.99)), 1e-6)
+    figure = _figure(6.4, 2.9, "Amortization gap by cell")
+    axes = figure.subplots()
+    axes.hist(np.minimum(gap, end), bins=40, range=(0, end), color=_PALETTE[0], linewidth=0)
+    for value, name, style in ((np.median(gap), "median", "--"), (gap.mean(), "mean", "-")):
+        axes.axvline(value, color=INK, lw=1.2, ls=style, label=f"{name} {value:.2f}")
+    axes.legend(fontsize=SMALL, frameon=False, labelcolor=INK)
+    _name(axes, "", f"cells, of {len(gap):,}")
+    n_beyond = int((gap > end).sum())
+    beyond = f"; the last bar holds the {n_beyond} cells beyond" if n_beyond else ""
+    axes.set_xlabel(f"nats that refinement gains{beyond}", fontsize=SMALL, color=INK)
+    axes.set_xlim(0, end)
+    return figure
+
+
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Four aligned panels over epochs: ELBO, validation perplexity, KL terms, and schedules.
 

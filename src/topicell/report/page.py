@@ -38,6 +38,30 @@ SCORES = {
         "The same, the cell's topics read off by the encoder. Lower is better; close to the one "
         "above means that the encoder does its work.",
     ),
+    "test/perplexity_own": (
+        "Perplexity, by the library's inference",
+        "The same, the cell's topics inferred by the library that fitted them. Lower is better.",
+    ),
+    "given/perplexity": (
+        "Perplexity of the proportions given",
+        "Of all counts of all cells, by the two matrices as they were given: a fit to these cells "
+        "scores too well here. Lower is better.",
+    ),
+    "given/perplexity_folded": (
+        "Perplexity, half from half",
+        "Half of each cell's counts predicted from the other half, for all cells: not held out, if "
+        "the topics were fitted to them. Lower is better.",
+    ),
+    "given/elbo_given_topics": (
+        "ELBO given the topics, all cells",
+        "As the score of unseen cells below, over all cells. Higher is better.",
+    ),
+    "test/elbo_given_topics": (
+        "ELBO given the topics",
+        "Lower bound on the log-probability of an unseen cell with the topics held fixed and the "
+        "cell's proportions optimised: the same for every kind of model. Nats per cell, higher is "
+        "better.",
+    ),
     "test/elbo": (
         "ELBO",
         "Lower bound on the log-probability of an unseen cell, nats per cell, without the "
@@ -74,10 +98,14 @@ SCORES = {
         "Do fits from other random starts find the same topics? Mean cosine of matched topics; "
         "1 is always, below 0.7 is a warning.",
     ),
+    "topics/consensus": (
+        "Topics found again",
+        "Consensus topics that more than one replicate found (topics/consensus.csv).",
+    ),
     "inference/amortization_gap": (
         "Amortization gap",
         "ELBO lost because an encoder guesses each cell's topics, nats per cell. Lower is better, "
-        "0 is none.",
+        "0 is none; transform with refine=true avoids it.",
     ),
     "labels/nmi": (
         "Agreement with labels (NMI)",
@@ -96,8 +124,19 @@ SCORES = {
 }
 """Name and meaning of each score, in the order of the table."""
 
+MODELS = {
+    "amortized_lda": "latent Dirichlet allocation with {n_topics} topics and amortized inference",
+    "sklearn_lda": "scikit-learn's LatentDirichletAllocation with {n_topics} topics",
+    "sklearn_nmf": "scikit-learn's NMF with {n_topics} components, Kullback-Leibler loss",
+    "gensim_lda": "gensim's LdaModel with {n_topics} topics",
+    "tomotopy_lda": "tomotopy's LDAModel with {n_topics} topics, Gibbs sampling",
+    "scvi_lda": "scvi-tools' AmortizedLDA with {n_topics} topics",
+}
+"""What each kind of model is called."""
+
 HEADLINES = (
     "test/perplexity_folded",
+    "given/perplexity_folded",
     "topics/coherence_npmi",
     "topics/used",
     "topics/stability",
@@ -142,6 +181,11 @@ FIGURES = {
         "Leiden clusters of the counts, on the map of the topics.",
         "Map of {n_cells} cells by topic proportions, coloured by Leiden cluster of the counts",
     ),
+    "amortization_gap": (
+        "What the encoder's posterior of each cell loses against one optimised for the cell, the "
+        "topics held fixed. A few cells far out are cells unlike those of training.",
+        "Histogram of the amortization gap of the cells, in nats",
+    ),
     "training_curves": (
         "Training by epoch; bands are ± 1 standard deviation over replicates. The ELBO is taken "
         "with full KL weight throughout.",
@@ -181,6 +225,7 @@ def render(
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     stability_K = run.get("topic_stability")
+    support_K = run.get("topic_support")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -196,8 +241,8 @@ def render(
         headlines=[_score(name, scores[name]) for name in HEADLINES if name in scores],
         scores=[_score(name, scores[name]) for name in _known_first(scores, SCORES)],
         cautions=[
-            *cautions(theta_NK, beta_KG, stability_K),
-            *limits(_n_test(adata), replicated=stability_K is not None),
+            *cautions(theta_NK, beta_KG, stability_K, support_K),
+            *limits(_n_test(adata), replicated=stability_K is not None, given="theta" in config),
         ],
         figures=[
             _figure(
@@ -209,14 +254,25 @@ def render(
             )
             for name in _known_first(figures, FIGURES)
         ],
-        topics=_topics(adata.var_names.to_numpy(), theta_NK, beta_KG, stability_K, n_genes),
+        topics=_topics(
+            adata.var_names.to_numpy(),
+            theta_NK,
+            beta_KG,
+            stability_K,
+            support_K,
+            _n_replicates(config),
+            n_genes,
+        ),
         settings=[f"{key}={json.dumps(value)}" for key, value in dotted(config).items()],
         versions=_versions(),
     )
 
 
 def cautions(
-    theta_NK: np.ndarray, beta_KG: np.ndarray, stability_K: np.ndarray | None = None
+    theta_NK: np.ndarray,
+    beta_KG: np.ndarray,
+    stability_K: np.ndarray | None = None,
+    support_K: np.ndarray | None = None,
 ) -> Iterator[tuple[str, str]]:
     """What a reader should know before reading the topics: (heading, explanation).
 
@@ -228,6 +284,8 @@ def cautions(
         Gene proportions of the topics.
     stability_K
         How well replicates agree on each topic; None where there is one replicate only.
+    support_K
+        In how many replicates each topic was found.
     """
     n_topics = theta_NK.shape[1]
     unused = np.flatnonzero(_dominance(theta_NK) <= USED_SHARE)
@@ -251,17 +309,21 @@ def cautions(
         )
     if stability_K is not None:
         stability_K = np.asarray(stability_K, dtype=float)
-        unstable = np.flatnonzero(stability_K < STABLE)
+        weak_K = stability_K < STABLE
+        if support_K is not None:
+            weak_K |= np.asarray(support_K) == 1
+        unstable = np.flatnonzero(weak_K)
         if len(unstable):
             found = ", ".join(f"{topic} ({stability_K[topic]:.3f})" for topic in unstable)
             yield (
                 f"{len(unstable)} of {n_topics} topics not found again",
-                f"Stability below {STABLE}: {'topics' if len(unstable) > 1 else 'topic'} {found}. "
-                "Another random start gives other topics in their place; build nothing on them.",
+                f"In this replicate alone, or of a stability below {STABLE}: "
+                f"{'topics' if len(unstable) > 1 else 'topic'} {found}. Other starts give other "
+                "topics in their place, unstable or redundant; build nothing on them.",
             )
 
 
-def limits(n_test: int, *, replicated: bool) -> Iterator[tuple[str, str]]:
+def limits(n_test: int, *, replicated: bool, given: bool = False) -> Iterator[tuple[str, str]]:
     """What the scores cannot tell: (heading, explanation).
 
     Parameters
@@ -270,14 +332,22 @@ def limits(n_test: int, *, replicated: bool) -> Iterator[tuple[str, str]]:
         Number of test cells; 0 where none were kept.
     replicated
         Whether there are several replicates.
+    given
+        Whether the topics come from elsewhere.
     """
+    if given and not n_test:
+        yield (
+            "No cell is known to be held out",
+            "If the topics were fitted to these cells, the perplexities and the ELBO are too good; "
+            "held_out=FILE names cells that they were not fitted to.",
+        )
     if 0 < n_test < FEW_TEST_CELLS:
         yield (
             f"Only {n_test} test cells",
             "The perplexity of other cells may be quite another: compare it with nothing but fits "
             "of the same split.",
         )
-    if not replicated:
+    if not replicated and not given:
         yield (
             "One replicate, so no stability",
             "Nothing here says whether another start finds the same topics; train.n_replicates=4 "
@@ -313,13 +383,23 @@ def _data_line(adata: AnnData) -> str:
     return line
 
 
+def _n_replicates(config: Mapping[str, Any]) -> int:
+    return int(config.get("train", {}).get("n_replicates", 1))
+
+
 def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int) -> str:
-    replicates = config.get("train", {}).get("n_replicates", 1)
-    line = f"latent Dirichlet allocation with {n_topics} topics and amortized inference"
+    if "theta" in config:
+        return f"{n_topics} topics from {config['beta']}, proportions from {config['theta']}"
+    kind = config.get("model", {}).get("kind", "amortized_lda")
+    line = MODELS[kind].format(n_topics=n_topics)
     if n_epochs:
         line += f", {n_epochs} epoch{'s' * (n_epochs > 1)}"
-    if replicates > 1:
-        line += f"; {replicates} replicates"
+    n_replicates = _n_replicates(config)
+    if n_replicates > 1:
+        line += (
+            f"; {n_replicates} replicates, and the one of the highest ELBO on validation cells is "
+            "shown"
+        )
     return line
 
 
@@ -359,6 +439,8 @@ def _topics(
     theta_NK: np.ndarray,
     beta_KG: np.ndarray,
     stability_K: np.ndarray | None,
+    support_K: np.ndarray | None,
+    n_replicates: int,
     n_genes: int,
 ) -> list[dict[str, Any]]:
     from topicell.report.figures import topic_colors
@@ -373,6 +455,9 @@ def _topics(
             "mean": f"{100 * mean_K[topic]:.1f} %",
             "dominance": f"{100 * dominance_K[topic]:.1f} %",
             "stability": "" if stability_K is None else f"{stability_K[topic]:.2f}",
+            "support": ""
+            if support_K is None
+            else f"found in {support_K[topic]} of {n_replicates} replicates",
             "probable": [
                 (genes[g], f"{100 * beta_KG[topic, g]:.1f} %") for g in probable_KT[topic]
             ],

@@ -1,0 +1,107 @@
+"""How long all measures take together, and how they grow with the counts.
+
+    python experiments/measures/benchmark.py [--quick]
+
+Four replicates of ten topics on a simulated corpus of 4,000 cells × 1,000 genes; every measure is
+taken of all 4,000 cells, as if all were held out. Then with half and twice the cells, and a tenth
+and three times the counts of a cell. Writes seconds.csv beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from topicell.config import EvaluateConfig, ModelConfig, SimulationConfig, TrainConfig
+from topicell.data.simulation import simulate
+from topicell.evaluation import topic_scores
+from topicell.evaluation.labels import label_scores
+from topicell.evaluation.stability import consensus, stability
+from topicell.model.counts import Counts
+from topicell.model.training import train
+
+HERE = Path(__file__).parent
+SIZES = [(4000, 1000), (2000, 1000), (8000, 1000), (4000, 100), (4000, 3000)]
+"""Cells and counts a cell."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one size, one repeat; writes nothing")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    rows = [
+        measured(n_cells, depth, repeats=1 if quick else 5)
+        for n_cells, depth in (SIZES[:1] if quick else SIZES)
+    ]
+    table = pd.DataFrame(rows).set_index(["cells", "counts a cell"])
+    if not quick:
+        table.to_csv(HERE / "seconds.csv", float_format="%.3g")
+    print(table.T.to_string(float_format="%.3g"))
+
+
+def measured(n_cells: int, depth: int, *, repeats: int) -> dict[str, float]:
+    """Median seconds of each group of measures."""
+    adata = simulate(
+        SimulationConfig(n_cells=n_cells, n_genes=1000, n_topics=10, mean_counts=depth)
+    )
+    cells = Counts.of(adata, "counts")
+    labels = adata.obs["dominant_topic"].to_numpy()
+    fit = train(cells, None, ModelConfig(), TrainConfig(epochs=3, progress=False))
+    config = EvaluateConfig()
+    theta_RNK, beta_RKG = fit.theta(), fit.beta()
+
+    def scores_of_topics() -> list[object]:
+        return [
+            list(topic_scores(cells.x, theta_NK, beta_KG))
+            for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True)
+        ]
+
+    def scores_of_labels() -> list[object]:
+        return [
+            list(label_scores(theta_NK, labels, n_neighbors=config.n_neighbors))
+            for theta_NK in theta_RNK
+        ]
+
+    groups: dict[str, Callable[[], object]] = {
+        "θ and β, 256 samples": lambda: (fit.theta(), fit.beta()),
+        "ELBO, 10 samples": lambda: fit.elbo_by_replicate(n_samples=config.n_elbo_samples),
+        "perplexity, folded": lambda: fit.perplexity_by_replicate(cells),
+        "perplexity, amortized": lambda: fit.perplexity_by_replicate(cells, folded=False),
+        "coherence, diversity, exclusivity, used": scores_of_topics,
+        "stability, consensus": lambda: (stability(beta_RKG), consensus(beta_RKG)),
+        "labels": scores_of_labels,
+    }
+    refinement: dict[str, Callable[[], object]] = {
+        "ELBO given topics (4 replicates)": lambda: fit.elbo_given_topics(cells),
+        "amortization gap (1 replicate)": lambda: fit.amortization_gap(replicates=[0]),
+    }
+    row: dict[str, float] = {
+        "cells": n_cells,
+        "counts a cell": depth,
+        "non-zeros, thousands": cells.x.nnz / 1000,
+    }
+    seconds = {name: [taken(group) for _ in range(repeats)] for name, group in groups.items()}
+    row |= {name: float(np.median(values)) for name, values in seconds.items()}
+    row["all measures"] = float(np.median(np.sum(list(seconds.values()), axis=0)))
+    row |= {
+        name: float(np.median([taken(group) for _ in range(repeats)]))
+        for name, group in refinement.items()
+    }
+    return row
+
+
+def taken(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,561 @@
+"""Other libraries' models: that their topics are theirs, and that nothing else of them is left."""
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pytest
+import scipy.sparse as sp
+import torch
+
+from topicell.config import InputError, ModelConfig, ModelKind, TrainConfig
+from topicell.evaluation.perplexity import fold_in, perplexity, thin
+from topicell.evaluation.stability import match_topics
+from topicell.model.baselines import ADAPTERS, PASSES, fit_baseline, fit_model
+from topicell.model.counts import Counts
+from topicell.model.fit import TopicFit
+from topicell.model.points import PointFit
+from topicell.model.posterior import AmortizedFit
+
+LIBRARY = {
+    "sklearn_lda": "sklearn",
+    "sklearn_nmf": "sklearn",
+    "gensim_lda": "gensim",
+    "tomotopy_lda": "tomotopy",
+    "scvi_lda": "scvi",
+}
+KINDS = list(LIBRARY)
+SURE = KINDS[:-1]
+"""Those that converge in few passes; a few epochs of scvi-tools find nothing."""
+FEW = {"sklearn_lda": 10, "sklearn_nmf": 60, "gensim_lda": 3, "tomotopy_lda": 50, "scvi_lda": 2}
+"""Passes that are enough to see something."""
+
+
+def require(kind):
+    """Libraries of the extra may be absent; what they warn of on import is theirs."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip(LIBRARY[kind])
+
+
+def fit_kind(kind, counts, *, valid=None, seed=0, n_topics=4, n_replicates=1, passes=None, **model):
+    require(kind)
+    return fit_baseline(
+        counts,
+        valid,
+        ModelConfig(kind=kind, n_topics=n_topics, **model),
+        TrainConfig(n_replicates=n_replicates, epochs=passes or FEW[kind], progress=False),
+        seed=seed,
+    )
+
+
+@pytest.fixture(scope="module")
+def fits(planted):
+    """One fit of two replicates of each kind, made when it is first asked for."""
+    made = {}
+
+    def fit(kind):
+        if kind not in made:
+            counts = planted[0]
+            rows = np.arange(500)
+            made[kind] = fit_kind(
+                kind, counts[rows[:400]], valid=counts[rows[400:]], n_replicates=2
+            )
+        return made[kind]
+
+    return fit
+
+
+def everything_global():
+    return {
+        "random": random.getstate(),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "threads": torch.get_num_threads(),
+        "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
+        "type": torch.get_default_dtype(),
+        "pyro": dict(pyro.get_param_store().items()),
+        "environment": dict(os.environ),
+        "interrupt": signal.getsignal(signal.SIGINT),
+        "silenced": logging.root.manager.disable,
+        "log": (logging.root.level, list(logging.root.handlers)),
+        "errors": np.geterr(),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_topics_are_proportions_in_the_order_of_their_own_share(kind, fits):
+    fit = fits(kind)
+    assert isinstance(fit, PointFit)
+    beta_RKG, theta_RNK = fit.beta(), fit.theta()
+    assert beta_RKG.shape == (2, 4, 120)
+    assert theta_RNK.shape == (2, 400, 4)
+    for rows in (beta_RKG, theta_RNK):
+        assert (rows >= 0).all()
+        np.testing.assert_allclose(rows.sum(-1), 1)
+    assert (np.diff(theta_RNK.mean(1), axis=1) <= 1e-12).all()
+    # No unseen count is impossible.
+    assert (beta_RKG > 0).all()
+    table = fit.cell_topics()
+    assert np.array_equal(table.to_numpy(), theta_RNK[fit.shown])
+    assert table.index.tolist() == fit.cells.cells.tolist()
+
+
+@pytest.mark.parametrize("kind", SURE)
+def test_the_planted_topics_and_proportions_are_found(kind, fits, planted):
+    """On cells that were held out too, and in the order of the topics."""
+    fit = fits(kind)
+    theta_NK = fit.theta(fit.held_out, replicates=[fit.shown])[0]
+    matching = match_topics(planted[2], fit.beta()[fit.shown])
+    assert matching.cosine.min() > 0.9
+    assert (
+        np.corrcoef(theta_NK[:, matching.permutation].ravel(), planted[1][400:].ravel())[0, 1]
+        > 0.97
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_repeats_itself(kind, fits, planted):
+    """Though libraries start it, or average it, at random; and one replicate after another."""
+    fit = fits(kind)
+    cells = planted[0][400:430]
+    theta_RNK = fit.theta(cells)
+    fit.theta(planted[0][:7])
+    torch.rand(3)
+    assert np.array_equal(fit.theta(cells), theta_RNK)
+    for r in (1, 0):
+        assert np.array_equal(fit.theta(cells, replicates=[r])[0], theta_RNK[r])
+    # Means over draws of the place in the batch.
+    error = 0.02 if kind == "scvi_lda" else 1e-6
+    shuffled = np.random.default_rng(0).permutation(30)
+    assert np.abs(fit.theta(cells[shuffled]) - theta_RNK[:, shuffled]).max() <= error
+    assert np.abs(fit.theta(cells[[4]])[:, 0] - theta_RNK[:, 4]).max() <= error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_fit_and_replicates_have_their_own(kind, fits, planted):
+    fit = fits(kind)
+    counts = planted[0]
+    again = fit_kind(kind, counts[:400], valid=counts[400:], n_replicates=2)
+    assert np.array_equal(again.beta(), fit.beta())
+    assert np.array_equal(again.selection_R, fit.selection_R)
+    first, second = fit.beta()
+    order = match_topics(first, second).permutation
+    assert np.abs(first - second[order]).max() > 1e-6
+    if kind in SURE:
+        other = fit_kind(kind, counts[:400], seed=1)
+        for beta_KG in fit.beta():
+            order = match_topics(beta_KG, other.beta()[0]).permutation
+            assert np.abs(beta_KG - other.beta()[0, order]).max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_perplexity_and_elbo_are_ours(kind, fits):
+    """By hand; above 1, which scvi-tools' own, a reciprocal, is not."""
+    fit = fits(kind)
+    observed, completed = thin(fit.held_out.x, 0)
+    half = Counts(observed, fit.held_out.cells, fit.genes)
+    folded_R = fit.perplexity_by_replicate()
+    own_R = fit.perplexity_by_replicate(folded=False)
+    for r, beta_KG in enumerate(fit.beta()):
+        assert folded_R[r] == perplexity(completed, fold_in(observed, beta_KG), beta_KG)
+        assert own_R[r] == perplexity(completed, fit.theta(half)[r], beta_KG)
+    for perplexity_R in (folded_R, own_R):
+        assert (perplexity_R > 1).all()
+        assert (perplexity_R < 120).all()
+    assert np.array_equal(fit.selection_R, fit.elbo_given_topics(fit.held_out))
+    assert fit.shown == np.argmax(fit.selection_R)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_and_genes_without_counts_break_nothing(kind, planted):
+    x_NG = planted[0].x[:100].tolil()
+    x_NG[[0, 57]] = 0
+    x_NG[:, [3, 119]] = 0
+    x_NG = x_NG.tocsr()
+    x_NG.eliminate_zeros()
+    counts = Counts(x_NG, planted[0].cells[:100], planted[0].genes)
+    fit = fit_kind(kind, counts, n_replicates=1)
+    assert np.isfinite(fit.beta()).all()
+    assert (fit.beta()[..., [3, 119]] > 0).all()
+    if kind in SURE:
+        assert (fit.beta()[..., [3, 119]] < 0.01).all()
+        np.testing.assert_allclose(fit.theta()[:, [0, 57]], 0.25, atol=1e-6)
+    # Cells of nothing but such genes, and of nothing at all, first, last and alone.
+    news = sp.csr_matrix((4, 120), dtype=np.float32).tolil()
+    news[1, 3], news[2, 119] = 5, 1
+    news = Counts(news.tocsr(), np.arange(4).astype(object), planted[0].genes)
+    for cells in (news, news[[0]], news[[1]]):
+        theta_RNK = fit.theta(cells)
+        assert theta_RNK.shape == (1, cells.n_cells, 4)
+        np.testing.assert_allclose(theta_RNK.sum(-1), 1)
+    assert np.isfinite(fit.perplexity(planted[0][400:]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_leaves_no_trace_in_the_process(kind, planted, capfd, monkeypatch):
+    """Random states, environment, parameters of Pyro, log; whatever level the log is at."""
+    require(kind)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    counts = planted[0][:60]
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    pyro.get_param_store()["mine"] = torch.ones(2)
+    records, root = [], logging.getLogger()
+    handler = logging.Handler()
+    handler.emit = records.append
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        before = everything_global()
+        fit = fit_kind(kind, counts, n_replicates=2)
+        fit.theta(counts)
+        assert everything_global() == before
+        assert torch.equal(pyro.get_param_store()["mine"], torch.ones(2))
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        pyro.clear_param_store()
+    assert not records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_state_that_was_changed_in_a_failed_fit_is_restored_too(planted, monkeypatch):
+    def broken(x_NG, settings):
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(ADAPTERS, ModelKind.gensim_lda, broken)
+    before = everything_global()
+    with pytest.raises(RuntimeError, match="broken"):
+        fit_baseline(planted[0], None, ModelConfig(kind="gensim_lda"), TrainConfig(n_replicates=1))
+    assert everything_global() == before
+
+
+def test_a_fresh_process_prints_nothing_of_scvi_tools(tmp_path):
+    require("scvi_lda")
+    program = """
+import numpy as np, scipy.sparse as sp
+from topicell.config import ModelConfig, TrainConfig
+from topicell.model.baselines import fit_baseline
+from topicell.model.counts import Counts
+x_NG = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (40, 12)).astype(np.float32))
+counts = Counts(x_NG, np.arange(40).astype(object), np.arange(12).astype(object))
+fit = fit_baseline(
+    counts, None, ModelConfig(kind="scvi_lda", n_topics=2), TrainConfig(n_replicates=1, epochs=1)
+)
+fit.theta(counts)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_of_scvi_tools_is_an_interrupt(planted, monkeypatch):
+    """Lightning would end the process with exit code 1, and be deaf to the next interrupt."""
+    require("scvi_lda")
+    import scvi
+
+    def interrupted(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scvi.train.PyroTrainingPlan, "training_step", interrupted)
+    before = everything_global()
+    with pytest.raises(KeyboardInterrupt):
+        fit_kind("scvi_lda", planted[0][:60])
+    assert everything_global() == before
+
+
+def by_hand(kind, x_NG, *, seed, passes, n_topics=4, cell_topic_prior=None, topic_gene_prior=None):
+    """The library called as its documentation says: (gene weights, inference)."""
+    priors = [cell_topic_prior, topic_gene_prior]
+    if kind == "sklearn_lda":
+        from sklearn.decomposition import LatentDirichletAllocation
+
+        names = ("doc_topic_prior", "topic_word_prior")
+        lda = LatentDirichletAllocation(
+            n_topics, max_iter=passes, random_state=seed, **dict(zip(names, priors, strict=True))
+        )
+        lda.fit(x_NG)
+        return lda.components_, lda.transform
+    if kind == "gensim_lda":
+        from gensim.matutils import Sparse2Corpus
+        from gensim.models import LdaModel
+
+        given = dict(zip(("alpha", "eta"), priors, strict=True))
+        corpus = Sparse2Corpus(x_NG, documents_columns=False)
+        lda = LdaModel(
+            corpus,
+            num_topics=n_topics,
+            id2word={g: str(g) for g in range(x_NG.shape[1])},
+            passes=passes,
+            random_state=seed,
+            **{name: prior for name, prior in given.items() if prior is not None},
+        )
+
+        def infer(x_NG):
+            corpus = Sparse2Corpus(x_NG, documents_columns=False)
+            found_NK = np.zeros((x_NG.shape[0], n_topics))
+            for cell, topics in enumerate(lda.get_document_topics(corpus, minimum_probability=0)):
+                for topic, share in topics:
+                    found_NK[cell, topic] = share
+            return found_NK
+
+        return lda.get_topics(), infer
+    import tomotopy
+
+    given = dict(zip(("alpha", "eta"), priors, strict=True))
+    lda = tomotopy.LDAModel(
+        k=n_topics, seed=seed, **{name: prior for name, prior in given.items() if prior is not None}
+    )
+    if cell_topic_prior is not None:
+        lda.optim_interval = 0
+    words = [
+        [str(g) for g, n in zip(row.indices, row.data, strict=True) for _ in range(int(n))]
+        for row in x_NG
+    ]
+    for cell in words:
+        lda.add_doc(cell)
+    lda.train(passes, workers=1)
+    weight_KG = np.zeros((n_topics, x_NG.shape[1]))
+    known = [int(gene) for gene in lda.used_vocabs]
+    for k in range(n_topics):
+        weight_KG[k, known] = lda.get_topic_word_dist(k)
+    documents = [lda.make_doc(cell) for cell in words]
+    return weight_KG, lambda _: np.array(lda.infer(documents, workers=1)[0])
+
+
+PRIORS = {
+    "default": {},
+    "numbers": {"cell_topic_prior": 0.7, "topic_gene_prior": 0.2},
+    "whole": {"cell_topic_prior": 1, "topic_gene_prior": 1},
+    "lists": {
+        "cell_topic_prior": [0.1, 0.2, 0.4, 0.8],
+        "topic_gene_prior": [0.01 * (g + 1) for g in range(120)],
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "priors"),
+    [
+        (kind, priors)
+        for kind in ("sklearn_lda", "gensim_lda", "tomotopy_lda")
+        for priors in PRIORS
+        # scikit-learn takes numbers alone.
+        if (kind, priors) != ("sklearn_lda", "lists")
+    ],
+)
+def test_topics_are_the_librarys_own_under_the_priors_given(kind, priors, planted):
+    """Each library by hand with the seed of the replicate; proportions are in its topics' order."""
+    require(kind)
+    x_NG, given = planted[0].x[:80], dict(PRIORS[priors])
+    # Enough for tomotopy to fit the prior of cells itself, where it may.
+    passes = 20 if kind == "tomotopy_lda" else 4
+    if (kind, priors) == ("tomotopy_lda", "lists"):
+        del given["topic_gene_prior"]
+    (seed,) = np.random.SeedSequence(5).generate_state(1) % 2**31
+    weight_KG, infer = by_hand(kind, x_NG, seed=int(seed), passes=passes, **given)
+    fit = fit_kind(kind, planted[0][:80], passes=passes, seed=5, **given)
+    expected_KG = weight_KG / weight_KG.sum(1, keepdims=True)
+    order = [int(np.abs(expected_KG - beta_G).sum(1).argmin()) for beta_G in fit.beta()[0]]
+    assert sorted(order) == [0, 1, 2, 3]
+    np.testing.assert_allclose(fit.beta()[0], expected_KG[order], atol=1e-6)
+    # gensim's starts at random.
+    error = 0.2 if kind == "gensim_lda" else 1e-5
+    np.testing.assert_allclose(fit.theta()[0], infer(x_NG)[:, order], atol=error)
+    if priors != "default":
+        default = fit_kind(kind, planted[0][:80], passes=passes, seed=5)
+        assert np.abs(default.beta() - fit.beta()).max() > 1e-4
+
+
+def test_scvi_tools_topics_and_inference_are_in_one_order(planted, monkeypatch):
+    require("scvi_lda")
+    import scvi
+
+    lda, kept = scvi.model.AmortizedLDA, {}
+
+    def keep(name):
+        own = getattr(lda, name)
+
+        def kept_too(self, *args):
+            kept[name] = own(self, *args)
+            return kept[name]
+
+        monkeypatch.setattr(lda, name, kept_too)
+
+    keep("get_feature_by_topic")
+    keep("get_latent_representation")
+    given = {"cell_topic_prior": 1, "topic_gene_prior": [0.1] * 120}
+    fit = fit_kind("scvi_lda", planted[0][:100], passes=3, **given)
+    theta_NK = fit.theta()[0]
+    beta_KG = kept["get_feature_by_topic"].to_numpy().T
+    order = np.abs(beta_KG - fit.beta()[0][:, None]).sum(-1).argmin(1)
+    assert sorted(order) == [0, 1, 2, 3]
+    np.testing.assert_allclose(fit.beta()[0], beta_KG[order], rtol=1e-5)
+    own_NK = kept["get_latent_representation"].to_numpy()
+    np.testing.assert_allclose(theta_NK, own_NK[:, order], rtol=1e-5)
+
+
+def test_priors_reach_scvi_tools(planted, monkeypatch):
+    require("scvi_lda")
+    import scvi
+
+    class SeenError(Exception):
+        pass
+
+    seen = []
+
+    def construct(self, adata, **settings):
+        seen.append((settings["cell_topic_prior"], settings["topic_feature_prior"]))
+        raise SeenError
+
+    monkeypatch.setattr(scvi.model.AmortizedLDA, "__init__", construct)
+    for priors in PRIORS.values():
+        with pytest.raises(SeenError):
+            fit_kind("scvi_lda", planted[0][:20], **priors)
+    lists = PRIORS["lists"]
+    assert seen == [(None, None), (0.7, 0.2), (1.0, 1.0), tuple(lists.values())]
+    assert all(isinstance(prior, float) for prior in seen[2])
+
+
+def test_nmf_is_the_maximum_likelihood_of_the_cells(planted):
+    """W H over its sum is θ β, and EM with the topics held fixed finds no other θ."""
+    from sklearn.decomposition import NMF
+
+    x_NG = planted[0].x[:80]
+    (seed,) = np.random.SeedSequence(0).generate_state(1) % 2**31
+    nmf = NMF(
+        4,
+        beta_loss="kullback-leibler",
+        solver="mu",
+        init="nndsvdar",
+        max_iter=300,
+        random_state=int(seed),
+    )
+    nmf.fit(x_NG)
+    fit = fit_kind("sklearn_nmf", planted[0][:80], passes=300)
+    (theta_NK,), (beta_KG,) = fit.theta(), fit.beta()
+    product_NG = nmf.transform(x_NG) @ nmf.components_
+    np.testing.assert_allclose(
+        theta_NK @ beta_KG, product_NG / product_NG.sum(1, keepdims=True), atol=1e-6
+    )
+    by_em_NK, x_NG = theta_NK, x_NG.toarray()
+    for _ in range(1000):
+        by_em_NK = by_em_NK * ((x_NG / (by_em_NK @ beta_KG)) @ beta_KG.T)
+        by_em_NK = by_em_NK / by_em_NK.sum(1, keepdims=True)
+    likelihood = {
+        name: float((x_NG * np.log(theta @ beta_KG)).sum())
+        for name, theta in {"nmf": theta_NK, "em": by_em_NK}.items()
+    }
+    # The transformation stops at a tolerance.
+    assert likelihood["em"] - 8 < likelihood["nmf"] <= likelihood["em"]
+    assert np.abs(theta_NK - by_em_NK).mean() < 0.02
+    # An unseen count is possible.
+    assert beta_KG.min() == pytest.approx(1e-9, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("sklearn_nmf", {"cell_topic_prior": 0.5}, "model.cell_topic_prior = 0.5: .* no priors"),
+        ("sklearn_nmf", {"topic_gene_prior": [1.0] * 120}, "topic_gene_prior has 120 numbers"),
+        ("sklearn_lda", {"cell_topic_prior": 5}, "model.cell_topic_prior = 5: .* at most 1"),
+        ("sklearn_lda", {"topic_gene_prior": [0.1] * 120}, "model.topic_gene_prior has 120 num"),
+        ("tomotopy_lda", {"topic_gene_prior": [0.1] * 120}, "model.topic_gene_prior has 120 num"),
+        ("gensim_lda", {"topic_gene_prior": [0.1] * 7}, "model.topic_gene_prior has 7 numbers"),
+        ("sklearn_nmf", {"n_topics": 121}, "model.n_topics = 121: .* 120 genes"),
+        ("sklearn_lda", {"n_topics": 501}, "model.n_topics = 501: more topics than"),
+        ("sklearn_lda", {"n_hidden": 64}, "model.n_hidden = 64: .*sklearn_lda has no such"),
+        ("gensim_lda", {"init": "random"}, "model.init = 'random': .*gensim_lda has no such"),
+    ],
+)
+def test_settings_without_effect_are_refused_by_name(kind, given, message, planted):
+    with pytest.raises(InputError, match=message):
+        fit_kind(kind, planted[0], **given)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"), [("learning_rate", 0.01), ("batch_size", 64), ("max_steps", 3)]
+)
+def test_settings_of_training_without_effect_are_refused_by_name(knob, value, planted):
+    for kind in KINDS:
+        with pytest.raises(InputError, match=f"train.{knob} = {value}: .*{kind} has no such"):
+            fit_baseline(planted[0], None, ModelConfig(kind=kind), TrainConfig(**{knob: value}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_library_that_is_missing_is_named_with_the_extra(kind, planted, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == LIBRARY[kind]]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, LIBRARY[kind], None)
+    model = ModelConfig(kind=kind, n_topics=4)
+    before = everything_global()
+    with pytest.raises(InputError, match=rf"{kind}.*{LIBRARY[kind]}.*topicell\[baselines\]"):
+        fit_baseline(planted[0], None, model, TrainConfig(n_replicates=1))
+    assert everything_global() == before
+
+
+def test_libraries_are_told_passes_threads_and_seeds(planted, monkeypatch):
+    told = []
+
+    def adapter(x_NG, settings):
+        told.append(settings)
+        return np.ones((4, 120)), lambda x: np.ones((x.shape[0], 4))
+
+    for kind in ADAPTERS:
+        monkeypatch.setitem(ADAPTERS, kind, adapter)
+    for kind in KINDS:
+        model = ModelConfig(kind=kind, n_topics=4)
+        fit = fit_model(planted[0][:9], None, model, TrainConfig(n_replicates=3, threads=None))
+        np.testing.assert_allclose(fit.beta(), 1 / 120)
+        np.testing.assert_allclose(fit.theta(), 1 / 4)
+        few = TrainConfig(n_replicates=1, epochs=7, threads=2)
+        fit_model(planted[0][:9], None, model, few, seed=1)
+        *three, one = told[-4:]
+        assert {settings.passes for settings in three} == {PASSES[ModelKind(kind)]}
+        assert {settings.threads for settings in three} == {1}
+        assert (one.passes, one.threads, one.n_topics) == (7, 2, 4)
+        assert len({settings.seed for settings in told[-4:]}) == 4
+        assert all(0 <= settings.seed < 2**31 for settings in told)
+    assert set(PASSES) == set(ADAPTERS) == set(ModelKind) - {ModelKind.amortized_lda}
+
+
+def test_the_own_model_is_fitted_by_the_same_door(planted):
+    config = TrainConfig(n_replicates=1, epochs=1, progress=False)
+    fit = fit_model(planted[0], None, ModelConfig(n_topics=4, n_hidden=8), config)
+    assert isinstance(fit, AmortizedFit)
+
+
+def test_a_last_batch_of_one_cell_does_not_stop_scvi_tools(planted):
+    """Its mini-batches have 128 cells, and its batch norm needs two."""
+    for n_cells in (129, 257):
+        fit = fit_kind("scvi_lda", planted[0][:n_cells], passes=1)
+        assert np.isfinite(fit.elbo_given_topics()).all()
+
+
+def test_a_saved_baseline_needs_no_library(fits, tmp_path):
+    fit = fits("sklearn_lda")
+    loaded = TopicFit.load(fit.save(tmp_path / "model"))
+    assert loaded.model.kind is ModelKind.sklearn_lda
+    cells = fit.held_out
+    assert np.array_equal(loaded.beta(), fit.beta())
+    assert np.array_equal(loaded.selection_R, fit.selection_R)
+    assert loaded.perplexity(cells) == fit.perplexity(cells)
+    assert np.array_equal(loaded.theta(cells), fit.theta(cells, refine=True))
+    assert np.abs(loaded.theta(cells) - fit.theta(cells)).mean() < 0.02
