@@ -35,6 +35,14 @@ def _strict():
     pyro.enable_validation(True)
 
 
+@pytest.fixture(autouse=True)
+def _standard_error_stays_open():
+    """absl comes with scvi-tools, and closes the stream it found when logging is set up anew."""
+    yield
+    if "absl.logging" in sys.modules:
+        sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
+
+
 @pytest.fixture
 def double_precision():
     """Float64 by default, and a seed."""
