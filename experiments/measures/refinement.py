@@ -22,7 +22,7 @@ from topicell.model.objective import log_likelihood, logistic_normal
 from topicell.model.program import TopicProgram
 from topicell.model.refinement import cell_elbo, quasi_normal, refine
 
-ADAM = [(100, 2, 0.1), (400, 2, 0.1), (2000, 4, 0.1), (2000, 16, 0.03)]
+ADAM = [(100, 2, 0.1), (400, 2, 0.1), (2000, 4, 0.1)]
 """Steps, draws a step, rate."""
 JUDGES = 256
 

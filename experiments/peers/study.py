@@ -236,7 +236,7 @@ def tables(results: pd.DataFrame) -> str:
                     cell = f"**{cell}**"
                 if name != "across_seeds":
                     cell += f" ± {form.format(deviations.loc[model, name])}"
-                cells.append(cell)
+                cells.append(cell.replace("-", "−"))
             text += f"| {model} | {' | '.join(cells)} |\n"
         text += "\n" + paired(of_data) + "\n\n"
     return text.rstrip() + "\n"
