@@ -345,6 +345,14 @@ def test_topics_of_a_run_score_the_same_through_evaluate(capsys):
         assert message in err, err
 
 
+def test_a_missing_library_is_said_before_anything_is_recorded(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tomotopy", None)
+    code, err = run_here(capsys, "train", "data=simulated", "model=tomotopy_lda")
+    assert code == 2
+    assert "needs tomotopy, which is not installed; pip install 'topicell[baselines]'" in err
+    assert not in_mlflow()[1]
+
+
 def test_a_setting_that_a_baseline_lacks_is_refused(capsys):
     code, err = run_here(capsys, "train", "model=sklearn_nmf", "train.learning_rate=0.2")
     assert code == 2

@@ -35,7 +35,7 @@ from topicell.data.reading import data_digest, load, source_digest
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.stability import consensus, stability
-from topicell.model.baselines import fit_model
+from topicell.model.baselines import fit_model, require_library
 from topicell.model.counts import Counts
 from topicell.model.engines import check_precision, cpu_threads, resolve_device
 from topicell.model.fit import TopicFit
@@ -84,6 +84,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     check_sizes(parts["train"], config.model)
     own = config.model.kind is ModelKind.amortized_lda
     device = resolve_device(config.train.device if own else Device.cpu)
+    require_library(config.model.kind)
     if own:
         check_precision(config.train.precision, device)
     check_report(adata, config.report)

@@ -499,7 +499,7 @@ def test_settings_of_training_without_effect_are_refused_by_name(knob, value, pl
             fit_baseline(planted[0], None, ModelConfig(kind=kind), TrainConfig(**{knob: value}))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[2:])
 def test_a_library_that_is_missing_is_named_with_the_extra(kind, planted, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == LIBRARY[kind]]:
         monkeypatch.setitem(sys.modules, name, None)

@@ -8,6 +8,7 @@ that it says about itself: perplexity and ELBO are computed here. Each adapter i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import logging
 import os
@@ -38,6 +39,12 @@ PASSES = {
 }
 """Passes over the cells (updates, Gibbs iterations, epochs) by default: those of
 ``experiments/speed``; scvi-tools' are of its tutorial."""
+LIBRARIES = {
+    ModelKind.gensim_lda: "gensim",
+    ModelKind.tomotopy_lda: "tomotopy",
+    ModelKind.scvi_lda: "scvi",
+}
+"""Modules of the extra."""
 PRIORS = ("cell_topic_prior", "topic_gene_prior")
 FLOOR = 1e-9
 """Added to every gene proportion of topics that were fitted by maximum likelihood: an exact zero
@@ -113,6 +120,7 @@ def fit_baseline(
         The library is not installed, or has no such setting.
     """
     require_effect(model, config)
+    require_library(model.kind)
     check_sizes(counts, model)
     adapter = ADAPTERS[model.kind]
     # Seeds of neighbouring runs must not share replicates.
@@ -128,16 +136,26 @@ def fit_baseline(
                 _numbers(model.cell_topic_prior),
                 _numbers(model.topic_gene_prior),
             )
-            try:
-                fitted.append(adapter(counts.x, settings))
-            except ImportError as error:
-                raise InputError(
-                    f"model.kind = {model.kind.value!r} needs a library that is not installed "
-                    f"({error}); pip install 'topicell[baselines]'"
-                ) from error
+            fitted.append(adapter(counts.x, settings))
     beta_RKG = np.stack([_normalized(weight_KG) for weight_KG, _ in fitted])
     infer = [_checked(of_cells) for _, of_cells in fitted]
     return PointFit.of(beta_RKG, infer, counts, valid, model, seed=seed)
+
+
+def require_library(kind: ModelKind) -> None:
+    """Refuse a kind of model whose library is not installed.
+
+    Raises
+    ------
+    InputError
+        It says how to install the library.
+    """
+    library = LIBRARIES.get(kind)
+    if library is not None and importlib.util.find_spec(library) is None:
+        raise InputError(
+            f"model.kind = {kind.value!r} needs {library}, which is not installed; "
+            "pip install 'topicell[baselines]'"
+        )
 
 
 def sklearn_lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
