@@ -177,3 +177,26 @@ def test_bad_matrices_leave_nothing_behind(brought):
     assert [p.name for p in (folder / "out").iterdir()] == []
     again, _ = scored(folder, normalize=True)
     assert again.scores["given/perplexity"] > 1
+
+
+def test_an_unknown_first_name_is_no_header(brought, tmp_path):
+    obs = anndata.read_h5ad(brought[0] / "cells.h5ad").obs
+    (tmp_path / "held.csv").write_text('"nobody"\n"c2"\n')
+    with pytest.raises(InputError, match=r"1 of its 2 names .* \(nobody\)"):
+        held_out_cells(obs, str(tmp_path / "held.csv"))
+    (tmp_path / "held.csv").write_text('"x"\n"c2"\n"c3"\n')
+    held = held_out_cells(obs, str(tmp_path / "held.csv"))
+    assert obs.index[held].tolist() == ["c2", "c3"]
+
+
+def test_held_out_cells_without_counts_are_warned_of(brought):
+    folder = brought[0]
+    adata = anndata.read_h5ad(folder / "cells.h5ad")
+    x = adata.X.copy()
+    x[5] = 0
+    adata.X = x
+    adata.obs["only"] = np.arange(N) == 5
+    adata.write_h5ad(folder / "cells.h5ad")
+    with pytest.warns(UserWarning, match="too few counts to predict"):
+        result, _ = scored(folder, held_out="only")
+    assert not any(name.startswith("test/") for name in result.scores)

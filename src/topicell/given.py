@@ -5,6 +5,7 @@ matrices → the cells they belong to → measures → report; like `topicell.ru
 
 from __future__ import annotations
 
+import csv
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,10 @@ from topicell.tracking import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+HEADERS = ("cell", "cells", "cell_id", "barcode", "barcodes", "index", "name", "obs_names", "x")
+"""What a first line that names no cell may say."""
 
 
 def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
@@ -72,13 +77,15 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
         n_variable_genes=None,
         split=SplitConfig(train=1.0, valid=0.0, test=0.0),
     )
-    adata = preprocess(whole, kept, seed=config.seed)[topics.cells, topics.genes].copy()
+    with warnings.catch_warnings():
+        # A cell without counts adds nothing to any score, and no setting here would drop it.
+        warnings.filterwarnings("ignore", message=".*(zero counts|have no count)")
+        adata = preprocess(whole, kept, seed=config.seed)[topics.cells, topics.genes].copy()
     if config.held_out is not None:
         held = held_out_cells(whole.obs.iloc[topics.cells], config.held_out)
         adata.obs["split"] = np.where(held, "test", "train")
     parts = parts_of(adata)
     check_report(adata, config.report)
-    warn_of_zeros(parts["train"].gene_frequency(), topics.beta_KG, config.floor)
     beta_RKG = np.maximum(topics.beta_KG, config.floor)[None]
     beta_RKG = beta_RKG / beta_RKG.sum(-1, keepdims=True)
     cells = Counts.of(adata, "counts")
@@ -102,30 +109,25 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
             "given/elbo_given_topics": float(fit.elbo_given_topics(cells, seed=config.seed)[0]),
         }
         scores = conclude(fit, theta_RNK, adata, parts, config, tracker, given)
+        infinite = [name for name, value in scores.items() if np.isinf(value)]
+        if infinite:
+            warnings.warn(
+                f"{', '.join(infinite)}: infinite, because a gene has proportion 0 in every topic "
+                "of a cell that has counts of it; floor=1e-9 gives every gene at least that",
+                stacklevel=2,
+            )
     return Result(fit, scores, adata)
-
-
-def warn_of_zeros(gene_frequency_G: np.ndarray, beta_KG: np.ndarray, floor: float) -> None:
-    """Say it before a perplexity is infinite."""
-    n_impossible = int(((gene_frequency_G > 0) & ~beta_KG.any(0)).sum())
-    if n_impossible and not floor:
-        warnings.warn(
-            f"{n_impossible} genes with counts have proportion 0 in every topic, so perplexity is "
-            "infinite; floor=1e-9 gives every gene at least that",
-            stacklevel=2,
-        )
 
 
 def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:
     """Which cells are held out: those named in a file, or marked in a column of obs."""
     path = Path(held_out)
     if path.is_file():
-        lines = path.read_text().splitlines()
-        names = [line.split(",")[0].strip() for line in lines if line.strip()]
+        with path.open(newline="") as file:
+            names = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
+        if names and names[0].lower() in HEADERS and names[0] not in obs.index:
+            del names[0]
         unknown = [name for name in names if name not in obs.index]
-        # A header is no cell.
-        if unknown and unknown[0] == names[0]:
-            names, unknown = names[1:], unknown[1:]
         if unknown:
             raise InputError(
                 f"held_out = {held_out!r}: {len(unknown)} of its {len(names)} names are none of "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from topicell.data.preprocessing import PARTS, column, prepared
 from topicell.data.reading import data_digest, load, source_digest
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
+from topicell.evaluation.perplexity import thin
 from topicell.evaluation.stability import consensus, stability
 from topicell.model.baselines import fit_model, require_library
 from topicell.model.counts import Counts
@@ -233,6 +235,13 @@ def measure(
     """
     by_replicate: dict[str, Sequence[float]] = {}
     test = parts["test"]
+    if test.n_cells and not thin(test.x, seed)[1].nnz:
+        warnings.warn(
+            f"the {test.n_cells} held-out cells have too few counts to predict; what they measure "
+            "is left out",
+            stacklevel=2,
+        )
+        test = test[:0]
     if test.n_cells:
         ways = {"test/perplexity_folded": True}
         if isinstance(fit, AmortizedFit):

@@ -242,10 +242,10 @@ def test_topics_are_matched_by_name_or_in_order(tmp_path: Path) -> None:
 @given(scale=st.lists(st.floats(1e-290, 1e290), min_size=8, max_size=8))
 def test_normalize_undoes_any_scale_of_rows(scale: list[float], tmp_path: Path) -> None:
     theta, beta = frames()
-    pair = theta.mul(scale, axis=0), beta * scale[:3]
-    topics = read_topics(*write("csv", pair, tmp_path), CELLS, GENES, normalize=True)
-    np.testing.assert_allclose(topics.theta_NK, theta, rtol=1e-12)
-    np.testing.assert_allclose(topics.beta_KG, beta.T, rtol=1e-12)
+    for pair in ((theta.mul(scale, axis=0), beta), (theta, beta * scale[:3])):
+        topics = read_topics(*write("csv", pair, tmp_path), CELLS, GENES, normalize=True)
+        np.testing.assert_allclose(topics.theta_NK, theta, rtol=1e-12)
+        np.testing.assert_allclose(topics.beta_KG, beta.T, rtol=1e-12)
 
 
 def test_rounding_is_forgiven_up_to_a_thousandth(tmp_path: Path) -> None:
@@ -483,3 +483,23 @@ def test_bad_files_are_refused_with_their_name(case: str, tmp_path: Path) -> Non
     ) as caught:
         read_topics(theta, beta, CELLS, GENES)
     assert "\n" not in str(caught.value)
+
+
+def test_factors_keep_the_proportions_of_their_product(tmp_path):
+    """W H of NMF: what normalising takes from a topic's genes goes to its cells."""
+    rng = np.random.default_rng(0)
+    w, h = rng.gamma(1.0, 1.0, (7, 3)), rng.gamma(1.0, [[1.0], [10.0], [100.0]], (3, 5))
+    np.save(tmp_path / "w.npy", w)
+    np.save(tmp_path / "h.npy", h)
+    cells, genes = [f"c{i}" for i in range(7)], [f"g{i}" for i in range(5)]
+    paths = str(tmp_path / "w.npy"), str(tmp_path / "h.npy")
+    topics = read_topics(*paths, cells, genes, normalize=True)
+    product = w @ h
+    np.testing.assert_allclose(
+        topics.theta_NK @ topics.beta_KG, product / product.sum(1, keepdims=True)
+    )
+    # Proportions beside weights of genes stay as they are.
+    theta = w / w.sum(1, keepdims=True)
+    np.save(tmp_path / "w.npy", theta)
+    again = read_topics(*paths, cells, genes, normalize=True)
+    np.testing.assert_allclose(again.theta_NK, theta)

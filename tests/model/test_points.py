@@ -255,3 +255,23 @@ def test_no_samples_are_no_estimate(planted_fit):
     for estimate in (planted_fit.theta, planted_fit.elbo_given_topics):
         with pytest.raises(InputError, match="n_samples = 0"):
             estimate(n_samples=0)
+
+
+def test_points_have_no_elbo_of_their_own_and_say_so(planted):
+    counts, _, beta_KG = planted
+    fit = PointFit(
+        beta_KG[None],
+        model=ModelConfig(n_topics=4, cell_topic_prior=[0.1, 0.2, 3.0, 1.0]),
+        genes=counts.genes,
+        selection_R=np.zeros(1),
+        gene_frequency_G=counts.gene_frequency(),
+        n_train=500,
+        history=[],
+    )
+    with pytest.raises(InputError, match="use elbo_given_topics"):
+        fit.elbo(counts)
+    with pytest.raises(InputError, match="no amortization gap"):
+        fit.amortization_gap(counts)
+    # Whatever prior a library was told, in whichever order: one prior for all.
+    mean_K, scale_K = fit.prior()
+    assert len(set(mean_K.tolist())) == len(set(scale_K.tolist())) == 1

@@ -81,7 +81,9 @@ def read_topics(
     cell_names, gene_names
         Those of the data.
     normalize
-        Rescale each cell of theta and each topic of beta to sum to 1, whatever the sum was.
+        Rescale each cell of theta and each topic of beta to sum to 1, whatever the sum was. Where
+        both have other sums they are factors, as of NMF: a topic's sum in beta then goes to its
+        column of theta first, so that their product keeps its proportions.
 
     Raises
     ------
@@ -120,13 +122,16 @@ def read_topics(
     if beta_topics is not None and set(beta_topics) == set(names):
         beta_GK = beta_GK[:, [beta_topics.index(name) for name in names]]
 
-    with _about(about_theta):
-        used = [all_cells[i] for i in cells]
-        theta_NK = _proportions(theta_NK, "cell", used, names, normalize)
     with _about(about_beta):
         used = [all_genes[i] for i in genes]
-        beta_KG = _proportions(beta_GK.T, "topic", names, used, normalize)
-    return Topics(theta_NK, beta_KG, cells, genes, names)
+        beta_KG, mass_K = _proportions(beta_GK.T, "topic", names, used, normalize)
+    with _about(about_theta):
+        used = [all_cells[i] for i in cells]
+        proportions, sums_N = _proportions(theta_NK, "cell", used, names, normalize)
+        if (np.abs(sums_N - 1) > _TOLERANCE).any():
+            # Factors, as of NMF: what is taken from a topic's genes is given to its cells.
+            proportions, _ = _proportions(proportions * mass_K, "cell", used, names, normalize)
+    return Topics(proportions, beta_KG, cells, genes, names)
 
 
 @contextmanager
@@ -369,7 +374,8 @@ def _are_ensembl(names: Iterable[str]) -> bool:
 
 def _proportions(
     values: Any, row: str, rows: list[str], columns: list[str], normalize: bool
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that sum to 1, and what they summed to."""
     # In one layout: the order of summation, and with it the last digit, is that of memory.
     x = np.ascontiguousarray(values.toarray() if sp.issparse(values) else values, np.float64)
     bad = ~((x >= 0) & (x < np.finfo(np.float64).max / x.shape[1]))  # The sums are finite, too.
@@ -394,8 +400,7 @@ def _proportions(
             f"{row} {rows[off[0]]!r} sums to {sums[off[0]]:.6g}, not to 1 ({len(off)} of {len(x)} "
             f"{row}s do not){hint}; normalize=true rescales each row"
         )
-    scaled: np.ndarray = x / sums[:, None]
-    return scaled
+    return x / sums[:, None], sums
 
 
 def _repeated(names: list[str]) -> list[str]:

@@ -36,7 +36,9 @@ FORMAT = 2
 
 
 class TopicFit(ABC):
-    """R sets of topics, their order by mean proportion, and everything that is read off them.
+    """R sets of topics, and everything that is read off them.
+
+    Fitted topics are in order of mean proportion; those brought by a user keep their order.
 
     Methods take cells as an AnnData or as `Counts`, match genes by name, and describe the
     replicate shown unless told another; ``replicate`` counts from 0. Estimates are seeded.
@@ -49,7 +51,7 @@ class TopicFit(ABC):
         Names of the modelled genes, shape (G,).
     selection_R
         ELBO by which the replicate shown was chosen: nats per validation cell (per training cell
-        where there was no validation set).
+        where there was no validation set); 0 for points where there was nothing to choose.
     gene_frequency_G
         Share of each gene in all training counts.
     n_train
@@ -131,7 +133,7 @@ class TopicFit(ABC):
 
     @property
     def topic_names(self) -> list[str]:
-        """``topic_0`` … in order of mean proportion."""
+        """``topic_0`` …"""
         return [f"topic_{k}" for k in range(self.n_topics)]
 
     def cell_topics(
@@ -240,7 +242,8 @@ class TopicFit(ABC):
             Count modelled genes that `data` lacks as zero, instead of refusing.
         refine
             Optimise the posterior of each cell instead of taking the encoder's: slower, some ten
-            seconds for 40,000 cells, and never of a lower ELBO.
+            seconds for 40,000 cells, and never of a lower ELBO. Topics without an encoder have no
+            other posterior once they are loaded.
         replicate, n_samples, seed
             As everywhere.
 
@@ -274,14 +277,55 @@ class TopicFit(ABC):
             counts, replicate=replicate, refine=refine, n_samples=n_samples, seed=seed
         )
 
+    @abstractmethod
+    def elbo_by_replicate(
+        self,
+        data: Any = None,
+        *,
+        layer: str | None = None,
+        refine: bool = False,
+        n_samples: int = 10,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """ELBO of cells under each replicate, nats per cell with KL weight 1, shape (R,)."""
+
+    @abstractmethod
+    def amortization_gap(
+        self,
+        data: Any = None,
+        *,
+        layer: str | None = None,
+        replicates: Sequence[int] | None = None,
+        n_samples: int = 64,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """ELBO of each cell that the encoder's posterior loses, nats, shape (R, N)."""
+
+    def elbo(
+        self,
+        data: Any = None,
+        *,
+        layer: str | None = None,
+        replicate: int | None = None,
+        refine: bool = False,
+        n_samples: int = 10,
+        seed: int = 0,
+    ) -> float:
+        """ELBO in nats per cell, KL weight 1; higher is better. Of the fit's cells by default."""
+        by_replicate = self.elbo_by_replicate(
+            data, layer=layer, refine=refine, n_samples=n_samples, seed=seed
+        )
+        return float(by_replicate[self._replicate(replicate)])
+
     def elbo_given_topics(
         self, data: Any = None, *, layer: str | None = None, n_samples: int = 64, seed: int = 0
     ) -> np.ndarray:
         """ELBO of cells with the mean topics held fixed, nats per cell, shape (R,).
 
         The posterior of each cell is optimised (`topicell.model.refinement`) and no KL of topics
-        is paid: the one ELBO that can be had of any topics whatever, and so the one to compare
-        kinds of models by, of one number of topics: with more of them refinement stops farther
+        is paid, and the prior is Dirichlet(1/K) whatever fitted them: the one ELBO that can be had
+        of any topics, and so the one to compare kinds of models by, of one number of topics: with
+        more of them refinement stops farther
         from its optimum (``experiments/measures``). Minus infinity if a count has a gene that no
         topic has.
         """
@@ -293,9 +337,11 @@ class TopicFit(ABC):
         return elbo_R
 
     def prior(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the topic logits of a cell, each of shape (K,)."""
-        K = self.n_topics
-        return laplace_prior(concentrations(self.model.cell_topic_prior, K, K))
+        """The prior under which topics are taken as given: Dirichlet(1/K), whatever fitted them.
+
+        Mean and standard deviation of the topic logits of a cell, each of shape (K,).
+        """
+        return laplace_prior(concentrations(None, self.n_topics, self.n_topics))
 
     def perplexity_by_replicate(
         self,
@@ -309,8 +355,8 @@ class TopicFit(ABC):
         """Document-completion perplexity under each replicate, per count, shape (R,).
 
         Each cell's counts are thinned into halves; θ comes from the one, by EM with β fixed
-        (`folded`: the same for every kind of model) or from the encoder, and the other is
-        predicted (Wallach et al. 2009).
+        (`folded`: the same for every kind of model) or from the model's own inference, and the
+        other is predicted (Wallach et al. 2009).
         """
         if data is None and self.held_out is not None:
             data = self.held_out

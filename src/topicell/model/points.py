@@ -67,7 +67,7 @@ class PointFit(TopicFit):
             n_train=counts.n_cells,
             history=[],
             cells=counts,
-            held_out=valid,
+            held_out=valid if valid is not None and valid.n_cells else None,
         )
         judged = valid if valid is not None and valid.n_cells else counts
         if len(beta_RKG) > 1:
@@ -86,7 +86,7 @@ class PointFit(TopicFit):
         """Topic proportions of cells, of all or the given replicates, shape (R, N, K).
 
         By the library's own inference, as long as that is there; with `refine`, and always after
-        loading, means of a posterior optimised for each cell under the prior of the settings.
+        loading, means of a posterior optimised for each cell under Dirichlet(1/K).
         """
         require_samples(n_samples)
         x = self._counts(data).x
@@ -98,6 +98,14 @@ class PointFit(TopicFit):
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Gene proportions of topics, all replicates, shape (R, K, G); points need no samples."""
         return self.beta_RKG
+
+    def elbo_by_replicate(self, data: Any = None, **options: Any) -> np.ndarray:
+        """Points have no posterior of topics, and so no ELBO of their own."""
+        raise InputError("topics without a posterior have no ELBO; use elbo_given_topics")
+
+    def amortization_gap(self, data: Any = None, **options: Any) -> np.ndarray:
+        """Points have no encoder."""
+        raise InputError("topics without an encoder have no amortization gap")
 
     def _weights(self) -> dict[str, Tensor]:
         return {"beta": torch.from_numpy(np.ascontiguousarray(self.beta_RKG))}

@@ -64,7 +64,7 @@ class AmortizedFit(TopicFit):
             n_train=counts.n_cells,
             history=history,
             cells=counts,
-            held_out=valid,
+            held_out=valid if valid is not None and valid.n_cells else None,
         )
 
     def theta(
@@ -114,22 +114,6 @@ class AmortizedFit(TopicFit):
         terms = elbo_terms(self.program, cells, n_samples=n_samples, seed=seed)
         elbo_R = terms.per_cell(self.n_train)
         return elbo_R + self.amortization_gap(counts, seed=seed).mean(1) if refine else elbo_R
-
-    def elbo(
-        self,
-        data: Any = None,
-        *,
-        layer: str | None = None,
-        replicate: int | None = None,
-        refine: bool = False,
-        n_samples: int = 10,
-        seed: int = 0,
-    ) -> float:
-        """ELBO in nats per cell, KL weight 1; higher is better. Of the fit's cells by default."""
-        by_replicate = self.elbo_by_replicate(
-            data, layer=layer, refine=refine, n_samples=n_samples, seed=seed
-        )
-        return float(by_replicate[self._replicate(replicate)])
 
     def amortization_gap(
         self,

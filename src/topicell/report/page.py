@@ -59,8 +59,8 @@ SCORES = {
     "test/elbo_given_topics": (
         "ELBO given the topics",
         "Lower bound on the log-probability of an unseen cell with the topics held fixed and the "
-        "cell's proportions optimised: the same for every kind of model. Nats per cell, higher is "
-        "better.",
+        "cell's proportions optimised: the same for every kind of model, at one number of topics. "
+        "Nats per cell, higher is better.",
     ),
     "test/elbo": (
         "ELBO",
@@ -409,7 +409,9 @@ def _score(name: str, value: float) -> dict[str, str]:
 
 
 def _number(value: float) -> str:
-    if not math.isfinite(value):
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if math.isnan(value):
         return "not defined"
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}".replace("-", "−")
