@@ -28,6 +28,10 @@ def _require(condition: bool, knob: str, found: object, mend: str) -> None:
         raise InputError(f"{knob} = {found!r}: {mend}")
 
 
+def _require_seed(seed: int) -> None:
+    _require(0 <= seed < 2**32, "seed", seed, "must be between 0 and 2**32 - 1")
+
+
 def _require_share(knob: str, value: float) -> None:
     _require(0 <= value < 1, knob, value, "must be at least 0 and less than 1")
 
@@ -524,7 +528,7 @@ class RunConfig:
     """Reaches the split, the start, the mini-batches, the noise and the embeddings."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "must be between 0 and 2**32 - 1")
+        _require_seed(self.seed)
         require_effect(self.model, self.train)
 
     @property
@@ -564,7 +568,7 @@ class GivenConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "must be between 0 and 2**32 - 1")
+        _require_seed(self.seed)
         _require(0 <= self.floor < 0.1, "floor", self.floor, "must be at least 0 and below 0.1")
 
     @property

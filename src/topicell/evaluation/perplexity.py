@@ -80,7 +80,7 @@ def fold_in(
     It is the same for every kind of model, so it is what models are compared by. The optimum is
     unique, since the objective is concave; each cell starts at uniform proportions and stops by
     itself, so its result does not depend on the other cells. Two M steps tell where a third would
-    be taken from (SQUAREM), which reaches in some 30 M steps what EM alone does not in 200. A
+    be taken from (SQUAREM), which reaches in some 36 M steps what EM alone does not in 200. A
     count that no topic can explain is passed over.
 
     Parameters

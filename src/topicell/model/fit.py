@@ -241,8 +241,9 @@ class TopicFit(ABC):
         fill_missing
             Count modelled genes that `data` lacks as zero, instead of refusing.
         refine
-            Optimise the posterior of each cell instead of taking the encoder's: slower, some ten
-            seconds for 40,000 cells, and never of a lower ELBO. Topics without an encoder have no
+            Optimise the posterior of each cell instead of taking the encoder's: slower (a third of
+            a millisecond for a cell of 90 non-zero genes and ten topics), and never of a lower
+            ELBO. Topics without an encoder have no
             other posterior once they are loaded.
         replicate, n_samples, seed
             As everywhere.
@@ -492,6 +493,9 @@ class TopicFit(ABC):
                 f"replicate = {replicate}: this fit has replicates 0 to {self.n_replicates - 1}"
             )
         return replicate
+
+    def _replicates(self, replicates: Sequence[int] | None) -> list[int]:
+        return list(range(self.n_replicates)) if replicates is None else list(replicates)
 
     def _counts(self, data: Any, layer: str | None = None) -> Counts:
         if data is None:

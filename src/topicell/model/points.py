@@ -90,7 +90,7 @@ class PointFit(TopicFit):
         """
         require_samples(n_samples)
         x = self._counts(data).x
-        chosen = list(range(self.n_replicates)) if replicates is None else list(replicates)
+        chosen = self._replicates(replicates)
         if self.infer and not refine:
             return np.stack([self.infer[r](x) for r in chosen])
         return theta_given(self.beta_RKG[chosen], self.prior(), x, n_samples=n_samples, seed=seed)

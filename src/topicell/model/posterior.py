@@ -83,7 +83,7 @@ class AmortizedFit(TopicFit):
         """
         require_samples(n_samples)
         cells = chunks(self.program, self._counts(data).x)
-        chosen = list(range(self.n_replicates)) if replicates is None else list(replicates)
+        chosen = self._replicates(replicates)
         theta_RNK = mean_theta(
             self.program, cells, n_samples=n_samples, seed=seed, replicates=chosen, refine=refine
         )
@@ -135,7 +135,7 @@ class AmortizedFit(TopicFit):
         """
         require_samples(n_samples)
         cells = chunks(self.program, self._counts(data, layer).x)
-        chosen = list(range(self.n_replicates)) if replicates is None else list(replicates)
+        chosen = self._replicates(replicates)
         return amortization_gap(
             self.program, cells, n_samples=n_samples, seed=seed, replicates=chosen
         )

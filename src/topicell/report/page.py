@@ -19,8 +19,8 @@ from topicell.evaluation import ranking
 if TYPE_CHECKING:
     from anndata import AnnData
 
-USED_SHARE = 0.01
 FEW_TEST_CELLS = 30
+USED_SHARE = 0.01
 """A topic that is dominant in no more than this share of the cells counts as not used."""
 DUPLICATE_COSINE = 0.95
 """Two topics whose β have a greater cosine than this are near copies."""
@@ -183,7 +183,7 @@ FIGURES = {
     ),
     "amortization_gap": (
         "What the encoder's posterior of each cell loses against one optimised for the cell, the "
-        "topics held fixed. A few cells far out are cells unlike those of training.",
+        "topics held fixed.",
         "Histogram of the amortization gap of the cells, in nats",
     ),
     "training_curves": (
@@ -236,7 +236,7 @@ def render(
     return environment.get_template("page.html.j2").render(
         run=run,
         n_topics=theta_NK.shape[1],
-        data=_data_line(adata),
+        data=_data_line(adata, given="theta" in config),
         model=_model_line(config, theta_NK.shape[1], len(history)),
         headlines=[_score(name, scores[name]) for name in HEADLINES if name in scores],
         scores=[_score(name, scores[name]) for name in _known_first(scores, SCORES)],
@@ -372,13 +372,17 @@ def _dominance(theta_NK: np.ndarray) -> np.ndarray:
     return np.bincount(dominant_N, minlength=theta_NK.shape[1]) / len(theta_NK)
 
 
-def _data_line(adata: AnnData) -> str:
+def _data_line(adata: AnnData, *, given: bool) -> str:
     line = f"{adata.n_obs:,} cells and {adata.n_vars:,} genes"
     if adata.raw is not None and adata.raw.n_vars > adata.n_vars:
         line += f", of {adata.raw.n_vars:,} that passed the filters"
     if "split" in adata.obs:
         sizes = adata.obs["split"].value_counts()
-        parts = {"train": "to train on", "valid": "to validate on", "test": "kept to test on"}
+        parts = {
+            "train": "not known to be held out" if given else "to train on",
+            "valid": "to validate on",
+            "test": "kept to test on",
+        }
         line += "; " + ", ".join(f"{sizes[p]:,} {use}" for p, use in parts.items() if sizes.get(p))
     return line
 
