@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import topicell
 from topicell.cli import main
 from topicell.config import TrackingConfig
-from topicell.tracking import client, experiment_id
+from topicell.tracking.store import client, experiment_id
 
 SMALL = [
     "data=simulated",

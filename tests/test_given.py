@@ -8,7 +8,9 @@ import pytest
 from topicell.config import GivenConfig, InputError, ReportConfig, TrackingConfig
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.given import evaluate, held_out_cells
-from topicell.tracking import client, open_tracker, read_metrics
+from topicell.tracking.runs import open_tracker
+from topicell.tracking.store import client
+from topicell.tracking.stored import read_metrics
 
 N, G, K = 90, 40, 3
 

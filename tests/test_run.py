@@ -23,8 +23,10 @@ from topicell.config import (
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
 from topicell.run import require_labels, run
-from topicell.tracking import ARTIFACTS as ARTIFACT_NAMES
-from topicell.tracking import RECORDS, client, fetch_run, open_tracker, read_metrics
+from topicell.tracking.runs import ARTIFACTS as ARTIFACT_NAMES
+from topicell.tracking.runs import RECORDS, open_tracker
+from topicell.tracking.store import client
+from topicell.tracking.stored import fetch_run, read_metrics
 
 FINAL = {
     "test/perplexity_folded",

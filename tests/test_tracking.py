@@ -9,24 +9,12 @@ import pytest
 import yaml
 
 from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
-from topicell.tracking import (
-    RECORDS,
-    MLflowRun,
-    RunFolder,
-    client,
-    create_store,
-    experiment_id,
-    fetch_run,
-    finish_parent,
-    open_tracker,
-    provenance,
-    read_metrics,
-    shown_uri,
-    start_parent,
-    tracking_uri,
-    ui_address,
-    ui_command,
-)
+from topicell.tracking.parents import finish_parent, start_parent
+from topicell.tracking.provenance import provenance
+from topicell.tracking.runs import RECORDS, MLflowRun, RunFolder, open_tracker
+from topicell.tracking.store import client, create_store, experiment_id, shown_uri, tracking_uri
+from topicell.tracking.stored import fetch_run, read_metrics
+from topicell.tracking.ui import ui_address, ui_command
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +124,9 @@ def test_a_dead_server_costs_one_warning_and_no_result(tmp_path, caplog):
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     tracker = open_tracker(TrackingConfig(uri=f"http://127.0.0.1:{port}"), tmp_path / "run")
-    with caplog.at_level(logging.WARNING, logger="topicell.tracking"):
+    with caplog.at_level(logging.WARNING, logger="topicell.tracking.runs"):
         record(tracker)
-    assert len([r for r in caplog.records if r.name == "topicell.tracking"]) == 1
+    assert len([r for r in caplog.records if r.name == "topicell.tracking.runs"]) == 1
     assert "the run goes on" in caplog.text
     history, final = read_metrics(tmp_path / "run")
     assert len(history) == 3

@@ -225,7 +225,7 @@ def _train_once(settings: DictConfig, folder: Path) -> None:
 
     config = to_run_config(settings)
     from topicell.run import run
-    from topicell.tracking import open_tracker
+    from topicell.tracking.runs import open_tracker
 
     # It announces every column of strings that it stores as categories.
     logging.getLogger("anndata").setLevel(logging.WARNING)
@@ -253,7 +253,7 @@ class ParentRun(Callback):  # type: ignore[misc]  # hydra is untyped
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Create the parent run."""
-        from topicell.tracking import start_parent
+        from topicell.tracking.parents import start_parent
 
         tracking = OmegaConf.to_object(config.tracking)
         assert isinstance(tracking, TrackingConfig)
@@ -266,7 +266,7 @@ class ParentRun(Callback):  # type: ignore[misc]  # hydra is untyped
     def finish(cls, status: str) -> None:
         """End the parent run, if there is one, also when a job failed or was interrupted."""
         if cls.started is not None:
-            from topicell.tracking import finish_parent
+            from topicell.tracking.parents import finish_parent
 
             finish_parent(*cls.started, status)
             cls.started = None
@@ -281,7 +281,7 @@ def report(arguments: list[str]) -> None:
     import anndata
 
     from topicell import report
-    from topicell.tracking import fetch_run, read_metrics, store_artifacts
+    from topicell.tracking.stored import fetch_run, read_metrics, store_artifacts
 
     with tempfile.TemporaryDirectory() as scratch:
         folder, run_id = fetch_run(
@@ -323,7 +323,7 @@ def transform(arguments: list[str]) -> None:
     from topicell.data.reading import read
     from topicell.model.fit import TopicFit
     from topicell.run import annotate
-    from topicell.tracking import fetch_run
+    from topicell.tracking.stored import fetch_run
 
     adata = read(options.input, layer=options.layer)
     with tempfile.TemporaryDirectory() as scratch:
@@ -354,7 +354,7 @@ def evaluate(arguments: list[str]) -> None:
     from datetime import datetime
 
     from topicell import given
-    from topicell.tracking import open_tracker
+    from topicell.tracking.runs import open_tracker
 
     logging.getLogger("anndata").setLevel(logging.WARNING)
     now = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
@@ -370,7 +370,8 @@ def ui(arguments: list[str]) -> None:
     import subprocess
     import webbrowser
 
-    from topicell.tracking import is_server, ui_address, ui_command
+    from topicell.tracking.store import is_server
+    from topicell.tracking.ui import ui_address, ui_command
 
     address = ui_address(options.tracking, options.host, options.port)
     if is_server(options.tracking):

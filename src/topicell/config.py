@@ -454,13 +454,22 @@ class EvaluateConfig:
     """Neighbours of the label classifier in topic space."""
     n_gap_cells: int = 4000
     """Cells, drawn at random, whose amortization gap is measured; 0 measures none."""
+    n_splits: int = 1
+    """Splits of the cells, each with fits of its own: error bars over splits and replicates. The
+    first is the run's, which the artifacts show."""
 
     def __post_init__(self) -> None:
         _require(
             self.n_gap_cells >= 0, "evaluate.n_gap_cells", self.n_gap_cells, "cannot be negative"
         )
         _require_positive(
-            "evaluate", self, "n_samples", "n_elbo_samples", "n_diversity_genes", "n_neighbors"
+            "evaluate",
+            self,
+            "n_samples",
+            "n_elbo_samples",
+            "n_diversity_genes",
+            "n_neighbors",
+            "n_splits",
         )
         _require(
             self.n_coherence_genes >= 2,

@@ -29,7 +29,7 @@ from topicell.model.counts import Counts
 from topicell.model.engines import cpu_threads
 from topicell.model.points import PointFit
 from topicell.run import Result, check_report, conclude, parts_of, recorded
-from topicell.tracking import Tracker
+from topicell.tracking.runs import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +108,7 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
             "given/perplexity_folded": fit.perplexity(cells, seed=config.seed),
             "given/elbo_given_topics": float(fit.elbo_given_topics(cells, seed=config.seed)[0]),
         }
-        scores = conclude(fit, theta_RNK, adata, parts, config, tracker, given)
+        scores, values = conclude(fit, theta_RNK, adata, parts, config, tracker, given)
         infinite = [name for name, value in scores.items() if np.isinf(value)]
         if infinite:
             warnings.warn(
@@ -116,7 +116,7 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
                 "of a cell that has counts of it; floor=1e-9 gives every gene at least that",
                 stacklevel=2,
             )
-    return Result(fit, scores, adata)
+    return Result(fit, scores, values, adata)
 
 
 def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:

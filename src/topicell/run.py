@@ -7,10 +7,11 @@ the run folder, and with the tracker.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +32,7 @@ from topicell.config import (
     RunConfig,
     as_dict,
 )
-from topicell.data.preprocessing import PARTS, column, prepared
+from topicell.data.preprocessing import PARTS, column, prepared, split
 from topicell.data.reading import data_digest, load, source_digest
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
@@ -45,19 +46,30 @@ from topicell.model.points import PointFit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.training import check_sizes
 from topicell.report.tables import write_tables
-from topicell.tracking import Tracker, provenance
+from topicell.tracking.provenance import provenance
+from topicell.tracking.runs import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
 
+Measured = dict[str, list[float]]
+"""Values by metric, one a replicate; one alone of what compares replicates."""
+Values = dict[str, dict[str, list[float]]]
+"""Values by metric and split."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run found: the fit, its scores by metric name, and the annotated cells."""
+    """What a run found: the fit, its scores by metric name, and the annotated cells.
+
+    `values` has what the scores summarise: by metric and split, one value a replicate.
+    """
 
     fit: TopicFit
     scores: dict[str, float]
+    values: Values
     adata: AnnData
 
 
@@ -107,12 +119,34 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
                 epoch=int(epoch["epoch"]),
             ),
         )
-        seconds = {"speed/fit_seconds": time.perf_counter() - started}
+        known = {"speed/fit_seconds": time.perf_counter() - started}
         theta_RNK = fit.theta(
             Counts.of(adata, "counts"), n_samples=config.evaluate.n_samples, seed=config.seed
         )
-        scores = conclude(fit, theta_RNK, adata, parts, config, tracker, seconds)
-    return Result(fit, scores, adata)
+        further = dict(further_splits(adata, config))
+        scores, values = conclude(fit, theta_RNK, adata, parts, config, tracker, known, further)
+    return Result(fit, scores, values, adata)
+
+
+def further_splits(adata: AnnData, config: RunConfig) -> Iterator[tuple[str, Measured]]:
+    """Fit and measure on the splits after the first: (seed of the split, values)."""
+    cells = Counts.of(adata, "counts")
+    for seed in split_seeds(config.seed, config.evaluate.n_splits)[1:]:
+        part_N = split(adata, config.preprocess.split, seed=seed)
+        parts = {name: cells[np.flatnonzero(part_N == name)] for name in PARTS}
+        fit = fit_model(parts["train"], parts["valid"], config.model, config.train, seed=seed)
+        theta_RNK = fit.theta(cells, n_samples=config.evaluate.n_samples, seed=seed)
+        beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=seed)
+        yield (
+            str(seed),
+            measure(fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, seed),
+        )
+
+
+def split_seeds(seed: int, n_splits: int) -> list[int]:
+    """The seed of each split: the run's own, then such as neighbouring seeds do not share."""
+    drawn = np.random.SeedSequence(seed).generate_state(n_splits - 1)
+    return [seed, *(int(value) for value in drawn)]
 
 
 def parts_of(adata: AnnData) -> dict[str, Counts]:
@@ -165,14 +199,38 @@ def conclude(
     config: RunConfig | GivenConfig,
     tracker: Tracker,
     known: Mapping[str, float],
-) -> dict[str, float]:
-    """What comes after topics: measures, annotated cells, tables, report. Returns the scores."""
+    further: Mapping[str, Measured] | None = None,
+) -> tuple[dict[str, float], Values]:
+    """What comes after topics: measures, annotated cells, tables, report.
+
+    Parameters
+    ----------
+    fit, theta_RNK, adata, parts
+        The fit, and the cells whole and by part.
+    config, tracker
+        What was asked, and where it is recorded.
+    known
+        Scores that were taken before.
+    further
+        What was measured on further splits, by the seed of each.
+
+    Returns
+    -------
+    The scores by metric name, and the values that they summarise.
+    """
     beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
     annotate(adata, theta_RNK[fit.shown])
     adata.varm["lda_topics"] = beta_RKG[fit.shown].T.copy()
-    scores = dict(
-        measure(fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed)
-    )
+    measured = {
+        str(config.seed): measure(
+            fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
+        )
+    } | dict(further or {})
+    values = {
+        name: {seed: of_split[name] for seed, of_split in measured.items() if name in of_split}
+        for name in measured[str(config.seed)]
+    }
+    scores = dict(summarized(values, str(config.seed), fit.shown))
     if isinstance(fit, AmortizedFit) and config.evaluate.n_gap_cells:
         gap_N = amortization_gap(fit, Counts.of(adata, "counts"), config.evaluate, config.seed)
         adata.obs["amortization_gap"] = gap_N
@@ -200,13 +258,14 @@ def conclude(
     folder = tracker.directory
     fit.save(folder / "model")
     write_tables(fit, theta_RNK, beta_RKG, agreed, adata.obs_names, folder)
+    write_scores(values, folder)
     try:
         if config.report.enabled:
             report.write(adata, fit.history, folder, config.report, config.seed)
     finally:
         # The cells outlive a report that fails.
         adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
-    return scores
+    return scores, values
 
 
 def require_labels(labels: pd.Series) -> None:
@@ -227,21 +286,16 @@ def measure(
     labels: pd.Series | None,
     config: EvaluateConfig,
     seed: int,
-) -> Iterator[tuple[str, float]]:
-    """Every final measure, as (name, value).
-
-    The plain name is the replicate shown, whose topics the artifacts hold; beside it stand the
-    mean and the standard deviation over replicates when there are several.
-    """
-    by_replicate: dict[str, Sequence[float]] = {}
-    test = parts["test"]
-    if test.n_cells and not thin(test.x, seed)[1].nnz:
-        warnings.warn(
-            f"the {test.n_cells} held-out cells have too few counts to predict; what they measure "
-            "is left out",
-            stacklevel=2,
-        )
-        test = test[:0]
+) -> Measured:
+    """Every final measure of one split."""
+    by_replicate: Measured = {}
+    test = predictable(parts["test"], seed)
+    valid = predictable(parts["valid"], seed)
+    if valid.n_cells:
+        # The score to choose settings by: the test cells are for the choice.
+        by_replicate["valid/perplexity_folded"] = fit.perplexity_by_replicate(
+            valid, folded=True, n_samples=config.n_samples, seed=seed
+        ).tolist()
     if test.n_cells:
         ways = {"test/perplexity_folded": True}
         if isinstance(fit, AmortizedFit):
@@ -267,14 +321,54 @@ def measure(
     ]
     for name in of_topics[0]:
         by_replicate[name] = [scores[name] for scores in of_topics]
-    for name, values in by_replicate.items():
-        yield name, float(values[fit.shown])
-        if fit.n_replicates > 1:
-            yield f"{name}_mean", float(np.mean(values))
-            yield f"{name}_sd", float(np.std(values, ddof=1))
     if fit.n_replicates > 1:
-        yield "topics/stability", stability(beta_RKG).mean
-        yield "topics/consensus", float((~consensus(beta_RKG).unstable).sum())
+        by_replicate["topics/stability"] = [stability(beta_RKG).mean]
+        by_replicate["topics/consensus"] = [float((~consensus(beta_RKG).unstable).sum())]
+    if fit.history:
+        by_replicate["fit/epochs"] = [float(len(fit.history))]
+    return by_replicate
+
+
+def predictable(cells: Counts, seed: int) -> Counts:
+    """The held-out cells, or none of them if no count is left to predict."""
+    if cells.n_cells and not thin(cells.x, seed)[1].nnz:
+        warnings.warn(
+            f"the {cells.n_cells} held-out cells have too few counts to predict; what they "
+            "measure is left out",
+            stacklevel=3,
+        )
+        return cells[:0]
+    return cells
+
+
+def summarized(values: Values, own: str, shown: int) -> Iterator[tuple[str, float]]:
+    """Scores by metric name.
+
+    The plain name is the replicate shown of the run's own split, whose topics the artifacts hold;
+    beside it stand the mean and the standard deviation over replicates (of all splits) where there
+    are several, and the standard error of the mean where there are several splits.
+    """
+    for name, by_split in values.items():
+        of_own = by_split[own]
+        yield name, float(of_own[shown] if len(of_own) > 1 else of_own[0])
+        everything = [value for of_split in by_split.values() for value in of_split]
+        if len(everything) > 1:
+            yield f"{name}_mean", float(np.mean(everything))
+            yield f"{name}_sd", float(np.std(everything, ddof=1))
+        if len(by_split) > 1:
+            means = [np.mean(of_split) for of_split in by_split.values()]
+            yield f"{name}_se", float(np.std(means, ddof=1) / np.sqrt(len(means)))
+
+
+def write_scores(values: Values, folder: Path) -> None:
+    """Write ``scores.csv``: each value that a score summarises, by metric, split and replicate."""
+    with (folder / "scores.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["metric", "split", "replicate", "value"])
+        for name, by_split in values.items():
+            for seed, of_split in by_split.items():
+                for replicate, value in enumerate(of_split):
+                    table.writerow([name, seed, replicate, value])
 
 
 def replicate_scores(

@@ -6,13 +6,15 @@ LDA"; every step is a knob of `PreprocessConfig`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +35,7 @@ MIN_CELLS_TO_RANK = 10
 compiled loess ends the process."""
 WARNINGS = "topicell_warnings"
 """Key of uns under which the cache keeps what was warned of, to be said again."""
+_HELD: ContextVar[dict[Path, AnnData] | None] = ContextVar("held", default=None)
 
 
 def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> AnnData:
@@ -196,7 +199,11 @@ def prepared(
 
         folder = Path(pooch.os_cache("topicell")) / "prepared"
     path = folder / f"{_identity(source_digest, config)}.h5ad"
-    if path.is_file():
+    held = _HELD.get()
+    if held is not None and path in held:
+        adata = held[path].copy()
+        messages = [str(message) for message in adata.uns[WARNINGS]]
+    elif path.is_file():
         adata = anndata.read_h5ad(path)
         messages = [str(message) for message in adata.uns[WARNINGS]]
     else:
@@ -206,10 +213,23 @@ def prepared(
         messages = [str(w.message) for w in caught if w.category is UserWarning]
         adata.uns[WARNINGS] = np.array(messages, dtype=object)
         _keep(adata, path)
+    if held is not None and path not in held:
+        held.clear()
+        held[path] = adata.copy()
     del adata.uns[WARNINGS]
     for message in messages:
         warnings.warn(message, stacklevel=2)
     return _with_split(adata, config.split, seed)
+
+
+@contextlib.contextmanager
+def held_in_memory() -> Iterator[None]:
+    """Keep the data prepared last in memory: for a process that makes one run after another."""
+    token = _HELD.set({})
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
 
 
 def _identity(source_digest: str, config: PreprocessConfig) -> str:

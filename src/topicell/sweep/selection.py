@@ -1,0 +1,277 @@
+"""From trials to a verdict on the number of topics K. Pure arithmetic: numpy alone.
+
+For each K, every measure has a mean and a standard error over splits and replicates. The verdict
+goes by held-out perplexity under the one-standard-error rule (Breiman, Friedman, Olshen & Stone
+1984, Classification and Regression Trees, section 3.4.3): the smallest K whose perplexity is
+within one standard error of the lowest, among those whose topics are stable. The error is that of
+the *difference*, taken on the same held-out cells: a split is hard or easy for every K alike, and
+by this the perplexities of two K can be told apart that one split moves farther than K does.
+
+Measures are never rescaled and added: those of one K do not depend on which others were tried,
+and a K that is worse than the best does not change the choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from topicell.sweep.trials import PERPLEXITY, Trial
+
+STABILITY = "topics/stability"
+MEASURES = {
+    PERPLEXITY: "Perplexity of validation cells",
+    "topics/stability": "Stability",
+    "topics/coherence_npmi": "Coherence (NPMI)",
+    "topics/diversity": "Diversity",
+    "topics/used": "Topics in use",
+}
+"""What the curves over K show."""
+WIDE = 0.5
+"""A plateau over more than this share of the range (of its logarithm) is no optimum."""
+FEW = 3
+"""Of fewer numbers of topics there is no curve."""
+
+BySplit = Mapping[str, Sequence[float]]
+
+
+class Kind(Enum):
+    """What the perplexities of the numbers of topics look like."""
+
+    optimum = "clear optimum"
+    plateau = "plateau"
+    edge = "best at the edge of the range"
+    none = "no clear optimum"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over splits and replicates, and its standard error (NaN of a single value)."""
+
+    mean: float
+    se: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The measures of one number of topics: of its trial of the lowest perplexity.
+
+    `trials` are their numbers: several where a grid moved the seed.
+    """
+
+    n_topics: int
+    trials: tuple[int, ...]
+    values: Mapping[str, BySplit]
+
+    def estimate(self, measure: str) -> Estimate | None:
+        """Mean and standard error of a measure; None where it was not taken."""
+        return estimate(self.values[measure]) if measure in self.values else None
+
+    @property
+    def perplexity(self) -> float:
+        """Mean held-out perplexity."""
+        return estimate(self.values[PERPLEXITY]).mean
+
+    @property
+    def stability(self) -> float:
+        """Mean stability over splits; NaN with one replicate."""
+        return estimate(self.values[STABILITY]).mean if STABILITY in self.values else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The number of topics to take, and why.
+
+    `n_topics` is None where there is nothing to choose from; `within` are the numbers of topics
+    within one standard error of `best`, among the stable ones; `trial` is the number of the trial
+    to take.
+    """
+
+    kind: Kind
+    n_topics: int | None
+    best: int | None
+    within: tuple[int, ...]
+    trial: int | None
+    sentence: str
+    cautions: tuple[str, ...] = ()
+
+
+def estimate(by_split: BySplit) -> Estimate:
+    """Mean over splits of the mean over replicates, and its standard error.
+
+    Over splits where there are several; else over replicates, which leaves out how hard the
+    split is.
+    """
+    means = [float(np.mean(values)) for values in by_split.values()]
+    if len(means) > 1:
+        return Estimate(float(np.mean(means)), _standard_error(means))
+    (values,) = by_split.values()
+    return Estimate(means[0], _standard_error(values))
+
+
+def difference(a: BySplit, b: BySplit) -> Estimate:
+    """Mean of a − b on the splits that they share, and its standard error.
+
+    The error is the larger of two: over splits, of the difference of the means over replicates;
+    and of the replicates within splits. With few splits the first is small by chance now and
+    then, and the second knows nothing of which cells are held out. Without a shared split the
+    errors of both means are added in squares.
+    """
+    shared = [split for split in a if split in b]
+    if not shared:
+        of_a, of_b = estimate(a), estimate(b)
+        return Estimate(of_a.mean - of_b.mean, math.hypot(of_a.se, of_b.se))
+    differences = [float(np.mean(a[split]) - np.mean(b[split])) for split in shared]
+    within = [math.hypot(_standard_error(a[split]), _standard_error(b[split])) for split in shared]
+    errors = [_standard_error(differences), float(np.sqrt(np.sum(np.square(within)))) / len(shared)]
+    known = [error for error in errors if not math.isnan(error)]
+    return Estimate(float(np.mean(differences)), max(known, default=math.nan))
+
+
+def points(trials: Sequence[Trial]) -> list[Point]:
+    """The measures of each number of topics, in ascending order.
+
+    Trials that differ in the seed alone are one: their splits are put together. Of several
+    settings at one number of topics, the one of the lowest perplexity counts.
+    """
+    pooled: dict[tuple[int, str], list[Trial]] = {}
+    for trial in trials:
+        if trial.state == "COMPLETE" and PERPLEXITY in trial.values:
+            key = (trial.n_topics, repr(sorted(trial.others.items())))
+            pooled.setdefault(key, []).append(trial)
+    of_topics: dict[int, Point] = {}
+    for (n_topics, _), alike in pooled.items():
+        values: dict[str, dict[str, Sequence[float]]] = {}
+        for trial in alike:
+            for measure, by_split in trial.values.items():
+                for split, value in by_split.items():
+                    # The same settings and the same seed are the same run.
+                    values.setdefault(measure, {}).setdefault(split, value)
+        point = Point(n_topics, tuple(trial.number for trial in alike), values)
+        before = of_topics.get(n_topics)
+        if before is None or point.perplexity < before.perplexity:
+            of_topics[n_topics] = point
+    return [of_topics[n_topics] for n_topics in sorted(of_topics)]
+
+
+def select(
+    trials: Sequence[Trial],
+    *,
+    bounds: tuple[int, int] | None = None,
+    stability_floor: float = 0.7,
+) -> Verdict:
+    """The verdict on the number of topics.
+
+    Parameters
+    ----------
+    trials
+        All trials; only complete ones count.
+    bounds
+        Smallest and largest number of topics that could be tried; by default those that were.
+    stability_floor
+        Numbers of topics of a lower mean stability are not chosen.
+
+    Returns
+    -------
+    The choice is the smallest stable K whose perplexity is within one standard error of the
+    lowest.
+    """
+    measured = points(trials)
+    if not measured:
+        sentence = "No clear optimum: no trial was completed, so there is nothing to choose from."
+        return Verdict(Kind.none, None, None, (), None, sentence)
+    unreplicated = any(math.isnan(point.stability) for point in measured)
+    stable = [point for point in measured if not point.stability < stability_floor]
+    if not stable:
+        sentence = (
+            f"No clear optimum: no number of topics reaches a stability of {stability_floor:g}; "
+            "fits from other starts find other topics, so none of them should be built on."
+        )
+        return Verdict(Kind.none, None, None, (), None, sentence)
+
+    best = min(stable, key=lambda point: (point.perplexity, point.n_topics))
+    within, no_error = [], False
+    for point in stable:
+        loss = difference(point.values[PERPLEXITY], best.values[PERPLEXITY])
+        no_error |= math.isnan(loss.se)
+        if point is best or loss.mean <= (0 if math.isnan(loss.se) else loss.se):
+            within.append(point)
+    chosen = within[0]
+    low, high = bounds or (measured[0].n_topics, measured[-1].n_topics)
+    kind, sentence = _in_words(chosen, best, within[-1], low, high)
+
+    cautions = []
+    if len(measured) < FEW:
+        cautions.append(
+            f"Only {_counted(len(measured))} measured: too few to see a curve; try more."
+        )
+    if no_error:
+        cautions.append(
+            "One fit for each number of topics, so no error bars: differences may be chance; "
+            "train.n_replicates=4 or evaluate.n_splits=3 gives them."
+        )
+    if unreplicated:
+        cautions.append("One replicate, so no stability: the floor on it was not applied.")
+    unstable = [point.n_topics for point in measured if point not in stable]
+    if unstable:
+        cautions.append(
+            f"Not considered, for a stability below {stability_floor:g}: K = {_listed(unstable)}."
+        )
+    return Verdict(
+        kind,
+        chosen.n_topics,
+        best.n_topics,
+        tuple(point.n_topics for point in within),
+        chosen.trials[0],
+        sentence,
+        tuple(cautions),
+    )
+
+
+def _in_words(chosen: Point, best: Point, last: Point, low: int, high: int) -> tuple[Kind, str]:
+    k, lowest = chosen.n_topics, f"{best.perplexity:.4g}"
+    if chosen is not last:
+        span = math.log(last.n_topics / k) / math.log(high / low) if high > low else 0.0
+        if span > WIDE:
+            return Kind.none, (
+                f"No clear optimum: from K = {k} to {last.n_topics}, most of the range, "
+                f"perplexities are within one standard error of the lowest ({lowest} at "
+                f"K = {best.n_topics}). The held-out cells do not tell them apart; K = {k} is the "
+                "smallest."
+            )
+        return Kind.plateau, (
+            f"Plateau from K = {k} to {last.n_topics}: their perplexities are within one standard "
+            f"error of the lowest ({lowest} at K = {best.n_topics}). Take K = {k}, the smallest."
+        )
+    if k == high > low:
+        return Kind.edge, (
+            f"The lowest perplexity ({lowest}) is at the edge of the range, K = {k}, and smaller K "
+            f"are worse. Widen it: the best K may lie beyond {high}."
+        )
+    if k == low < high and low > 2:
+        return Kind.edge, (
+            f"The lowest perplexity ({lowest}) is at the edge of the range, K = {k}, and larger K "
+            f"are worse. Widen it: the best K may lie below {low}."
+        )
+    return Kind.optimum, (
+        f"Clear optimum at K = {k}: perplexity {lowest}, and every other K that was measured is "
+        "worse by more than one standard error."
+    )
+
+
+def _counted(n: int) -> str:
+    return "one number of topics was" if n == 1 else f"{n} numbers of topics were"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return math.nan
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -1,0 +1,100 @@
+"""What a sweep found, as plain data: `Trial`, `Sweep`, and ``sweep.json``.
+
+Made from an Optuna study or from the runs of a grid; the verdict and the page need nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+PERPLEXITY = "valid/perplexity_folded"
+"""What is minimised: the test cells stay unseen until the choice is made."""
+TOPICS = "model.n_topics"
+SEED = "seed"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One run of a sweep."""
+
+    number: int
+    state: str
+    """COMPLETE, PRUNED, FAIL or RUNNING."""
+    params: Mapping[str, Any]
+    """The settings that the sweep moves, by dotted name."""
+    n_topics: int
+    values: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """By metric and seed of the split, one value a replicate; empty unless complete."""
+    curve: Mapping[int, float] = field(default_factory=dict)
+    """Validation perplexity by epoch, of the first split: what pruning goes by."""
+    epochs: int = 0
+    """Epochs trained, over all splits."""
+    seconds: float | None = None
+    """From start to end of the trial."""
+    ended: str = ""
+    """Date and time."""
+    run_id: str = ""
+    run_name: str = ""
+    folder: str = ""
+    error: str = ""
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """The settings that the sweep moves, but for the number of topics and the seed."""
+        return {name: v for name, v in self.params.items() if name not in (TOPICS, SEED)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A sweep or a grid: its trials, and what they say together."""
+
+    name: str
+    data: str
+    """What the data are called."""
+    kind: str
+    """``sweep`` or ``multirun``."""
+    bounds: tuple[int, int] | None
+    """Smallest and largest number of topics that could be tried."""
+    space: Mapping[str, str]
+    """The settings that were moved, and over what, in words."""
+    trials: Sequence[Trial]
+    importance: Mapping[str, float] = field(default_factory=dict)
+    """Importance of each setting for the perplexity, PED-ANOVA; sums to 1."""
+    storage: str = ""
+    sampler: str = ""
+    pruner: str = ""
+    seconds: float | None = None
+    """Wall-clock time, over all sessions."""
+    n_jobs: int = 1
+    stability_floor: float = 0.7
+    parent_id: str = ""
+    experiment_id: str = ""
+    tracking: str = ""
+    """The tracking store, without a password; empty where nothing is tracked."""
+    version: str = ""
+    created: str = ""
+
+    def write(self, folder: Path) -> Path:
+        """Write ``sweep.json``."""
+        path = folder / "sweep.json"
+        text = json.dumps({"format": FORMAT} | asdict(self), indent=1)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read ``sweep.json``."""
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert document.pop("format") == FORMAT, path
+        document["trials"] = [
+            Trial(**(trial | {"curve": {int(e): v for e, v in trial["curve"].items()}}))
+            for trial in document["trials"]
+        ]
+        if document["bounds"] is not None:
+            document["bounds"] = tuple(document["bounds"])
+        return cls(**document)
