@@ -30,9 +30,17 @@ from topicell.tracking.store import client, experiment_id, first_line, shown_uri
 log = logging.getLogger(__name__)
 
 
-ARTIFACTS = ("report.html", "figures", "topics", "cells", "adata.h5ad", "model")
+ARTIFACTS = (
+    "report.html",
+    "figures",
+    "topics",
+    "cells",
+    "scores.csv",
+    "adata.h5ad",
+    "model",
+)
 """What a run leaves in its folder besides the records kept here."""
-RECORDS = ("config.yaml", "metrics.jsonl", "scores.csv")
+RECORDS = ("config.yaml", "metrics.jsonl")
 RUN_FOLDER_KNOB = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
 BATCH_SECONDS = 2.0
 """How long metrics wait to be sent together."""
