@@ -2,6 +2,8 @@
 
 import json
 import re
+import statistics
+import sys
 from pathlib import Path
 
 import anndata
@@ -22,13 +24,15 @@ from topicell.config import (
 )
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
-from topicell.run import require_labels, run
+from topicell.model.counts import Counts
+from topicell.run import parts_of, require_labels, run, split_seeds
 from topicell.tracking.runs import ARTIFACTS as ARTIFACT_NAMES
 from topicell.tracking.runs import RECORDS, open_tracker
 from topicell.tracking.store import client
 from topicell.tracking.stored import fetch_run, read_metrics
 
 FINAL = {
+    "valid/perplexity_folded",
     "test/perplexity_folded",
     "test/perplexity_amortized",
     "test/elbo",
@@ -78,6 +82,7 @@ ARTIFACTS = {
     "model/model.json",
     "model/weights.safetensors",
     "report.html",
+    "scores.csv",
     "topics/consensus.csv",
     "topics/consensus_topics.csv",
     "topics/gene_topics.csv",
@@ -370,3 +375,136 @@ def test_sorted_blood_cells(facs_folder, monkeypatch, tmp_path):
     assert scores["test/perplexity_folded"] <= 83.68 * 1.01
     assert scores["topics/used"] >= 9
     assert scores["labels/knn_accuracy"] > 0.6
+
+
+CLOCKS = {"speed/fit_seconds", "memory/peak_mib"}
+
+
+def on_splits(n_splits):
+    config = small()
+    config.evaluate.n_splits = n_splits
+    # A cache outlives the module.
+    config.preprocess.cache = False
+    return config
+
+
+@pytest.fixture(scope="module")
+def on_one_split(tmp_path_factory):
+    config = on_splits(1)
+    return run(config, open_tracker(config.tracking, tmp_path_factory.mktemp("one")))
+
+
+@pytest.fixture(scope="module")
+def on_three_splits(tmp_path_factory):
+    """The run, its folder, and the parts that were measured, by seed of the split."""
+    folder, config, measured = tmp_path_factory.mktemp("three"), on_splits(3), {}
+    module = sys.modules[run.__module__]
+
+    def measure(fit, parts, *rest):
+        measured[rest[-1]] = parts
+        return original(fit, parts, *rest)
+
+    original = module.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "measure", measure)
+        result = run(config, open_tracker(config.tracking, folder))
+    return result, folder, measured
+
+
+def test_further_splits_change_nothing_of_the_first(on_one_split, on_three_splits):
+    one, three = on_one_split.scores, on_three_splits[0].scores
+    plain = {name for name in one if not name.endswith(("_mean", "_sd"))} - CLOCKS
+    assert {name: three[name] for name in plain} == {name: one[name] for name in plain}
+    assert not any(name.endswith("_se") for name in one)
+    for name, by_split in on_one_split.values.items():
+        assert by_split == {"0": on_three_splits[0].values[name]["0"]}
+    for a, b in zip(what_is_shown(on_one_split), what_is_shown(on_three_splits[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def what_is_shown(result):
+    return result.adata.obsm["X_lda"], result.adata.varm["lda_topics"], result.fit.beta()
+
+
+def test_scores_are_the_summary_of_their_table(on_one_split, on_three_splits):
+    result, folder, _ = on_three_splits
+    table = pd.read_csv(folder / "scores.csv", dtype={"split": str}, float_precision="round_trip")
+    assert table.columns.tolist() == ["metric", "split", "replicate", "value"]
+    assert set(table["metric"]) == set(result.values)
+    summaries = set()
+    for metric, rows in table.groupby("metric", sort=False):
+        of_splits = [group["value"].tolist() for _, group in rows.groupby("split", sort=False)]
+        assert of_splits == list(result.values[metric].values())
+        assert rows["split"].unique().tolist() == list(result.values[metric])
+        everything = rows["value"].tolist()
+        means = [statistics.fmean(values) for values in of_splits]
+        shown = of_splits[0][result.fit.shown if len(of_splits[0]) > 1 else 0]
+        expected = {
+            metric: shown,
+            f"{metric}_mean": statistics.fmean(everything),
+            f"{metric}_sd": statistics.stdev(everything),
+            f"{metric}_se": statistics.stdev(means) / len(means) ** 0.5,
+        }
+        summaries |= expected.keys()
+        for name, value in expected.items():
+            assert result.scores[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    # Nothing else is summarised, and what is measured once has no spread.
+    others = result.scores.keys() - summaries
+    assert others == {"inference/amortization_gap"} | CLOCKS
+    assert "topics/stability_sd" in result.scores
+    assert "topics/stability_sd" not in on_one_split.scores
+    assert read_metrics(folder)[1] == result.scores
+
+
+def test_values_are_one_for_each_replicate_of_each_split(on_three_splits):
+    result = on_three_splits[0]
+    seeds = [str(seed) for seed in split_seeds(0, 3)]
+    together = {"topics/stability", "topics/consensus", "fit/epochs"}
+    for name, by_split in result.values.items():
+        assert list(by_split) == seeds
+        assert {len(values) for values in by_split.values()} == {1 if name in together else 2}
+    folded = result.values["valid/perplexity_folded"]
+    assert len({value for values in folded.values() for value in values}) == 6
+
+
+def test_each_split_parts_the_cells_anew(on_three_splits):
+    result, _, measured = on_three_splits
+    assert set(measured) == set(split_seeds(0, 3))
+    for parts in measured.values():
+        names = [name for part in parts.values() for name in part.cells]
+        assert len(names) == len(set(names))
+        assert set(names) == set(result.adata.obs_names)
+        assert [parts[name].n_cells for name in ("train", "valid", "test")] == [80, 10, 10]
+    for part in ("train", "valid", "test"):
+        assert len({frozenset(parts[part].cells) for parts in measured.values()}) == 3
+    of_run = parts_of(result.adata)
+    assert all((of_run[part].cells == measured[0][part].cells).all() for part in of_run)
+
+
+def test_the_score_to_choose_by_is_that_of_the_validation_cells(on_three_splits):
+    result = on_three_splits[0]
+    is_valid = (result.adata.obs["split"] == "valid").to_numpy()
+    cells = Counts.of(result.adata, "counts")[np.flatnonzero(is_valid)]
+    n_samples = small().evaluate.n_samples
+    by_replicate = result.fit.perplexity_by_replicate(
+        cells, folded=True, n_samples=n_samples, seed=0
+    )
+    assert result.values["valid/perplexity_folded"]["0"] == by_replicate.tolist()
+    assert result.scores["valid/perplexity_folded"] == by_replicate[result.fit.shown]
+    assert result.scores["valid/perplexity_folded"] != result.scores["test/perplexity_folded"]
+
+
+def test_the_table_of_scores_is_an_artifact(on_three_splits):
+    assert "scores.csv" in ARTIFACT_NAMES
+    assert "scores.csv" in files(on_three_splits[1])
+
+
+def test_neighbouring_seeds_share_no_split():
+    for seed in (0, 1, 2**32 - 1):
+        assert split_seeds(seed, 1) == [seed]
+        assert split_seeds(seed, 5)[0] == seed
+        # More splits leave those before as they are.
+        assert split_seeds(seed, 5)[:3] == split_seeds(seed, 3)
+    drawn = [value for seed in range(200) for value in split_seeds(seed, 5)]
+    assert len(set(drawn)) == 1000
+    assert all(type(value) is int and 0 <= value < 2**32 for value in drawn)

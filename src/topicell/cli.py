@@ -6,6 +6,7 @@ is said in one line; ``HYDRA_FULL_ERROR=1`` shows the traceback.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -16,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.experimental.callback import Callback
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from topicell.config import (
@@ -27,9 +28,15 @@ from topicell.config import (
     InputError,
     ReportConfig,
     RunConfig,
+    SweepConfig,
     TrackingConfig,
+    TrainCommand,
     dotted,
 )
+
+if TYPE_CHECKING:
+    from topicell.sweep.watch import CurrentTrial
+    from topicell.tracking.parents import Parent
 
 HELP = """\
 topicell: an experiment-tracking harness for topic models of single-cell counts
@@ -45,6 +52,7 @@ usage: topicell COMMAND [SETTING=VALUE ...]
               topicell report run=RUN_ID                        or run=FOLDER
   transform   topic proportions for new cells
               topicell transform run=RUN_ID input=new.h5ad output=mapped.h5ad
+              topicell transform model=topicell/champion …      a registered model: NAME/ALIAS
   evaluate    the same measures and report for topics from elsewhere
               topicell evaluate theta=theta.csv beta=beta.csv data=cells.h5ad
   ui          MLflow's UI on the store, in its machine-learning view
@@ -71,9 +79,10 @@ class ReportCommand:
 
 @dataclass
 class TransformCommand:
-    """Topic proportions for the cells of a file, into output=FILE.h5ad or FILE.csv."""
+    """Topic proportions for cells, by run=RUN_ID or model=NAME/ALIAS, into FILE.h5ad or .csv."""
 
-    run: str = MISSING
+    run: str | None = None
+    model: str | None = None
     input: str = MISSING
     output: str = MISSING
     layer: str | None = None
@@ -129,10 +138,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(_help(name))
         sys.exit(0)
 
-    warnings.showwarning = _show_warning
-    # A scheduler's SIGTERM ends a command as Ctrl-C does: runs are recorded, servers ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.unraisablehook = _interrupt_again
+    own_process()
     wants_traceback = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     try:
         commands[name](rest)
@@ -147,6 +153,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def own_process() -> None:
+    """What holds in every process of ours: how warnings are shown, and what ends it."""
+    warnings.showwarning = _show_warning
+    # A scheduler's SIGTERM ends a command as Ctrl-C does: runs are recorded, servers ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
+
+
 def _interrupt_again(unraisable: Any) -> None:
     """Interrupt once more where Python dropped an interrupt.
 
@@ -157,33 +171,17 @@ def _interrupt_again(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
         return
     # Later, when the callback has returned.
-    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
+    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM]).start()
 
 
 def train(arguments: list[str]) -> None:
-    """One run, or with ``-m`` a grid of them."""
+    """One run; with ``-m`` a grid of them, or a search."""
     import hydra
     from hydra.core.config_store import ConfigStore
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
 
-    begun = False
-    failures: list[Exception] = []
-
-    def job(settings: DictConfig) -> None:
-        nonlocal begun
-        begun = True
-        try:
-            _train_once(settings, Path(HydraConfig.get().runtime.output_dir))
-        except Exception as error:
-            # Hydra puts a line of its own before an error. Among the jobs of a grid it says which
-            # one failed; a single run is told of its error alone.
-            if HydraConfig.get().mode is not RunMode.RUN:
-                raise
-            failures.append(error)
-
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    job = Job()
+    ConfigStore.instance().store(name="train_command", node=TrainCommand)
     arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
     sys.argv = ["topicell train", *map(_literal_path, arguments)]
     # Hydra would print errors in its own form and exit with 1; with this set it raises them.
@@ -191,11 +189,11 @@ def train(arguments: list[str]) -> None:
     ended = "FAILED"
     try:
         hydra.main(config_path=str(conf_folder()), config_name="config", version_base=None)(job)()
-        if failures:
-            raise failures[0]
+        if job.error is not None:
+            raise job.error
         ended = "FINISHED"
     except OSError as error:
-        if begun or isinstance(error, HydraException):
+        if job.begun or isinstance(error, HydraException):
             raise
         raise InputError(
             f"the run folder cannot be made ({error}); choose another with hydra.run.dir=FOLDER"
@@ -204,11 +202,43 @@ def train(arguments: list[str]) -> None:
         ended = "KILLED"
         raise
     finally:
-        ParentRun.finish(ended)
+        GridParent.finish(ended)
         sys.argv = arguments_before
         os.environ.pop(FULL_ERROR)
         if full_error_before is not None:
             os.environ[FULL_ERROR] = full_error_before
+
+
+class Job:
+    """What Hydra calls with a composed configuration: one run.
+
+    Hydra puts a line of its own before an error that it sees. Among the jobs of a grid that says
+    which one failed; a single run keeps its error here, and a trial tells it to its sweep.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.error: Exception | None = None
+
+    def __call__(self, settings: DictConfig) -> None:
+        """Train once."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from topicell.sweep.watch import current_trial
+
+        self.begun = True
+        trial = current_trial()
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            _train_once(settings, folder, trial)
+        except Exception as error:
+            if trial is not None:
+                trial.fail(error)
+            elif HydraConfig.get().mode is RunMode.RUN:
+                self.error = error
+            else:
+                raise
 
 
 def _literal_path(argument: str) -> str:
@@ -220,16 +250,22 @@ def _literal_path(argument: str) -> str:
     return f"{name}{equals}'{escaped}'"
 
 
-def _train_once(settings: DictConfig, folder: Path) -> None:
+def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) -> None:
     import logging
 
     config = to_run_config(settings)
+    if settings.sweep.enabled and trial is None:
+        raise InputError("sweep=topics makes many runs: topicell train -m sweep=topics")
     from topicell.run import run
+    from topicell.sweep.watch import Watched
     from topicell.tracking.runs import open_tracker
 
     # It announces every column of strings that it stores as categories.
     logging.getLogger("anndata").setLevel(logging.WARNING)
     tracker = open_tracker(config.tracking, folder)
+    if trial is not None:
+        trial.conclude(run(config, Watched(tracker, trial)).values)
+        return
     scores = run(config, tracker).scores
     _print_result(scores, tracker.directory, tracker.run_id, reported=config.report.enabled)
 
@@ -237,39 +273,57 @@ def _train_once(settings: DictConfig, folder: Path) -> None:
 def to_run_config(settings: DictConfig) -> RunConfig:
     """The dataclasses of a composed configuration, checked."""
     # Hydra's `+name=value` adds to the composed configuration what no dataclass has.
-    known = list(dotted(RunConfig()))
-    for name in dotted(OmegaConf.to_container(settings, enum_to_str=True)):
+    known = list(dotted(TrainCommand()))
+    if "hydra" in settings:
+        settings = copy.deepcopy(settings)
+        with read_write(settings), open_dict(settings):
+            del settings["hydra"]
+    container = OmegaConf.to_container(settings, enum_to_str=True)
+    assert isinstance(container, dict)
+    # Its keys are names of settings themselves.
+    container["sweep"].pop("params", None)
+    for name in dotted(container):
         if name not in known:
             raise InputError(_unknown_setting(name, known))
-    config = OmegaConf.to_object(settings)
-    assert isinstance(config, RunConfig)
-    return config
+    command = OmegaConf.to_object(settings)
+    assert isinstance(command, TrainCommand)
+    if not command.sweep.enabled and command.sweep != SweepConfig():
+        raise InputError(
+            "settings of sweep are given, but no sweep: topicell train -m sweep=topics …"
+        )
+    return RunConfig(**{f.name: getattr(command, f.name) for f in fields(RunConfig)})
 
 
-class ParentRun(Callback):  # type: ignore[misc]  # hydra is untyped
-    """Makes the MLflow parent of a multirun before its first job, and ends it after the last."""
+class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
+    """Makes the MLflow parent of a grid before its first job, and ends it after the last."""
 
-    started: tuple[TrackingConfig, str] | None = None
+    started: Parent | None = None
+    folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Create the parent run."""
-        from topicell.tracking.parents import start_parent
+        """Create the parent run; a sweep makes its own, which it may find again."""
+        if config.hydra.sweeper._target_.startswith("hydra_plugins.topicell_sweeper"):
+            return
+        from topicell.tracking.parents import Parent
 
         tracking = OmegaConf.to_object(config.tracking)
         assert isinstance(tracking, TrackingConfig)
-        if tracking.enabled:
-            overrides = " ".join(sys.argv[1:])
-            name = Path(config.hydra.sweep.dir).name
-            ParentRun.started = (tracking, start_parent(tracking, f"multirun {name}", overrides))
+        folder = Path(config.hydra.sweep.dir)
+        tags = {"topicell.kind": "multirun", "topicell.overrides": " ".join(sys.argv[1:])}
+        GridParent.folder = folder
+        GridParent.started = Parent.start(tracking, f"multirun {folder.name}", tags)
 
     @classmethod
     def finish(cls, status: str) -> None:
         """End the parent run, if there is one, also when a job failed or was interrupted."""
-        if cls.started is not None:
-            from topicell.tracking.parents import finish_parent
+        if cls.started is not None and cls.folder is not None:
+            from topicell.sweep.grid import conclude
 
-            finish_parent(*cls.started, status)
-            cls.started = None
+            parent, cls.started = cls.started, None
+            if status != "KILLED":
+                for line in conclude(parent, cls.folder):
+                    print(line)
+            parent.finish(status)
 
 
 def report(arguments: list[str]) -> None:
@@ -309,8 +363,11 @@ def report(arguments: list[str]) -> None:
 
 
 def transform(arguments: list[str]) -> None:
-    """Topic proportions for new cells, by the model of a stored run."""
+    """Topic proportions for new cells, by the model of a stored run or a registered model."""
     options = _options(TransformCommand, arguments)
+    if bool(options.run) == bool(options.model):
+        found = "run and model are both given" if options.run else "run has no value"
+        raise InputError(f"{found}; give run=RUN_ID or model=NAME/ALIAS")
     output = Path(options.output)
     if output.exists():
         raise InputError(f"output = {options.output!r} exists; name another file")
@@ -323,12 +380,17 @@ def transform(arguments: list[str]) -> None:
     from topicell.data.reading import read
     from topicell.model.fit import TopicFit
     from topicell.run import annotate
+    from topicell.tracking.registry import fetch_model
     from topicell.tracking.stored import fetch_run
 
     adata = read(options.input, layer=options.layer)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, _ = fetch_run(options.run, options.tracking, Path(scratch), ("model",))
-        fit = TopicFit.load(folder / "model")
+        if options.model:
+            folder = fetch_model(options.model, options.tracking, Path(scratch))
+        else:
+            run, _ = fetch_run(options.run, options.tracking, Path(scratch), ("model",))
+            folder = run / "model"
+        fit = TopicFit.load(folder)
     frame = fit.transform(
         adata,
         fill_missing=options.fill_missing,

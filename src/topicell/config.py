@@ -548,6 +548,107 @@ class RunConfig:
         return f"{self.data.title}, {kind}{self.model.n_topics} topics, seed {self.seed}"
 
 
+class Sampler(Enum):
+    """Which of Optuna's samplers proposes the next trial."""
+
+    tpe = "tpe"
+    """Tree-structured Parzen estimator, multivariate."""
+    gp = "gp"
+    """Gaussian process with expected improvement."""
+    random = "random"
+    grid = "grid"
+    """Every point of the space, in order; for finite spaces."""
+    qmc = "qmc"
+    """Quasi-Monte Carlo: Sobol' points."""
+
+
+class Pruner(Enum):
+    """Which of Optuna's pruners ends hopeless trials, by validation perplexity at each epoch."""
+
+    median = "median"
+    """Ends a trial that is worse than the median of the earlier ones at the same epoch."""
+    hyperband = "hyperband"
+    patient = "patient"
+    """The median rule, once a trial has not gained for `SweepConfig.patience` epochs."""
+    none = "none"
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepConfig:
+    """A search over settings (``-m sweep=topics``) by Optuna."""
+
+    enabled: bool = False
+    params: dict[str, str] = field(default_factory=dict)
+    """Settings that are moved, in Hydra's grammar of sweeps; the command line adds to them and
+    goes before: ``model.n_topics=range(2,31)``, ``choice(5,10,20)``, ``int(interval(2,30))``,
+    ``tag(log,interval(1e-3,1))``."""
+    study: str | None = None
+    """The study's name; null names it by the data and a digest of all that decides its trials, so
+    that the same command finds it again."""
+    storage: str | None = None
+    """``sqlite:///FILE``, ``journal:FILE`` or ``postgresql+psycopg://…``; null takes
+    ``sqlite:///optuna.db`` in the current folder."""
+    join: bool = False
+    """Work on one study from several processes or machines; each has to be started with it."""
+    n_trials: int = 20
+    """Trials of the study, over all sessions; a trial of a killed worker does not count twice."""
+    timeout: float | None = None
+    """Seconds after which no further trial is started, over all sessions."""
+    n_jobs: int = 2
+    """Worker processes, each taking one trial after another."""
+    sampler: Sampler = Sampler.tpe
+    pruner: Pruner = Pruner.median
+    n_startup_trials: int = 4
+    """Trials that must be complete before one is pruned."""
+    n_warmup_epochs: int = 2
+    """Epochs of a trial in which it is not pruned."""
+    pruning_margin: float = 0.01
+    """A trial whose perplexity is within this share of the best one's at the same epoch is never
+    pruned: the smallest number of topics on a plateau is to be found, not only the best."""
+    patience: int = 3
+    """Epochs without a gain before ``pruner=patient`` may end a trial."""
+    max_failure_rate: float | None = None
+    """End the sweep when more than this share of `n_trials` has failed; null goes on."""
+    stability_floor: float = 0.7
+    """Numbers of topics of a lower mean stability are not chosen."""
+    register: str | None = "topicell"
+    """Registered model of MLflow that receives the chosen one, under the alias ``champion``; null
+    registers nothing."""
+
+    def __post_init__(self) -> None:
+        _require_positive("sweep", self, "n_trials", "timeout", "n_jobs", "patience")
+        for knob in ("n_startup_trials", "n_warmup_epochs", "pruning_margin"):
+            value = getattr(self, knob)
+            _require(value >= 0, f"sweep.{knob}", value, "cannot be negative")
+        _require(
+            self.max_failure_rate is None or 0 <= self.max_failure_rate < 1,
+            "sweep.max_failure_rate",
+            self.max_failure_rate,
+            "must be at least 0 and less than 1",
+        )
+        _require(
+            0 <= self.stability_floor <= 1,
+            "sweep.stability_floor",
+            self.stability_floor,
+            "must be between 0 and 1",
+        )
+        for knob in ("study", "register"):
+            value = getattr(self, knob)
+            _require(
+                value is None or (bool(value) and not set(value) & set("/:\\")),
+                f"sweep.{knob}",
+                value,
+                "must be a name without / and :",
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainCommand(RunConfig):
+    """What ``topicell train`` is told: a run, and with ``-m`` how runs are searched."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
 @dataclass(kw_only=True, slots=True)
 class GivenConfig:
     """Score and report topics from elsewhere: theta=FILE beta=FILE data=SET-or-FILE."""

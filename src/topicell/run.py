@@ -186,8 +186,8 @@ def recorded(
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
-    except BaseException:
-        tracker.finish("FAILED")
+    except BaseException as error:
+        tracker.finish("FAILED", {"topicell.error": f"{type(error).__name__}: {error}"})
         raise
 
 

@@ -6,7 +6,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
-from topicell.data.preprocessing import column, prepared, preprocess, split
+from topicell.data.preprocessing import column, held_in_memory, prepared, preprocess, split
 
 
 def make(n_cells=300, n_genes=400, seed=0):
@@ -246,3 +246,130 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path):
             make, "a", PreprocessConfig(n_variable_genes=50), folder=tmp_path / "file" / "cache"
         )
     assert adata.n_vars == 50
+
+
+@pytest.fixture
+def again(tmp_path, monkeypatch):
+    """Prepares the same data anew; `loads` counts how often the raw data were asked for.
+
+    What a cache folder held is taken away after each time, and no file can be read.
+    """
+
+    def unreadable(path, *_, **__):
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(anndata, "read_h5ad", unreadable)
+
+    def load():
+        again.loads += 1
+        return make()
+
+    def again(digest="a", seed=0, **settings):
+        config = PreprocessConfig(**{"n_variable_genes": 50} | settings)
+        adata = prepared(load, digest, config, seed=seed, folder=tmp_path)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        return adata
+
+    again.loads = 0
+    return again
+
+
+def assert_same_cells(a, b):
+    for x, y in ((a.X, b.X), (a.layers["counts"], b.layers["counts"]), (a.raw.X, b.raw.X)):
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype
+        assert (x != y).nnz == 0
+    assert a.raw.var_names.equals(b.raw.var_names)
+    pd.testing.assert_frame_equal(a.obs, b.obs)
+    pd.testing.assert_frame_equal(a.var, b.var)
+    assert a.uns.keys() == b.uns.keys()
+
+
+def test_data_held_in_memory_are_not_read_again(again):
+    with held_in_memory():
+        first = again()
+        assert_same_cells(again(), first)
+        # The split is drawn anew.
+        other = again(seed=1)
+        assert not other.obs["split"].equals(first.obs["split"])
+        del other.obs["split"], first.obs["split"]
+        assert_same_cells(other, first)
+    assert again.loads == 1
+
+
+def test_what_is_held_is_what_the_cache_holds(tmp_path):
+    config = PreprocessConfig(n_variable_genes=50)
+
+    def unwanted():
+        raise AssertionError("the raw data were read")
+
+    on_disk = [prepared(load, "a", config, folder=tmp_path) for load in (make, unwanted)]
+    with held_in_memory():
+        held = [prepared(unwanted, "a", config, folder=tmp_path) for _ in range(2)]
+    for adata in held:
+        assert_same_cells(adata, on_disk[0])
+        assert_same_cells(adata, on_disk[1])
+
+
+def test_held_data_are_each_runs_own(again):
+    """What a run does to its cells, the next one does not see."""
+    with held_in_memory():
+        untouched = again().copy()
+        for _ in range(3):
+            adata = again()
+            assert_same_cells(adata, untouched)
+            for matrix in (adata.X, adata.layers["counts"], adata.raw.X):
+                matrix.data[:] = 7
+            adata.obs["leiden"] = "0"
+            adata.obs["kind"] = "k0"
+            adata.var["variances"] = 0.0
+            adata.uns["topicell"] = {}
+            adata.obsm["X_lda"] = np.zeros((adata.n_obs, 2))
+            assert "X_lda" not in again().obsm
+    assert again.loads == 1
+
+
+def test_warnings_are_said_again_of_held_data(again):
+    with held_in_memory():
+        for _ in range(3):
+            with pytest.warns(UserWarning, match="only 395 genes") as caught:
+                adata = again(n_variable_genes=1000)
+            assert len(caught) == 1
+            assert "topicell_warnings" not in adata.uns
+    assert again.loads == 1
+
+
+def test_only_the_data_prepared_last_are_held(again):
+    with held_in_memory():
+        again()
+        assert_same_cells(again(target_sum=1e4), again(target_sum=1e4))
+        assert again.loads == 2
+        again(digest="b")
+        again(digest="b", seed=3)
+        assert again.loads == 3
+        again()
+        assert again.loads == 4
+        # Without a cache nothing is taken from memory, and what is held stays.
+        again(cache=False)
+        assert again.loads == 5
+        again()
+        assert again.loads == 5
+
+
+def test_nothing_is_held_outside_of_the_context(again):
+    again()
+    again()
+    assert again.loads == 2
+    with held_in_memory():
+        again()
+        assert again.loads == 3
+    again()
+    assert again.loads == 4
+    with held_in_memory():
+        again()
+    assert again.loads == 5
+    with pytest.raises(InputError), held_in_memory():
+        again(drop_genes=["("])
+    again()
+    assert again.loads == 7

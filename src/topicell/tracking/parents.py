@@ -4,34 +4,195 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from topicell.config import TrackingConfig
 from topicell.tracking.provenance import provenance, source_tags
-from topicell.tracking.store import client, experiment_id, first_line
+from topicell.tracking.store import client, experiment_id, first_line, shown_uri
 
 log = logging.getLogger(__name__)
-
 
 PARENT_RUN = "TOPICELL_PARENT_RUN_ID"
 """Environment variable by which the jobs of a multirun find their parent run."""
 
 
-def start_parent(config: TrackingConfig, name: str, overrides: str) -> str:
-    """Create the parent run of a multirun and tell its jobs, through the environment."""
-    store = client(config)
-    tags = source_tags() | provenance() | {"topicell.kind": "multirun"}
-    tags["topicell.overrides"] = overrides
-    run = store.create_run(experiment_id(store, config), run_name=name, tags=tags)
-    os.environ[PARENT_RUN] = run.info.run_id
-    return str(run.info.run_id)
+class Parent:
+    """The run that the runs of a grid or a sweep are nested under.
 
+    With tracking off there is none, and every call does nothing. A store that goes away costs one
+    warning.
 
-def finish_parent(config: TrackingConfig, run_id: str, status: str) -> None:
-    """End the parent run of a multirun; a store that is gone by then costs a warning."""
-    from mlflow.exceptions import MlflowException
+    Parameters
+    ----------
+    config
+        Store and experiment.
+    run_id
+        A run that was made before.
+    """
 
-    os.environ.pop(PARENT_RUN, None)
-    try:
-        client(config).set_terminated(run_id, status)
-    except (MlflowException, OSError) as error:
-        log.warning("the parent run %s could not be ended (%s)", run_id, first_line(error))
+    def __init__(self, config: TrackingConfig, run_id: str = "") -> None:
+        self.config = config
+        self.run_id = run_id if config.enabled else ""
+        self._reachable = True
+
+    @classmethod
+    def start(cls, config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Parent:
+        """Create the run, and tell the jobs of this process and of those that it starts."""
+        parent = cls(config)
+        if config.enabled:
+            store = client(config)
+            run = store.create_run(
+                experiment_id(store, config),
+                run_name=name,
+                tags=source_tags() | provenance() | dict(tags),
+            )
+            parent.run_id = str(run.info.run_id)
+            os.environ[PARENT_RUN] = parent.run_id
+        return parent
+
+    @classmethod
+    def resume(cls, config: TrackingConfig, run_id: str) -> Parent | None:
+        """A run that was made before, running again; None if the store has none of this id."""
+        from mlflow.exceptions import MlflowException
+
+        if not config.enabled or not run_id:
+            return None
+        try:
+            client(config).update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        os.environ[PARENT_RUN] = run_id
+        return cls(config, run_id)
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's id; empty without MLflow."""
+        found: list[str] = []
+        self._attempt(
+            "be read", lambda: found.append(experiment_id(client(self.config), self.config))
+        )
+        return found[0] if found else ""
+
+    @property
+    def store(self) -> str:
+        """The store, without a password; empty without MLflow."""
+        return shown_uri(self.config) if self.run_id else ""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record what was searched; a value that is there already stays."""
+        from mlflow.entities import Param
+
+        def send() -> None:
+            store = client(self.config)
+            there = store.get_run(self.run_id).data.params
+            new = [Param(k, str(v)[:6000]) for k, v in params.items() if k not in there]
+            store.log_batch(self.run_id, params=new)
+
+        self._attempt("log parameters", send)
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record metrics of the whole."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._attempt(
+            "log metrics", lambda: client(self.config).log_batch(self.run_id, metrics=metrics)
+        )
+
+    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
+        """Tag the parent, or one of its runs."""
+
+        def send() -> None:
+            for name, value in tags.items():
+                client(self.config).set_tag(run_id or self.run_id, name, value[:5000])
+
+        self._attempt("set tags", send)
+
+    def keep(self, folder: Path, names: tuple[str, ...]) -> None:
+        """Store files and folders as artifacts of the parent."""
+
+        def send() -> None:
+            store = client(self.config)
+            for name in names:
+                path = folder / name
+                if path.is_dir():
+                    store.log_artifacts(self.run_id, str(path), artifact_path=name)
+                elif path.exists():
+                    store.log_artifact(self.run_id, str(path))
+
+        self._attempt("keep artifacts", send)
+
+    def end_child(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
+        """End the run of a process that is gone, unless it ended itself."""
+
+        def send() -> None:
+            if client(self.config).get_run(run_id).info.status == "RUNNING":
+                self.set_tags(tags, run_id)
+                client(self.config).set_terminated(run_id, status)
+
+        if run_id:
+            self._attempt("end a run", send)
+
+    def record_failure(
+        self, name: str, params: Mapping[str, object], tags: Mapping[str, str]
+    ) -> str:
+        """A failed run for a job that could not begin; its id, empty without MLflow."""
+        from mlflow.entities import Param
+
+        made: list[str] = []
+
+        def send() -> None:
+            store = client(self.config)
+            run = store.create_run(
+                experiment_id(store, self.config),
+                run_name=name,
+                tags=source_tags()
+                | provenance()
+                | dict(tags)
+                | {"mlflow.parentRunId": self.run_id},
+            )
+            made.append(str(run.info.run_id))
+            store.log_batch(made[0], params=[Param(k, str(v)) for k, v in params.items()])
+            store.set_terminated(made[0], "FAILED")
+
+        self._attempt("record a failed run", send)
+        return made[0] if made else ""
+
+    def register(self, run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> str:
+        """Register the model of one of the runs as the champion; its version, if that went well."""
+        from topicell.tracking.registry import register
+
+        made: list[str] = []
+        self._attempt(
+            "register the model",
+            lambda: made.append(register(self.config, run_id, folder, name=name, tags=tags)),
+        )
+        return made[0] if made else ""
+
+    def finish(self, status: str) -> None:
+        """End the parent run: FINISHED, FAILED or KILLED."""
+        os.environ.pop(PARENT_RUN, None)
+        self._attempt(
+            "end the parent run", lambda: client(self.config).set_terminated(self.run_id, status)
+        )
+
+    def _attempt(self, what: str, action: Callable[[], object]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if not self.run_id or not self._reachable:
+            return
+        try:
+            action()
+        except (MlflowException, OSError) as error:
+            self._reachable = False
+            log.warning(
+                "MLflow at %s could not %s (%s); the runs go on, and their folders have everything",
+                shown_uri(self.config),
+                what,
+                first_line(error),
+            )

@@ -42,6 +42,8 @@ ARTIFACTS = (
 """What a run leaves in its folder besides the records kept here."""
 RECORDS = ("config.yaml", "metrics.jsonl")
 RUN_FOLDER_KNOB = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
+TAG_LENGTH = 5000
+"""MLflow's limit on the value of a tag."""
 BATCH_SECONDS = 2.0
 """How long metrics wait to be sent together."""
 
@@ -61,7 +63,7 @@ class Tracker(Protocol):
     def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
         """Record metrics of an epoch, or of the whole run."""
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Deliver what waits, keep the artifacts, and end the run: FINISHED, FAILED or KILLED."""
 
 
@@ -117,9 +119,9 @@ class RunFolder:
         """Append a line to ``metrics.jsonl``; the metrics of an epoch carry its number."""
         self._append(({} if epoch is None else {"epoch": epoch}) | dict(values))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Append how the run ended."""
-        self._append({"status": status})
+        self._append({"status": status} | ({"tags": dict(tags)} if tags else {}))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with (self.directory / "metrics.jsonl").open("a") as file:
@@ -203,7 +205,7 @@ class MLflowRun:
         if time.monotonic() - self._sent > BATCH_SECONDS:
             self._flush()
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Send what waits, upload the artifacts and the records, and end the run."""
 
         def keep_artifacts() -> None:
@@ -214,8 +216,13 @@ class MLflowRun:
                 elif path.exists():
                     self._client.log_artifact(self.run_id, str(path))
 
-        self.folder.finish(status)
+        def tag() -> None:
+            for name, value in (tags or {}).items():
+                self._client.set_tag(self.run_id, name, value[:TAG_LENGTH])
+
+        self.folder.finish(status, tags)
         self._flush()
+        self._attempt("tag the run", tag)
         self._attempt("keep the artifacts", keep_artifacts)
         self._attempt("end the run", lambda: self._client.set_terminated(self.run_id, status))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from topicell.config import InputError, TrackingConfig
@@ -77,3 +81,80 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]
         elif not {"dataset", "status"} & record.keys():
             final |= record
     return history, final
+
+
+@dataclass(frozen=True, slots=True)
+class NestedRun:
+    """A run of a grid or a sweep, as it is stored."""
+
+    run_id: str
+    name: str
+    status: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+    """Of ``scores.csv``: by metric and split, one value a replicate."""
+    curve: Mapping[int, float]
+    """A metric by epoch."""
+    seconds: float | None
+    ended: str
+
+
+def nested_runs(config: TrackingConfig, parent_id: str, *, curve: str) -> list[NestedRun]:
+    """The runs under a parent, in the order in which they were begun.
+
+    Parameters
+    ----------
+    config
+        The store.
+    parent_id
+        The parent run.
+    curve
+        The metric whose values by epoch are read.
+    """
+    store = client(config)
+    experiment = store.get_run(parent_id).info.experiment_id
+    found = []
+    page = None
+    while True:
+        page = store.search_runs(
+            [experiment], f"tags.mlflow.parentRunId = '{parent_id}'", page_token=page and page.token
+        )
+        found += list(page)
+        if not page.token:
+            break
+    runs = []
+    for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
+        with tempfile.TemporaryDirectory() as scratch:
+            values: dict[str, dict[str, list[float]]] = {}
+            if any(item.path == "scores.csv" for item in store.list_artifacts(run.info.run_id)):
+                store.download_artifacts(run.info.run_id, "scores.csv", scratch)
+                values = read_scores(Path(scratch) / "scores.csv")
+        history = store.get_metric_history(run.info.run_id, curve)
+        end = run.info.end_time
+        runs.append(
+            NestedRun(
+                run_id=run.info.run_id,
+                name=run.info.run_name,
+                status=run.info.status,
+                params=run.data.params,
+                tags=run.data.tags,
+                values=values,
+                curve={metric.step: metric.value for metric in history},
+                seconds=(end - run.info.start_time) / 1000 if end else None,
+                ended=datetime.fromtimestamp(end / 1000, UTC).isoformat(timespec="seconds")
+                if end
+                else "",
+            )
+        )
+    return runs
+
+
+def read_scores(path: Path) -> dict[str, dict[str, list[float]]]:
+    """The values of ``scores.csv``, by metric and split."""
+    values: dict[str, dict[str, list[float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            of_split = values.setdefault(row["metric"], {}).setdefault(row["split"], [])
+            of_split.append(float(row["value"]))
+    return values

@@ -1,0 +1,1 @@
+"""Hydra's sweeper that searches settings with Optuna: ``hydra/sweeper=topicell``."""

@@ -1,0 +1,41 @@
+"""The plugin that Hydra finds; what it does is in `_sweep`, which imports what is heavy."""
+
+# No annotations from __future__: Hydra runs this module before Python knows of it, and a dataclass
+# would look for it.
+
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class TopicellSweeperConf:
+    """Settings are in the group ``sweep`` (`topicell.config.SweepConfig`)."""
+
+    _target_: str = "hydra_plugins.topicell_sweeper.sweeper.TopicellSweeper"
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="topicell", node=TopicellSweeperConf, provider="topicell"
+)
+
+
+class TopicellSweeper(Sweeper):  # type: ignore[misc]  # hydra is untyped
+    """Trials proposed by Optuna, run by long-lived processes."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what a job needs."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search the settings that the arguments and ``sweep.params`` leave open."""
+        from hydra_plugins.topicell_sweeper._sweep import sweep
+
+        sweep(self.hydra_context, self.task_function, self.config, arguments)

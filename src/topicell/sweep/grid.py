@@ -1,0 +1,92 @@
+"""A plain grid (``-m model.n_topics=5,10 seed=0,1``) under the same verdict as a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from topicell.config import RunConfig, dotted
+from topicell.sweep.search import judge
+from topicell.sweep.study import now
+from topicell.sweep.trials import TOPICS, Sweep, Trial
+from topicell.sweep.watch import VALIDATION
+from topicell.tracking.parents import Parent
+from topicell.tracking.stored import NestedRun, nested_runs
+
+STATES = {"FINISHED": "COMPLETE", "RUNNING": "RUNNING"}
+"""States of a run in MLflow as states of a trial; every other one is a failure."""
+
+
+def conclude(parent: Parent, folder: Path) -> Iterator[str]:
+    """Compare the runs of a grid over numbers of topics; lines for the terminal."""
+    if not parent.run_id:
+        return
+    runs = nested_runs(parent.config, parent.run_id, curve=VALIDATION)
+    if len({run.params.get(TOPICS) for run in runs}) < 2:
+        return
+    sweep = as_sweep(runs, parent, folder)
+    verdict = judge(sweep, parent, folder)
+    yield verdict.sentence
+    yield from (f"  {caution}" for caution in verdict.cautions)
+    yield f"report      {folder / 'report.html'}"
+
+
+def as_sweep(runs: list[NestedRun], parent: Parent, folder: Path) -> Sweep:
+    """The runs of a grid as trials, in the order in which they were begun."""
+    moved = [
+        name
+        for name in dotted(RunConfig())
+        if len({run.params.get(name) for run in runs}) > 1 and not name.startswith("tracking.")
+    ]
+    trials = [
+        Trial(
+            number=number,
+            state=STATES.get(run.status, "FAIL"),
+            params={name: _number(run.params.get(name, "")) for name in moved},
+            n_topics=int(run.params.get(TOPICS, 0)),
+            values=run.values,
+            curve=run.curve,
+            epochs=len(run.curve),
+            seconds=run.seconds,
+            ended=run.ended,
+            run_id=run.run_id,
+            run_name=run.name,
+            error=run.tags.get("topicell.error", ""),
+        )
+        for number, run in enumerate(runs)
+    ]
+    numbers = [trial.n_topics for trial in trials if trial.n_topics]
+    return Sweep(
+        name=folder.name,
+        data=_data(runs),
+        kind="multirun",
+        bounds=(min(numbers), max(numbers)),
+        space={name: ",".join(sorted({str(t.params[name]) for t in trials})) for name in moved},
+        trials=trials,
+        seconds=sum(trial.seconds or 0.0 for trial in trials),
+        parent_id=parent.run_id,
+        experiment_id=parent.experiment,
+        tracking=parent.store,
+        version=version("topicell"),
+        created=now(),
+    )
+
+
+def _data(runs: list[NestedRun]) -> str:
+    titles = {_title(run.params) for run in runs}
+    return ", ".join(sorted(titles))
+
+
+def _title(params: Mapping[str, str]) -> str:
+    path = params.get("data.path", "None")
+    return params.get("data.name", "") if path == "None" else Path(path).stem
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,114 @@
+"""What a run shows of itself while it is a trial of a sweep.
+
+A run does not know that it is a trial. The command line asks `current_trial`, which a worker
+process has set, and puts `Watched` around the run's tracker: from there the sweep learns the run's
+id, sees the validation perplexity of each epoch, and may end the run by raising `Pruned` in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Protocol
+
+from topicell.config import GivenConfig, RunConfig
+from topicell.tracking.runs import Tracker
+
+VALIDATION = "valid/perplexity"
+"""The metric of an epoch by which trials are pruned."""
+
+
+class Pruned(Exception):  # noqa: N818 it is no error
+    """The trial was ended because others are better."""
+
+
+class CurrentTrial(Protocol):
+    """The other end of a trial: what the sweep hears."""
+
+    tags: Mapping[str, str]
+
+    def began(self, run_id: str, folder: Path) -> None:
+        """The run is recorded under this id, in this folder."""
+
+    def report(self, epoch: int, value: float) -> bool:
+        """Validation perplexity of an epoch; whether to end the trial."""
+
+    def trained(self) -> None:
+        """One more epoch was trained."""
+
+    def conclude(self, values: Mapping[str, Any]) -> None:
+        """The values of every measure, by metric and split."""
+
+    def fail(self, error: Exception) -> None:
+        """The run ended with this error; `Pruned` is one."""
+
+
+_CURRENT: ContextVar[CurrentTrial | None] = ContextVar("trial", default=None)
+
+
+def current_trial() -> CurrentTrial | None:
+    """The trial that this process works on; None outside a sweep."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def working_on(trial: CurrentTrial) -> Iterator[None]:
+    """Make a trial the current one."""
+    token = _CURRENT.set(trial)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+class Watched:
+    """A tracker whose run a sweep watches."""
+
+    def __init__(self, tracker: Tracker, trial: CurrentTrial) -> None:
+        self.tracker = tracker
+        self.trial = trial
+        self.directory = tracker.directory
+        self.run_id = ""
+        self.pruned_at: int | None = None
+
+    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+        """Start the record, and say so."""
+        self.tracker.start(config, dict(tags) | dict(self.trial.tags))
+        self.run_id = self.tracker.run_id
+        self.trial.began(self.run_id, self.directory)
+
+    def log_dataset(self, name: str, source: str, digest: str) -> None:
+        """Record the input data."""
+        self.tracker.log_dataset(name, source, digest)
+
+    def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
+        """Record metrics; those of an epoch decide whether the run goes on.
+
+        Raises
+        ------
+        Pruned
+            It does not.
+        """
+        self.tracker.log_metrics(values, epoch)
+        if epoch is None:
+            return
+        self.trial.trained()
+        if VALIDATION in values and self.trial.report(epoch, values[VALIDATION]):
+            self.pruned_at = epoch
+            raise Pruned(f"pruned at epoch {epoch}")
+
+    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
+        """End the record; a pruned run did not fail."""
+        if self.pruned_at is not None:
+            self.tracker.finish(
+                "FINISHED",
+                {
+                    "topicell.trial_state": "PRUNED",
+                    "topicell.pruned_at_epoch": str(self.pruned_at),
+                },
+            )
+            return
+        state = "COMPLETE" if status == "FINISHED" else "FAIL"
+        self.tracker.finish(status, dict(tags or {}) | {"topicell.trial_state": state})

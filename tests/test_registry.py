@@ -1,0 +1,275 @@
+"""Registered models: what MLflow makes of them, and the way back."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from topicell.cli import main
+from topicell.config import InputError, TrackingConfig
+from topicell.model.fit import TopicFit
+from topicell.tracking.registry import CODE, REQUIRED, fetch_model, register
+from topicell.tracking.store import client, experiment_id
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def serve(folder):
+    """MLflow's tracking server: (process, address), once it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    server = subprocess.Popen(
+        [*command, "--artifacts-destination", str(folder / "artifacts")],
+        env=os.environ | light,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return server, f"http://127.0.0.1:{port}"
+        except OSError:
+            time.sleep(0.3)
+    server.kill()
+    server.wait()
+    raise AssertionError("the server did not start")
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
+def store(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    if request.param == "sqlite":
+        yield TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
+        return
+    server, address = serve(folder)
+    try:
+        yield TrackingConfig(uri=address)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@dataclass
+class Run:
+    """A run that ended, and its folder."""
+
+    store: TrackingConfig
+    id: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def run(store, fitted, tmp_path_factory):
+    """A run whose model is registered as topicell/champion."""
+    folder = tmp_path_factory.mktemp("run")
+    fitted.save(folder / "model")
+    mlflow = client(store)
+    run_id = mlflow.create_run(experiment_id(mlflow, store)).info.run_id
+    mlflow.log_artifacts(run_id, str(folder / "model"), "model")
+    mlflow.set_terminated(run_id, "FINISHED")
+    tags = {"study": "k", "n_topics": "4"}
+    assert register(store, run_id, folder, tags=tags) == "1"
+    return Run(store, run_id, folder)
+
+
+@pytest.fixture
+def champion(run, tmp_path, monkeypatch):
+    """The registered model as anybody loads it, with MLflow alone."""
+    import mlflow.pyfunc
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", run.store.uri)
+    return mlflow.pyfunc.load_model("models:/topicell@champion", dst_path=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def frame(planted):
+    counts = planted[0]
+    return pd.DataFrame(counts.x.toarray(), index=counts.cells, columns=counts.genes)
+
+
+def test_predictions_are_those_of_the_fit(champion, frame, planted, fitted):
+    expected = fitted.transform(planted[0])
+    for given in (frame, frame.iloc[:, ::-1].assign(another_gene=0.5), frame.astype("int32")):
+        pd.testing.assert_frame_equal(champion.predict(given), expected, check_exact=True)
+    settings = {"replicate": (fitted.shown + 1) % 3, "refine": True, "n_samples": 8, "seed": 5}
+    few = planted[0][np.arange(20)]
+    pd.testing.assert_frame_equal(
+        champion.predict(frame[:20], params=settings),
+        fitted.transform(few, **settings),
+        check_exact=True,
+    )
+    outputs = champion.metadata.signature.outputs
+    assert outputs.input_names() == fitted.topic_names
+    assert set(outputs.numpy_types()) == set(expected.dtypes)
+
+
+def test_the_signature_refuses_what_is_no_table_of_these_genes(champion, frame):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=r"missing inputs \['gene_7'\]"):
+        champion.predict(frame.drop(columns="gene_7"))
+    with pytest.raises(MlflowException, match="Can not safely convert int64"):
+        champion.predict(frame.astype("int64"))
+    with pytest.raises(InputError, match="not whole"):
+        champion.predict(np.log1p(frame))
+
+
+def test_what_is_stored_is_weights_and_code(run, tmp_path):
+    from mlflow.artifacts import download_artifacts
+
+    # MLflow takes these for the model's own.
+    for name in ("uv.lock", "pyproject.toml"):
+        Path(name).write_text("")
+    register(run.store, run.id, run.folder, name="stored", tags={})
+    address = client(run.store).get_model_version_by_alias("stored", "champion").source
+    folder = Path(
+        download_artifacts(artifact_uri=address, dst_path=tmp_path, tracking_uri=run.store.uri)
+    )
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {
+        *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "served.py"),
+        *("artifacts/model/model.json", "artifacts/model/weights.safetensors"),
+    }
+    assert (folder / "served.py").read_text() == CODE.read_text()
+    pins = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
+    assert pins == {name: version(name).partition("+")[0] for name in ("mlflow", *REQUIRED)}
+    text = (folder / "MLmodel").read_text()
+    assert str(run.folder) not in text
+    assert str(CODE.parent) not in text
+    flavor = yaml.safe_load(text)["flavors"]["python_function"]
+    assert "python_model" not in flavor
+
+
+def test_a_run_that_ended_stays_as_it_was_but_for_its_model(run):
+    from mlflow import active_run
+
+    mlflow = client(run.store)
+    assert active_run() is None
+    before = mlflow.get_run(run.id).info
+    assert before.status == "FINISHED"
+    assert register(run.store, run.id, run.folder, name="second", tags={}) == "1"
+    after = mlflow.get_run(run.id)
+    assert (after.info.status, after.info.end_time) == (before.status, before.end_time)
+    models = [mlflow.get_logged_model(output.model_id) for output in after.outputs.model_outputs]
+    assert {"topicell", "second"} <= {model.name for model in models}
+    assert {str(model.status) for model in models} == {"READY"}
+    (second,) = (model for model in models if model.name == "second")
+    assert second.source_run_id == run.id
+    assert re.fullmatch(
+        r'\[\{"name": "second", "version": "?1"?\}\]', second.tags["mlflow.modelVersions"]
+    )
+
+
+def test_registering_again_moves_the_alias(run, tmp_path, fitted):
+    mlflow = client(run.store)
+    for number in ("1", "2"):
+        tags = {"study": number, "n_topics": "4"}
+        assert register(run.store, run.id, run.folder, name="moved", tags=tags) == number
+        found = mlflow.get_model_version_by_alias("moved", "champion")
+        assert (str(found.version), found.tags, found.run_id) == (number, tags, run.id)
+    for which in ("champion", "1"):
+        fit = TopicFit.load(fetch_model(f"moved/{which}", run.store, tmp_path / which))
+        assert np.array_equal(fit.beta(), fitted.beta())
+
+
+def test_a_model_that_cannot_be_stored_is_not_registered(run, tmp_path, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(InputError, match="not a saved model"):
+        register(run.store, run.id, tmp_path, name="none", tags={})
+    monkeypatch.setattr("topicell.tracking.registry.CODE", tmp_path / "absent.py")
+    with pytest.raises(MlflowException, match="does not exist"):
+        register(run.store, run.id, run.folder, name="none", tags={})
+    with pytest.raises(InputError, match="no such alias or version; aliases: none; latest"):
+        fetch_model("none/champion", run.store, tmp_path)
+    mlflow = client(run.store)
+    found = mlflow.search_logged_models([experiment_id(mlflow, run.store)], "name = 'none'")
+    assert [str(model.status) for model in found] == ["FAILED"]
+
+
+def run_here(capsys, *arguments):
+    """Run a command in this process: (exit code, standard error)."""
+    hook = sys.unraisablehook
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main([*map(str, arguments)])
+    finally:
+        sys.unraisablehook = hook
+    return exit_.value.code, capsys.readouterr().err
+
+
+def test_transform_by_a_registered_model_is_transform_by_its_run(run, planted, capsys):
+    counts = planted[0]
+    names = {"obs": pd.DataFrame(index=counts.cells), "var": pd.DataFrame(index=counts.genes)}
+    anndata.AnnData(counts.x, **names).write_h5ad("new.h5ad")
+    tables = []
+    for which in (f"run={run.id}", "model=topicell/champion", "model=topicell/1"):
+        output = Path(f"{len(tables)}.csv")
+        settings = ("input=new.h5ad", f"output={output}", f"tracking.uri={run.store.uri}")
+        code, err = run_here(capsys, "transform", which, *settings)
+        assert (code, err) == (0, "")
+        tables.append(output.read_bytes())
+    assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "run has no value; give run=RUN_ID or model=NAME/ALIAS"),
+        (["run=x", "model=topicell/champion"], "run and model are both given"),
+        (["model=topicell"], "write NAME/ALIAS or NAME/VERSION"),
+        (["model=models:/topicell@champion"], "as model=topicell/champion"),
+        (["model=a/b/c"], "write NAME/ALIAS"),
+        (["model=topicel/champion"], "no model 'topicel' is registered"),
+        (["model=topicel/champion"], "there: foreign, "),
+        (["model=topicell/best"], "aliases: champion; latest version: 1"),
+        (["model=topicell/7"], "no such alias or version"),
+        (["model=foreign/1"], "not a model of topicell's"),
+        (["model=nowhere/1"], "cannot be read"),
+        (["model=topicell/champion", "tracking.uri=http://127.0.0.1:{port}"], "cannot be read"),
+        (["model=topicell/champion", "tracking.uri=sqlite:///no.db"], "does not exist here"),
+        (["model=topicell/champion", "tracking.uri=ftp://x"], "tracking.uri"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_no_registered_model_ends_with_code_2_and_one_line(
+    run, planted, arguments, words, capsys, tmp_path
+):
+    mlflow = client(run.store)
+    if not mlflow.search_registered_models("name = 'foreign'"):
+        (tmp_path / "MLmodel").write_text("flavors:\n  python_function: {}\n")
+        mlflow.log_artifact(run.id, str(tmp_path / "MLmodel"), "foreign")
+        place = mlflow.get_run(run.id).info.artifact_uri
+        for name in ("foreign", "nowhere"):
+            mlflow.create_registered_model(name)
+            mlflow.create_model_version(name, f"{place}/{name}", run.id)
+    counts = planted[0]
+    names = {"obs": pd.DataFrame(index=counts.cells), "var": pd.DataFrame(index=counts.genes)}
+    anndata.AnnData(counts.x, **names).write_h5ad("new.h5ad")
+    where = [argument.format(port=free_port()) for argument in arguments]
+    settings = [f"tracking.uri={run.store.uri}", *where, "input=new.h5ad", "output=mapped.csv"]
+    code, err = run_here(capsys, "transform", *settings)
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("topicell: ")
+    assert words in err
+    assert not Path("mapped.csv").exists()
