@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
-from topicell.tracking.parents import finish_parent, start_parent
+from topicell.tracking.parents import Parent
 from topicell.tracking.provenance import provenance
 from topicell.tracking.runs import RECORDS, MLflowRun, RunFolder, open_tracker
 from topicell.tracking.store import client, create_store, experiment_id, shown_uri, tracking_uri
@@ -77,22 +77,22 @@ def test_mlflow_holds_what_the_folder_holds(store, tmp_path):
 
 
 def test_jobs_of_a_multirun_are_nested_under_one_parent(store, tmp_path):
-    parent = start_parent(store, "multirun", "-m seed=0,1")
+    parent = Parent.start(store, "multirun", {"topicell.kind": "multirun"})
     children = []
     for job in range(2):
         tracker = open_tracker(store, tmp_path / str(job))
         tracker.start(RunConfig(seed=job), {})
         tracker.finish("FINISHED")
         children.append(tracker.run_id)
-    finish_parent(store, parent, "FINISHED")
+    parent.finish("FINISHED")
     after = open_tracker(store, tmp_path / "after")
     after.start(RunConfig(), {})
     after.finish("FINISHED")
     mlflow = client(store)
     experiment = experiment_id(mlflow, store)
-    nested = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    nested = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
     assert {run.info.run_id for run in nested} == set(children)
-    assert mlflow.get_run(parent).info.status == "FINISHED"
+    assert mlflow.get_run(parent.run_id).info.status == "FINISHED"
     assert "mlflow.parentRunId" not in mlflow.get_run(after.run_id).data.tags
 
 
@@ -161,10 +161,10 @@ def test_where_the_store_is(monkeypatch):
 def test_what_is_no_run_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="neither a folder nor a run"):
         fetch_run("0" * 32, store, tmp_path, RECORDS)
-    parent = start_parent(store, "multirun", "")
+    parent = Parent.start(store, "multirun", {"topicell.kind": "multirun"})
     with pytest.raises(InputError, match="parent of a multirun"):
-        fetch_run(parent, store, tmp_path, RECORDS)
-    finish_parent(store, parent, "FINISHED")
+        fetch_run(parent.run_id, store, tmp_path, RECORDS)
+    parent.finish("FINISHED")
     with pytest.raises(InputError, match=r"has no config\.yaml"):
         fetch_run(str(tmp_path), store, tmp_path, RECORDS)
     with socket.socket() as unused:

@@ -47,9 +47,10 @@ usage: topicell COMMAND [SETTING=VALUE ...]
               topicell train                                    the embedded data set, no network
               topicell train data=file data.path=cells.h5ad model.n_topics=20
               topicell train -m model.n_topics=5,10,20 seed=0,1 a grid: one parent, nested runs
+              topicell train -m sweep=topics                    how many topics? Optuna, a verdict
               topicell train --cfg job                          every setting and its value
   report      remake the report of a stored run
-              topicell report run=RUN_ID                        or run=FOLDER
+              topicell report run=RUN_ID                        or run=FOLDER; a sweep's parent too
   transform   topic proportions for new cells
               topicell transform run=RUN_ID input=new.h5ad output=mapped.h5ad
               topicell transform model=topicell/champion …      a registered model: NAME/ALIAS
@@ -327,39 +328,80 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
 
 
 def report(arguments: list[str]) -> None:
-    """Remake the report of a stored run: figures and page, from its cells and its metrics."""
+    """Remake the report of a stored run, or of a sweep or a grid where its parent is named."""
     asked = _options(ReportCommand, arguments)
-    import json
     import tempfile
+
+    from topicell.tracking.stored import PARENT_KINDS, kind_of, store_artifacts
+
+    kind = kind_of(asked.run, asked.tracking)
+    with tempfile.TemporaryDirectory() as scratch:
+        if kind in PARENT_KINDS:
+            run_id, output = _report_sweep(asked, kind, Path(scratch))
+        else:
+            run_id, output = _report_run(asked, arguments, Path(scratch))
+    if run_id:
+        store_artifacts(run_id, asked.tracking, output)
+    print(output / "report.html")
+
+
+def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tuple[str, Path]:
+    """Figures and page of a run, from its cells and its metrics."""
+    import json
 
     import anndata
 
     from topicell import report
-    from topicell.tracking.stored import fetch_run, read_metrics, store_artifacts
+    from topicell.tracking.stored import fetch_run, read_metrics
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, run_id = fetch_run(
-            asked.run, asked.tracking, Path(scratch), ("adata.h5ad", "metrics.jsonl")
-        )
-        output = Path(asked.output or f"report-{run_id or folder.resolve().name}")
-        if output.exists():
-            raise InputError(f"output = {str(output)!r} exists; name another folder")
-        adata = anndata.read_h5ad(folder / "adata.h5ad")
-        if "topicell" not in adata.uns:
-            raise InputError(f"{folder / 'adata.h5ad'} was not written by a run")
-        stored = json.loads(adata.uns["topicell"]["config"])
-        config = _options(ReportCommand, arguments, {"report": stored["report"]}).report
-        if any(getattr(config, knob) != stored["report"][knob] for knob in MAP_KNOBS):
-            for name in ("X_umap_counts", "X_umap_topics"):
-                adata.obsm.pop(name, None)
-        try:
-            output.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"output = {str(output)!r} cannot be made ({error})") from error
-        report.write(adata, read_metrics(folder)[0], output, config, stored["seed"])
-    if run_id:
-        store_artifacts(run_id, asked.tracking, output)
-    print(output / "report.html")
+    folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("adata.h5ad", "metrics.jsonl"))
+    output = _new_folder(asked, run_id or folder.resolve().name)
+    adata = anndata.read_h5ad(folder / "adata.h5ad")
+    if "topicell" not in adata.uns:
+        raise InputError(f"{folder / 'adata.h5ad'} was not written by a run")
+    stored = json.loads(adata.uns["topicell"]["config"])
+    config = _options(ReportCommand, arguments, {"report": stored["report"]}).report
+    if any(getattr(config, knob) != stored["report"][knob] for knob in MAP_KNOBS):
+        for name in ("X_umap_counts", "X_umap_topics"):
+            adata.obsm.pop(name, None)
+    _make(output)
+    report.write(adata, read_metrics(folder)[0], output, config, stored["seed"])
+    return run_id, output
+
+
+def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, Path]:
+    """Figures and page of a sweep, from what it kept; of a grid, from its runs."""
+    from topicell.sweep import page
+    from topicell.sweep.grid import as_sweep
+    from topicell.sweep.selection import select
+    from topicell.sweep.trials import Sweep
+    from topicell.tracking.parents import Parent
+    from topicell.tracking.stored import fetch_run
+
+    if kind == "multirun":
+        sweep, run_id = as_sweep(Parent(asked.tracking, asked.run)), asked.run
+    else:
+        folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("sweep.json",))
+        sweep = Sweep.read(folder / "sweep.json")
+    output = _new_folder(asked, run_id or sweep.name)
+    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    _make(output)
+    page.write(sweep, verdict, output, asked.report.dpi)
+    return run_id, output
+
+
+def _new_folder(asked: ReportCommand, name: str) -> Path:
+    output = Path(asked.output or f"report-{name}")
+    if output.exists():
+        raise InputError(f"output = {str(output)!r} exists; name another folder")
+    return output
+
+
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"output = {str(output)!r} cannot be made ({error})") from error
 
 
 def transform(arguments: list[str]) -> None:

@@ -600,11 +600,14 @@ class SweepConfig:
     pruner: Pruner = Pruner.median
     n_startup_trials: int = 4
     """Trials that must be complete before one is pruned."""
-    n_warmup_epochs: int = 2
-    """Epochs of a trial in which it is not pruned."""
+    pruning_warmup: float = 0.5
+    """Share of the epochs of a fit in which no trial is pruned."""
     pruning_margin: float = 0.01
-    """A trial whose perplexity is within this share of the best one's at the same epoch is never
-    pruned: the smallest number of topics on a plateau is to be found, not only the best."""
+    """A trial whose perplexity is within this share of the best one's at the same epoch is not
+    pruned there: the smallest number of topics on a plateau is to be found, not only the best."""
+    racing_errors: float = 2.0
+    """After each split, a trial that is worse than the best on the same splits by more than so
+    many standard errors is pruned as well (unless ``pruner=none``)."""
     patience: int = 3
     """Epochs without a gain before ``pruner=patient`` may end a trial."""
     max_failure_rate: float | None = None
@@ -617,9 +620,10 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         _require_positive("sweep", self, "n_trials", "timeout", "n_jobs", "patience")
-        for knob in ("n_startup_trials", "n_warmup_epochs", "pruning_margin"):
+        for knob in ("n_startup_trials", "pruning_margin", "racing_errors"):
             value = getattr(self, knob)
             _require(value >= 0, f"sweep.{knob}", value, "cannot be negative")
+        _require_share("sweep.pruning_warmup", self.pruning_warmup)
         _require(
             self.max_failure_rate is None or 0 <= self.max_failure_rate < 1,
             "sweep.max_failure_rate",

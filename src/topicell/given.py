@@ -28,7 +28,15 @@ from topicell.evaluation.perplexity import perplexity
 from topicell.model.counts import Counts
 from topicell.model.engines import cpu_threads
 from topicell.model.points import PointFit
-from topicell.run import Result, check_report, conclude, parts_of, recorded
+from topicell.run import (
+    Result,
+    check_report,
+    conclude,
+    labels_of,
+    measure,
+    parts_of,
+    recorded,
+)
 from topicell.tracking.runs import Tracker
 
 if TYPE_CHECKING:
@@ -108,7 +116,12 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
             "given/perplexity_folded": fit.perplexity(cells, seed=config.seed),
             "given/elbo_given_topics": float(fit.elbo_given_topics(cells, seed=config.seed)[0]),
         }
-        scores, values = conclude(fit, theta_RNK, adata, parts, config, tracker, given)
+        measured = measure(
+            fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
+        )
+        scores, values = conclude(
+            fit, theta_RNK, beta_RKG, adata, {str(config.seed): measured}, config, tracker, given
+        )
         infinite = [name for name, value in scores.items() if np.isinf(value)]
         if infinite:
             warnings.warn(

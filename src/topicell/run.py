@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import time
 import warnings
@@ -120,11 +121,19 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
             ),
         )
         known = {"speed/fit_seconds": time.perf_counter() - started}
-        theta_RNK = fit.theta(
-            Counts.of(adata, "counts"), n_samples=config.evaluate.n_samples, seed=config.seed
+        of_cells = Counts.of(adata, "counts")
+        theta_RNK = fit.theta(of_cells, n_samples=config.evaluate.n_samples, seed=config.seed)
+        beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
+        measured = {}
+        first = measure(
+            fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
         )
-        further = dict(further_splits(adata, config))
-        scores, values = conclude(fit, theta_RNK, adata, parts, config, tracker, known, further)
+        for seed, of_split in itertools.chain(
+            [(str(config.seed), first)], further_splits(adata, config)
+        ):
+            measured[seed] = of_split
+            tracker.log_split(seed, of_split)
+        scores, values = conclude(fit, theta_RNK, beta_RKG, adata, measured, config, tracker, known)
     return Result(fit, scores, values, adata)
 
 
@@ -194,43 +203,38 @@ def recorded(
 def conclude(
     fit: TopicFit,
     theta_RNK: np.ndarray,
+    beta_RKG: np.ndarray,
     adata: AnnData,
-    parts: Mapping[str, Counts],
+    measured: Mapping[str, Measured],
     config: RunConfig | GivenConfig,
     tracker: Tracker,
     known: Mapping[str, float],
-    further: Mapping[str, Measured] | None = None,
 ) -> tuple[dict[str, float], Values]:
-    """What comes after topics: measures, annotated cells, tables, report.
+    """What comes after the measures: scores, annotated cells, tables, report.
 
     Parameters
     ----------
-    fit, theta_RNK, adata, parts
-        The fit, and the cells whole and by part.
+    fit, theta_RNK, beta_RKG, adata
+        The topics, and the cells.
+    measured
+        What was measured, by the seed of each split; the first is of `fit`.
     config, tracker
         What was asked, and where it is recorded.
     known
         Scores that were taken before.
-    further
-        What was measured on further splits, by the seed of each.
 
     Returns
     -------
     The scores by metric name, and the values that they summarise.
     """
-    beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
     annotate(adata, theta_RNK[fit.shown])
     adata.varm["lda_topics"] = beta_RKG[fit.shown].T.copy()
-    measured = {
-        str(config.seed): measure(
-            fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
-        )
-    } | dict(further or {})
+    own = next(iter(measured))
     values = {
         name: {seed: of_split[name] for seed, of_split in measured.items() if name in of_split}
-        for name in measured[str(config.seed)]
+        for name in measured[own]
     }
-    scores = dict(summarized(values, str(config.seed), fit.shown))
+    scores = dict(summarized(values, own, fit.shown))
     if isinstance(fit, AmortizedFit) and config.evaluate.n_gap_cells:
         gap_N = amortization_gap(fit, Counts.of(adata, "counts"), config.evaluate, config.seed)
         adata.obs["amortization_gap"] = gap_N

@@ -22,18 +22,18 @@ def conclude(parent: Parent, folder: Path) -> Iterator[str]:
     """Compare the runs of a grid over numbers of topics; lines for the terminal."""
     if not parent.run_id:
         return
-    runs = nested_runs(parent.config, parent.run_id, curve=VALIDATION)
-    if len({run.params.get(TOPICS) for run in runs}) < 2:
+    sweep = as_sweep(parent)
+    if len({trial.n_topics for trial in sweep.trials}) < 2:
         return
-    sweep = as_sweep(runs, parent, folder)
     verdict = judge(sweep, parent, folder)
     yield verdict.sentence
     yield from (f"  {caution}" for caution in verdict.cautions)
     yield f"report      {folder / 'report.html'}"
 
 
-def as_sweep(runs: list[NestedRun], parent: Parent, folder: Path) -> Sweep:
+def as_sweep(parent: Parent) -> Sweep:
     """The runs of a grid as trials, in the order in which they were begun."""
+    runs = nested_runs(parent.config, parent.run_id, curve=VALIDATION)
     moved = [
         name
         for name in dotted(RunConfig())
@@ -58,10 +58,10 @@ def as_sweep(runs: list[NestedRun], parent: Parent, folder: Path) -> Sweep:
     ]
     numbers = [trial.n_topics for trial in trials if trial.n_topics]
     return Sweep(
-        name=folder.name,
+        name=parent.run_id,
         data=_data(runs),
         kind="multirun",
-        bounds=(min(numbers), max(numbers)),
+        bounds=(min(numbers), max(numbers)) if numbers else None,
         space={name: ",".join(sorted({str(t.params[name]) for t in trials})) for name in moved},
         trials=trials,
         seconds=sum(trial.seconds or 0.0 for trial in trials),

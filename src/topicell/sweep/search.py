@@ -15,7 +15,7 @@ from topicell.config import InputError, SweepConfig
 from topicell.sweep.selection import MEASURES, Verdict, points, select
 from topicell.sweep.study import Study
 from topicell.sweep.trials import PERPLEXITY, Sweep
-from topicell.sweep.workers import Began, Died, Done, Event, Report, Work, Workers
+from topicell.sweep.workers import Began, Died, Done, Event, Report, SplitReport, Work, Workers
 from topicell.tracking.parents import Parent
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,9 @@ class Search:
             self.study.note(event.number, run_id=event.run_id, folder=event.folder)
         elif isinstance(event, Report):
             end = self.study.report(event.number, event.epoch, event.value)
+            workers.answer(event.number, end=end)
+        elif isinstance(event, SplitReport):
+            end = self.study.report_split(event.number, event.seed, event.values)
             workers.answer(event.number, end=end)
         elif isinstance(event, Done):
             self._told(event)

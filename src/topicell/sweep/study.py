@@ -36,7 +36,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from topicell.config import InputError, Pruner, Sampler, SweepConfig
 from topicell.sweep.locks import Locks, locks_of
-from topicell.sweep.trials import Trial
+from topicell.sweep.selection import difference
+from topicell.sweep.trials import PERPLEXITY, Trial
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +112,7 @@ class Study:
                 self.abandoned = self._recover(alone=alone)
             undo.pop_all()
         self._running: dict[int, optuna.Trial] = {}
-        self._best_curve: dict[int, float] = {}
-        self._n_curves = -1
+        self._splits: dict[int, dict[str, Sequence[float]]] = {}
         self._started = time.monotonic()
         self._seconds_before = float(self._study.user_attrs.get(SECONDS, 0.0))
         self._beating = threading.Event()
@@ -165,7 +165,10 @@ class Study:
                 self._study.enqueue_trial(params)
             elif self.settings.timeout is not None and self.seconds >= self.settings.timeout:
                 return None
-            trial = self._study.ask(self.space)
+            with warnings.catch_warnings():
+                # Heartbeats are for `study.optimize`, it says; here `_beat` records them.
+                warnings.filterwarnings("ignore", message="Heartbeat of storage")
+                trial = self._study.ask(self.space)
         self._running[trial.number] = trial
         self._record_heartbeat(trial)
         return trial
@@ -181,8 +184,30 @@ class Study:
         trial.report(value, epoch)
         if not trial.should_prune():
             return False
-        best = self._best_at(epoch)
-        return best is None or not value <= best * (1 + self.settings.pruning_margin)
+        best, length = self._best_curve()
+        if epoch + 1 < self.settings.pruning_warmup * length or epoch not in best:
+            return False
+        return not value <= best[epoch] * (1 + self.settings.pruning_margin)
+
+    def report_split(self, number: int, seed: str, values: Sequence[float]) -> bool:
+        """Note the perplexities of a split; whether the trial lags the best on its splits.
+
+        Trials race: one that is worse by more than ``racing_errors`` standard errors of the
+        difference leaves, as in Maron & Moore (1994, Hoeffding races).
+        """
+        own = self._splits.setdefault(number, {})
+        own[seed] = values
+        done = self._complete()
+        if self.settings.pruner is Pruner.none or len(done) < self.settings.n_startup_trials:
+            return False
+        rivals = [trial.user_attrs["values"][PERPLEXITY] for trial in done]
+        shared = [rival for rival in rivals if own.keys() <= rival.keys()]
+        if not shared or len(shared[0]) == len(own):
+            # After the last split there is nothing to save.
+            return False
+        best = min(shared, key=lambda rival: np.mean([np.mean(rival[split]) for split in own]))
+        lag = difference(own, best)
+        return lag.mean > self.settings.racing_errors * lag.se
 
     def complete(self, number: int, value: float, values: Mapping[str, Any]) -> None:
         """A trial is done: its objective, and the values of every measure."""
@@ -329,15 +354,17 @@ class Study:
         generator = np.random.default_rng([self.seed, len(tried)])
         return left[generator.integers(len(left))]
 
-    def _best_at(self, epoch: int) -> float | None:
-        """The lowest perplexity of a complete trial at an epoch."""
-        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(done) != self._n_curves:
-            self._n_curves, self._best_curve = len(done), {}
-            for trial in done:
-                for step, value in trial.intermediate_values.items():
-                    self._best_curve[step] = min(value, self._best_curve.get(step, math.inf))
-        return self._best_curve.get(epoch)
+    def _complete(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+    def _best_curve(self) -> tuple[dict[int, float], int]:
+        """The lowest perplexity of the complete trials at each epoch, and their longest curve."""
+        best: dict[int, float] = {}
+        curves = [trial.intermediate_values for trial in self._complete()]
+        for curve in curves:
+            for epoch, value in curve.items():
+                best[epoch] = min(value, best.get(epoch, math.inf))
+        return best, max(map(len, curves), default=0)
 
     def _beat(self) -> None:
         while not self._beating.wait(HEARTBEAT_SECONDS):
@@ -371,8 +398,7 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
     """
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    # It warns at each trial that heartbeats are for `study.optimize`; here `Study` beats itself.
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
@@ -438,9 +464,7 @@ def make_sampler(kind: Sampler, seed: int, n_tried: int) -> BaseSampler:
 
 def make_pruner(settings: SweepConfig) -> optuna.pruners.BasePruner:
     """Optuna's pruner."""
-    median = optuna.pruners.MedianPruner(
-        n_startup_trials=settings.n_startup_trials, n_warmup_steps=settings.n_warmup_epochs
-    )
+    median = optuna.pruners.MedianPruner(n_startup_trials=settings.n_startup_trials)
     if settings.pruner is Pruner.median:
         return median
     if settings.pruner is Pruner.patient:
@@ -448,7 +472,7 @@ def make_pruner(settings: SweepConfig) -> optuna.pruners.BasePruner:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.pruners.PatientPruner(median, patience=settings.patience)
     if settings.pruner is Pruner.hyperband:
-        return optuna.pruners.HyperbandPruner(min_resource=max(settings.n_warmup_epochs, 1))
+        return optuna.pruners.HyperbandPruner(min_resource=2)
     return optuna.pruners.NopPruner()
 
 

@@ -8,12 +8,13 @@ id, sees the validation perplexity of each epoch, and may end the run by raising
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
 from topicell.config import GivenConfig, RunConfig
+from topicell.sweep.trials import PERPLEXITY
 from topicell.tracking.runs import Tracker
 
 VALIDATION = "valid/perplexity"
@@ -35,8 +36,11 @@ class CurrentTrial(Protocol):
     def report(self, epoch: int, value: float) -> bool:
         """Validation perplexity of an epoch; whether to end the trial."""
 
-    def trained(self) -> None:
-        """One more epoch was trained."""
+    def report_split(self, seed: str, values: Sequence[float]) -> bool:
+        """Perplexity of each replicate on a split; whether to end the trial."""
+
+    def trained(self, epochs: int) -> None:
+        """So many more epochs were trained."""
 
     def conclude(self, values: Mapping[str, Any]) -> None:
         """The values of every measure, by metric and split."""
@@ -71,7 +75,8 @@ class Watched:
         self.trial = trial
         self.directory = tracker.directory
         self.run_id = ""
-        self.pruned_at: int | None = None
+        self.pruned_at = ""
+        self._n_splits = 0
 
     def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         """Start the record, and say so."""
@@ -94,21 +99,40 @@ class Watched:
         self.tracker.log_metrics(values, epoch)
         if epoch is None:
             return
-        self.trial.trained()
+        self.trial.trained(1)
         if VALIDATION in values and self.trial.report(epoch, values[VALIDATION]):
-            self.pruned_at = epoch
-            raise Pruned(f"pruned at epoch {epoch}")
+            self._prune(f"epoch {epoch}")
+
+    def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
+        """Record what was measured on a split, which decides whether the next one is fitted.
+
+        Raises
+        ------
+        Pruned
+            It is not.
+        """
+        self.tracker.log_split(seed, values)
+        self._n_splits += 1
+        if self._n_splits > 1 and "fit/epochs" in values:
+            # Those of the first split were told one by one.
+            self.trial.trained(int(values["fit/epochs"][0]))
+        if PERPLEXITY in values and self.trial.report_split(seed, values[PERPLEXITY]):
+            self._prune(f"split {self._n_splits}")
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """End the record; a pruned run did not fail."""
-        if self.pruned_at is not None:
+        if self.pruned_at:
             self.tracker.finish(
                 "FINISHED",
                 {
                     "topicell.trial_state": "PRUNED",
-                    "topicell.pruned_at_epoch": str(self.pruned_at),
+                    "topicell.pruned_at": self.pruned_at,
                 },
             )
             return
         state = "COMPLETE" if status == "FINISHED" else "FAIL"
         self.tracker.finish(status, dict(tags or {}) | {"topicell.trial_state": state})
+
+    def _prune(self, where: str) -> None:
+        self.pruned_at = where
+        raise Pruned(f"pruned at {where}")

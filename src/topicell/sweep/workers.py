@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -48,6 +48,15 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitReport:
+    """Perplexity of each replicate on a split; the worker waits for an answer."""
+
+    number: int
+    seed: str
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """How a trial ended: COMPLETE, PRUNED, FAIL or KILLED (interrupted)."""
 
@@ -67,7 +76,7 @@ class Died:
     exitcode: int | None
 
 
-Event = Began | Report | Done | Died
+Event = Began | Report | SplitReport | Done | Died
 
 
 @dataclass(slots=True, eq=False)
@@ -165,7 +174,7 @@ class Workers:
                     event = worker.connection.recv()
                 except (EOFError, OSError):
                     event = Died(worker.number, worker.process.exitcode)
-                if isinstance(event, (Began, Report)) and worker.process.is_alive():
+                if isinstance(event, (Began, Report, SplitReport)) and worker.process.is_alive():
                     # It did not hear: it was about to begin.
                     os.kill(worker.process.pid, signal.SIGINT)
                 if isinstance(event, (Done, Died)):
@@ -210,12 +219,18 @@ class _Channel:
     def began(self, run_id: str, folder: Path) -> None:
         self._connection.send(Began(self.number, run_id, str(folder)))
 
-    def trained(self) -> None:
-        self.epochs += 1
+    def trained(self, epochs: int) -> None:
+        self.epochs += epochs
 
     def report(self, epoch: int, value: float) -> bool:
+        return self._asked(Report(self.number, epoch, value))
+
+    def report_split(self, seed: str, values: Sequence[float]) -> bool:
+        return self._asked(SplitReport(self.number, seed, list(values)))
+
+    def _asked(self, report: Report | SplitReport) -> bool:
         try:
-            self._connection.send(Report(self.number, epoch, value))
+            self._connection.send(report)
             return bool(self._connection.recv())
         except (EOFError, OSError) as error:
             raise KeyboardInterrupt from error  # the sweep is gone

@@ -38,6 +38,8 @@ def register(
 ) -> str:
     """Register the model of a run as a new version, and move the alias to it.
 
+    Where the alias names this run's model already, nothing is done.
+
     What is stored is an MLflow model, an output of the run: the saved fit, the code that loads it,
     a signature that names the genes, pinned requirements; no pickle. The run may have ended.
 
@@ -77,6 +79,9 @@ def register(
     store = client(config)
     # It announces that it waits for what is there already.
     logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
+    before = _champion(store, name, alias)
+    if before is not None and before.run_id == run_id:
+        return str(before.version)
     try:
         store.create_registered_model(name)
     except MlflowException as error:
@@ -104,6 +109,19 @@ def register(
         store.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
     store.set_registered_model_alias(name, alias, str(made.version))
     return str(made.version)
+
+
+def _champion(store: MlflowClient, name: str, alias: str) -> Any:
+    """The version that an alias names; None if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        # Stores differ in how they say that there is no such alias.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
 
 
 def _save(fit: TopicFit, weights: Path, path: Path, logged: Any) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +62,9 @@ class Tracker(Protocol):
 
     def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
         """Record metrics of an epoch, or of the whole run."""
+
+    def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
+        """Record what was measured on one split of the cells, one value a replicate."""
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Deliver what waits, keep the artifacts, and end the run: FINISHED, FAILED or KILLED."""
@@ -118,6 +121,10 @@ class RunFolder:
     def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
         """Append a line to ``metrics.jsonl``; the metrics of an epoch carry its number."""
         self._append(({} if epoch is None else {"epoch": epoch}) | dict(values))
+
+    def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
+        """Append what was measured on a split."""
+        self._append({"split": seed} | {name: list(value) for name, value in values.items()})
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Append how the run ended."""
@@ -204,6 +211,10 @@ class MLflowRun:
         ]
         if time.monotonic() - self._sent > BATCH_SECONDS:
             self._flush()
+
+    def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
+        """Keep it in the folder; MLflow receives ``scores.csv`` at the end."""
+        self.folder.log_split(seed, values)
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Send what waits, upload the artifacts and the records, and end the run."""

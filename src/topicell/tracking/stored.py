@@ -13,6 +13,25 @@ from pathlib import Path
 from topicell.config import InputError, TrackingConfig
 from topicell.tracking.store import client, first_line, require_store, shown_uri
 
+PARENT_KINDS = ("multirun", "sweep")
+"""Tags of runs that others are nested under."""
+
+
+def kind_of(run: str, config: TrackingConfig) -> str:
+    """What a run id or folder is: ``run``, ``evaluation``, ``multirun`` or ``sweep``.
+
+    What is not found is called a run: `fetch_run` says what is wrong with it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if Path(run).is_dir():
+        return "sweep" if (Path(run) / "sweep.json").exists() else "run"
+    require_store(config)
+    try:
+        return str(client(config).get_run(run).data.tags.get("topicell.kind", "run"))
+    except MlflowException:
+        return "run"
+
 
 def fetch_run(
     run: str, config: TrackingConfig, destination: Path, artifacts: Sequence[str]
@@ -44,7 +63,7 @@ def fetch_run(
         folder, run_id = destination, run
         try:
             kind = store.get_run(run).data.tags.get("topicell.kind", "run")
-            if kind != "run":
+            if kind in PARENT_KINDS and "sweep.json" not in artifacts:
                 raise InputError(f"run = {run!r} is the parent of a {kind}: name one of its runs")
             there = {item.path for item in store.list_artifacts(run)}
             for name in there & set(artifacts):
@@ -78,7 +97,7 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]
         record = json.loads(line)
         if "epoch" in record:
             history.append(record)
-        elif not {"dataset", "status"} & record.keys():
+        elif not {"dataset", "split", "status"} & record.keys():
             final |= record
     return history, final
 
