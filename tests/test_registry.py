@@ -181,11 +181,13 @@ def test_a_run_that_ended_stays_as_it_was_but_for_its_model(run):
 
 def test_registering_again_moves_the_alias(run, tmp_path, fitted):
     mlflow = client(run.store)
-    for number in ("1", "2"):
+    other = mlflow.create_run(experiment_id(mlflow, run.store)).info.run_id
+    for number, run_id in (("1", run.id), ("2", other), ("2", other), ("3", run.id)):
+        # The run that the alias names already is not registered twice.
         tags = {"study": number, "n_topics": "4"}
-        assert register(run.store, run.id, run.folder, name="moved", tags=tags) == number
+        assert register(run.store, run_id, run.folder, name="moved", tags=tags) == number
         found = mlflow.get_model_version_by_alias("moved", "champion")
-        assert (str(found.version), found.tags, found.run_id) == (number, tags, run.id)
+        assert (str(found.version), found.tags, found.run_id) == (number, tags, run_id)
     for which in ("champion", "1"):
         fit = TopicFit.load(fetch_model(f"moved/{which}", run.store, tmp_path / which))
         assert np.array_equal(fit.beta(), fitted.beta())

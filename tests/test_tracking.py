@@ -173,7 +173,7 @@ def test_what_is_no_run_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         fetch_run("0" * 32, gone, tmp_path, RECORDS)
     # The end of a grid whose server has gone is a warning.
-    finish_parent(gone, parent, "FINISHED")
+    Parent(gone, parent.run_id).finish("FINISHED")
 
 
 def test_the_ui_opens_the_machine_learning_view_of_the_experiment(store, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -62,9 +62,8 @@ def as_sweep(parent: Parent) -> Sweep:
         data=_data(runs),
         kind="multirun",
         bounds=(min(numbers), max(numbers)) if numbers else None,
-        space={name: ",".join(sorted({str(t.params[name]) for t in trials})) for name in moved},
+        space={name: _listed(trial.params[name] for trial in trials) for name in moved},
         trials=trials,
-        seconds=sum(trial.seconds or 0.0 for trial in trials),
         parent_id=parent.run_id,
         experiment_id=parent.experiment,
         tracking=parent.store,
@@ -81,6 +80,10 @@ def _data(runs: list[NestedRun]) -> str:
 def _title(params: Mapping[str, str]) -> str:
     path = params.get("data.path", "None")
     return params.get("data.name", "") if path == "None" else Path(path).stem
+
+
+def _listed(values: Iterable[int | float | str]) -> str:
+    return ",".join(map(str, sorted(set(values), key=lambda value: (str(type(value)), value))))
 
 
 def _number(text: str) -> int | float | str:

@@ -136,11 +136,12 @@ def points(trials: Sequence[Trial]) -> list[Point]:
     """The measures of each number of topics, in ascending order.
 
     Trials that differ in the seed alone are one: their splits are put together. Of several
-    settings at one number of topics, the one of the lowest perplexity counts.
+    settings at one number of topics, the one of the most splits counts, then of the lowest
+    perplexity. A trial whose perplexity is not finite was not measured.
     """
     pooled: dict[tuple[int, str], list[Trial]] = {}
-    for trial in trials:
-        if trial.state == "COMPLETE" and PERPLEXITY in trial.values:
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if trial.state == "COMPLETE" and _is_finite(trial.values.get(PERPLEXITY, {})):
             key = (trial.n_topics, repr(sorted(trial.others.items())))
             pooled.setdefault(key, []).append(trial)
     of_topics: dict[int, Point] = {}
@@ -153,7 +154,7 @@ def points(trials: Sequence[Trial]) -> list[Point]:
                     values.setdefault(measure, {}).setdefault(split, value)
         point = Point(n_topics, tuple(trial.number for trial in alike), values)
         before = of_topics.get(n_topics)
-        if before is None or point.perplexity < before.perplexity:
+        if before is None or _rank(point) < _rank(before):
             of_topics[n_topics] = point
     return [of_topics[n_topics] for n_topics in sorted(of_topics)]
 
@@ -184,68 +185,99 @@ def select(
     if not measured:
         sentence = "No clear optimum: no trial was completed, so there is nothing to choose from."
         return Verdict(Kind.none, None, None, (), None, sentence)
-    unreplicated = any(math.isnan(point.stability) for point in measured)
-    stable = [point for point in measured if not point.stability < stability_floor]
+    cautions = []
+    splits = _usual_splits(measured)
+    comparable = [point for point in measured if splits <= point.values[PERPLEXITY].keys()]
+    if len(comparable) < len(measured):
+        missing = [point.n_topics for point in measured if point not in comparable]
+        cautions.append(f"Not considered, for want of a split: K = {_listed(missing)}.")
+    stable = [point for point in comparable if not point.stability < stability_floor]
+    unstable = [point.n_topics for point in comparable if point not in stable]
     if not stable:
         sentence = (
             f"No clear optimum: no number of topics reaches a stability of {stability_floor:g}; "
             "fits from other starts find other topics, so none of them should be built on."
         )
         return Verdict(Kind.none, None, None, (), None, sentence)
-
-    best = min(stable, key=lambda point: (point.perplexity, point.n_topics))
-    within, no_error = [], False
-    for point in stable:
-        loss = difference(point.values[PERPLEXITY], best.values[PERPLEXITY])
-        no_error |= math.isnan(loss.se)
-        if point is best or loss.mean <= (0 if math.isnan(loss.se) else loss.se):
-            within.append(point)
-    chosen = within[0]
+    perplexity = {
+        point.n_topics: {split: point.values[PERPLEXITY][split] for split in splits}
+        for point in stable
+    }
+    best = min(
+        stable, key=lambda point: (estimate(perplexity[point.n_topics]).mean, point.n_topics)
+    )
+    loss = {
+        point.n_topics: difference(perplexity[point.n_topics], perplexity[best.n_topics])
+        for point in stable
+    }
+    # A NaN error is of fits that are alone: nothing but a tie is within it.
+    within = [
+        point
+        for point in stable
+        if point is best or loss[point.n_topics].mean <= np.nan_to_num(loss[point.n_topics].se)
+    ]
+    no_error = any(math.isnan(of_point.se) for of_point in loss.values())
     low, high = bounds or (measured[0].n_topics, measured[-1].n_topics)
-    kind, sentence = _in_words(chosen, best, within[-1], low, high)
-
-    cautions = []
+    kind, sentence = _in_words(
+        [point.n_topics for point in within],
+        best.n_topics,
+        _shown(estimate(perplexity[best.n_topics]).mean),
+        (low, high),
+    )
+    if len(stable) == 1:
+        kind = Kind.none
+        sentence = (
+            f"No clear optimum: K = {best.n_topics} (perplexity "
+            f"{_shown(estimate(perplexity[best.n_topics]).mean)}) alone was measured and is stable."
+        )
+    elif no_error:
+        kind = Kind.none
+        sentence = (
+            f"No clear optimum: K = {best.n_topics} has the lowest perplexity "
+            f"({_shown(estimate(perplexity[best.n_topics]).mean)}), but without error bars, so the "
+            "difference may be chance."
+        )
+        cautions.append(
+            "Fits that are alone, without replicates or splits: train.n_replicates=4 or "
+            "evaluate.n_splits=3 gives error bars."
+        )
     if len(measured) < FEW:
+        cautions.append(f"Numbers of topics measured: {len(measured)}; try more.")
+    if any(math.isnan(point.stability) for point in measured):
         cautions.append(
-            f"Only {_counted(len(measured))} measured: too few to see a curve; try more."
+            "Fits of one replicate have no stability: the floor is not applied to them."
         )
-    if no_error:
-        cautions.append(
-            "One fit for each number of topics, so no error bars: differences may be chance; "
-            "train.n_replicates=4 or evaluate.n_splits=3 gives them."
-        )
-    if unreplicated:
-        cautions.append("One replicate, so no stability: the floor on it was not applied.")
-    unstable = [point.n_topics for point in measured if point not in stable]
     if unstable:
         cautions.append(
             f"Not considered, for a stability below {stability_floor:g}: K = {_listed(unstable)}."
         )
     return Verdict(
         kind,
-        chosen.n_topics,
+        within[0].n_topics,
         best.n_topics,
         tuple(point.n_topics for point in within),
-        chosen.trials[0],
+        within[0].trials[0],
         sentence,
         tuple(cautions),
     )
 
 
-def _in_words(chosen: Point, best: Point, last: Point, low: int, high: int) -> tuple[Kind, str]:
-    k, lowest = chosen.n_topics, f"{best.perplexity:.4g}"
-    if chosen is not last:
-        span = math.log(last.n_topics / k) / math.log(high / low) if high > low else 0.0
+def _in_words(
+    within: Sequence[int], best: int, lowest: str, bounds: tuple[int, int]
+) -> tuple[Kind, str]:
+    (low, high), k, last = bounds, within[0], within[-1]
+    if k != last:
+        span = math.log(last / k) / math.log(high / low) if high > low else 0.0
         if span > WIDE:
             return Kind.none, (
-                f"No clear optimum: from K = {k} to {last.n_topics}, most of the range, "
-                f"perplexities are within one standard error of the lowest ({lowest} at "
-                f"K = {best.n_topics}). The held-out cells do not tell them apart; K = {k} is the "
-                "smallest."
+                f"No clear optimum: from K = {k} to {last}, most of the range, perplexities are "
+                f"within one standard error of the lowest ({lowest} at K = {best}). The held-out "
+                f"cells do not tell them apart; K = {k} is the smallest."
             )
         return Kind.plateau, (
-            f"Plateau from K = {k} to {last.n_topics}: their perplexities are within one standard "
-            f"error of the lowest ({lowest} at K = {best.n_topics}). Take K = {k}, the smallest."
+            f"Plateau from K = {k} to {last}: the perplexities of K = {_listed(within)} are within "
+            f"one standard error of the lowest ({lowest} at K = {best}). Take K = {k}, the "
+            "smallest."
         )
     if k == high > low:
         return Kind.edge, (
@@ -258,13 +290,31 @@ def _in_words(chosen: Point, best: Point, last: Point, low: int, high: int) -> t
             f"are worse. Widen it: the best K may lie below {low}."
         )
     return Kind.optimum, (
-        f"Clear optimum at K = {k}: perplexity {lowest}, and every other K that was measured is "
-        "worse by more than one standard error."
+        f"Clear optimum at K = {k}: perplexity {lowest}; every other K that was measured, and is "
+        "stable, is worse by more than one standard error."
     )
 
 
-def _counted(n: int) -> str:
-    return "one number of topics was" if n == 1 else f"{n} numbers of topics were"
+def _usual_splits(measured: Sequence[Point]) -> frozenset[str]:
+    """The splits that most numbers of topics were measured on.
+
+    The mean of a K that missed a hard split is not to be compared with those that had it.
+    """
+    sets = [frozenset(point.values[PERPLEXITY]) for point in measured]
+    return max(sets, key=lambda splits: (sets.count(splits), len(splits), sorted(splits)))
+
+
+def _rank(point: Point) -> tuple[int, float, tuple[int, ...]]:
+    return -len(point.values[PERPLEXITY]), point.perplexity, point.trials
+
+
+def _is_finite(by_split: BySplit) -> bool:
+    values = [value for of_split in by_split.values() for value in of_split]
+    return bool(values) and bool(np.isfinite(values).all())
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from topicell.config import InputError
+
 PERPLEXITY = "valid/perplexity_folded"
 """What is minimised: the test cells stay unseen until the choice is made."""
 TOPICS = "model.n_topics"
@@ -90,7 +92,8 @@ class Sweep:
     def read(cls, path: Path) -> Self:
         """Read ``sweep.json``."""
         document = json.loads(path.read_text(encoding="utf-8"))
-        assert document.pop("format") == FORMAT, path
+        if document.pop("format", None) != FORMAT:
+            raise InputError(f"{path} was written by another version of topicell; sweep again")
         document["trials"] = [
             Trial(**(trial | {"curve": {int(e): v for e, v in trial["curve"].items()}}))
             for trial in document["trials"]

@@ -1,0 +1,163 @@
+"""How many topics? The sweep's verdict where the truth is known, and on sorted blood cells.
+
+    python experiments/choose_k/study.py planted FOLDER      30 corpora of 5, 10 and 20 topics
+    python experiments/choose_k/study.py blood FOLDER        pbmc_facs: sweeps, and plain grids
+    python experiments/choose_k/study.py overhead FOLDER     what a trial costs beside its run
+    python experiments/choose_k/study.py quick FOLDER        the same paths in a minute
+
+Each runs ``topicell train -m …`` as a user does, in FOLDER, and appends to FOLDER/results.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from topicell.sweep.selection import select
+from topicell.sweep.trials import Sweep
+
+TOPICS = (5, 10, 20)
+N_CORPORA = 10
+FIELDS = (
+    "study what planted corpus chosen best kind within complete pruned failed epochs seconds "
+    "command"
+).split()
+
+
+def topicell(folder: Path, *settings: str) -> float:
+    """Run the command line in a folder; the seconds it took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "topicell", "train", "-m", *settings],
+        cwd=folder,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - started
+
+
+def record(folder: Path, out: Path, command: tuple[str, ...], seconds: float, **known) -> dict:
+    """A row of what ``sweep.json`` under a folder says."""
+    (path,) = folder.rglob("sweep.json")
+    sweep = Sweep.read(path)
+    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    states = [trial.state for trial in sweep.trials]
+    row = known | {
+        "chosen": verdict.n_topics,
+        "best": verdict.best,
+        "kind": verdict.kind.value,
+        "within": " ".join(map(str, verdict.within)),
+        "complete": states.count("COMPLETE"),
+        "pruned": states.count("PRUNED"),
+        "failed": states.count("FAIL"),
+        "epochs": sum(trial.epochs for trial in sweep.trials),
+        "seconds": round(seconds, 1),
+        "command": " ".join(command),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = not out.exists()
+    with out.open("a", newline="") as file:
+        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            table.writeheader()
+        table.writerow(row)
+    print(f"{known}: {verdict.sentence}  ({seconds:.0f} s)", flush=True)
+    return row
+
+
+def planted(folder: Path, topics=TOPICS, n_corpora=N_CORPORA, extra=()) -> None:
+    """Corpora with known topics: is the verdict their number?"""
+    for corpus in range(n_corpora):
+        for n_topics in topics:
+            command = (
+                "sweep=topics",
+                "data=simulated",
+                f"data.simulation.n_topics={n_topics}",
+                f"data.simulation.seed={corpus}",
+                "tracking=off",
+                *extra,
+            )
+            place = folder / f"planted-{n_topics}-{corpus}"
+            seconds = topicell(place, *command)
+            row = {"study": "planted", "what": "sweep", "planted": n_topics, "corpus": corpus}
+            record(place, folder / "results.csv", command, seconds, **row)
+
+
+def blood(folder: Path, seeds=(0, 1, 2), extra=()) -> None:
+    """Sorted blood cells, K from 2 to 30: what pruning saves, and beside it plain grids."""
+    whole = "model.n_topics=range(2,31)"
+    arms = {
+        "sweep": ("sweep=topics",),
+        "sweep without pruning": ("sweep=topics", "sweep.pruner=none"),
+        "all K, two workers": (
+            "sweep=topics",
+            "sweep.sampler=grid",
+            "sweep.pruner=none",
+            "sweep.n_trials=29",
+        ),
+        "plain grid": (whole, "evaluate.n_splits=3", "report=off", "train.progress=false"),
+    }
+    for seed in seeds:
+        for what, settings in arms.items():
+            if what == "plain grid" and seed != seeds[0]:
+                continue
+            command = (*settings, "data=pbmc_facs", f"seed={seed}", *extra)
+            place = folder / f"blood-{what.replace(' ', '-').replace(',', '')}-{seed}"
+            seconds = topicell(place, *command)
+            row = {"study": "blood", "what": what, "planted": "", "corpus": seed}
+            record(place, folder / "results.csv", command, seconds, **row)
+
+
+def overhead(folder: Path, n_trials: int = 20) -> None:
+    """Seconds of a trial that are not its run: one worker, trials of a tiny corpus."""
+    command = (
+        "sweep=topics",
+        "sweep.n_jobs=1",
+        f"sweep.n_trials={n_trials}",
+        "sweep.pruner=none",
+        "data=simulated",
+        "data.simulation.n_cells=200",
+        "data.simulation.n_genes=60",
+        "evaluate.n_splits=1",
+        "evaluate.n_gap_cells=0",
+    )
+    place = folder / "overhead"
+    topicell(place, *command)
+    (path,) = place.rglob("sweep.json")
+    sweep = json.loads(path.read_text())
+    runs = []
+    for trial in sweep["trials"]:
+        (log,) = Path(trial["folder"]).glob("timing.json") or [None]
+        runs.append(json.loads(log.read_text()))
+    print(runs)
+
+
+def main() -> None:
+    what, folder = sys.argv[1], Path(sys.argv[2]).resolve()
+    if what == "planted":
+        planted(folder)
+    elif what == "blood":
+        blood(folder)
+    elif what == "overhead":
+        overhead(folder)
+    elif what == "quick":
+        small = (
+            "data.simulation.n_cells=400",
+            "train.n_replicates=2",
+            "evaluate.n_splits=2",
+            "model.n_topics=range(3,9)",
+        )
+        planted(folder, topics=(5,), n_corpora=1, extra=small)
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
