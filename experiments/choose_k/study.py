@@ -11,7 +11,6 @@ Each runs ``topicell train -m …`` as a user does, in FOLDER, and appends to FO
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -23,10 +22,22 @@ from topicell.sweep.trials import Sweep
 
 TOPICS = (5, 10, 20)
 N_CORPORA = 10
-FIELDS = (
-    "study what planted corpus chosen best kind within complete pruned failed epochs seconds "
-    "command"
-).split()
+FIELDS = [
+    "study",
+    "what",
+    "planted",
+    "corpus",
+    "chosen",
+    "best",
+    "kind",
+    "within",
+    "complete",
+    "pruned",
+    "failed",
+    "epochs",
+    "seconds",
+    "command",
+]
 
 
 def topicell(folder: Path, *settings: str) -> float:
@@ -115,28 +126,75 @@ def blood(folder: Path, seeds=(0, 1, 2), extra=()) -> None:
             record(place, folder / "results.csv", command, seconds, **row)
 
 
-def overhead(folder: Path, n_trials: int = 20) -> None:
-    """Seconds of a trial that are not its run: one worker, trials of a tiny corpus."""
-    command = (
+def nothing(settings) -> None:
+    """A run that takes no time: what a trial costs is then all the sweeper's."""
+    from topicell.sweep.watch import current_trial
+
+    trial = current_trial()
+    k = settings.model.n_topics
+    for epoch in range(10):
+        trial.report(epoch, 100.0 + abs(k - 40) / (epoch + 1))
+    noise = [0.01 * replicate for replicate in range(4)]
+    values = {str(s): [100.0 + s + abs(k - 40) + e for e in noise] for s in range(3)}
+    for seed, of_split in values.items():
+        trial.report_split(seed, of_split)
+    trial.conclude({"valid/perplexity_folded": values})
+
+
+def search_of_nothing(folder: Path, n_trials: int, *settings: str) -> float:
+    """Seconds of a sweep whose runs take no time."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    from topicell.cli import conf_folder
+    from topicell.config import TrainCommand
+
+    ConfigStore.instance().store(name="train_command", node=TrainCommand)
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    sys.argv = [
+        "study",
+        "-m",
         "sweep=topics",
+        "model.n_topics=range(2,200)",
         "sweep.n_jobs=1",
         f"sweep.n_trials={n_trials}",
         "sweep.pruner=none",
+        "sweep.register=null",
         "data=simulated",
-        "data.simulation.n_cells=200",
-        "data.simulation.n_genes=60",
-        "evaluate.n_splits=1",
-        "evaluate.n_gap_cells=0",
-    )
-    place = folder / "overhead"
-    topicell(place, *command)
-    (path,) = place.rglob("sweep.json")
-    sweep = json.loads(path.read_text())
-    runs = []
-    for trial in sweep["trials"]:
-        (log,) = Path(trial["folder"]).glob("timing.json") or [None]
-        runs.append(json.loads(log.read_text()))
-    print(runs)
+        *settings,
+    ]
+    started = time.perf_counter()
+    hydra.main(config_path=str(conf_folder()), config_name="config", version_base=None)(nothing)()
+    return time.perf_counter() - started
+
+
+def overhead(folder: Path, few: int = 5, many: int = 45) -> None:
+    """What a trial costs beside its run: the slope of the time over the number of trials."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    out = folder / "overhead.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["storage", "tracking", "seconds_per_trial"])
+        for storage in ("sqlite:///optuna.db", "journal:optuna.journal"):
+            for tracking in ("tracking=local", "tracking=off"):
+                slopes = []
+                for repeat in range(3):
+                    seconds = []
+                    for n in (few, many):
+                        name = f"{storage.partition(':')[0]}-{tracking}-{n}-{repeat}"
+                        seconds.append(
+                            search_of_nothing(
+                                folder / name, n, f"sweep.storage={storage}", tracking
+                            )
+                        )
+                        GlobalHydra.instance().clear()
+                    slopes.append((seconds[1] - seconds[0]) / (many - few))
+                row = [storage, tracking, round(sorted(slopes)[1], 3)]
+                table.writerow(row)
+                print(row, flush=True)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from topicell.cli import own_process, to_run_config
 from topicell.config import InputError, RunConfig, SweepConfig, as_dict, dotted
 from topicell.data.preprocessing import held_in_memory
 from topicell.data.reading import source_digest
-from topicell.sweep.search import Job, Search, conclude
+from topicell.sweep.search import Job, Search, SweepError, conclude
 from topicell.sweep.study import DEFAULT_STORAGE, Study, now, shown, study_name
 from topicell.sweep.trials import TOPICS
 from topicell.sweep.watch import CurrentTrial, working_on
@@ -63,9 +63,8 @@ def sweep(
                     _say(f"{study.n_others} trials are still run by others who joined the study")
                     ended = "RUNNING"
                     return
-                _conclude(
-                    study, settings, parent, folder, base, written, bounds_of(space.get(TOPICS))
-                )
+                bounds = bounds_of(space.get(TOPICS))
+                _conclude(study, settings, parent, folder, base, written, bounds)
             ended = "FINISHED"
         except KeyboardInterrupt:
             ended = "KILLED"
@@ -142,6 +141,11 @@ def _conclude(
             "created": now(),
         },
     )
+    errors = [trial.error for trial in found.trials if trial.error]
+    if errors and not any(trial.state == "COMPLETE" for trial in found.trials):
+        raise SweepError(
+            f"none of {len(found.trials)} trials was completed; the last: {errors[-1]}"
+        )
     print(verdict.sentence)
     for caution in verdict.cautions:
         print(f"  {caution}")
@@ -152,7 +156,7 @@ def _conclude(
     print(f"trial       {chosen.number}, in {chosen.folder}")
     if parent.run_id:
         print(f"MLflow run  {parent.run_id}  (topicell ui)")
-    if settings.register and chosen.run_id and Path(chosen.folder, "model").is_dir():
+    if settings.register and chosen.run_id:
         tags = {"study": study.name, "n_topics": str(chosen.n_topics), "parent_run": parent.run_id}
         number = parent.register(chosen.run_id, Path(chosen.folder), settings.register, tags)
         if number:

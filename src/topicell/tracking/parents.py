@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -166,12 +167,19 @@ class Parent:
     def register(self, run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> str:
         """Register the model of one of the runs as the champion; its version, if that went well."""
         from topicell.tracking.registry import register
+        from topicell.tracking.stored import fetch_run
 
         made: list[str] = []
-        self._attempt(
-            "register the model",
-            lambda: made.append(register(self.config, run_id, folder, name=name, tags=tags)),
-        )
+
+        def send() -> None:
+            with tempfile.TemporaryDirectory() as scratch:
+                there = folder
+                if not (folder / "model").is_dir():
+                    # The run was made on another machine.
+                    there, _ = fetch_run(run_id, self.config, Path(scratch), ("model",))
+                made.append(register(self.config, run_id, there, name=name, tags=tags))
+
+        self._attempt("register the model", send)
         return made[0] if made else ""
 
     def finish(self, status: str) -> None:
