@@ -601,7 +601,7 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
         if isinstance(link, InputError):
             return 2, str(link)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return 2, _setting_message(error, list(dotted(RunConfig())))
+        return 2, _setting_message(error, list(dotted(TrainCommand())))
     message = " ".join(str(error).split()) or "no message"
     return 1, f"the run failed: {type(error).__name__}: {message} ({FULL_ERROR}=1 shows where)"
 
