@@ -306,11 +306,15 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
         if config.hydra.sweeper._target_.startswith("hydra_plugins.topicell_sweeper"):
             return
         from topicell.tracking.parents import Parent
+        from topicell.tracking.store import without_password
 
         tracking = OmegaConf.to_object(config.tracking)
         assert isinstance(tracking, TrackingConfig)
         folder = Path(config.hydra.sweep.dir)
-        tags = {"topicell.kind": "multirun", "topicell.overrides": " ".join(sys.argv[1:])}
+        tags = {
+            "topicell.kind": "multirun",
+            "topicell.overrides": " ".join(map(without_password, sys.argv[1:])),
+        }
         GridParent.folder = folder
         GridParent.started = Parent.start(tracking, f"multirun {folder.name}", tags)
 

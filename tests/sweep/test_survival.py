@@ -220,6 +220,12 @@ def worker_of(command, number):
     raise AssertionError(f"nobody works on trial {number}")
 
 
+def require_no_loss(folder):
+    """No run gave MLflow up."""
+    logs = {path: path.read_text() for path in folder.glob("sweeps/*/*/topicell.log")}
+    assert not [text for text in logs.values() if "MLflow at" in text]
+
+
 def require_whole(folder, n_trials=N_TRIALS):
     """A sweep has ended well: exactly its budget, and the same in Optuna as in MLflow."""
     trials = trials_in(folder)
@@ -235,6 +241,7 @@ def require_whole(folder, n_trials=N_TRIALS):
         if RETRY_OF in trial.user_attrs:
             assert trial.params == trials[trial.user_attrs[RETRY_OF]].params
 
+    require_no_loss(folder)
     parent, nested = recorded(tracking(folder))
     assert parent.info.status == "FINISHED"
     runs = by_trial(nested)
@@ -504,6 +511,7 @@ def test_a_tracking_server_receives_every_point(folder, server, start):
     sweep = start(*LONG, f"tracking.uri={server.uri}", "sweep.n_jobs=4", "sweep.n_trials=6")
     assert sweep.wait(2 * SECONDS) == 0, sweep.err
     assert not beside_progress(sweep.err)
+    require_no_loss(folder)
     parent, nested = recorded(server)
     assert {run.info.status for run in (parent, *nested)} == {"FINISHED"}
     assert len(nested) == 6

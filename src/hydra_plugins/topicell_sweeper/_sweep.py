@@ -27,6 +27,7 @@ from topicell.sweep.trials import TOPICS
 from topicell.sweep.watch import CurrentTrial, working_on
 from topicell.sweep.workers import Work
 from topicell.tracking.parents import Parent
+from topicell.tracking.store import without_password
 
 _WORKER = ExitStack()
 """What lasts as long as a worker."""
@@ -43,6 +44,11 @@ def sweep(
     space, written, fixed = space_of(settings.params, arguments, context.config_loader)
     fixed.append("sweep.enabled=true")
     base = to_run_config(context.config_loader.load_sweep_config(config, fixed))
+    if not config.hydra.launcher._target_.endswith("BasicLauncher"):
+        raise InputError(
+            "hydra/launcher has no effect on sweep=topics, which has workers of its own: "
+            "sweep.n_jobs=8, or sweep.join=true on several machines"
+        )
     if base.preprocess.split.valid == 0:
         raise InputError(
             "preprocess.split.valid = 0: trials are compared on validation cells; keep some"
@@ -71,7 +77,7 @@ def sweep(
             _say("interrupted; the same command goes on from here")
             raise
         finally:
-            if ended != "RUNNING":
+            if ended != "RUNNING" and not (settings.join and study.n_others):
                 parent.finish(ended)
     finally:
         study.close()
@@ -87,7 +93,7 @@ def _definition(base: RunConfig, written: Mapping[str, str]) -> dict[str, Any]:
     settings.pop("train.progress", None)
     settings.pop("data.path", None)
     searched = {name: f"searched over {text}" for name, text in written.items()}
-    return settings | searched | {"data": source_digest(base.data)}
+    return settings | searched | {"data": source_digest(base.data), "topicell": version("topicell")}
 
 
 def _parent(
@@ -95,15 +101,15 @@ def _parent(
 ) -> Parent:
     """The parent run of the study: made by whoever is first, before any worker starts."""
     with study.exclusively():
-        parent = Parent.resume(base.tracking, study.parent_run)
-        if parent is None:
-            tags = {
-                "topicell.kind": "sweep",
-                "topicell.study": study.name,
-                "topicell.storage": shown(study.url),
-                "topicell.overrides": " ".join(sys.argv[1:]),
-            }
-            parent = Parent.start(base.tracking, f"sweep {study.name}", tags)
+        tags = {
+            "topicell.kind": "sweep",
+            "topicell.study": study.name,
+            "topicell.storage": shown(study.url),
+            "topicell.overrides": " ".join(map(without_password, sys.argv[1:])),
+        }
+        before = study.parent_run
+        parent = Parent.start(base.tracking, f"sweep {study.name}", tags, before)
+        if parent.run_id not in ("", before):
             study.parent_run = parent.run_id
             searched = {f"searched.{name}": text for name, text in written.items()}
             own = {f"sweep.{k}": v for k, v in as_dict(settings).items() if k != "storage"}

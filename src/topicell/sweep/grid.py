@@ -12,7 +12,7 @@ from topicell.sweep.study import now
 from topicell.sweep.trials import TOPICS, Sweep, Trial
 from topicell.sweep.watch import VALIDATION
 from topicell.tracking.parents import Parent
-from topicell.tracking.stored import NestedRun, nested_runs
+from topicell.tracking.stored import NestedRun
 
 STATES = {"FINISHED": "COMPLETE", "RUNNING": "RUNNING"}
 """States of a run in MLflow as states of a trial; every other one is a failure."""
@@ -33,7 +33,7 @@ def conclude(parent: Parent, folder: Path) -> Iterator[str]:
 
 def as_sweep(parent: Parent) -> Sweep:
     """The runs of a grid as trials, in the order in which they were begun."""
-    runs = nested_runs(parent.config, parent.run_id, curve=VALIDATION)
+    runs = parent.nested_runs(VALIDATION)
     moved = [
         name
         for name in dotted(RunConfig())

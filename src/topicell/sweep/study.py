@@ -38,6 +38,7 @@ from topicell.config import InputError, Pruner, Sampler, SweepConfig
 from topicell.sweep.locks import Locks, locks_of
 from topicell.sweep.selection import difference
 from topicell.sweep.trials import PERPLEXITY, Trial
+from topicell.tracking.store import without_password as shown
 
 log = logging.getLogger(__name__)
 
@@ -426,14 +427,6 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
             f"sweep.storage = {shown(url)!r} cannot be opened ({first}); give sqlite:///FILE, "
             "journal:FILE or postgresql+psycopg://USER@HOST/DATABASE"
         ) from error
-
-
-def shown(url: str) -> str:
-    """An address without its password."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{host}"
 
 
 def make_sampler(kind: Sampler, seed: int, n_tried: int) -> BaseSampler:

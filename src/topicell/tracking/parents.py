@@ -8,10 +8,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from topicell.config import TrackingConfig
 from topicell.tracking.provenance import provenance, source_tags
 from topicell.tracking.store import client, experiment_id, first_line, shown_uri
+
+if TYPE_CHECKING:
+    from topicell.tracking.stored import NestedRun
 
 log = logging.getLogger(__name__)
 
@@ -39,35 +43,47 @@ class Parent:
         self._reachable = True
 
     @classmethod
-    def start(cls, config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Parent:
-        """Create the run, and tell the jobs of this process and of those that it starts."""
+    def start(
+        cls, config: TrackingConfig, name: str, tags: Mapping[str, str], before: str = ""
+    ) -> Parent:
+        """Create the run, and tell the jobs of this process and of those that it starts.
+
+        Parameters
+        ----------
+        config
+            Store and experiment.
+        name, tags
+            Of the run.
+        before
+            A run that was made before, to go on with if the store has it.
+        """
         parent = cls(config)
-        if config.enabled:
-            store = client(config)
+        if not config.enabled:
+            return parent
+        from mlflow.exceptions import MlflowException
+
+        store = client(config)
+
+        def create() -> None:
+            try:
+                if before:
+                    store.update_run(before, status="RUNNING")
+                    parent.run_id = before
+                    return
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
             run = store.create_run(
                 experiment_id(store, config),
                 run_name=name,
                 tags=source_tags() | provenance() | dict(tags),
             )
             parent.run_id = str(run.info.run_id)
+
+        parent._attempt("create the parent run", create)
+        if parent.run_id:
             os.environ[PARENT_RUN] = parent.run_id
         return parent
-
-    @classmethod
-    def resume(cls, config: TrackingConfig, run_id: str) -> Parent | None:
-        """A run that was made before, running again; None if the store has none of this id."""
-        from mlflow.exceptions import MlflowException
-
-        if not config.enabled or not run_id:
-            return None
-        try:
-            client(config).update_run(run_id, status="RUNNING")
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        os.environ[PARENT_RUN] = run_id
-        return cls(config, run_id)
 
     @property
     def experiment(self) -> str:
@@ -164,6 +180,16 @@ class Parent:
         self._attempt("record a failed run", send)
         return made[0] if made else ""
 
+    def nested_runs(self, curve: str) -> list[NestedRun]:
+        """The runs under this one; none if the store cannot be read."""
+        from topicell.tracking.stored import nested_runs
+
+        found: list[NestedRun] = []
+        self._attempt(
+            "be read", lambda: found.extend(nested_runs(self.config, self.run_id, curve=curve))
+        )
+        return found
+
     def register(self, run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> str:
         """Register the model of one of the runs as the champion; its version, if that went well."""
         from topicell.tracking.registry import register
@@ -190,13 +216,14 @@ class Parent:
         )
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
+        if not self.config.enabled or not self._reachable:
+            return
         from mlflow.exceptions import MlflowException
 
-        if not self.run_id or not self._reachable:
-            return
         try:
             action()
         except (MlflowException, OSError) as error:
+            # Without a run there is nothing that the other calls could do.
             self._reachable = False
             log.warning(
                 "MLflow at %s could not %s (%s); the runs go on, and their folders have everything",

@@ -33,12 +33,15 @@ def tracking_uri(config: TrackingConfig) -> str:
 
 def shown_uri(config: TrackingConfig) -> str:
     """The tracking store without a password, for messages."""
-    uri = tracking_uri(config)
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    address = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username}:***@{address}").geturl()
+    return without_password(tracking_uri(config))
+
+
+def without_password(text: str) -> str:
+    """An address, or a setting that is one, without its password."""
+    scheme, separator, rest = text.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{host}"
 
 
 def is_server(config: TrackingConfig) -> bool:
