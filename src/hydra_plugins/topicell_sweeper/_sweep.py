@@ -22,7 +22,7 @@ from topicell.config import InputError, RunConfig, SweepConfig, as_dict, dotted
 from topicell.data.preprocessing import held_in_memory
 from topicell.data.reading import source_digest
 from topicell.sweep.search import Job, Search, SweepError, conclude
-from topicell.sweep.study import DEFAULT_STORAGE, Study, now, shown, study_name
+from topicell.sweep.study import Study, now, study_name
 from topicell.sweep.trials import TOPICS
 from topicell.sweep.watch import CurrentTrial, working_on
 from topicell.sweep.workers import Work
@@ -104,7 +104,7 @@ def _parent(
         tags = {
             "topicell.kind": "sweep",
             "topicell.study": study.name,
-            "topicell.storage": shown(study.url),
+            "topicell.storage": study.address,
             "topicell.overrides": " ".join(map(without_password, sys.argv[1:])),
         }
         before = study.parent_run
@@ -116,7 +116,7 @@ def _parent(
             fixed = {name: v for name, v in dotted(base).items() if name not in written}
             parent.log_params(fixed | searched | own)
     done = sum(trial.state in ("COMPLETE", "PRUNED", "FAIL") for trial in study.trials())
-    _say(f"study {study.name} in {shown(study.url)}: {done} of {settings.n_trials} trials so far")
+    _say(f"study {study.name} in {study.address}: {done} of {settings.n_trials} trials so far")
     return parent
 
 
@@ -139,7 +139,7 @@ def _conclude(
             "kind": "sweep",
             "bounds": bounds,
             "space": dict(written),
-            "storage": shown(settings.storage or DEFAULT_STORAGE),
+            "storage": study.address,
             "sampler": settings.sampler.value,
             "pruner": settings.pruner.value,
             "n_jobs": settings.n_jobs,

@@ -38,7 +38,7 @@ from topicell.config import InputError, Pruner, Sampler, SweepConfig
 from topicell.sweep.locks import Locks, locks_of
 from topicell.sweep.selection import difference
 from topicell.sweep.trials import PERPLEXITY, Trial
-from topicell.tracking.store import without_password as shown
+from topicell.tracking.store import without_password
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class Study:
         self.space = dict(space)
         self.seed = seed
         self.url = settings.storage or DEFAULT_STORAGE
+        self.address = without_password(self.url)
         self._points = _points(space) if is_finite(space) else None
         if settings.sampler is Sampler.grid and self._points is None:
             raise InputError(
@@ -284,7 +285,7 @@ class Study:
         if stored is None:
             if self._study.get_trials(deepcopy=False):
                 raise InputError(
-                    f"sweep.study = {self.name!r} in {shown(self.url)} was not made by topicell; "
+                    f"sweep.study = {self.name!r} in {self.address} was not made by topicell; "
                     "choose another name"
                 )
             self._study.set_user_attr(DEFINITION, text)
@@ -293,7 +294,7 @@ class Study:
             changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
             what = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed[:4])
             raise InputError(
-                f"sweep.study = {self.name!r} in {shown(self.url)} was made with other settings "
+                f"sweep.study = {self.name!r} in {self.address} was made with other settings "
                 f"({what}); choose another name, or leave sweep.study out"
             )
 
@@ -418,14 +419,14 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
         )
     except ImportError as error:
         raise InputError(
-            f"sweep.storage = {shown(url)!r}: its driver is not installed ({error}); "
+            f"sweep.storage = {without_password(url)!r}: its driver is not installed ({error}); "
             "pip install 'topicell[postgresql]'"
         ) from error
     except (ArgumentError, SQLAlchemyError, OSError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise InputError(
-            f"sweep.storage = {shown(url)!r} cannot be opened ({first}); give sqlite:///FILE, "
-            "journal:FILE or postgresql+psycopg://USER@HOST/DATABASE"
+            f"sweep.storage = {without_password(url)!r} cannot be opened ({first}); give "
+            "sqlite:///FILE, journal:FILE or postgresql+psycopg://USER@HOST/DATABASE"
         ) from error
 
 
