@@ -28,10 +28,10 @@ from topicell.sweep.study import (
     make_pruner,
     make_sampler,
     open_storage,
-    shown,
     study_name,
 )
 from topicell.sweep.trials import PERPLEXITY
+from topicell.tracking.store import without_password
 
 TOPICS, RATE, FLAG = "model.n_topics", "train.learning_rate", "model.sparse"
 FINITE = {TOPICS: IntDistribution(2, 5), FLAG: CategoricalDistribution(["True", "False"])}
@@ -911,7 +911,7 @@ def test_the_importance_does_not_depend_on_pruned_and_failed_trials(journal):
     ],
 )
 def test_a_password_is_not_shown(url, expected):
-    assert shown(url) == expected
+    assert without_password(url) == expected
 
 
 @pytest.mark.parametrize(
@@ -923,7 +923,7 @@ def test_a_password_is_not_shown(url, expected):
     ],
 )
 def test_a_password_is_not_shown_wherever_it_stands(url):
-    assert "secret" not in shown(url)
+    assert "secret" not in without_password(url)
 
 
 @pytest.mark.parametrize("use", [open_storage, opened])
@@ -974,7 +974,7 @@ def test_folders_of_a_storage_are_made(url):
 def test_without_an_address_the_storage_is_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with opened(None) as study:
-        assert study.url == "sqlite:///optuna.db"
+        assert study.url == study.address == "sqlite:///optuna.db"
     assert (tmp_path / "optuna.db").is_file()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,8 +12,9 @@ from hydra.core.override_parser.types import (
     ChoiceSweep,
     IntervalSweep,
     Override,
+    Quote,
+    QuotedString,
     RangeSweep,
-    Transformer,
 )
 from optuna.distributions import (
     BaseDistribution,
@@ -36,7 +39,7 @@ def space_of(
     arguments
         Overrides of the command line.
     config_loader
-        Hydra's, which resolves ``glob``.
+        Hydra's.
 
     Returns
     -------
@@ -48,15 +51,16 @@ def space_of(
         A sweep that cannot be searched, or nothing to search.
     """
     parser = OverridesParser.create(config_loader=config_loader)
-    given = parser.parse_overrides(list(arguments))
-    named = {override.get_key_element() for override in given}
+    # Of several for one setting the last counts, as everywhere in Hydra.
+    given = {_name(override): override for override in parser.parse_overrides(list(arguments))}
+    named = given.keys()
     asked = [f"{name}={text}" for name, text in params.items() if name not in named]
     space: dict[str, BaseDistribution] = {}
     written: dict[str, str] = {}
     fixed: list[str] = []
-    for override in [*parser.parse_overrides(asked), *given]:
+    for override in [*parser.parse_overrides(asked), *given.values()]:
         if override.is_sweep_override():
-            name = override.get_key_element()
+            name = _name(override)
             space[name] = distribution(override)
             written[name] = override.get_value_string()
         else:
@@ -74,48 +78,53 @@ def distribution(override: Override) -> BaseDistribution:
 
     Ranges end before their stop, as everywhere in Hydra; intervals include both ends.
     """
-    name, value = override.get_key_element(), override.value()
+    name, value = _name(override), override.value()
+    written = f"{name} = {override.get_value_string()}"
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, ChoiceSweep):
         choices = [_plain(override, element) for element in value.list]
-        if override.is_sweep_override() and any(choice is None for choice in choices):
-            choices = list(override.sweep_iterator(transformer=Transformer.encode))
-        if len(set(map(repr, choices))) < len(choices):
-            raise InputError(f"{name} = {override.get_value_string()}: a choice is there twice")
+        if len({_identity(element) for element in value.list}) < len(choices):
+            raise InputError(f"{written}: a choice is there twice")
         return CategoricalDistribution(choices)
     if isinstance(value, RangeSweep):
-        start, stop, step = value.start, value.stop, value.step
-        assert start is not None
-        assert stop is not None
-        points = list(override.sweep_iterator())
-        if not points:
-            raise InputError(f"{name} = {override.get_value_string()}: the range is empty")
-        low, high = min(points), max(points)
-        if all(isinstance(point, int) for point in points):
-            return IntDistribution(low, high, step=abs(int(step)))
-        return FloatDistribution(float(low), float(high), step=abs(float(step)))
+        if log:
+            raise InputError(f"{written}: a range has steps; write tag(log,interval(…))")
+        return _of_range(override, value, written)
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
         assert low is not None
         assert high is not None
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError(f"{written}: both ends must be finite")
         if low > high:
-            raise InputError(f"{name} = {override.get_value_string()}: begins above its end")
+            raise InputError(f"{written}: begins above its end")
         if log and low <= 0:
-            raise InputError(
-                f"{name} = {override.get_value_string()}: a logarithmic interval must begin above 0"
-            )
+            raise InputError(f"{written}: a logarithmic interval must begin above 0")
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=log)
         if name == TOPICS:
             raise InputError(
-                f"{name} = {override.get_value_string()}: numbers of topics are whole; write "
-                f"int({override.get_value_string()})"
+                f"{written}: numbers of topics are whole; write int({override.get_value_string()})"
             )
         return FloatDistribution(float(low), float(high), log=log)
-    raise InputError(
-        f"{name} = {override.get_value_string()}: cannot be searched; give choice(…), range(…) "
-        "or interval(…)"
-    )
+    raise InputError(f"{written}: cannot be searched; give choice(…), range(…) or interval(…)")
+
+
+def _of_range(override: Override, value: RangeSweep, written: str) -> BaseDistribution:
+    """The points that Hydra makes of a range, in decimals: sums of floats miss the last one."""
+    parts = (value.start, value.stop, value.step)
+    if not all(part is not None and math.isfinite(part) for part in parts) or value.step == 0:
+        raise InputError(f"{written}: needs a start, a stop and a step other than 0")
+    n_points = len(list(override.sweep_iterator()))
+    if n_points == 0:
+        raise InputError(f"{written}: the range is empty")
+    start, step = Decimal(str(value.start)), Decimal(str(value.step))
+    low, high = sorted((start, start + (n_points - 1) * step))
+    if all(isinstance(part, int) for part in parts):
+        return IntDistribution(int(low), int(high), step=abs(int(step)))
+    if _name(override) == TOPICS:
+        raise InputError(f"{written}: numbers of topics are whole")
+    return FloatDistribution(float(low), float(high), step=float(abs(step)))
 
 
 def bounds_of(found: BaseDistribution | None) -> tuple[int, int] | None:
@@ -123,19 +132,36 @@ def bounds_of(found: BaseDistribution | None) -> tuple[int, int] | None:
     if isinstance(found, IntDistribution):
         return found.low, found.high
     if isinstance(found, CategoricalDistribution):
-        numbers = [int(choice) for choice in found.choices if isinstance(choice, (int, str))]
-        return (min(numbers), max(numbers)) if numbers else None
+        numbers = [int(str(choice).strip("'\"")) for choice in found.choices]
+        return min(numbers), max(numbers)
     return None
 
 
 def as_override(name: str, value: Any) -> str:
     """A value as the command line has it."""
-    return f"{name}={'null' if value is None else value}"
+    return f"{name}={value}"
+
+
+def _name(override: Override) -> str:
+    """The setting, whether it is changed or added (``+``, ``++``)."""
+    return str(override.get_key_element()).lstrip("+")
+
+
+def _identity(element: Any) -> tuple[str, Any]:
+    """What makes two choices the same: 1 and 1.0 are, x and 'x' are, 0 and false are not."""
+    if isinstance(element, (str, QuotedString)):
+        return "text", element.text if isinstance(element, QuotedString) else element
+    if isinstance(element, (int, float)) and not isinstance(element, bool):
+        return "number", float(element)
+    return "other", repr(element)
 
 
 def _plain(override: Override, element: Any) -> Any:
     """A choice that Optuna can store: numbers as they are, the rest as it is written."""
     if isinstance(element, bool) or not isinstance(element, (int, float)):
-        written = override._get_value_element_as_str(element)
-        return str(written)
+        if isinstance(element, str) and set(element) & set("'\""):
+            element = QuotedString(text=element, quote=Quote.single)
+        if isinstance(element, QuotedString):
+            return element.with_quotes()
+        return str(override._get_value_element_as_str(element))
     return element

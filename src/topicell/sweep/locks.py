@@ -108,8 +108,11 @@ class DatabaseLocks(Locks):
         from sqlalchemy import create_engine
         from sqlalchemy.exc import SQLAlchemyError
 
-        digest = hashlib.sha256(f"topicell {study}".encode()).digest()
-        self._keys = [int.from_bytes(digest[i : i + 8], signed=True) for i in (0, 8)]
+        # The brief lock is one for all studies of the database: its tables are made under it.
+        self._keys = [
+            int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+            for name in (f"topicell {study}", "topicell brief")
+        ]
         try:
             self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
             self._connection: Any = self._engine.connect()
@@ -164,7 +167,8 @@ def locks_of(url: str, study: str) -> Locks:
     """
     for prefix in ("sqlite:///", "journal:"):
         if url.startswith(prefix):
-            return FileLocks(Path(url.removeprefix(prefix)), study)
+            path = Path(url.removeprefix(prefix).partition("?")[0])
+            return FileLocks(path.resolve(), study)
     if url.startswith("postgresql"):
         return DatabaseLocks(url, study)
     raise InputError(

@@ -103,6 +103,7 @@ class Study:
             with self._locks.briefly():
                 alone = self._locks.hold(shared=settings.join)
                 self._storage = open_storage(self.url)
+                undo.callback(_close_storage, self._storage)
                 self._study = optuna.create_study(
                     storage=self._storage,
                     study_name=settings.study,
@@ -150,6 +151,7 @@ class Study:
         try:
             self._note_time()
         finally:
+            _close_storage(self._storage)
             self._locks.release()
 
     def ask(self) -> optuna.Trial | None:
@@ -171,8 +173,8 @@ class Study:
                 # Heartbeats are for `study.optimize`, it says; here `_beat` records them.
                 warnings.filterwarnings("ignore", message="Heartbeat of storage")
                 trial = self._study.ask(self.space)
+            self._record_heartbeat(trial)
         self._running[trial.number] = trial
-        self._record_heartbeat(trial)
         return trial
 
     def note(self, number: int, **notes: Any) -> None:
@@ -183,13 +185,15 @@ class Study:
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the validation perplexity of an epoch; whether to end the trial."""
         trial = self._running[number]
+        best, length = self._best_curve()
+        spared = epoch + 1 < self.settings.pruning_warmup * length or epoch not in best
+        if not math.isfinite(value):
+            # It diverged, and is not for the curves that others are compared with.
+            return not spared and self.settings.pruner is not Pruner.none
         trial.report(value, epoch)
         if not trial.should_prune():
             return False
-        best, length = self._best_curve()
-        if epoch + 1 < self.settings.pruning_warmup * length or epoch not in best:
-            return False
-        return not value <= best[epoch] * (1 + self.settings.pruning_margin)
+        return not spared and not value <= best[epoch] * (1 + self.settings.pruning_margin)
 
     def report_split(self, number: int, seed: str, values: Sequence[float]) -> bool:
         """Note the perplexities of a split; whether the trial lags the best on its splits.
@@ -317,7 +321,8 @@ class Study:
             self._queue_again(
                 trial.number, trial.params, int(trial.user_attrs.get(KILLED_BEFORE, 0))
             )
-        return [as_plain(trial) for trial in stale]
+        numbers = {trial.number for trial in stale}
+        return [trial for trial in self.trials() if trial.number in numbers]
 
     def _queue_again(self, number: int, params: Mapping[str, Any], killed_before: int) -> None:
         self._study.enqueue_trial(
@@ -381,7 +386,9 @@ class Study:
             self._storage.record_heartbeat(trial._trial_id)
 
     def _note_time(self) -> None:
-        self._study.set_user_attr(SECONDS, self.seconds)
+        # Of those who work together, the one who has been at it longest.
+        noted = float(self._study.user_attrs.get(SECONDS, 0.0))
+        self._study.set_user_attr(SECONDS, max(noted, self.seconds))
 
 
 def study_name(data: str, definition: Mapping[str, Any]) -> str:
@@ -428,6 +435,13 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
             f"sweep.storage = {without_password(url)!r} cannot be opened ({first}); give "
             "sqlite:///FILE, journal:FILE or postgresql+psycopg://USER@HOST/DATABASE"
         ) from error
+
+
+def _close_storage(storage: RDBStorage | JournalStorage) -> None:
+    """Give the connections back."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def make_sampler(kind: Sampler, seed: int, n_tried: int) -> BaseSampler:
@@ -525,7 +539,8 @@ def _points(space: Space) -> list[dict[str, Any]]:
         else:
             assert isinstance(distribution, FloatDistribution)
             for i in range(_size(distribution) or 0):
-                yield distribution.low + i * (distribution.step or 0.0)
+                # Sums of floats leave the bounds by their last digit.
+                yield min(distribution.low + i * (distribution.step or 0.0), distribution.high)
 
     axes = [list(values(distribution)) for distribution in space.values()]
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]

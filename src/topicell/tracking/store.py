@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import warnings
 from pathlib import Path
@@ -41,7 +42,8 @@ def without_password(text: str) -> str:
     scheme, separator, rest = text.partition("://")
     credentials, at, host = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{host}"
+    shown = f"{scheme}{separator}{user}{':***' if colon else ''}{at}{host}"
+    return re.sub(r"(?i)([?&;]password=)[^&;]*", r"\1***", shown)
 
 
 def is_server(config: TrackingConfig) -> bool:
