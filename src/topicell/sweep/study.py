@@ -16,7 +16,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ STALE_SECONDS = 60
 """A trial without a heartbeat for so long belonged to a process that is gone."""
 MOST_POINTS = 100_000
 """A space of more points is not enumerated."""
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+GIVEN_UP = optuna.exceptions.UpdateFinishedTrialError
 RETRY_OF = "topicell:retry_of"
 """The failed trial whose parameters a trial repeats: that one is not counted."""
 KILLED_BEFORE = "topicell:killed_before"
@@ -102,7 +102,8 @@ class Study:
             # Whoever joins meanwhile waits, and is not taken for gone.
             with self._locks.briefly():
                 alone = self._locks.hold(shared=settings.join)
-                self._storage = open_storage(self.url)
+                self._stale: list[FrozenTrial] = []
+                self._storage = open_storage(self.url, lambda _, trial: self._stale.append(trial))
                 undo.callback(_close_storage, self._storage)
                 self._study = optuna.create_study(
                     storage=self._storage,
@@ -157,6 +158,8 @@ class Study:
     def ask(self) -> optuna.Trial | None:
         """The next trial, or None if the budget is used or nothing is left to try."""
         with self._locks.briefly():
+            if self.settings.join:
+                self._fail_stale()
             trials = self._study.get_trials(deepcopy=False)
             if not any(trial.state is TrialState.WAITING for trial in trials):
                 counted = len(_counted(trials))
@@ -179,8 +182,9 @@ class Study:
 
     def note(self, number: int, **notes: Any) -> None:
         """Note something of a trial that runs: ``n_topics``, ``run_id``, ``folder``, ``epochs``."""
-        for name, value in notes.items():
-            self._running[number].set_user_attr(name, value)
+        with contextlib.suppress(GIVEN_UP):
+            for name, value in notes.items():
+                self._running[number].set_user_attr(name, value)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the validation perplexity of an epoch; whether to end the trial."""
@@ -190,7 +194,8 @@ class Study:
         if not math.isfinite(value):
             # It diverged, and is not for the curves that others are compared with.
             return not spared and self.settings.pruner is not Pruner.none
-        trial.report(value, epoch)
+        with contextlib.suppress(GIVEN_UP):
+            trial.report(value, epoch)
         if not trial.should_prune():
             return False
         return not spared and not value <= best[epoch] * (1 + self.settings.pruning_margin)
@@ -218,16 +223,16 @@ class Study:
     def complete(self, number: int, value: float, values: Mapping[str, Any]) -> None:
         """A trial is done: its objective, and the values of every measure."""
         self.note(number, values=values)
-        self._study.tell(self._running.pop(number), value)
+        self._tell(number, TrialState.COMPLETE, value)
 
     def prune(self, number: int) -> None:
         """A trial was ended early."""
-        self._study.tell(self._running.pop(number), state=TrialState.PRUNED)
+        self._tell(number, TrialState.PRUNED)
 
     def fail(self, number: int, error: str) -> None:
         """A trial failed of itself."""
         self.note(number, error=error)
-        self._study.tell(self._running.pop(number), state=TrialState.FAIL)
+        self._tell(number, TrialState.FAIL)
 
     def killed(self, number: int, error: str) -> bool:
         """The worker of a trial died; whether its parameters were queued again (once)."""
@@ -287,7 +292,8 @@ class Study:
         text = json.dumps(definition, sort_keys=True, default=str)
         stored = self._study.user_attrs.get(DEFINITION)
         if stored is None:
-            if self._study.get_trials(deepcopy=False):
+            foreign = self._study.direction is not optuna.study.StudyDirection.MINIMIZE
+            if foreign or self._study.get_trials(deepcopy=False):
                 raise InputError(
                     f"sweep.study = {self.name!r} in {self.address} was not made by topicell; "
                     "choose another name"
@@ -306,23 +312,34 @@ class Study:
         """Fail the trials of processes that are gone, and queue them again."""
         if alone:
             # Nobody else works on the study: whatever is said to be running was killed.
-            stale = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            for trial in stale:
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self._storage.set_trial_user_attr(trial._trial_id, "error", KILLED)
                 self._study.tell(trial.number, state=TrialState.FAIL)
-        elif isinstance(self._storage, RDBStorage):
-            before = {t.number for t in self._study.get_trials(deepcopy=False, states=ENDED)}
-            fail_stale_trials(self._study)
-            failed = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            stale = [trial for trial in failed if trial.number not in before]
+                self._repeat(trial)
+                self._stale.append(trial)
+            numbers = {trial.number for trial in self._stale}
+            self._stale.clear()
         else:
-            stale = []
-        for trial in stale:
-            self._queue_again(
-                trial.number, trial.params, int(trial.user_attrs.get(KILLED_BEFORE, 0))
-            )
-        numbers = {trial.number for trial in stale}
+            numbers = self._fail_stale()
         return [trial for trial in self.trials() if trial.number in numbers]
+
+    def _fail_stale(self) -> set[int]:
+        """Fail what other processes left behind, and queue it again; the numbers of these."""
+        if isinstance(self._storage, RDBStorage):
+            fail_stale_trials(self._study)
+        numbers = set()
+        while self._stale:
+            trial = self._stale.pop()
+            numbers.add(trial.number)
+            self._repeat(trial)
+        return numbers
+
+    def _repeat(self, trial: FrozenTrial) -> None:
+        self._queue_again(trial.number, trial.params, int(trial.user_attrs.get(KILLED_BEFORE, 0)))
+
+    def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
+        # One that missed its heartbeats was given up by others, and is run again.
+        self._study.tell(self._running.pop(number), value, state=state, skip_if_finished=True)
 
     def _queue_again(self, number: int, params: Mapping[str, Any], killed_before: int) -> None:
         self._study.enqueue_trial(
@@ -397,8 +414,17 @@ def study_name(data: str, definition: Mapping[str, Any]) -> str:
     return f"{data}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def open_storage(url: str) -> RDBStorage | JournalStorage:
+def open_storage(
+    url: str, on_stale: Callable[[optuna.Study, FrozenTrial], None] | None = None
+) -> RDBStorage | JournalStorage:
     """Optuna's storage at an address.
+
+    Parameters
+    ----------
+    url
+        The address.
+    on_stale
+        Told of each trial that is failed for want of heartbeats.
 
     Raises
     ------
@@ -423,6 +449,7 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
             engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=STALE_SECONDS,
+            heartbeat_stale_trial_callback=on_stale,
         )
     except ImportError as error:
         raise InputError(
