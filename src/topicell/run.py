@@ -185,10 +185,9 @@ def recorded(
 ) -> Iterator[None]:
     """Start the record of a run, and end it in whichever way the run ends."""
     source = adata.uns["topicell_source"]
-    tracker.start(
-        config, provenance() | dict(tags) | {"topicell.prepared_digest": data_digest(adata)}
-    )
+    marks = provenance() | dict(tags) | {"topicell.prepared_digest": data_digest(adata)}
     try:
+        tracker.start(config, marks)
         tracker.log_dataset(source["name"], source["source"], source["sha256"])
         yield
         tracker.finish("FINISHED")

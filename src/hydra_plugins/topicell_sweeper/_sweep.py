@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +16,7 @@ from hydra import version as hydra_version
 from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm import tqdm
 
 from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, space_of
 from topicell.cli import own_process, to_run_config
@@ -115,8 +117,8 @@ def _parent(
             own = {f"sweep.{k}": v for k, v in as_dict(settings).items() if k != "storage"}
             fixed = {name: v for name, v in dotted(base).items() if name not in written}
             parent.log_params(fixed | searched | own)
-    done = sum(trial.state in ("COMPLETE", "PRUNED", "FAIL") for trial in study.trials())
-    _say(f"study {study.name} in {study.address}: {done} of {settings.n_trials} trials so far")
+    done = f"{study.n_done} of {settings.n_trials} trials so far"
+    _say(f"study {study.name} in {study.address}: {done}")
     return parent
 
 
@@ -196,6 +198,8 @@ def _prepare(context: HydraContext, task: TaskFunction, name: str) -> Work:
     hydra_version.setbase(None)
     JobRuntime.instance().set("name", name)
     own_process()
+    # Its own is shared between processes, by a semaphore that a killed worker would leave behind.
+    tqdm.set_lock(threading.RLock())
     _WORKER.enter_context(held_in_memory())
     return partial(_work, context, task)
 

@@ -92,7 +92,7 @@ class Search:
             After all workers ended and their trials were queued again.
         """
         for trial in self.study.abandoned:
-            self.parent.end_child(trial.run_id, "KILLED", _tags("FAIL", trial.error))
+            self.parent.end_child(trial.run_id, trial.number, "KILLED", _tags("FAIL", trial.error))
         for trial in self.study.trials():
             if trial.state == "COMPLETE":
                 self._best = min(self._best, _perplexity(trial.values))
@@ -137,7 +137,7 @@ class Search:
         elif event.number is not None:
             error = f"its process {_how(event.exitcode)}"
             run_id = self.runs.get(event.number, "")
-            self.parent.end_child(run_id, "FAILED", _tags("FAIL", error))
+            self.parent.end_child(run_id, event.number, "FAILED", _tags("FAIL", error))
             again = self.study.killed(event.number, error)
             self._say(event.number, f"{error}; {'it is tried again' if again else 'given up'}")
             if not again:
@@ -199,9 +199,8 @@ class Search:
                 self.runs[event.number] = event.run_id
                 self.study.note(event.number, run_id=event.run_id, folder=event.folder)
             elif isinstance(event, Died) and number is not None:
-                self.parent.end_child(
-                    self.runs.get(number, ""), "KILLED", _tags("FAIL", "interrupted")
-                )
+                run_id = self.runs.get(number, "")
+                self.parent.end_child(run_id, number, "KILLED", _tags("FAIL", "interrupted"))
                 self.study.interrupted(number)
             elif isinstance(event, Done):
                 # Its end may have come before the interrupt.

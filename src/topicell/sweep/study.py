@@ -255,6 +255,12 @@ class Study:
         return list(self._running)
 
     @property
+    def n_done(self) -> int:
+        """Trials of the budget that ended."""
+        trials = self._study.get_trials(deepcopy=False)
+        return sum(trial.state.is_finished() for trial in _counted(trials))
+
+    @property
     def n_others(self) -> int:
         """Trials that other processes are running."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

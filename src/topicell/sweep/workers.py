@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,15 @@ class Workers:
     def _start(self) -> Worker:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._prepare), daemon=True)
-        process.start()
+        # It is born deaf to interrupts, and hears them while it works: one that comes during its
+        # imports waits for the job.
+        # (Python's helper process, if it had to be started now, would take the mask away.)
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
         return Worker(process, here)
 
@@ -217,7 +226,10 @@ class _Channel:
         self.error: Exception | None = None
 
     def began(self, run_id: str, folder: Path) -> None:
-        self._connection.send(Began(self.number, run_id, str(folder)))
+        try:
+            self._connection.send(Began(self.number, run_id, str(folder)))
+        except OSError as error:
+            raise KeyboardInterrupt from error  # the sweep is gone
 
     def trained(self, epochs: int) -> None:
         self.epochs += epochs
@@ -243,21 +255,26 @@ class _Channel:
 
 
 def _serve(connection: Connection, prepare: Callable[[], Work]) -> None:
-    """What a worker process does: jobs, until the pipe is closed."""
+    """What a worker process does: jobs, until the pipe is closed or it is interrupted."""
     # Ctrl-C on the terminal reaches the parent, which interrupts the workers once.
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = mp.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     work = prepare()
-    while True:
+    state = ""
+    while state != "KILLED":
         try:
             number, job, tags = connection.recv()
-        except (EOFError, OSError):
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        if not parent.is_alive():
             return
         trial = _Channel(connection, number, tags)
         error, bad_input = "", False
         try:
             signal.signal(signal.SIGINT, _interrupt_once)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             work(job, trial)
             if trial.error is not None:
                 raise trial.error
@@ -271,11 +288,9 @@ def _serve(connection: Connection, prepare: Callable[[], Work]) -> None:
             bad_input = isinstance(failure, InputError)
             error = str(failure) if bad_input else f"{type(failure).__name__}: {failure}"
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with contextlib.suppress(OSError):
             connection.send(Done(number, state, trial.values, trial.epochs, error, bad_input))
-        except (BrokenPipeError, OSError):
-            return
 
 
 def _interrupt_once(*_: object) -> None:
@@ -284,10 +299,8 @@ def _interrupt_once(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: Any) -> None:
     """Interrupt the run if the sweep's own process is gone, and end."""
-    parent = mp.parent_process()
-    assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(GRACE_SECONDS)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from topicell.config import TrackingConfig
 from topicell.tracking.provenance import provenance, source_tags
-from topicell.tracking.store import client, experiment_id, first_line, shown_uri
+from topicell.tracking.store import client, experiment_id, first_line, shown_uri, tried
 
 if TYPE_CHECKING:
     from topicell.tracking.stored import NestedRun
@@ -144,16 +144,29 @@ class Parent:
 
         self._attempt("keep artifacts", send)
 
-    def end_child(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
-        """End the run of a process that is gone, unless it ended itself."""
+    def end_child(self, run_id: str, trial: int, status: str, tags: Mapping[str, str]) -> None:
+        """End the run of a process that is gone, unless it ended itself.
+
+        Without an id it is found by its trial: the process was killed before it could tell.
+        """
 
         def send() -> None:
-            if client(self.config).get_run(run_id).info.status == "RUNNING":
-                self.set_tags(tags, run_id)
-                client(self.config).set_terminated(run_id, status)
+            store = client(self.config)
+            found = [run_id]
+            if not run_id:
+                theirs = (
+                    f"tags.`mlflow.parentRunId` = '{self.run_id}' and "
+                    f"tags.`topicell.trial` = '{trial}'"
+                )
+                experiment = store.get_run(self.run_id).info.experiment_id
+                found = [run.info.run_id for run in store.search_runs([experiment], theirs)]
+            for one in found:
+                if store.get_run(one).info.status == "RUNNING":
+                    for name, value in tags.items():
+                        store.set_tag(one, name, value)
+                    store.set_terminated(one, status)
 
-        if run_id:
-            self._attempt("end a run", send)
+        self._attempt("end a run", send)
 
     def record_failure(
         self, name: str, params: Mapping[str, object], tags: Mapping[str, str]
@@ -218,11 +231,8 @@ class Parent:
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
         if not self.config.enabled or not self._reachable:
             return
-        from mlflow.exceptions import MlflowException
-
-        try:
-            action()
-        except (MlflowException, OSError) as error:
+        error = tried(action)
+        if error is not None:
             # Without a run there is nothing that the other calls could do.
             self._reachable = False
             log.warning(

@@ -25,7 +25,7 @@ from topicell.config import (
 )
 from topicell.tracking.parents import PARENT_RUN
 from topicell.tracking.provenance import source_tags
-from topicell.tracking.store import client, experiment_id, first_line, shown_uri
+from topicell.tracking.store import client, experiment_id, first_line, shown_uri, tried
 
 log = logging.getLogger(__name__)
 
@@ -232,9 +232,13 @@ class MLflowRun:
                 self._client.set_tag(self.run_id, name, value[:TAG_LENGTH])
 
         self.folder.finish(status, tags)
+        if not self.run_id:
+            return
         self._flush()
         self._attempt("tag the run", tag)
         self._attempt("keep the artifacts", keep_artifacts)
+        # Even if the store refused something before: no run should be said to be running for ever.
+        self._reachable = True
         self._attempt("end the run", lambda: self._client.set_terminated(self.run_id, status))
 
     def _flush(self) -> None:
@@ -247,13 +251,10 @@ class MLflowRun:
         self._sent = time.monotonic()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        from mlflow.exceptions import MlflowException
-
         if not self._reachable:
             return
-        try:
-            action()
-        except (MlflowException, OSError) as error:
+        error = tried(action)
+        if error is not None:
             self._reachable = False
             log.warning(
                 "MLflow at %s could not %s (%s); the run goes on, and its folder %s has everything",

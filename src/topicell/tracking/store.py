@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import sqlite3
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+ATTEMPTS = 3
+SLOW_SECONDS = 1.0
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
@@ -138,6 +142,28 @@ def require_store(config: TrackingConfig) -> None:
             f"{uri} does not exist here: `topicell train` makes it; name another store with "
             "tracking.uri=…"
         )
+
+
+def tried(action: Callable[[], object]) -> Exception | None:
+    """Call the store; what went wrong, if it went wrong each time.
+
+    MLflow selects and then inserts: of two processes that record the same thing at once (the data
+    set of two trials), one is refused and finds the row when it asks again.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(ATTEMPTS):
+        started = time.monotonic()
+        try:
+            action()
+        except (MlflowException, OSError) as error:
+            # A store that does not answer has been waited for long enough.
+            if attempt == ATTEMPTS - 1 or time.monotonic() - started > SLOW_SECONDS:
+                return error
+            time.sleep(0.1 * 2**attempt)
+        else:
+            return None
+    raise AssertionError("unreachable")
 
 
 def first_line(error: Exception) -> str:
