@@ -327,7 +327,8 @@ def require_interrupted(sweep):
     # Python's own helper, which looks after semaphores, ends when it hears of it.
     eventually(lambda: not sweep.processes(), seconds=5)
     said = beside_progress(sweep.err)
-    assert said == ["interrupted; the same command goes on from here", "topicell: interrupted"]
+    expected = ["interrupted; the same command goes on from here", "topicell: interrupted"]
+    assert said == expected, sweep.err
 
 
 @pytest.mark.slow
@@ -476,7 +477,8 @@ def test_where_everything_is_refused_the_input_is_bad(settings, words, parents, 
     (line,) = beside_progress(sweep.err)
     assert line.startswith("topicell: ")
     assert words in line
-    assert not sweep.processes()
+    # Python's own helper, which looks after semaphores, ends when it hears of it.
+    eventually(lambda: not sweep.processes(), seconds=5)
     assert not in_state(folder, TrialState.RUNNING)
     if parents:
         parent, nested = recorded(tracking(folder))

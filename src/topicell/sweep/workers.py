@@ -201,15 +201,8 @@ class Workers:
     def _start(self) -> Worker:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._prepare), daemon=True)
-        # It is born deaf to interrupts, and hears them while it works: one that comes during its
-        # imports waits for the job.
-        # (Python's helper process, if it had to be started now, would take the mask away.)
-        resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _undisturbed():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
         return Worker(process, here)
 
@@ -291,6 +284,30 @@ def _serve(connection: Connection, prepare: Callable[[], Work]) -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with contextlib.suppress(OSError):
             connection.send(Done(number, state, trial.values, trial.epochs, error, bad_input))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start a process whole, and deaf to interrupts; one that comes meanwhile is raised after.
+
+    The new process hears them while it works: what comes during its imports waits for the job.
+    """
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    # Python's helper process, if it had to be started within, would take the mask away.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _interrupt_once(*_: object) -> None:
