@@ -56,7 +56,8 @@ def topicell(folder: Path, *settings: str) -> float:
 
 def record(folder: Path, out: Path, command: tuple[str, ...], seconds: float, **known) -> dict:
     """A row of what ``sweep.json`` under a folder says."""
-    (path,) = folder.rglob("sweep.json")
+    # Hydra's folder of a sweep, or of a grid; MLflow keeps a copy.
+    (path,) = [*folder.glob("sweeps/*/sweep.json"), *folder.glob("multiruns/*/*/sweep.json")]
     sweep = Sweep.read(path)
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
     states = [trial.state for trial in sweep.trials]

@@ -1,4 +1,4 @@
-"""The command line: commands and exit codes. The only hydra and omegaconf module.
+"""The command line: commands and exit codes. With the sweeper plugin, the only place of hydra.
 
 Exit codes: 0 done; 1 the run failed; 2 bad input or configuration; 130 interrupted. Each failure
 is said in one line; ``HYDRA_FULL_ERROR=1`` shows the traceback.
@@ -32,6 +32,7 @@ from topicell.config import (
     TrackingConfig,
     TrainCommand,
     dotted,
+    without_password,
 )
 
 if TYPE_CHECKING:
@@ -306,7 +307,6 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
         if config.hydra.sweeper._target_.startswith("hydra_plugins.topicell_sweeper"):
             return
         from topicell.tracking.parents import Parent
-        from topicell.tracking.store import without_password
 
         tracking = OmegaConf.to_object(config.tracking)
         assert isinstance(tracking, TrackingConfig)
@@ -325,10 +325,12 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
             from topicell.sweep.grid import conclude
 
             parent, cls.started = cls.started, None
-            if status != "KILLED":
-                for line in conclude(parent, cls.folder):
-                    print(line)
-            parent.finish(status)
+            try:
+                if status != "KILLED":
+                    for line in conclude(parent, cls.folder):
+                        print(line)
+            finally:
+                parent.finish(status)
 
 
 def report(arguments: list[str]) -> None:
@@ -384,6 +386,8 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
 
     if kind == "multirun":
         sweep, run_id = as_sweep(Parent(asked.tracking, asked.run)), asked.run
+        if not any(trial.n_topics for trial in sweep.trials):
+            raise InputError(f"run = {asked.run!r}: no runs are stored under it")
     else:
         folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("sweep.json",))
         sweep = Sweep.read(folder / "sweep.json")

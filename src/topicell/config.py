@@ -10,6 +10,7 @@ This module imports nothing heavy and nothing of ours: everything else may impor
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -696,8 +697,19 @@ def require_effect(model: ModelConfig, train: TrainConfig) -> None:
     _require_no_other_knobs("train", train, model.kind)
 
 
+def without_password(text: str) -> str:
+    """An address, or a setting that is one, without its password."""
+    scheme, separator, rest = text.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    shown = f"{scheme}{separator}{user}{':***' if colon else ''}{at}{host}"
+    return re.sub(r"(?i)([?&;]password=)[^&;]*", r"\1***", shown)
+
+
 def as_dict(config: Any) -> Any:
-    """A configuration as plain dicts, lists, numbers and strings, as it is written to YAML."""
+    """A configuration as plain dicts, lists, numbers and strings, to be recorded: no passwords."""
+    if isinstance(config, str):
+        return without_password(config)
     if isinstance(config, Enum):
         return config.value
     if is_dataclass(config):

@@ -26,6 +26,18 @@ from optuna.distributions import (
 from topicell.config import InputError
 from topicell.sweep.trials import TOPICS
 
+INCOMPARABLE = (
+    "data",
+    "preprocess",
+    "seed",
+    "evaluate",
+    "report",
+    "tracking",
+    "sweep",
+    "experiment",
+)
+"""Groups of settings that decide which cells and genes are predicted, or how that is measured."""
+
 
 def space_of(
     params: Mapping[str, str], arguments: Sequence[str], config_loader: Any
@@ -65,6 +77,12 @@ def space_of(
             written[name] = override.get_value_string()
         else:
             fixed.append(override.input_line)
+    for name in space:
+        if name.partition(".")[0] in INCOMPARABLE:
+            raise InputError(
+                f"{name} = {written[name]}: cannot be searched, since perplexities of different "
+                "cells or genes are not to be compared; give it one value (a grid has no sweep=)"
+            )
     if not space:
         raise InputError(
             "sweep=topics has nothing to search: every setting has one value; give "
@@ -132,7 +150,10 @@ def bounds_of(found: BaseDistribution | None) -> tuple[int, int] | None:
     if isinstance(found, IntDistribution):
         return found.low, found.high
     if isinstance(found, CategoricalDistribution):
-        numbers = [int(str(choice).strip("'\"")) for choice in found.choices]
+        try:
+            numbers = [int(str(choice).strip("'\"")) for choice in found.choices]
+        except ValueError as error:
+            raise InputError(f"{TOPICS}: numbers of topics are whole ({error})") from error
         return min(numbers), max(numbers)
     return None
 

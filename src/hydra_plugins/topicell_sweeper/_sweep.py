@@ -20,16 +20,22 @@ from tqdm import tqdm
 
 from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, space_of
 from topicell.cli import own_process, to_run_config
-from topicell.config import InputError, RunConfig, SweepConfig, as_dict, dotted
+from topicell.config import (
+    InputError,
+    RunConfig,
+    SweepConfig,
+    as_dict,
+    dotted,
+    without_password,
+)
 from topicell.data.preprocessing import held_in_memory
 from topicell.data.reading import source_digest
 from topicell.sweep.search import Job, Search, SweepError, conclude
-from topicell.sweep.study import Study, now, study_name
-from topicell.sweep.trials import TOPICS
+from topicell.sweep.study import Study, study_name
+from topicell.sweep.trials import TOPICS, now
 from topicell.sweep.watch import CurrentTrial, working_on
 from topicell.sweep.workers import Work
 from topicell.tracking.parents import Parent
-from topicell.tracking.store import without_password
 
 _WORKER = ExitStack()
 """What lasts as long as a worker."""
@@ -44,6 +50,7 @@ def sweep(
     settings = OmegaConf.to_object(config.sweep)
     assert isinstance(settings, SweepConfig)
     space, written, fixed = space_of(settings.params, arguments, context.config_loader)
+    bounds = bounds_of(space.get(TOPICS))
     fixed.append("sweep.enabled=true")
     base = to_run_config(context.config_loader.load_sweep_config(config, fixed))
     if not config.hydra.launcher._target_.endswith("BasicLauncher"):
@@ -59,6 +66,9 @@ def sweep(
     settings.study = settings.study or study_name(base.data.title, definition)
     folder = Path(str(config.hydra.sweep.dir)) / settings.study
     study = Study(settings, space, definition, base.seed)
+    if hasattr(task, "begun"):
+        # What goes wrong from here on is not that a folder cannot be made.
+        task.begun = True
     try:
         parent = _parent(study, settings, base, written)
         ended = "FAILED"
@@ -71,7 +81,6 @@ def sweep(
                     _say(f"{study.n_others} trials are still run by others who joined the study")
                     ended = "RUNNING"
                     return
-                bounds = bounds_of(space.get(TOPICS))
                 _conclude(study, settings, parent, folder, base, written, bounds)
             ended = "FINISHED"
         except KeyboardInterrupt:
@@ -152,7 +161,8 @@ def _conclude(
     errors = [trial.error for trial in found.trials if trial.error]
     if errors and not any(trial.state == "COMPLETE" for trial in found.trials):
         raise SweepError(
-            f"none of {len(found.trials)} trials was completed; the last: {errors[-1]}"
+            f"none of {len(found.trials)} trials was completed (the last: {errors[-1]}), and none is "
+            f"tried again: mend it and name another sweep.study, or raise sweep.n_trials"
         )
     print(verdict.sentence)
     for caution in verdict.cautions:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from topicell.config import RunConfig, dotted
 from topicell.sweep.search import judge
-from topicell.sweep.study import now
-from topicell.sweep.trials import TOPICS, Sweep, Trial
+from topicell.sweep.trials import TOPICS, Sweep, Trial, now
 from topicell.sweep.watch import VALIDATION
 from topicell.tracking.parents import Parent
 from topicell.tracking.stored import NestedRun
@@ -23,7 +22,9 @@ def conclude(parent: Parent, folder: Path) -> Iterator[str]:
     if not parent.run_id:
         return
     sweep = as_sweep(parent)
-    if len({trial.n_topics for trial in sweep.trials}) < 2:
+    apart = any(name.partition(".")[0] in ("data", "preprocess") for name in sweep.space)
+    if apart or len({trial.n_topics for trial in sweep.trials}) < 2:
+        # Perplexities of different cells or genes are not to be compared.
         return
     verdict = judge(sweep, parent, folder)
     yield verdict.sentence

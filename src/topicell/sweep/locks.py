@@ -67,8 +67,8 @@ class FileLocks(Locks):
         name = hashlib.sha256(study.encode()).hexdigest()[:16]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._held: IO[str] = path.with_name(f".{path.name}.{name}.lock").open("a")
-            self._brief: IO[str] = path.with_name(f".{path.name}.brief.lock").open("a")
+            self._held: IO[str] = path.with_name(f".{path.name}.{name}.lock").open("a+")
+            self._brief: IO[str] = path.with_name(f".{path.name}.brief.lock").open("a+")
         except OSError as error:
             raise InputError(
                 f"sweep.storage: {path.parent} cannot be written to ({error.strerror}); choose "
@@ -80,6 +80,11 @@ class FileLocks(Locks):
             fcntl.flock(self._held, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            raise InputError(
+                f"sweep.storage: {self._held.name} cannot be locked ({error.strerror}); choose "
+                "another file system, or PostgreSQL"
+            ) from error
         return True
 
     def _share(self) -> None:
@@ -118,10 +123,10 @@ class DatabaseLocks(Locks):
             self._connection: Any = self._engine.connect()
         except ImportError as error:
             raise InputError(
-                f"sweep.storage: its driver is not installed ({error}); "
-                "pip install 'topicell[postgresql]'"
+                f"sweep.storage: its driver is not installed ({error}); write "
+                "postgresql+psycopg://… and pip install 'psycopg[binary]'"
             ) from error
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, ValueError) as error:
             first = str(error).partition("\n")[0]
             raise InputError(
                 f"sweep.storage: the database cannot be reached ({first}); check the address and "

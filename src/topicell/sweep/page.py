@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import topicell.report
+from topicell.config import without_password
 from topicell.sweep.selection import (
     MEASURES,
     Estimate,
@@ -154,8 +154,8 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, bytes]) -> str:
         settings=_settings(sweep),
         trials=_trials(sweep),
         failed=[trial for trial in sweep.trials if trial.error],
-        storage=_without_password(sweep.storage),
-        dashboard=shlex.quote(_without_password(sweep.storage).removeprefix("journal:")),
+        storage=without_password(sweep.storage),
+        dashboard=shlex.quote(without_password(sweep.storage).removeprefix("journal:")),
         parent=_link(sweep, sweep.parent_id),
     )
 
@@ -387,7 +387,3 @@ def _duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def _without_password(address: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -76,7 +77,8 @@ class Search:
         self.runs: dict[int, str] = {}
         self._best = math.inf
         self._n_told = 0
-        self._refused: list[str] = []
+        self._refused: dict[int, str] = {}
+        self._n_deaths = 0
         self._n_failed = 0
 
     def run(self) -> None:
@@ -91,8 +93,7 @@ class Search:
         KeyboardInterrupt
             After all workers ended and their trials were queued again.
         """
-        for trial in self.study.abandoned:
-            self.parent.end_child(trial.run_id, trial.number, "KILLED", _tags("FAIL", trial.error))
+        self._end_abandoned()
         for trial in self.study.trials():
             if trial.state == "COMPLETE":
                 self._best = min(self._best, _perplexity(trial.values))
@@ -109,13 +110,25 @@ class Search:
             self._stop(workers)
             raise
 
+    def _end_abandoned(self) -> None:
+        """End the runs of processes that are gone."""
+        while self.study.abandoned:
+            trial = self.study.abandoned.pop()
+            self.parent.end_child(trial.run_id, trial.number, "KILLED", _tags("FAIL", trial.error))
+
     def _fill(self, workers: Workers) -> bool:
         """Give every idle worker a trial; whether any works."""
         while len(workers.busy) < self.settings.n_jobs:
             trial = self.study.ask()
             if trial is None:
                 break
-            job = self.compose(trial.number, trial.params)
+            self._end_abandoned()
+            try:
+                job = self.compose(trial.number, trial.params)
+            except ValueError as error:
+                # A point that no run can be made of: bad as that of a run that refuses it.
+                self._told(Done(trial.number, "FAIL", error=str(error), bad_input=True))
+                continue
             self.jobs[trial.number] = job
             self.study.note(trial.number, n_topics=job.n_topics)
             tags = {"topicell.trial": str(trial.number), "topicell.study": self.study.name}
@@ -140,6 +153,10 @@ class Search:
             self.parent.end_child(run_id, event.number, "FAILED", _tags("FAIL", error))
             again = self.study.killed(event.number, error)
             self._say(event.number, f"{error}; {'it is tried again' if again else 'given up'}")
+            self._n_deaths += 1
+            if not self.runs and self._n_deaths >= REFUSED:
+                self.study.repeat(event.number)
+                raise SweepError(f"worker processes die before they begin a run: {error}")
             if not again:
                 self._failed(error)
 
@@ -167,23 +184,28 @@ class Search:
                 self.parent.log_metrics({"sweep/best_perplexity": self._best}, self._n_told)
             self._say(number, f"pruned after {done.epochs} epochs")
         elif done.state == "KILLED":
-            self.study.interrupted(number)
+            # Not by us: `_stop` tells of those. As if its process had been killed.
+            again = self.study.killed(number, "interrupted")
+            self._say(number, f"was interrupted; {'it is tried again' if again else 'given up'}")
         else:
             self.study.fail(number, done.error)
-            if number not in self.runs:
+            if number not in self.runs and number in self.jobs:
                 job = self.jobs[number]
                 tags = {"topicell.trial": str(number), "topicell.study": self.study.name}
                 self.parent.record_failure(job.name, job.settings, tags | _tags("FAIL", done.error))
             self._say(number, f"failed: {done.error}")
             if done.bad_input:
-                self._refused.append(done.error)
+                self._refused[number] = done.error
             self._failed(done.error)
 
     def _failed(self, error: str) -> None:
         self._n_failed += 1
         n_enough = min(REFUSED, self.settings.n_trials)
         if self._n_told == 0 and len(self._refused) == self._n_failed >= n_enough:
-            raise InputError(self._refused[0])
+            # Not used up: with the input mended, the same command tries them.
+            for number in self._refused:
+                self.study.repeat(number)
+            raise InputError(next(iter(self._refused.values())))
         allowed = self.settings.max_failure_rate
         if allowed is not None and self._n_failed > allowed * self.settings.n_trials:
             raise SweepError(
@@ -193,6 +215,15 @@ class Search:
 
     def _stop(self, workers: Workers) -> None:
         """End the workers; what they worked on is queued again."""
+        try:
+            self._hear_out(workers)
+        finally:
+            workers.close()
+        # Those that were asked for but given to nobody.
+        for number in self.study.open_trials:
+            self.study.interrupted(number)
+
+    def _hear_out(self, workers: Workers) -> None:
         for event in workers.interrupt():
             number = event.number
             if isinstance(event, Began):
@@ -202,19 +233,17 @@ class Search:
                 run_id = self.runs.get(number, "")
                 self.parent.end_child(run_id, number, "KILLED", _tags("FAIL", "interrupted"))
                 self.study.interrupted(number)
+            elif isinstance(event, Done) and event.state == "KILLED":
+                self.study.interrupted(event.number)
             elif isinstance(event, Done):
-                # Its end may have come before the interrupt.
-                try:
+                # Its end came before the interrupt.
+                with contextlib.suppress(InputError, SweepError):
                     self._told(event)
-                except (InputError, SweepError):
-                    continue
-        # Those that were asked for but given to nobody.
-        for number in self.study.open_trials:
-            self.study.interrupted(number)
 
     def _say(self, number: int, what: str) -> None:
-        topics = self.jobs[number].n_topics
-        self.say(f"trial {number:3d}  K = {topics:<3d}  {what}")
+        job = self.jobs.get(number)
+        topics = f"K = {job.n_topics:<3d}  " if job else ""
+        self.say(f"trial {number:3d}  {topics}{what}")
 
 
 def conclude(
@@ -256,10 +285,11 @@ def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     from topicell.sweep import page
 
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    # The store may be back that was away for a while.
+    parent.try_again()
     folder.mkdir(parents=True, exist_ok=True)
     sweep.write(folder)
-    page.write(sweep, verdict, folder)
-    parent.keep(folder, ("sweep.json", "report.html", "figures"))
+    parent.keep(folder, ("sweep.json",))
     for point in points(sweep.trials):
         metrics = {}
         for name in MEASURES:
@@ -281,6 +311,8 @@ def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
         ),
     }
     parent.set_tags(tags)
+    page.write(sweep, verdict, folder)
+    parent.keep(folder, ("report.html", "figures"))
     return verdict
 
 

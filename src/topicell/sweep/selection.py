@@ -247,6 +247,11 @@ def select(
         cautions.append(
             "Fits of one replicate have no stability: the floor is not applied to them."
         )
+    tried = {trial.n_topics for trial in trials if trial.n_topics}
+    if kind in (Kind.plateau, Kind.none) and within[-1].n_topics == high > low:
+        cautions.append(f"The plateau reaches the edge of the range, K = {high}: larger K may do.")
+    elif kind is not Kind.edge and best.n_topics == max(tried) < high:
+        cautions.append(f"No K above {best.n_topics}, the best, was tried: raise sweep.n_trials.")
     if unstable:
         cautions.append(
             f"Not considered, for a stability below {stability_floor:g}: K = {_listed(unstable)}."

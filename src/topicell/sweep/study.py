@@ -17,7 +17,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,10 @@ from optuna.storages import JournalStorage, RDBStorage, fail_stale_trials
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from topicell.config import InputError, Pruner, Sampler, SweepConfig
+from topicell.config import InputError, Pruner, Sampler, SweepConfig, without_password
 from topicell.sweep.locks import Locks, locks_of
 from topicell.sweep.selection import difference
 from topicell.sweep.trials import PERPLEXITY, Trial
-from topicell.tracking.store import without_password
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +91,8 @@ class Study:
         self._points = _points(space) if is_finite(space) else None
         if settings.sampler is Sampler.grid and self._points is None:
             raise InputError(
-                "sweep.sampler = 'grid': the space has no end; give range(…) or choice(…), or "
-                "another sampler"
+                f"sweep.sampler = 'grid': the space has no end, or more than {MOST_POINTS} points; "
+                "give range(…) or choice(…), or another sampler"
             )
         self._locks: Locks = locks_of(self.url, settings.study)
         with contextlib.ExitStack() as undo:
@@ -159,7 +157,8 @@ class Study:
         """The next trial, or None if the budget is used or nothing is left to try."""
         with self._locks.briefly():
             if self.settings.join:
-                self._fail_stale()
+                numbers = self._fail_stale()
+                self.abandoned += [t for t in self.trials() if t.number in numbers]
             trials = self._study.get_trials(deepcopy=False)
             if not any(trial.state is TrialState.WAITING for trial in trials):
                 counted = len(_counted(trials))
@@ -242,6 +241,11 @@ class Study:
         if before == 0:
             self._queue_again(number, trial.params, before + 1)
         return before == 0
+
+    def repeat(self, number: int) -> None:
+        """Queue the parameters of a failed trial again: its failure was not of its making."""
+        (trial,) = (t for t in self._study.get_trials(deepcopy=False) if t.number == number)
+        self._repeat(trial)
 
     def interrupted(self, number: int) -> None:
         """The sweep is stopped while a trial runs: it is run again when the sweep goes on."""
@@ -460,7 +464,7 @@ def open_storage(
     except ImportError as error:
         raise InputError(
             f"sweep.storage = {without_password(url)!r}: its driver is not installed ({error}); "
-            "pip install 'topicell[postgresql]'"
+            "for postgresql+psycopg://… it is pip install 'psycopg[binary]'"
         ) from error
     except (ArgumentError, SQLAlchemyError, OSError, ValueError) as error:
         first = str(error).partition("\n")[0]
@@ -585,8 +589,3 @@ def _key(params: Mapping[str, Any]) -> str:
         {n: round(v, 12) if isinstance(v, float) else v for n, v in sorted(params.items())},
         default=str,
     )
-
-
-def now() -> str:
-    """Date and time, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,11 @@ PERPLEXITY = "valid/perplexity_folded"
 TOPICS = "model.n_topics"
 SEED = "seed"
 FORMAT = 1
+
+
+def now() -> str:
+    """Date and time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,17 +10,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topicell.config import TrackingConfig
+from topicell.config import InputError, TrackingConfig
 from topicell.tracking.provenance import provenance, source_tags
-from topicell.tracking.store import client, experiment_id, first_line, shown_uri, tried
+from topicell.tracking.store import (
+    client,
+    experiment_id,
+    first_line,
+    log_params,
+    shown_uri,
+    tried,
+)
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from topicell.tracking.stored import NestedRun
 
 log = logging.getLogger(__name__)
 
 PARENT_RUN = "TOPICELL_PARENT_RUN_ID"
 """Environment variable by which the jobs of a multirun find their parent run."""
+CREATE = "create the parent run"
+NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 class Parent:
@@ -71,7 +82,8 @@ class Parent:
                     parent.run_id = before
                     return
             except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                # Gone, or deleted: there is a new one then.
+                if error.error_code not in NO_SUCH_RUN:
                     raise
             run = store.create_run(
                 experiment_id(store, config),
@@ -80,7 +92,7 @@ class Parent:
             )
             parent.run_id = str(run.info.run_id)
 
-        parent._attempt("create the parent run", create)
+        parent._attempt(CREATE, create)
         if parent.run_id:
             os.environ[PARENT_RUN] = parent.run_id
         return parent
@@ -101,13 +113,11 @@ class Parent:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record what was searched; a value that is there already stays."""
-        from mlflow.entities import Param
 
         def send() -> None:
             store = client(self.config)
             there = store.get_run(self.run_id).data.params
-            new = [Param(k, str(v)[:6000]) for k, v in params.items() if k not in there]
-            store.log_batch(self.run_id, params=new)
+            log_params(store, self.run_id, {k: v for k, v in params.items() if k not in there})
 
         self._attempt("log parameters", send)
 
@@ -121,12 +131,12 @@ class Parent:
             "log metrics", lambda: client(self.config).log_batch(self.run_id, metrics=metrics)
         )
 
-    def set_tags(self, tags: Mapping[str, str], run_id: str | None = None) -> None:
-        """Tag the parent, or one of its runs."""
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tag the parent."""
 
         def send() -> None:
             for name, value in tags.items():
-                client(self.config).set_tag(run_id or self.run_id, name, value[:5000])
+                client(self.config).set_tag(self.run_id, name, value[:5000])
 
         self._attempt("set tags", send)
 
@@ -161,6 +171,9 @@ class Parent:
                 experiment = store.get_run(self.run_id).info.experiment_id
                 found = [run.info.run_id for run in store.search_runs([experiment], theirs)]
             for one in found:
+                # Of another store, where the study was begun with another one.
+                if not _has(store, one):
+                    continue
                 if store.get_run(one).info.status == "RUNNING":
                     for name, value in tags.items():
                         store.set_tag(one, name, value)
@@ -170,13 +183,11 @@ class Parent:
 
     def record_failure(
         self, name: str, params: Mapping[str, object], tags: Mapping[str, str]
-    ) -> str:
-        """A failed run for a job that could not begin; its id, empty without MLflow."""
-        from mlflow.entities import Param
-
+    ) -> None:
+        """A failed run for a job that could not begin."""
         made: list[str] = []
 
-        def send() -> None:
+        def create() -> None:
             store = client(self.config)
             run = store.create_run(
                 experiment_id(store, self.config),
@@ -187,11 +198,12 @@ class Parent:
                 | {"mlflow.parentRunId": self.run_id},
             )
             made.append(str(run.info.run_id))
-            store.log_batch(made[0], params=[Param(k, str(v)) for k, v in params.items()])
-            store.set_terminated(made[0], "FAILED")
 
-        self._attempt("record a failed run", send)
-        return made[0] if made else ""
+        self._attempt("record a failed run", create)
+        if made:
+            store, (run_id,) = client(self.config), made
+            self._attempt("log parameters", lambda: log_params(store, run_id, params))
+            self._attempt("end a run", lambda: store.set_terminated(run_id, "FAILED"))
 
     def nested_runs(self, curve: str) -> list[NestedRun]:
         """The runs under this one; none if the store cannot be read."""
@@ -218,18 +230,29 @@ class Parent:
                     there, _ = fetch_run(run_id, self.config, Path(scratch), ("model",))
                 made.append(register(self.config, run_id, there, name=name, tags=tags))
 
-        self._attempt("register the model", send)
+        try:
+            self._attempt("register the model", send)
+        except InputError as error:
+            log.warning("the model of run %s could not be registered: %s", run_id, error)
         return made[0] if made else ""
+
+    def try_again(self) -> None:
+        """Give a store that was away another chance."""
+        self._reachable = True
 
     def finish(self, status: str) -> None:
         """End the parent run: FINISHED, FAILED or KILLED."""
         os.environ.pop(PARENT_RUN, None)
+        # No run should be said to be running for ever.
+        self.try_again()
         self._attempt(
             "end the parent run", lambda: client(self.config).set_terminated(self.run_id, status)
         )
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
         if not self.config.enabled or not self._reachable:
+            return
+        if not self.run_id and what != CREATE:
             return
         error = tried(action)
         if error is not None:
@@ -241,3 +264,15 @@ class Parent:
                 what,
                 first_line(error),
             )
+
+
+def _has(store: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in NO_SUCH_RUN:
+            raise
+        return False
+    return True

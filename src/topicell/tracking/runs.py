@@ -25,7 +25,7 @@ from topicell.config import (
 )
 from topicell.tracking.parents import PARENT_RUN
 from topicell.tracking.provenance import source_tags
-from topicell.tracking.store import client, experiment_id, first_line, shown_uri, tried
+from topicell.tracking.store import client, experiment_id, first_line, log_params, shown_uri, tried
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,6 @@ class MLflowRun:
 
     def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         """Create the run, nested under the parent of a multirun, with every knob as parameter."""
-        from mlflow.entities import Param
-
         parent = os.environ.get(PARENT_RUN)
         nested = {"mlflow.parentRunId": parent} if parent else {}
 
@@ -172,11 +170,11 @@ class MLflowRun:
                 run_name=self.config.run_name or config.title,
                 tags=source_tags() | dict(tags) | nested,
             ).info.run_id
-            params = [Param(name, str(value)) for name, value in dotted(config).items()]
-            for first in range(0, len(params), 100):
-                self._client.log_batch(self.run_id, params=params[first : first + 100])
 
         self._attempt("create the run", create)
+        self._attempt(
+            "log parameters", lambda: log_params(self._client, self.run_id, dotted(config))
+        )
         self.folder.start(config, dict(tags) | {"run": self.run_id})
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from topicell.config import InputError, TrackingConfig
+from topicell.config import InputError, TrackingConfig, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,8 +29,8 @@ def tracking_uri(config: TrackingConfig) -> str:
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme not in SCHEMES:
         raise InputError(
-            f"tracking.uri = {uri!r}: not a store that MLflow knows; give sqlite:///FILE, "
-            "postgresql://…, or http://HOST:PORT (tracking=off does without)"
+            f"tracking.uri = {without_password(uri)!r}: not a store that MLflow knows; give "
+            "sqlite:///FILE, postgresql://…, or http://HOST:PORT (tracking=off does without)"
         )
     return uri
 
@@ -39,15 +38,6 @@ def tracking_uri(config: TrackingConfig) -> str:
 def shown_uri(config: TrackingConfig) -> str:
     """The tracking store without a password, for messages."""
     return without_password(tracking_uri(config))
-
-
-def without_password(text: str) -> str:
-    """An address, or a setting that is one, without its password."""
-    scheme, separator, rest = text.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = f"{scheme}{separator}{user}{':***' if colon else ''}{at}{host}"
-    return re.sub(r"(?i)([?&;]password=)[^&;]*", r"\1***", shown)
 
 
 def is_server(config: TrackingConfig) -> bool:
@@ -142,6 +132,15 @@ def require_store(config: TrackingConfig) -> None:
             f"{uri} does not exist here: `topicell train` makes it; name another store with "
             "tracking.uri=…"
         )
+
+
+def log_params(store: MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
+    """Record parameters, as many at a time and as long as MLflow takes."""
+    from mlflow.entities import Param
+
+    made = [Param(name, str(value)[:6000]) for name, value in params.items()]
+    for first in range(0, len(made), 100):
+        store.log_batch(run_id, params=made[first : first + 100])
 
 
 def tried(action: Callable[[], object]) -> Exception | None:
