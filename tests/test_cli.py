@@ -228,7 +228,9 @@ def test_a_failed_run_ends_with_code_1_and_is_recorded(capsys):
     assert "the run failed: NonFiniteError: training stopped at step" in err
     assert [run.info.status for run in in_mlflow()[1]] == ["FAILED"]
     last = Path("here/metrics.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last) == {"status": "FAILED"}
+    ended = json.loads(last)
+    assert ended["status"] == "FAILED"
+    assert ended["tags"]["topicell.error"].startswith("NonFiniteError: training stopped at step")
 
 
 def test_an_interrupt_in_a_callback_of_python_is_not_lost():

@@ -1,7 +1,7 @@
 """How many topics? The sweep's verdict where the truth is known, and on sorted blood cells.
 
     python experiments/choose_k/study.py planted FOLDER      30 corpora of 5, 10 and 20 topics
-    python experiments/choose_k/study.py blood FOLDER        pbmc_facs: sweeps, and plain grids
+    python experiments/choose_k/study.py blood FOLDER        pbmc_facs: sweeps, and a plain grid
     python experiments/choose_k/study.py overhead FOLDER     what a trial costs beside its run
     python experiments/choose_k/study.py quick FOLDER        the same paths in a minute
 
@@ -103,22 +103,16 @@ def planted(folder: Path, topics=TOPICS, n_corpora=N_CORPORA, extra=()) -> None:
 
 
 def blood(folder: Path, seeds=(0, 1), extra=()) -> None:
-    """Sorted blood cells, K from 2 to 30: what pruning saves, and beside it plain grids."""
+    """Sorted blood cells, K from 2 to 30: what pruning saves, and a plain grid of all K."""
     whole = "model.n_topics=range(2,31)"
     arms = {
         "sweep": ("sweep=topics",),
         "sweep without pruning": ("sweep=topics", "sweep.pruner=none"),
-        "all K, two workers": (
-            "sweep=topics",
-            "sweep.sampler=grid",
-            "sweep.pruner=none",
-            "sweep.n_trials=29",
-        ),
         "plain grid": (whole, "evaluate.n_splits=3", "report=off", "train.progress=false"),
     }
     for seed in seeds:
         for what, settings in arms.items():
-            if what in ("all K, two workers", "plain grid") and seed != seeds[0]:
+            if what == "plain grid" and seed != seeds[0]:
                 continue
             command = (*settings, "data=pbmc_facs", f"seed={seed}", *extra)
             place = folder / f"blood-{what.replace(' ', '-').replace(',', '')}-{seed}"

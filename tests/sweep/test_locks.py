@@ -247,5 +247,5 @@ def test_a_folder_that_cannot_be_made_is_refused(scheme, tmp_path):
 
 def test_a_database_without_its_driver_is_refused_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(InputError, match=r"pip install 'topicell\[postgresql\]'"):
+    with pytest.raises(InputError, match=r"pip install 'psycopg\[binary\]'"):
         DatabaseLocks("postgresql+psycopg://me:secret@127.0.0.1:1/d", "s")

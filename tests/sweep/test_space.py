@@ -257,19 +257,23 @@ def test_fixed_overrides_pass_unchanged():
 @pytest.mark.parametrize("text", ["range(5,9)", "choice(3,4)", "tag(log,int(interval(2,64)))"])
 def test_the_command_line_goes_before_the_parameters(text):
     space, written, fixed = space_of(
-        {"model.n_topics": "range(2,31)", "seed": "0,1"}, [f"model.n_topics={text}"], None
+        {"model.n_topics": "range(2,31)", "train.batch_size": "0,1"},
+        [f"model.n_topics={text}"],
+        None,
     )
     assert space["model.n_topics"] == found(text)
-    assert written == {"seed": "0,1", "model.n_topics": text}
+    assert written == {"train.batch_size": "0,1", "model.n_topics": text}
     assert fixed == []
 
 
 @pytest.mark.parametrize("sign", ["", "++"])
 def test_a_value_on_the_command_line_ends_the_search_of_its_setting(sign):
     space, written, fixed = space_of(
-        {"model.n_topics": "range(2,31)", "seed": "0,1"}, [f"{sign}model.n_topics=7"], None
+        {"model.n_topics": "range(2,31)", "train.batch_size": "0,1"},
+        [f"{sign}model.n_topics=7"],
+        None,
     )
-    assert list(space) == list(written) == ["seed"]
+    assert list(space) == list(written) == ["train.batch_size"]
     assert fixed == [f"{sign}model.n_topics=7"]
 
 
@@ -444,3 +448,11 @@ def test_the_bounds_of_the_numbers_of_topics(text, bounds):
 
 def test_a_setting_that_is_not_searched_has_no_bounds():
     assert bounds_of(None) is None
+
+
+@pytest.mark.parametrize(
+    "setting", ["seed=0,1", "data=a,b", "preprocess.n_variable_genes=choice(500,2000)"]
+)
+def test_what_changes_the_cells_or_genes_is_not_searched(setting):
+    with pytest.raises(InputError, match="perplexities of different cells or genes"):
+        space_of({"model.n_topics": "range(2,31)"}, [setting], None)

@@ -941,7 +941,7 @@ def test_an_unknown_kind_of_storage_is_refused_with_those_known(use, url):
 def test_a_driver_that_is_not_installed_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     for use in (open_storage, opened):
-        with pytest.raises(InputError, match=r"pip install 'topicell\[postgresql\]'") as e:
+        with pytest.raises(InputError, match=r"pip install 'psycopg\[binary\]'") as e:
             use("postgresql+psycopg://me:secret@127.0.0.1:1/d")
         assert "driver is not installed" in str(e.value)
         assert "secret" not in str(e.value)

@@ -256,7 +256,9 @@ def require_whole(folder, n_trials=N_TRIALS):
         assert runs[trial.number].data.params["model.n_topics"] == str(
             trial.params["model.n_topics"]
         )
-    assert {run.info.status for n, run in runs.items() if n in repeated} <= {"FAILED", "KILLED"}
+    # One that ended just as its sweep was killed is done, though nobody heard of it.
+    ended = {run.info.status for number, run in runs.items() if number in repeated}
+    assert ended <= {"FAILED", "KILLED", "FINISHED"}
     assert runs.keys() <= {trial.number for trial in trials}
 
 
@@ -384,7 +386,7 @@ def test_a_killed_sweep_goes_on(folder, start):
     parent, nested = recorded(tracking(folder))
     assert parent.info.status == "RUNNING"
     runs = by_trial(nested)
-    assert {runs[number].info.status for number in caught} <= {"KILLED", "RUNNING"}
+    assert {runs[number].info.status for number in caught} <= {"KILLED", "RUNNING", "FINISHED"}
     goes_on(folder, start)
     trials = trials_in(folder)
     assert {trial.user_attrs.get(RETRY_OF) for trial in trials} == {None, *stopped}
@@ -392,7 +394,7 @@ def test_a_killed_sweep_goes_on(folder, start):
     for number in stopped:
         assert trials[number].state is TrialState.FAIL
         assert trials[number].user_attrs["error"] == KILLED
-    assert {runs[number].info.status for number in caught} == {"KILLED"}
+    assert {runs[number].info.status for number in caught} <= {"KILLED", "FINISHED"}
 
 
 @pytest.mark.slow

@@ -161,8 +161,8 @@ def _conclude(
     errors = [trial.error for trial in found.trials if trial.error]
     if errors and not any(trial.state == "COMPLETE" for trial in found.trials):
         raise SweepError(
-            f"none of {len(found.trials)} trials was completed (the last: {errors[-1]}), and none is "
-            f"tried again: mend it and name another sweep.study, or raise sweep.n_trials"
+            f"none of {len(found.trials)} trials was completed (the last: {errors[-1]}), and none "
+            "is tried again: mend it, and name another sweep.study or raise sweep.n_trials"
         )
     print(verdict.sentence)
     for caution in verdict.cautions:
