@@ -600,7 +600,7 @@ class SweepConfig:
     sampler: Sampler = Sampler.tpe
     pruner: Pruner = Pruner.median
     n_startup_trials: int = 4
-    """Trials that must be complete before one is pruned."""
+    """Trials that must be complete before one is pruned by its epochs; to race, one is enough."""
     pruning_warmup: float = 0.5
     """Share of the epochs of a fit in which no trial is pruned."""
     pruning_margin: float = 0.01

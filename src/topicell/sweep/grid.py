@@ -48,7 +48,8 @@ def as_sweep(parent: Parent) -> Sweep:
             n_topics=int(run.params.get(TOPICS, 0)),
             values=run.values,
             curve=run.curve,
-            epochs=len(run.curve),
+            epochs=int(sum(n for (n,) in run.values.get("fit/epochs", {}).values()))
+            or len(run.curve),
             seconds=run.seconds,
             ended=run.ended,
             run_id=run.run_id,

@@ -208,7 +208,7 @@ class Study:
         own = self._splits.setdefault(number, {})
         own[seed] = values
         done = self._complete()
-        if self.settings.pruner is Pruner.none or len(done) < self.settings.n_startup_trials:
+        if self.settings.pruner is Pruner.none:
             return False
         rivals = [trial.user_attrs["values"][PERPLEXITY] for trial in done]
         shared = [rival for rival in rivals if own.keys() <= rival.keys()]
