@@ -164,7 +164,7 @@ def search_of_nothing(folder: Path, n_trials: int, *settings: str) -> float:
     return time.perf_counter() - started
 
 
-def overhead(folder: Path, few: int = 5, many: int = 45) -> None:
+def overhead(folder: Path, few: int = 5, many: int = 25) -> None:
     """What a trial costs beside its run: the slope of the time over the number of trials."""
     from hydra.core.global_hydra import GlobalHydra
 
