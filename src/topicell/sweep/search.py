@@ -131,14 +131,12 @@ class Search:
                 continue
             self.jobs[trial.number] = job
             self.study.note(trial.number, n_topics=job.n_topics)
-            tags = {"topicell.trial": str(trial.number), "topicell.study": self.study.name}
-            workers.give(trial.number, job.payload, tags)
+            workers.give(trial.number, job.payload, self._marks(trial.number))
         return bool(workers.busy)
 
     def _hear(self, event: Event, workers: Workers) -> None:
         if isinstance(event, Began):
-            self.runs[event.number] = event.run_id
-            self.study.note(event.number, run_id=event.run_id, folder=event.folder)
+            self._began(event)
         elif isinstance(event, Report):
             end = self.study.report(event.number, event.epoch, event.value)
             workers.answer(event.number, end=end)
@@ -159,6 +157,14 @@ class Search:
                 raise SweepError(f"worker processes die before they begin a run: {error}")
             if not again:
                 self._failed(error)
+
+    def _began(self, event: Began) -> None:
+        self.runs[event.number] = event.run_id
+        self.study.note(event.number, run_id=event.run_id, folder=event.folder)
+
+    def _marks(self, number: int) -> dict[str, str]:
+        """Tags that every run of the sweep carries."""
+        return {"topicell.trial": str(number), "topicell.study": self.study.name}
 
     def _told(self, done: Done) -> None:
         number = done.number
@@ -191,8 +197,8 @@ class Search:
             self.study.fail(number, done.error)
             if number not in self.runs and number in self.jobs:
                 job = self.jobs[number]
-                tags = {"topicell.trial": str(number), "topicell.study": self.study.name}
-                self.parent.record_failure(job.name, job.settings, tags | _tags("FAIL", done.error))
+                tags = self._marks(number) | _tags("FAIL", done.error)
+                self.parent.record_failure(job.name, job.settings, tags)
             self._say(number, f"failed: {done.error}")
             if done.bad_input:
                 self._refused[number] = done.error
@@ -227,8 +233,7 @@ class Search:
         for event in workers.interrupt():
             number = event.number
             if isinstance(event, Began):
-                self.runs[event.number] = event.run_id
-                self.study.note(event.number, run_id=event.run_id, folder=event.folder)
+                self._began(event)
             elif isinstance(event, Died) and number is not None:
                 run_id = self.runs.get(number, "")
                 self.parent.end_child(run_id, number, "KILLED", _tags("FAIL", "interrupted"))

@@ -336,7 +336,9 @@ class Study:
     def _fail_stale(self) -> set[int]:
         """Fail what other processes left behind, and queue it again; the numbers of these."""
         if isinstance(self._storage, RDBStorage):
-            fail_stale_trials(self._study)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                fail_stale_trials(self._study)
         numbers = set()
         while self._stale:
             trial = self._stale.pop()
@@ -349,6 +351,7 @@ class Study:
 
     def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
         # One that missed its heartbeats was given up by others, and is run again.
+        self._splits.pop(number, None)
         self._study.tell(self._running.pop(number), value, state=state, skip_if_finished=True)
 
     def _queue_again(self, number: int, params: Mapping[str, Any], killed_before: int) -> None:
@@ -444,7 +447,6 @@ def open_storage(
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         if url.startswith("journal:"):
@@ -454,13 +456,18 @@ def open_storage(
         sqlite = url.startswith("sqlite:///")
         if sqlite:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        return RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=STALE_SECONDS,
-            heartbeat_stale_trial_callback=on_stale,
-        )
+        with warnings.catch_warnings():
+            # Heartbeats are experimental, it says.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return RDBStorage(
+                url,
+                engine_kwargs=(
+                    {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
+                ),
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=STALE_SECONDS,
+                heartbeat_stale_trial_callback=on_stale,
+            )
     except ImportError as error:
         raise InputError(
             f"sweep.storage = {without_password(url)!r}: its driver is not installed ({error}); "
