@@ -610,7 +610,8 @@ class SweepConfig:
     """After each split, a trial that is worse than the best on the same splits by more than so
     many standard errors is pruned as well (unless ``pruner=none``)."""
     patience: int = 3
-    """Epochs without a gain before ``pruner=patient`` may end a trial."""
+    """Epochs without a gain before ``pruner=patient`` may end a trial, of those that the sweep
+    looks at: all of the first 50, then every second, every fourth, and so on."""
     max_failure_rate: float | None = None
     """End the sweep when more than this share of `n_trials` has failed; null goes on."""
     stability_floor: float = 0.7

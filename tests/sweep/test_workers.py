@@ -27,6 +27,14 @@ def prepare(prepared=None):
 
 def work(job, trial):
     what, _, rest = job.decode().partition(" ")
+    if what == "sleep":
+        try:
+            # Who hears of it may interrupt at once.
+            trial.began(f"run of {os.getpid()}", Path("folder"))
+            time.sleep(300)
+        except KeyboardInterrupt:
+            Path(rest).write_text("interrupted")
+            raise
     trial.began(f"run of {os.getpid()}", Path("folder"))
     if what == "epochs":
         for epoch in range(int(rest)):
@@ -47,12 +55,6 @@ def work(job, trial):
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "exit":
         os._exit(3)
-    elif what == "sleep":
-        try:
-            time.sleep(300)
-        except KeyboardInterrupt:
-            Path(rest).write_text("interrupted")
-            raise
     elif what == "deaf":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         trial.report(0, 1.0)

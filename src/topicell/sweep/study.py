@@ -395,13 +395,13 @@ class Study:
         return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def _best_curve(self) -> tuple[dict[int, float], int]:
-        """The lowest perplexity of the complete trials at each epoch, and their longest curve."""
+        """The lowest perplexity of the complete trials at each epoch; the most epochs."""
         best: dict[int, float] = {}
         curves = [trial.intermediate_values for trial in self._complete()]
         for curve in curves:
             for epoch, value in curve.items():
                 best[epoch] = min(value, best.get(epoch, math.inf))
-        return best, max(map(len, curves), default=0)
+        return best, max(best, default=-1) + 1
 
     def _beat(self) -> None:
         while not self._beating.wait(HEARTBEAT_SECONDS):
