@@ -12,7 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from topicell.report import sweep_figures
+from topicell.report.figures import sweep as sweep_figures
 from topicell.sweep.selection import MEASURES
 
 NAN = math.nan

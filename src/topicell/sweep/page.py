@@ -162,7 +162,7 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, bytes]) -> str:
 
 def _figures(sweep: Sweep, verdict: Verdict) -> dict[str, Any]:
     """The matplotlib figures, by the name of their file; those there is nothing to draw for go."""
-    from topicell.report import sweep_figures
+    from topicell.report.figures import sweep as sweep_figures
 
     measured = points(sweep.trials)
     complete = [t for t in sweep.trials if t.state == "COMPLETE" and PERPLEXITY in t.values]

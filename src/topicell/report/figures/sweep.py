@@ -20,14 +20,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from topicell.report.figures import (
+from topicell.report.figures.drawing import (
     FAINT,
     INK,
     SMALL,
-    _figure,
-    _name,
-    _plain,
-    _short,
+    name_axes,
+    new_figure,
+    plain,
+    short,
     topic_colors,
 )
 
@@ -102,7 +102,7 @@ def topic_curves(
     """
     names = [name for name in PANELS if name in measures]
     rows = [[], [1], [2], [3], [2, 2], [2, 3]][len(names)]
-    figure = _figure(9.2, 3.5 + 2.35 * len(rows), "Measures by the number of topics K")
+    figure = new_figure(9.2, 3.5 + 2.35 * len(rows), "Measures by the number of topics K")
     grid = figure.add_gridspec(1 + len(rows), 6, height_ratios=[1.35] + [1] * len(rows))
     topics, stopped = np.asarray(topics_P), sorted(pruned)
     groups = [
@@ -127,7 +127,7 @@ def topic_curves(
 
     first = figure.add_subplot(grid[0, :])
     of_best = "the best" if best is None else f"the best, K = {best}"
-    _name(first, f"Perplexity above that of {of_best}, on the same cells", "lower is better")
+    name_axes(first, f"Perplexity above that of {of_best}, on the same cells", "lower is better")
     first.axhline(0, color=INK, linewidth=1, zorder=0.9)
     draw(first, *loss)
     _keep_best_legible(first, topics, *loss, keep=np.isin(topics, list(within)))
@@ -138,7 +138,7 @@ def topic_curves(
     dotted: dict[str, Any] = {"color": FAINT, "linewidth": 1, "linestyle": ":"}
     for name, (row, start, end) in zip(names, places, strict=True):
         axes = figure.add_subplot(grid[row, start:end])
-        _name(axes, *PANELS[name])
+        name_axes(axes, *PANELS[name])
         draw(axes, *measures[name])
         if name == "valid/perplexity_folded":
             _mark(axes, stopped, 0, "X", AMBER)
@@ -179,7 +179,9 @@ def parallel_coordinates(
     """
     colored = np.array(columns[color_by], dtype=float)
     top = _better_part(colored)
-    figure = _figure(1.4 + 1.2 * max(len(columns), 4), 4.4, "Settings and measures of each trial")
+    figure = new_figure(
+        1.4 + 1.2 * max(len(columns), 4), 4.4, "Settings and measures of each trial"
+    )
     axes = figure.subplots()
     box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6}
     label: dict[str, Any] = {"ha": "right", "va": "center", "bbox": box, "parse_math": False}
@@ -189,7 +191,7 @@ def parallel_coordinates(
         places.append(spots)
         axes.axvline(x, color="#b5bbc2", linewidth=1, zorder=0)
         for spot, text in ticks:
-            axes.text(x - 0.04, spot, _short(text, 16), zorder=5, **label, **TEXT)
+            axes.text(x - 0.04, spot, short(text, 16), zorder=5, **label, **TEXT)
     low = float(np.nanmin(colored))
     norm = Normalize(low, top)
     spots_TC = np.array(places).T
@@ -200,7 +202,7 @@ def parallel_coordinates(
         axes.plot(spots_TC[trial], marker="o", markersize=3, **{"linewidth": 1.2} | style)
     axes.set_frame_on(False)
     names = [
-        textwrap.fill(name, 17) if " " in name else _short(name, 34).replace(".", ".\n")
+        textwrap.fill(name, 17) if " " in name else short(name, 34).replace(".", ".\n")
         for name in columns
     ]
     axes.set_xticks(range(len(names)), names, parse_math=False, **TEXT)
@@ -247,9 +249,9 @@ def trial_history(
         Position of the trial to emphasise.
     """
     numbers, values = np.asarray(numbers_T), np.asarray(perplexity_T, dtype=float)
-    figure = _figure(8.6, 3.4, "Trials in order")
+    figure = new_figure(8.6, 3.4, "Trials in order")
     axes = figure.subplots()
-    _name(axes, "", "perplexity, lower is better")
+    name_axes(axes, "", "perplexity, lower is better")
     known = np.isfinite(values)
     shown = []
     if known.any():
@@ -288,9 +290,9 @@ def pruning_curves(
     chosen
         Position of the trial to emphasise.
     """
-    figure = _figure(8.6, 4.0, "Training of the trials")
+    figure = new_figure(8.6, 4.0, "Training of the trials")
     axes = figure.subplots()
-    _name(axes, "", "validation perplexity, lower is better")
+    name_axes(axes, "", "validation perplexity, lower is better")
     values, ends, shown = [], [], []
     for state, (color, marker) in STATES.items():
         of = [t for t, curve in enumerate(curves_T) if states_T[t] == state and curve]
@@ -330,14 +332,14 @@ def importance_bars(shares: Mapping[str, float]) -> Figure:
         Share of each setting, between 0 and 1.
     """
     names = sorted(shares, key=lambda name: (-shares[name], name))
-    figure = _figure(6.4, 0.95 + 0.3 * len(names), "Importance of the settings")
+    figure = new_figure(6.4, 0.95 + 0.3 * len(names), "Importance of the settings")
     axes = figure.subplots()
-    _plain(axes, axis="x")
+    plain(axes, axis="x")
     places = np.arange(len(names))
     bars = axes.barh(places, [shares[name] for name in names], height=0.62, color=BLUE)
     labels = [f"{100 * shares[name]:.0f} %" for name in names]
     axes.bar_label(bars, labels, padding=4, fontsize=SMALL, color=INK)
-    axes.set_yticks(places, [_short(name, 40) for name in names], parse_math=False, **TEXT)
+    axes.set_yticks(places, [short(name, 40) for name in names], parse_math=False, **TEXT)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.12 * max(*shares.values(), 1e-9))

@@ -1,0 +1,184 @@
+"""Maps of the cells: arrays in, a matplotlib figure out.
+
+Shape suffixes: N cells, K topics, 2 the plane of a map.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from topicell.report.figures.drawing import (
+    FAINT,
+    INK,
+    MISSING,
+    NORMAL,
+    PROPORTION,
+    SMALL,
+    category_codes,
+    grid_shape,
+    legend_outside,
+    new_figure,
+    point_size,
+    topic_colors,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def umap_by_topic(embedding_N2: np.ndarray, theta_NK: np.ndarray, title: str) -> Figure:
+    """One small map a topic, cells coloured by the topic's proportion, on one scale from 0 to 1.
+
+    Parameters
+    ----------
+    embedding_N2
+        Coordinates of the cells.
+    theta_NK
+        Topic proportions of the cells.
+    title
+        Heading of the figure.
+    """
+    n_topics = theta_NK.shape[1]
+    n_columns, n_rows = grid_shape(n_topics)
+    figure = new_figure(2.05 * n_columns + 0.9, 2.2 * n_rows + 0.45, title)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    size = point_size(len(theta_NK), panel_inches=1.9)
+    for topic, axes in enumerate(panels[:n_topics]):
+        order = np.argsort(theta_NK[:, topic], kind="stable")  # high values on top
+        axes.scatter(
+            embedding_N2[order, 0],
+            embedding_N2[order, 1],
+            c=theta_NK[order, topic],
+            s=size,
+            cmap=PROPORTION,
+            vmin=0,
+            vmax=1,
+            linewidths=0,
+            rasterized=True,
+        )
+        axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=3)
+        _bare_map(axes)
+    for axes in panels[n_topics:]:
+        axes.remove()
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), PROPORTION),
+        ax=list(panels[:n_topics]),
+        # a bar of the same length however many rows
+        shrink=min(1.0, 1.25 / n_rows + 0.2),
+        aspect=18,
+        pad=0.02,
+    )
+    bar.set_label("proportion in the cell", fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL, colors=INK)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title: str) -> Figure:
+    """A map of cells coloured by category, with a legend beside it.
+
+    Up to 25 categories are also marked on the map: by name where all names are short, else by
+    the number that the legend gives them.
+
+    Parameters
+    ----------
+    embedding_N2
+        Coordinates of the cells.
+    categories
+        Category of each cell; missing ones are drawn in grey, below the others.
+    title
+        Heading of the figure.
+    """
+    codes_N, names = category_codes(categories)
+    marks = names if all(len(n) <= 3 for n in names) else [str(i + 1) for i in range(len(names))]
+    marked = 2 <= len(names) <= 25
+    entries = [
+        f"{mark}  {name}" if marked and marks is not names else name
+        for mark, name in zip(marks, names, strict=True)
+    ]
+    colors = dict(enumerate(topic_colors(len(names))))
+    if (codes_N < 0).any():
+        colors[-1] = "#d0d0d4"
+        entries.append(MISSING)
+    entries = [textwrap.fill(entry, 34, subsequent_indent="    " * marked) for entry in entries]
+    lines = [line for entry in entries for line in entry.split("\n")]
+    n_columns = 1 if len(lines) <= 28 else 2
+    figure = new_figure(
+        5.2 + n_columns * (0.55 + 0.072 * max(len(line) for line in lines)),
+        max(5.2, 0.9 + (0.14 * len(lines) + 0.05 * len(entries)) / n_columns),
+        title,
+    )
+    axes = figure.add_subplot()
+    size = point_size(len(codes_N), panel_inches=4.6)
+    # In one call and in random order no category hides another; the missing ones come first.
+    order = np.random.default_rng(0).permutation(len(codes_N))
+    order = order[np.argsort(codes_N[order] >= 0, kind="stable")]
+    axes.scatter(
+        embedding_N2[order, 0],
+        embedding_N2[order, 1],
+        c=[colors[code] for code in codes_N[order]],
+        s=size,
+        linewidths=0,
+        rasterized=True,
+    )
+    _bare_map(axes)
+    axes.set_xlabel("UMAP 1", fontsize=SMALL, color=FAINT, loc="left")
+    axes.set_ylabel("UMAP 2", fontsize=SMALL, color=FAINT, loc="bottom")
+    if marked:
+        spots = _mark_positions(embedding_N2, codes_N, len(names))
+        for mark, spot in zip(marks, spots, strict=True):
+            axes.annotate(
+                mark,
+                spot,
+                ha="center",
+                va="center",
+                fontsize=NORMAL,
+                fontweight="bold",
+                color=INK,
+                parse_math=False,
+                path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
+            )
+    handles = [
+        Line2D([], [], marker="o", linestyle="", markersize=6.5, color=colors[code])
+        for code in [*range(len(names)), -1][: len(entries)]
+    ]
+    legend_outside(figure, handles, entries, n_columns, "outside right center")
+    return figure
+
+
+def _bare_map(axes: Axes) -> None:
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_color("#d8dce0")
+        side.set_linewidth(0.6)
+
+
+def _mark_positions(embedding_N2: np.ndarray, codes_N: np.ndarray, n: int) -> np.ndarray:
+    """Where to write each category's mark: at its middle cell, pushed off the other marks."""
+    spots = np.empty((n, 2))
+    for code in range(n):
+        points = embedding_N2[codes_N == code]
+        from_middle = np.linalg.norm(points - np.median(points, axis=0), axis=1)
+        spots[code] = points[from_middle.argmin()]
+    clearance = 0.05 * np.ptp(embedding_N2, axis=0).max()
+    # marks in the very same place part along a line, by their numbers
+    spots += 1e-3 * clearance * np.arange(n)[:, None]
+    for _ in range(200):
+        apart = spots[:, None] - spots[None]
+        distance = np.linalg.norm(apart, axis=2) + np.diag(np.full(n, np.inf))
+        if (distance >= 0.99 * clearance).all():
+            break
+        push = np.clip(clearance - distance, 0, None) / distance
+        spots += 0.4 * (push[..., None] * apart).sum(axis=1)
+    return spots

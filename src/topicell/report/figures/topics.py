@@ -1,0 +1,194 @@
+"""What the topics are, and where they are used: arrays in, a matplotlib figure out.
+
+Shape suffixes: N cells, K topics, T top genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy.cluster.hierarchy import linkage
+
+from topicell.report.figures.drawing import (
+    INK,
+    MISSING,
+    NORMAL,
+    SMALL,
+    category_codes,
+    grid_shape,
+    legend_outside,
+    new_figure,
+    plain,
+    short,
+    topic_colors,
+)
+
+
+def structure_plot(
+    theta_NK: np.ndarray, groups: Sequence[Any] | None, seed: int, max_cells: int = 2000
+) -> Figure:
+    """Topic proportions of single cells as stacked bars, side by side, by group.
+
+    Inside a group, like cells stand together (leaves of a Ward tree of √θ).
+    Groups are the wider the more cells they have, but never too narrow to be seen.
+
+    Parameters
+    ----------
+    theta_NK
+        Topic proportions.
+    groups
+        Group of each cell; None draws all cells as one.
+    seed
+        Of the draw of the cells that are shown, where there are more than `max_cells`.
+    max_cells
+        About how many cells are shown: shares of the groups are kept, but of each group at least
+        20 cells are there, or all it has.
+    """
+    n_cells, n_topics = theta_NK.shape
+    codes_N, names = category_codes(["all"] * n_cells if groups is None else groups)
+    if (codes_N < 0).any():
+        codes_N, names = np.where(codes_N < 0, len(names), codes_N), [*names, MISSING]
+    sizes = np.bincount(codes_N, minlength=len(names))
+
+    rng = np.random.default_rng(seed)
+    # a strip of the same width for each group, so that its name has room; the rest by size
+    least = min(0.021, 0.6 / len(names))
+    widths = least + (1 - least * len(names)) * sizes / n_cells
+    gap = 0.006
+    edges, columns, centres = [0.0], [], []
+    for group, width in enumerate(widths):
+        cells = np.flatnonzero(codes_N == group)
+        if n_cells > max_cells:
+            share = max(round(max_cells * len(cells) / n_cells), 20)
+            cells = rng.choice(cells, min(share, len(cells)), replace=False)
+        theta = theta_NK[cells]
+        columns.append(theta[_order_of_likeness(theta)])
+        left = edges[-1]
+        centres.append(left + width / 2)
+        edges.extend(left + width * np.arange(1, len(cells) + 1) / len(cells))
+        if group < len(names) - 1:
+            columns.append(np.full((1, n_topics), np.nan))  # a gap
+            edges.append(edges[-1] + gap)
+
+    upper = np.cumsum(np.concatenate(columns), axis=1)
+    lower = np.column_stack([np.where(np.isnan(upper[:, 0]), np.nan, 0.0), upper[:, :-1]])
+    names = [short(name, 32) for name in names]
+    width = 10.5 * max(1, len(names) / 28)
+    height = 3.5 if groups is None else 3.7 + 0.058 * max(len(name) for name in names)
+    figure = new_figure(width, height, "Topic proportions of the cells")
+    axes = figure.add_subplot()
+    colors = topic_colors(n_topics)
+    for topic in range(n_topics):
+        axes.stairs(
+            upper[:, topic],
+            edges,
+            baseline=lower[:, topic],
+            fill=True,
+            color=colors[topic],
+            linewidth=0,
+            label=f"Topic {topic}",
+            rasterized=True,
+        )
+    axes.set_xlim(0, edges[-1])
+    axes.set_ylim(0, 1)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(labelsize=SMALL, colors=INK)
+    axes.set_ylabel("proportion", fontsize=SMALL, color=INK)
+    if groups is None:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{n_cells:,} cells", fontsize=SMALL, color=INK)
+    else:
+        axes.set_xticks(
+            centres,
+            [f"{name} ({size:,})" for name, size in zip(names, sizes, strict=True)],
+            rotation=50,
+            ha="right",
+            rotation_mode="anchor",
+            fontsize=SMALL,
+            parse_math=False,
+        )
+        axes.tick_params(axis="x", length=2, pad=2)
+    handles = [Patch(color=color) for color in colors]
+    labels = [f"Topic {topic}" for topic in range(n_topics)]
+    # the legend reads from top to bottom as the bars do
+    legend_outside(figure, handles[::-1], labels[::-1], -(-n_topics // 18), "outside right upper")
+    return figure
+
+
+def top_genes(
+    names_KT: Sequence[Sequence[str]], values_KT: np.ndarray | Sequence[Sequence[float]], title: str
+) -> Figure:
+    """Horizontal bars of the leading genes of each topic, all on one scale.
+
+    Parameters
+    ----------
+    names_KT
+        Genes of each topic, the leading one first.
+    values_KT
+        Their proportions in the topic, each between 0 and 1.
+    title
+        Heading of the figure.
+    """
+    values = np.asarray(values_KT, dtype=float)
+    n_topics, n_genes = values.shape
+    n_columns, n_rows = grid_shape(n_topics)
+    names = [[short(name, 20) for name in row] for row in names_KT]
+    widest = max(len(name) for row in names for name in row)
+    figure = new_figure(
+        (1.45 + 0.07 * widest) * n_columns + 0.3, (0.165 * n_genes + 0.5) * n_rows + 0.75, title
+    )
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
+    panels = grid.ravel()
+    for topic, (axes, color) in enumerate(zip(panels, topic_colors(n_topics), strict=False)):
+        places = np.arange(n_genes)
+        axes.barh(places, values[topic], height=0.74, color=color)
+        axes.set_ylim(n_genes - 0.4, -0.6)
+        axes.set_yticks(places, names[topic], fontsize=SMALL, color=INK, parse_math=False)
+        axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=4)
+        plain(axes, axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+        # the lowest panel of a column carries its axis, also where the last row is not full
+        axes.tick_params(axis="x", labelbottom=topic + n_columns >= n_topics)
+    panels[0].set_xlim(0, max(values.max() * 1.05, 1e-9))
+    for axes in panels[n_topics:]:
+        axes.remove()
+    figure.supxlabel("Proportion of the gene in the topic", fontsize=SMALL, color=INK)
+    return figure
+
+
+def _order_of_likeness(theta_NK: np.ndarray) -> np.ndarray:
+    """Cells so that like ones stand together: leaves of a Ward tree of √θ.
+
+    A tree leaves open which branch comes first: here the one that is lower on the first principal
+    component, so the cells run from one end of their variation to the other.
+    """
+    n_cells = len(theta_NK)
+    if n_cells < 3:
+        return np.arange(n_cells)
+    root = np.sqrt(theta_NK) - np.sqrt(theta_NK).mean(axis=0)
+    _, vectors = np.linalg.eigh(root.T @ root)
+    direction = vectors[:, -1]
+    # the sign of an eigenvector is arbitrary: its largest entry decides it, the same each time
+    score = list(-root @ direction * np.sign(direction[np.abs(direction).argmax()]))
+    size = [1] * n_cells
+    branches = linkage(root, "ward")[:, :2].astype(int)
+    for a, b in branches:
+        size.append(size[a] + size[b])
+        score.append((score[a] * size[a] + score[b] * size[b]) / size[-1])
+    order: list[int] = []
+    pending = [len(size) - 1]
+    while pending:
+        node = pending.pop()
+        if node < n_cells:
+            order.append(node)
+        else:
+            pending.extend(sorted(branches[node - n_cells], key=lambda n: -score[n]))
+    return np.array(order)
