@@ -35,6 +35,7 @@ def record(tracker):
     (tracker.directory / "topics").mkdir()
     (tracker.directory / "topics" / "top_genes.csv").write_text("rank\n")
     (tracker.directory / "report.html").write_text("<p>")
+    tracker.log_summary("**3 topics**\n", "figures/map 1.png")
     tracker.finish("FINISHED")
 
 
@@ -48,6 +49,8 @@ def test_the_folder_alone_holds_configuration_and_metrics(tmp_path):
     assert [row["epoch"] for row in history] == [0, 1, 2]
     assert [row["train/elbo"] for row in history] == [-10, -9, -8]
     assert final == {"test/elbo": -7.5}
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert summary == "**3 topics**\n\n![](figures/map 1.png)\n"
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["dataset"]["digest"] == "ab" * 32
     assert json.loads(lines[-1]) == {"status": "FINISHED"}
@@ -63,6 +66,8 @@ def test_mlflow_holds_what_the_folder_holds(store, tmp_path):
     assert run.data.params == {name: str(value) for name, value in dotted(RunConfig()).items()}
     assert run.data.metrics == {"train/elbo": -8, "valid/perplexity": 5, "test/elbo": -7.5}
     assert run.data.tags["topicell.data_digest"] == "ab" * 32
+    picture = f"get-artifact?path=figures%2Fmap+1.png&run_uuid={tracker.run_id}"
+    assert run.data.tags["mlflow.note.content"] == f"**3 topics**\n\n![]({picture})\n"
     assert run.inputs.dataset_inputs[0].dataset.name == "cells"
     curve = client(store).get_metric_history(tracker.run_id, "train/elbo")
     assert [(point.step, point.value) for point in curve] == [(0, -10), (1, -9), (2, -8)]

@@ -52,6 +52,8 @@ usage: topicell COMMAND [SETTING=VALUE ...]
               topicell train --cfg job                          every setting and its value
   report      remake the report of a stored run
               topicell report run=RUN_ID                        or run=FOLDER; a sweep's parent too
+  compare     one page that sets stored runs side by side
+              topicell compare runs=[RUN_ID,RUN_ID]             or folders; output=FOLDER
   transform   topic proportions for new cells
               topicell transform run=RUN_ID input=new.h5ad output=mapped.h5ad
               topicell transform model=topicell/champion …      a registered model: NAME/ALIAS
@@ -76,6 +78,16 @@ class ReportCommand:
     run: str = MISSING
     output: str | None = None
     report: ReportConfig = field(default_factory=ReportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class CompareCommand:
+    """Set stored runs side by side: runs=[A,B,…], ids or folders, into the folder output."""
+
+    runs: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    output: str | None = None
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -107,6 +119,7 @@ class UICommand:
 
 COMMAND_HELP = {
     ReportCommand: "topicell report --help",
+    CompareCommand: "topicell compare --help",
     TransformCommand: "topicell transform --help",
     GivenConfig: "topicell evaluate --help",
     UICommand: "topicell ui --help",
@@ -119,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": train,
         "report": report,
+        "compare": compare,
         "transform": transform,
         "evaluate": evaluate,
         "ui": ui,
@@ -361,7 +375,7 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
     from topicell.tracking.stored import fetch_run, read_metrics
 
     folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("adata.h5ad", "metrics.jsonl"))
-    output = _new_folder(asked, run_id or folder.resolve().name)
+    output = _new_folder(asked.output, f"report-{run_id or folder.resolve().name}")
     adata = anndata.read_h5ad(folder / "adata.h5ad")
     if "topicell" not in adata.uns:
         raise InputError(f"{folder / 'adata.h5ad'} was not written by a run")
@@ -391,15 +405,32 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
     else:
         folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("sweep.json",))
         sweep = Sweep.read(folder / "sweep.json")
-    output = _new_folder(asked, run_id or sweep.name)
+    output = _new_folder(asked.output, f"report-{run_id or sweep.name}")
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
     _make(output)
     page.write(sweep, verdict, output, asked.report.dpi)
     return run_id, output
 
 
-def _new_folder(asked: ReportCommand, name: str) -> Path:
-    output = Path(asked.output or f"report-{name}")
+def compare(arguments: list[str]) -> None:
+    """Set stored runs side by side, on a page of their own."""
+    for argument in arguments:
+        if re.match(r"(runs|labels)=\[", argument) and not argument.endswith("]"):
+            raise InputError(f"{argument!r}: has no end; write runs=[A,B] without blanks")
+    # A list may go without its brackets, which some shells take for a pattern.
+    bare = re.compile(r"(runs|labels)=((?!\[).*)", re.DOTALL)
+    asked = _options(CompareCommand, [bare.sub(r"\1=[\2]", argument) for argument in arguments])
+    from topicell import comparison
+    from topicell.report.compare import write
+
+    output = _new_folder(asked.output, comparison.folder_name(asked.runs))
+    found = comparison.compare(asked.runs, asked.labels, asked.tracking)
+    _make(output)
+    print(write(found, output))
+
+
+def _new_folder(asked: str | None, name: str) -> Path:
+    output = Path(asked or name)
     if output.exists():
         raise InputError(f"output = {str(output)!r} exists; name another folder")
     return output

@@ -455,6 +455,8 @@ class EvaluateConfig:
     """Neighbours of the label classifier in topic space."""
     n_gap_cells: int = 4000
     """Cells, drawn at random, whose amortization gap is measured; 0 measures none."""
+    differential_expression: bool = True
+    """Fold changes of the genes in each topic against the others, with standard errors."""
     n_splits: int = 1
     """Splits of the cells, each with fits of its own: error bars over splits and replicates. The
     first is the run's, which the artifacts show."""
@@ -492,8 +494,13 @@ class ReportConfig:
     leiden_resolution: float = 0.8
     n_top_genes: int = 10
     """Top genes of each topic that figures and page show."""
-    dpi: int = 120
-    """Resolution of the figures, dots per inch."""
+    dpi: int = 150
+    """Resolution of the figures, dots per inch (in the PDFs, of the points of maps alone)."""
+    gene_sets: str | None = None
+    """Gene sets to look for among the leading genes of each topic: a GMT file, or ``blood`` for the
+    markers of blood cells that come with topicell."""
+    n_enrichment_genes: int = 50
+    """Leading genes of each topic, by FREX, among which gene sets are looked for."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -502,6 +509,7 @@ class ReportConfig:
             "n_components",
             "leiden_resolution",
             "n_top_genes",
+            "n_enrichment_genes",
             "dpi",
         )
         _require(self.n_neighbors >= 2, "report.n_neighbors", self.n_neighbors, "needs 2 or more")

@@ -38,7 +38,7 @@ from topicell.data.reading import data_digest, load, source_digest
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.perplexity import thin
-from topicell.evaluation.stability import consensus, stability
+from topicell.evaluation.stability import consensus, match_topics, stability
 from topicell.model.baselines import fit_model, require_library
 from topicell.model.counts import Counts
 from topicell.model.engines import check_precision, cpu_threads, resolve_device
@@ -46,6 +46,7 @@ from topicell.model.fit import TopicFit
 from topicell.model.points import PointFit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.training import check_sizes
+from topicell.report.summary import summary
 from topicell.report.tables import write_tables
 from topicell.tracking.provenance import provenance
 from topicell.tracking.runs import Tracker
@@ -168,6 +169,7 @@ def check_report(adata: AnnData, config: ReportConfig) -> None:
     """Refuse what could not be measured or reported, before anything is computed."""
     if config.enabled:
         report.require_enough_cells(adata)
+        report.require_gene_sets(adata, config)
     labels = labels_of(adata)
     if labels is not None:
         require_labels(labels)
@@ -257,11 +259,18 @@ def conclude(
         adata.uns["topicell"] |= {
             "topic_stability": stability(beta_RKG).per_topic_RK[fit.shown],
             "topic_support": agreed.support_C[agreed.member_RK[fit.shown]],
+            "shown": fit.shown,
+            "topic_matches": np.stack(
+                [match_topics(beta_RKG[fit.shown], other_KG).cosine for other_KG in beta_RKG]
+            ),
         }
+    if config.evaluate.differential_expression:
+        report.add_differential_expression(adata)
     folder = tracker.directory
     fit.save(folder / "model")
-    write_tables(fit, theta_RNK, beta_RKG, agreed, adata.obs_names, folder)
+    write_tables(fit, theta_RNK, beta_RKG, agreed, adata, folder)
     write_scores(values, folder)
+    tracker.log_summary(summary(adata), report.PICTURE if config.report.enabled else "")
     try:
         if config.report.enabled:
             report.write(adata, fit.history, folder, config.report, config.seed)

@@ -1,21 +1,25 @@
 """The report of a run: two maps of the cells, the figures, and one page that holds them all.
 
 Everything it shows is in the run's AnnData and its training history, so a stored run can be
-reported again later. The way: `embedding` → `figures` → `page`.
+reported again later. The way: `embedding` → `figure_set` → `page`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from topicell.config import ReportConfig
 
-__all__ = ["require_enough_cells", "write"]
+__all__ = ["add_differential_expression", "require_enough_cells", "require_gene_sets", "write"]
+
+PICTURE = "figures/umap_counts_topics.png"
+"""The figure that says most of a run."""
 
 
 def require_enough_cells(adata: AnnData) -> None:
@@ -36,6 +40,47 @@ def require_enough_cells(adata: AnnData) -> None:
         )
 
 
+def require_gene_sets(adata: AnnData, config: ReportConfig) -> None:
+    """Refuse gene sets that cannot be read, or have nothing to do with the genes.
+
+    Raises
+    ------
+    InputError
+        It says what is wrong with ``report.gene_sets``.
+    """
+    if config.gene_sets is not None:
+        from topicell.report.enrichment import read_gene_sets, restricted_sets
+
+        restricted_sets(read_gene_sets(config.gene_sets), adata.var_names)
+
+
+def add_differential_expression(adata: AnnData) -> None:
+    """Measure how genes differ between the topics of a run.
+
+    Sets ``varm["lda_rate"]``, ``["lda_lfc"]``, ``["lda_lfc_se"]``, ``["lda_nearest"]``,
+    ``["lda_p"]`` and ``["lda_q"]``, genes × topics; nothing where fewer than two topics are used.
+    See `topicell.evaluation.differential`.
+    """
+    import warnings
+
+    import numpy as np
+
+    from topicell.evaluation.differential import differential_expression
+
+    theta_NK = np.asarray(adata.obsm["X_lda"])
+    try:
+        found = differential_expression(adata.layers["counts"], theta_NK)
+    except ValueError as error:
+        warnings.warn(f"no differential expression of topics: {error}", stacklevel=2)
+        return
+    adata.varm["lda_rate"] = found.rate_KG.T.copy()
+    adata.varm["lda_lfc"] = found.lfc_KG.T.copy()
+    adata.varm["lda_lfc_se"] = found.se_KG.T.copy()
+    adata.varm["lda_nearest"] = found.nearest_KG.T.copy()
+    adata.varm["lda_p"] = found.p_KG.T.copy()
+    adata.varm["lda_q"] = found.q_KG.T.copy()
+
+
 def write(
     adata: AnnData,
     history: Sequence[Mapping[str, float]],
@@ -43,14 +88,14 @@ def write(
     config: ReportConfig,
     seed: int,
 ) -> list[Path]:
-    """Write ``report.html`` and ``figures/*.png``; map the cells first, if that is still to do.
+    """Write ``report.html`` and ``figures/``; map the cells first, if that is still to do.
 
     Parameters
     ----------
     adata
         The run's cells × modelled genes: ``X`` log-normalised, ``obsm["X_lda"]``,
-        ``varm["lda_topics"]``, ``uns["topicell"]``. Maps and clusters are added to it, unless they
-        are there.
+        ``varm["lda_topics"]``, ``uns["topicell"]``. Maps, clusters and differential expression are
+        added to it, unless they are there.
     history
         Metrics of each epoch; figures that need it are left out if it is empty.
     directory
@@ -62,68 +107,56 @@ def write(
 
     Returns
     -------
-    The files written: the figures, and the page last.
+    The files written: figures as png and pdf, ``topics/enrichment.csv`` if gene sets are given, and
+    the page last.
     """
     from topicell.report.embedding import embed_counts, embed_topics
-    from topicell.report.page import render
+    from topicell.report.figure_set import drawn
+    from topicell.report.figures import as_svg, save
+    from topicell.report.page import FIGURES, render
 
     if "X_umap_counts" not in adata.obsm or "leiden" not in adata.obs:
         embed_counts(adata, config, seed)
     if "X_umap_topics" not in adata.obsm:
         embed_topics(adata, config, seed)
+    if "lda_lfc" not in adata.varm and "counts" in adata.layers:
+        add_differential_expression(adata)
 
     directory = Path(directory)
     (directory / "figures").mkdir(parents=True, exist_ok=True)
-    paths, images = [], {}
-    for name, figure in _figures(adata, history, config, seed).items():
-        path = directory / "figures" / f"{name}.png"
-        figure.savefig(path, dpi=config.dpi)
-        images[name] = path.read_bytes()
-        paths.append(path)
+    paths = []
+    sets = _enrichment(adata, config)
+    if sets is not None:
+        (directory / "topics").mkdir(exist_ok=True)
+        paths.append(directory / "topics" / "enrichment.csv")
+        sets.to_csv(paths[-1], index=False)
+    figures = dict(drawn(adata, history, config, seed, sets))
+    for figure in figures.values():
+        # Lay it out once: every file would do it again.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    images = {name: as_svg(figures[name], name) for name in figures if name in FIGURES}
     page = directory / "report.html"
-    page.write_text(render(adata, history, images, config.n_top_genes), encoding="utf-8")
+    page.write_text(render(adata, history, images, config.n_top_genes, sets), encoding="utf-8")
+    for name, figure in figures.items():
+        paths += save(figure, directory / "figures" / name, config.dpi)
     return [*paths, page]
 
 
-def _figures(
-    adata: AnnData, history: Sequence[Mapping[str, float]], config: ReportConfig, seed: int
-) -> dict[str, Any]:
-    """The matplotlib figures, by the name of their file."""
+def _enrichment(adata: AnnData, config: ReportConfig) -> pd.DataFrame | None:
+    """Gene sets among the genes that are frequent in each topic and exclusive to it."""
+    if config.gene_sets is None:
+        return None
     import numpy as np
 
     from topicell.evaluation import ranking
-    from topicell.report import figures
+    from topicell.report.enrichment import enrichment, read_gene_sets
 
-    theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
-    genes_KT = ranking.top_genes(beta_KG, config.n_top_genes)
-    label_key = adata.uns["topicell"]["label_key"]
-    labels = adata.obs[label_key] if label_key else None
-
-    drawn = {}
-    for space in ("counts", "topics"):
-        umap_N2 = np.asarray(adata.obsm[f"X_umap_{space}"])
-        title = f"UMAP of the {space}"
-        drawn[f"umap_{space}_topics"] = figures.umap_by_topic(
-            umap_N2, theta_NK, f"{title}, by topic"
-        )
-        drawn[f"umap_{space}_leiden"] = figures.umap_by_category(
-            umap_N2, adata.obs["leiden"], f"{title}, by Leiden cluster of the counts"
-        )
-        if labels is not None:
-            drawn[f"umap_{space}_labels"] = figures.umap_by_category(
-                umap_N2, labels, f"{title}, by label"
-            )
-    drawn["structure"] = figures.structure_plot(
-        theta_NK, adata.obs["leiden"] if labels is None else labels, seed
+    leading_KT = ranking.top_genes(ranking.frex(beta_KG), config.n_enrichment_genes)
+    return enrichment(
+        adata.var_names.to_numpy()[leading_KT].tolist(),
+        read_gene_sets(config.gene_sets),
+        adata.var_names,
+        [f"topic_{topic}" for topic in range(len(beta_KG))],
     )
-    drawn["top_genes"] = figures.top_genes(
-        adata.var_names.to_numpy()[genes_KT],
-        np.take_along_axis(beta_KG, genes_KT, axis=1),
-        "Most probable genes of each topic",
-    )
-    if "amortization_gap" in adata.obs:
-        drawn["amortization_gap"] = figures.gap_histogram(adata.obs["amortization_gap"].to_numpy())
-    if history:
-        drawn["training_curves"] = figures.training_curves(history)
-    return drawn

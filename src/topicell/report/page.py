@@ -1,128 +1,29 @@
-"""The page of a run: one HTML file that needs nothing else, neither network nor scripts."""
+"""The page of a run: one HTML file that needs nothing else, not even a network."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from topicell.config import dotted
 from topicell.evaluation import ranking
+from topicell.report import tables, viewer
+from topicell.report.cautions import cautions, dominance, limits
+from topicell.report.scores import HEADLINES, SCORES, number
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FEW_TEST_CELLS = 30
-USED_SHARE = 0.01
-"""A topic that is dominant in no more than this share of the cells counts as not used."""
-DUPLICATE_COSINE = 0.95
-"""Two topics whose β have a greater cosine than this are near copies."""
-STABLE = 0.7
-"""A topic that replicates find with a cosine below this should not be read much into."""
-
-SCORES = {
-    "test/perplexity_folded": (
-        "Perplexity",
-        "How many genes the model hesitates between for the next count of an unseen cell, its "
-        "topics found by EM. Lower is better; a guess among all genes scores their number.",
-    ),
-    "test/perplexity_amortized": (
-        "Perplexity, by the encoder",
-        "The same, the cell's topics read off by the encoder. Lower is better; close to the one "
-        "above means that the encoder does its work.",
-    ),
-    "test/perplexity_own": (
-        "Perplexity, by the library's inference",
-        "The same, the cell's topics inferred by the library that fitted them. Lower is better.",
-    ),
-    "given/perplexity": (
-        "Perplexity of the proportions given",
-        "Of all counts of all cells, by the two matrices as they were given: a fit to these cells "
-        "scores too well here. Lower is better.",
-    ),
-    "given/perplexity_folded": (
-        "Perplexity, half from half",
-        "Half of each cell's counts predicted from the other half, for all cells: not held out, if "
-        "the topics were fitted to them. Lower is better.",
-    ),
-    "given/elbo_given_topics": (
-        "ELBO given the topics, all cells",
-        "As the score of unseen cells below, over all cells. Higher is better.",
-    ),
-    "test/elbo_given_topics": (
-        "ELBO given the topics",
-        "Lower bound on the log-probability of an unseen cell with the topics held fixed and the "
-        "cell's proportions optimised: the same for every kind of model, at one number of topics. "
-        "Nats per cell, higher is better.",
-    ),
-    "test/elbo": (
-        "ELBO",
-        "Lower bound on the log-probability of an unseen cell, nats per cell, without the "
-        "multinomial coefficient. Higher is better; compare on the same cells and genes only.",
-    ),
-    "topics/coherence_npmi": (
-        "Coherence (NPMI)",
-        "Do the top genes of a topic occur in the same cells? From −1, never, over 0, by chance, "
-        "to 1, always. Higher is better.",
-    ),
-    "topics/coherence_umass": (
-        "Coherence (UMass)",
-        "The same by another formula; about 0 at best. Higher is better.",
-    ),
-    "topics/diversity": (
-        "Diversity",
-        "Share of distinct genes among the top genes of all topics. Near 1, topics differ.",
-    ),
-    "topics/exclusivity": (
-        "Exclusivity (FREX)",
-        "Are top genes both frequent and particular to their topic? From 0 to 1, higher is better.",
-    ),
-    "topics/used": (
-        "Topics in use",
-        "Topics dominant in more than 1 % of the cells. Good if all are.",
-    ),
-    "topics/effective": (
-        "Effective topics",
-        "Number of equally common topics that would be as diverse. Between 1 and the number of "
-        "topics.",
-    ),
-    "topics/stability": (
-        "Stability",
-        "Do fits from other random starts find the same topics? Mean cosine of matched topics; "
-        "1 is always, below 0.7 is a warning.",
-    ),
-    "topics/consensus": (
-        "Topics found again",
-        "Consensus topics that more than one replicate found (topics/consensus.csv).",
-    ),
-    "inference/amortization_gap": (
-        "Amortization gap",
-        "ELBO lost because an encoder guesses each cell's topics, nats per cell. Lower is better, "
-        "0 is none; transform with refine=true avoids it.",
-    ),
-    "labels/nmi": (
-        "Agreement with labels (NMI)",
-        "Do clusters in topic space follow the known labels? From 0, no, to 1, fully.",
-    ),
-    "labels/ari": (
-        "Agreement with labels (ARI)",
-        "The same by pairs of cells, corrected for chance: 0 is chance, 1 is full agreement.",
-    ),
-    "labels/knn_accuracy": (
-        "Label accuracy",
-        "Share of cells whose nearest cells in topic space have the same label. Higher is better.",
-    ),
-    "speed/fit_seconds": ("Time of the fit", "Seconds."),
-    "memory/peak_mib": ("Peak memory", "MiB."),
-}
-"""Name and meaning of each score, in the order of the table."""
+HERE = Path(__file__).parent
 
 MODELS = {
     "amortized_lda": "latent Dirichlet allocation with {n_topics} topics and amortized inference",
@@ -134,15 +35,6 @@ MODELS = {
 }
 """What each kind of model is called."""
 
-HEADLINES = (
-    "test/perplexity_folded",
-    "given/perplexity_folded",
-    "topics/coherence_npmi",
-    "topics/used",
-    "topics/stability",
-    "labels/nmi",
-)
-
 _MAP = "Each point is a cell; distances over more than a neighbourhood mean little in a UMAP."
 FIGURES = {
     "structure": (
@@ -150,41 +42,51 @@ FIGURES = {
         "Groups in brackets with their number of cells; small ones are drawn wider than they are.",
         "Stacked bars of the proportions of {n_topics} topics in the cells, by group",
     ),
-    "top_genes": (
-        "The most probable genes of each topic, all on one scale. Genes that every cell expresses "
-        "lead many topics; the table below adds the characteristic ones.",
-        "Bars of the proportions of the leading genes in each of {n_topics} topics",
+    "topic_by_label": (
+        "Mean proportion of each topic in the cells of each group.",
+        "Heat map of the mean proportions of {n_topics} topics by group of cells",
     ),
     "umap_counts_topics": (
         f"Where each topic is found, on the map of the log-normalised counts. {_MAP}",
         "Map of {n_cells} cells by counts, once for each of {n_topics} topics, coloured by the "
         "topic's proportion",
     ),
-    "umap_topics_topics": (
-        "The same on the map of the topic proportions (neighbours by Hellinger distance).",
-        "Map of {n_cells} cells by topic proportions, once for each of {n_topics} topics, coloured "
-        "by the topic's proportion",
+    "top_genes_dots": (
+        "Genes that are frequent in a topic and exclusive to it, in all topics: the larger the "
+        "dot, the more of the topic's cells express the gene.",
+        "Dot plot of leading genes in {n_topics} topics",
     ),
-    "umap_counts_labels": (
-        "Known labels on the map of the counts.",
-        "Map of {n_cells} cells by counts, coloured by known label",
+    "top_genes_heatmap": (
+        "The same genes: their proportion in each topic against the mean over topics.",
+        "Heat map of leading genes in {n_topics} topics",
     ),
-    "umap_topics_labels": (
-        "Known labels on the map of the topics: groups that stay together are kept by the model.",
-        "Map of {n_cells} cells by topic proportions, coloured by known label",
+    "top_genes": (
+        "The most probable genes of each topic, all on one scale. Genes that every cell expresses "
+        "lead many topics; the cards above rank by FREX and relevance too.",
+        "Bars of the proportions of the leading genes in each of {n_topics} topics",
     ),
-    "umap_counts_leiden": (
-        "Leiden clusters of the counts, on their own map.",
-        "Map of {n_cells} cells by counts, coloured by Leiden cluster",
+    "volcanoes": (
+        "Differential expression of topics: log₂ fold change of each gene against the nearest "
+        "other topic, so a gene stands out only if it does so against all. Coloured: q below "
+        "0.05 and more than two-fold.",
+        "Volcano plots of the genes of {n_topics} topics",
     ),
-    "umap_topics_leiden": (
-        "Leiden clusters of the counts, on the map of the topics.",
-        "Map of {n_cells} cells by topic proportions, coloured by Leiden cluster of the counts",
+    "enrichment": (
+        "Gene sets among the leading genes of each topic (FREX), against all modelled genes; "
+        "hypergeometric test, q over all sets of a topic.",
+        "Bars of the most enriched gene sets of {n_topics} topics",
     ),
-    "amortization_gap": (
-        "What the encoder's posterior of each cell loses against one optimised for the cell, the "
-        "topics held fixed.",
-        "Histogram of the amortization gap of the cells, in nats",
+    "topic_correlation": (
+        "Which topics are found in the same cells: correlation of their proportions.",
+        "Heat map of the correlations between {n_topics} topics over cells",
+    ),
+    "topic_similarity": (
+        "Which topics are made of the same genes: cosine of their gene proportions.",
+        "Heat map of the similarities between the genes of {n_topics} topics",
+    ),
+    "stability": (
+        "Whether the other replicates, fits from other random starts, found the same topics.",
+        "Heat map of how well {n_topics} topics are found again in each replicate",
     ),
     "training_curves": (
         "Training by epoch; bands are ± 1 standard deviation over replicates. The ELBO is taken "
@@ -192,8 +94,27 @@ FIGURES = {
         "Curves over {n_epochs} epochs: ELBO, validation perplexity, KL terms, KL weight and "
         "learning rate",
     ),
+    "amortization_gap": (
+        "What the encoder's posterior of each cell loses against one optimised for the cell, the "
+        "topics held fixed.",
+        "Histogram of the amortization gap of the cells, in nats",
+    ),
 }
-"""Caption and alternative text of each figure, in the order of the page."""
+"""Caption and alternative text of each figure of the page, in its order."""
+
+RANKINGS = {
+    "probability": ("Probability", "The most frequent genes, often shared by all topics."),
+    "relevance": (
+        "Relevance",
+        "Frequent in the topic and more so than elsewhere (log probability and log lift, λ = 0.6).",
+    ),
+    "frex": ("FREX", "Both frequent in the topic and exclusive to it."),
+}
+"""How genes can be ranked: heading and meaning."""
+N_LEADING_MAPPED = 100
+"""Genes of each topic and ranking whose expression is kept before that of others."""
+MAX_TABLE_VALUES = 3_000_000
+"""Tables of more values than this are in the run folder alone."""
 
 PACKAGES = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "scanpy", "umap-learn")
 
@@ -201,24 +122,25 @@ PACKAGES = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "scanp
 def render(
     adata: AnnData,
     history: Sequence[Mapping[str, float]],
-    figures: Mapping[str, bytes],
+    figures: Mapping[str, str],
     n_genes: int = 10,
+    sets: pd.DataFrame | None = None,
 ) -> str:
-    """The report of a run as one HTML page, with its images inside.
+    """The report of a run as one HTML page, with all that it shows inside.
 
     Parameters
     ----------
     adata
-        The run's cells, topics and ``uns["topicell"]``.
+        The run's cells, maps, topics and ``uns["topicell"]``.
     history
         Metrics of each epoch.
     figures
-        PNG images by the names of `FIGURES`; others go last, under their own name.
+        SVG by the names of `FIGURES`.
     n_genes
-        Genes that the table gives for each topic.
+        Genes that the cards give for each topic.
+    sets
+        Enrichment of gene sets, of `topicell.report.enrichment`.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     run = adata.uns["topicell"]
     scores = json.loads(run["scores"])
     config = json.loads(run["config"])
@@ -226,22 +148,21 @@ def render(
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     stability_K = run.get("topic_stability")
     support_K = run.get("topic_support")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    groupings = _groupings(adata)
+    script = (HERE / "viewer.js").read_text(encoding="utf-8")
+    template = environment().get_template("page.html.j2")
+    html: str = template.render(
         run=run,
-        n_topics=theta_NK.shape[1],
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        cells=_cells(adata, theta_NK, beta_KG, groupings),
+        groupings=[grouping["name"] for grouping in groupings],
         data=_data_line(adata, given="theta" in config),
         model=_model_line(config, theta_NK.shape[1], len(history)),
-        headlines=[_score(name, scores[name]) for name in HEADLINES if name in scores],
-        scores=[_score(name, scores[name]) for name in _known_first(scores, SCORES)],
+        headlines=[score(name, scores[name]) for name in HEADLINES if name in scores],
+        scores=[score(name, scores[name]) for name in _known_first(scores, SCORES)],
         cautions=[
-            *cautions(theta_NK, beta_KG, stability_K, support_K),
+            *cautions(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
             *limits(_n_test(adata), replicated=stability_K is not None, given="theta" in config),
         ],
         figures=[
@@ -252,124 +173,43 @@ def render(
                 n_topics=theta_NK.shape[1],
                 n_epochs=len(history),
             )
-            for name in _known_first(figures, FIGURES)
+            for name in FIGURES
+            if name in figures
         ],
-        topics=_topics(
-            adata.var_names.to_numpy(),
-            theta_NK,
-            beta_KG,
-            stability_K,
-            support_K,
-            _n_replicates(config),
-            n_genes,
-        ),
+        rankings=RANKINGS,
+        topics=_topics(adata, theta_NK, beta_KG, _n_replicates(config), n_genes, sets),
+        tables=[
+            (name, meaning, viewer.compressed(table.to_csv(float_format="%.6g").encode()))
+            for name, meaning, table in tables.of_page(adata, scores, sets)
+            if table.size <= MAX_TABLE_VALUES
+        ],
         settings=[f"{key}={json.dumps(value)}" for key, value in dotted(config).items()],
         versions=_versions(),
     )
+    return html
 
 
-def cautions(
-    theta_NK: np.ndarray,
-    beta_KG: np.ndarray,
-    stability_K: np.ndarray | None = None,
-    support_K: np.ndarray | None = None,
-) -> Iterator[tuple[str, str]]:
-    """What a reader should know before reading the topics: (heading, explanation).
+def environment() -> Any:
+    """Where the pages' templates are, and how they are filled: everything is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    Parameters
-    ----------
-    theta_NK
-        Topic proportions of the cells.
-    beta_KG
-        Gene proportions of the topics.
-    stability_K
-        How well replicates agree on each topic; None where there is one replicate only.
-    support_K
-        In how many replicates each topic was found.
-    """
-    n_topics = theta_NK.shape[1]
-    unused = np.flatnonzero(_dominance(theta_NK) <= USED_SHARE)
-    if len(unused):
-        yield (
-            f"{len(unused)} of {n_topics} topics hardly used",
-            f"{_topic_names(unused)} dominant in at most {100 * USED_SHARE:g} % of the cells: "
-            "collapsed, or a background that many cells share a little of. If the genes say "
-            "nothing either, lower model.n_topics.",
-        )
-    unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
-    cosine_KK = np.triu(unit_KG @ unit_KG.T, k=1)
-    pairs = [
-        f"{a} and {b} ({cosine_KK[a, b]:.3f})" for a, b in np.argwhere(cosine_KK > DUPLICATE_COSINE)
-    ]
-    if pairs:
-        yield (
-            "Near copies among the topics",
-            f"Cosine of the gene proportions above {DUPLICATE_COSINE}: topics {', '.join(pairs)}. "
-            "Read each pair as one topic, or lower model.n_topics.",
-        )
-    if stability_K is not None:
-        stability_K = np.asarray(stability_K, dtype=float)
-        weak_K = stability_K < STABLE
-        if support_K is not None:
-            weak_K |= np.asarray(support_K) == 1
-        unstable = np.flatnonzero(weak_K)
-        if len(unstable):
-            found = ", ".join(f"{topic} ({stability_K[topic]:.3f})" for topic in unstable)
-            yield (
-                f"{len(unstable)} of {n_topics} topics not found again",
-                f"In this replicate alone, or of a stability below {STABLE}: "
-                f"{'topics' if len(unstable) > 1 else 'topic'} {found}. Other starts give other "
-                "topics in their place, unstable or redundant; build nothing on them.",
-            )
+    return Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
-def limits(n_test: int, *, replicated: bool, given: bool = False) -> Iterator[tuple[str, str]]:
-    """What the scores cannot tell: (heading, explanation).
-
-    Parameters
-    ----------
-    n_test
-        Number of test cells; 0 where none were kept.
-    replicated
-        Whether there are several replicates.
-    given
-        Whether the topics come from elsewhere.
-    """
-    if given and not n_test:
-        yield (
-            "No cell is known to be held out",
-            "If the topics were fitted to these cells, the perplexities and the ELBO are too good; "
-            "held_out=FILE names cells that they were not fitted to.",
-        )
-    if 0 < n_test < FEW_TEST_CELLS:
-        yield (
-            f"Only {n_test} test cells",
-            "The perplexity of other cells may be quite another: compare it with nothing but fits "
-            "of the same split.",
-        )
-    if not replicated and not given:
-        yield (
-            "One replicate, so no stability",
-            "Nothing here says whether another start finds the same topics; train.n_replicates=4 "
-            "does.",
-        )
+def score(name: str, value: float) -> dict[str, str]:
+    """A score as pages show it."""
+    title, meaning = SCORES.get(name, (name, ""))
+    return {"name": name, "title": title, "meaning": meaning, "value": number(value)}
 
 
 def _n_test(adata: AnnData) -> int:
     return int((adata.obs["split"] == "test").sum()) if "split" in adata.obs else 0
-
-
-def _topic_names(topics: np.ndarray) -> str:
-    names = [str(topic) for topic in topics]
-    if len(names) == 1:
-        return f"Topic {names[0]} is"
-    return f"Topics {', '.join(names[:-1])} and {names[-1]} are"
-
-
-def _dominance(theta_NK: np.ndarray) -> np.ndarray:
-    """Share of the cells in which each topic is dominant."""
-    dominant_N = ranking.dominant_topics(theta_NK)
-    return np.bincount(dominant_N, minlength=theta_NK.shape[1]) / len(theta_NK)
 
 
 def _data_line(adata: AnnData, *, given: bool) -> str:
@@ -407,72 +247,152 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int) -> str:
     return line
 
 
-def _score(name: str, value: float) -> dict[str, str]:
-    title, meaning = SCORES.get(name, (name, ""))
-    return {"name": name, "title": title, "meaning": meaning, "value": _number(value)}
+def _groupings(adata: AnnData) -> list[dict[str, Any]]:
+    """Groups that the cells can be coloured by, the dominant topic first."""
+    from topicell.report import figures
+
+    theta_NK = np.asarray(adata.obsm["X_lda"])
+    n_topics = theta_NK.shape[1]
+    found: list[dict[str, Any]] = [
+        {
+            "name": "Dominant topic",
+            "names": [f"Topic {topic}" for topic in range(n_topics)],
+            "colors": figures.topic_colors(n_topics),
+            "codes": ranking.dominant_topics(theta_NK),
+        }
+    ]
+    label_key = adata.uns["topicell"]["label_key"]
+    columns = ([("Label", label_key)] if label_key else []) + [("Leiden cluster", "leiden")]
+    for name, key in columns:
+        codes_N, names = figures.category_codes(adata.obs[key])
+        if len(names) < viewer.NO_CATEGORY:
+            found.append(
+                {
+                    "name": name,
+                    "names": names,
+                    "colors": figures.category_colors(len(names)),
+                    "codes": codes_N,
+                }
+            )
+    return [grouping for grouping in found if len(grouping["names"]) < viewer.NO_CATEGORY]
 
 
-def _number(value: float) -> str:
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if math.isnan(value):
-        return "not defined"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}".replace("-", "−")
-    digits = 3 if abs(value) < 1 else 2 if abs(value) < 100 else 1
-    return f"{value:,.{digits}f}".replace("-", "−")
+def _cells(
+    adata: AnnData,
+    theta_NK: np.ndarray,
+    beta_KG: np.ndarray,
+    groupings: Sequence[Mapping[str, Any]],
+) -> str:
+    """What the page's scripts read."""
+    from topicell.report import figures
+
+    n_topics = len(beta_KG)
+    # Leaders of any ranking first, then by their share of all counts.
+    frequency_G = tables.gene_frequency(adata)
+    leading = [
+        ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), N_LEADING_MAPPED).T.ravel()
+        for by in RANKINGS
+    ]
+    order_G = pd.unique(np.concatenate([*leading, np.argsort(-frequency_G, kind="stable")]))
+    return viewer.pack(
+        cells=adata.obs_names,
+        genes=adata.var_names,
+        topics=[f"Topic {topic}" for topic in range(n_topics)],
+        colors=figures.topic_colors(n_topics),
+        theta_NK=theta_NK,
+        beta_KG=beta_KG,
+        maps={space: np.asarray(adata.obsm[f"X_umap_{space}"]) for space in ("counts", "topics")},
+        categories=groupings,
+        expression_NG=adata.X,
+        order_G=order_G,
+        differential={
+            name: np.asarray(adata.varm[key])
+            for name, key in (("lfc", "lda_lfc"), ("q", "lda_q"))
+            if key in adata.varm
+        },
+    )
 
 
 def _known_first(names: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     return [name for name in known if name in names] + [name for name in names if name not in known]
 
 
-def _figure(name: str, png: bytes, **counts: Any) -> dict[str, Any]:
-    caption, alt = FIGURES.get(name, (name, name))
+def _figure(name: str, svg: str, **counts: Any) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    caption, alt = FIGURES[name]
     return {
         "name": name,
         "caption": caption,
-        "alt": alt.format(**counts) if name in FIGURES else alt,
-        "data": base64.b64encode(png).decode(),
-        # a PNG begins with 16 fixed bytes and its size: known sizes keep the page from jumping
-        "width": int.from_bytes(png[16:20]),
-        "height": int.from_bytes(png[20:24]),
+        "alt": alt.format(**counts),
+        # drawn by us, its text escaped by matplotlib
+        "svg": Markup(svg),
     }
 
 
 def _topics(
-    genes: np.ndarray,
+    adata: AnnData,
     theta_NK: np.ndarray,
     beta_KG: np.ndarray,
-    stability_K: np.ndarray | None,
-    support_K: np.ndarray | None,
     n_replicates: int,
     n_genes: int,
+    sets: pd.DataFrame | None,
 ) -> list[dict[str, Any]]:
-    from topicell.report.figures import topic_colors
+    """What the card of each topic says."""
+    from topicell.report import figures
 
-    probable_KT = ranking.top_genes(beta_KG, n_genes)
-    characteristic_KT = ranking.top_genes(ranking.frex(beta_KG), n_genes)
-    dominance_K, mean_K = _dominance(theta_NK), theta_NK.mean(axis=0)
-    return [
-        {
+    run = adata.uns["topicell"]
+    stability_K, support_K = run.get("topic_stability"), run.get("topic_support")
+    frequency_G = tables.gene_frequency(adata)
+    leading = {
+        by: ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), n_genes)
+        for by in RANKINGS
+    }
+    dominance_K, mean_K = dominance(theta_NK), theta_NK.mean(axis=0)
+    umap_N2 = np.asarray(adata.obsm["X_umap_counts"])
+    cards = []
+    for topic, color in enumerate(figures.topic_colors(len(beta_KG))):
+        card = {
             "name": f"Topic {topic}",
+            "number": topic,
             "color": color,
-            "mean": f"{100 * mean_K[topic]:.1f} %",
-            "dominance": f"{100 * dominance_K[topic]:.1f} %",
+            "mean": _percent(mean_K[topic]),
+            "dominance": _percent(dominance_K[topic]),
             "stability": "" if stability_K is None else f"{stability_K[topic]:.2f}",
             "support": ""
             if support_K is None
             else f"found in {support_K[topic]} of {n_replicates} replicates",
-            "probable": [
-                (genes[g], f"{100 * beta_KG[topic, g]:.1f} %") for g in probable_KT[topic]
-            ],
-            "characteristic": [
-                (genes[g], f"{100 * beta_KG[topic, g]:.1f} %") for g in characteristic_KT[topic]
-            ],
+            "thumbnail": base64.b64encode(
+                figures.thumbnail(umap_N2, theta_NK[:, topic], color)
+            ).decode(),
+            "genes": {
+                by: [(adata.var_names[g], _percent(beta_KG[topic, g])) for g in genes_KT[topic]]
+                for by, genes_KT in leading.items()
+            },
+            "distinct": _distinct(adata, topic),
+            "sets": [],
         }
-        for topic, color in enumerate(topic_colors(len(beta_KG)))
-    ]
+        if sets is not None:
+            of_topic = sets[(sets["topic"] == f"topic_{topic}") & (sets["q"] < tables.FDR)].head(4)
+            card["sets"] = [
+                (row.gene_set, f"{row.q:.1g}", row.genes) for row in of_topic.itertuples()
+            ]
+        cards.append(card)
+    return cards
+
+
+def _distinct(adata: AnnData, topic: int, n: int = 6) -> list[tuple[str, str]]:
+    """Genes with the greatest fold change against all other topics, of those that are sure."""
+    if "lda_lfc" not in adata.varm:
+        return []
+    lfc_G = np.asarray(adata.varm["lda_lfc"])[:, topic]
+    sure_G = (np.asarray(adata.varm["lda_q"])[:, topic] < tables.FDR) & (lfc_G > 0)
+    order = np.flatnonzero(sure_G)[np.argsort(-lfc_G[sure_G], kind="stable")][:n]
+    return [(str(adata.var_names[g]), f"{lfc_G[g]:.1f}") for g in order]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _versions() -> list[tuple[str, str]]:

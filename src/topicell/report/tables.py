@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,21 @@ from topicell.evaluation.ranking import RANKINGS, gene_scores, top_genes
 from topicell.evaluation.stability import Consensus
 from topicell.model.fit import TopicFit, ranked_table
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+N_RANKED = 200
+"""Genes of each topic in the ranked tables of the page."""
+FDR = 0.05
+"""Below this q a gene or a gene set counts as found."""
+
 
 def write_tables(
     fit: TopicFit,
     theta_RNK: np.ndarray,
     beta_RKG: np.ndarray,
     agreed: Consensus | None,
-    cells: pd.Index,
+    adata: AnnData,
     folder: Path,
 ) -> None:
     """Write ``topics/*.csv`` and ``cells/cell_topics.csv`` of the replicate shown.
@@ -31,8 +40,8 @@ def write_tables(
         Topic proportions of the cells, gene proportions of the topics.
     agreed
         The consensus of the replicates; None where there is one replicate.
-    cells
-        Names of the cells.
+    adata
+        The cells; with the differential expression of the topics, if it was measured.
     folder
         Where to write.
     """
@@ -53,9 +62,10 @@ def write_tables(
         )
         consensus_table(agreed, fit, names).to_csv(topics / "consensus.csv")
     (folder / "cells").mkdir(exist_ok=True)
-    pd.DataFrame(theta_RNK[fit.shown], index=cells, columns=fit.topic_names).to_csv(
-        folder / "cells" / "cell_topics.csv", index_label="cell"
-    )
+    if "lda_lfc" in adata.varm:
+        differential_table(adata).to_csv(topics / "differential_expression.csv")
+    cells = pd.DataFrame(theta_RNK[fit.shown], index=adata.obs_names, columns=fit.topic_names)
+    cells.to_csv(folder / "cells" / "cell_topics.csv", index_label="cell")
 
 
 def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> pd.DataFrame:
@@ -74,3 +84,73 @@ def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> p
         },
         index=pd.Index(names, name="consensus"),
     )
+
+
+def gene_frequency(adata: AnnData) -> np.ndarray:
+    """Share of each gene in all counts of the training cells, shape (G,).
+
+    Of cells whose counts were not kept, the share that the topics expect.
+    """
+    if "counts" not in adata.layers:
+        expected_G = (
+            np.asarray(adata.obsm["X_lda"]).mean(axis=0) @ np.asarray(adata.varm["lda_topics"]).T
+        )
+        return np.asarray(expected_G / expected_G.sum())
+    counts = adata.layers["counts"]
+    if "split" in adata.obs and (adata.obs["split"] == "train").any():
+        counts = counts[(adata.obs["split"] == "train").to_numpy()]
+    total_G = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
+    return np.asarray(total_G / total_G.sum())
+
+
+def differential_table(adata: AnnData) -> pd.DataFrame:
+    """Differential expression of topics: one row a topic and gene, the surest of a topic first."""
+    lfc_GK = np.asarray(adata.varm["lda_lfc"])
+    n_genes, n_topics = lfc_GK.shape
+    long = pd.DataFrame(
+        {
+            "topic": np.repeat([f"topic_{k}" for k in range(n_topics)], n_genes),
+            "gene": np.tile(adata.var_names.to_numpy(), n_topics),
+            "rate": np.asarray(adata.varm["lda_rate"]).T.ravel(),
+            "log2_fold_change": lfc_GK.T.ravel(),
+            "standard_error": np.asarray(adata.varm["lda_lfc_se"]).T.ravel(),
+            "nearest_topic": [
+                f"topic_{k}" for k in np.asarray(adata.varm["lda_nearest"]).T.ravel()
+            ],
+            "p": np.asarray(adata.varm["lda_p"]).T.ravel(),
+            "q": np.asarray(adata.varm["lda_q"]).T.ravel(),
+        }
+    )
+    order = np.lexsort((-long["log2_fold_change"], long["p"], np.repeat(range(n_topics), n_genes)))
+    return long.iloc[order].set_index("topic")
+
+
+def of_page(
+    adata: AnnData, scores: Mapping[str, float], sets: pd.DataFrame | None
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """The tables that the page offers: name, what it holds, and the table."""
+    beta_KG = np.asarray(adata.varm["lda_topics"]).T
+    topics = [f"topic_{k}" for k in range(len(beta_KG))]
+    frequency_G = gene_frequency(adata)
+    for by in RANKINGS:
+        name = "top_genes" if by == "probability" else f"top_genes_{by}"
+        score_KG = gene_scores(beta_KG, by, frequency_G)
+        yield (
+            name,
+            f"the {N_RANKED} leading genes of each topic by {by}",
+            ranked_table(adata.var_names.to_numpy(), beta_KG, score_KG, N_RANKED),
+        )
+    genes = pd.DataFrame(beta_KG.T, index=adata.var_names, columns=topics)
+    yield "gene_topics", "genes × topics", genes.rename_axis("gene")
+    cells = pd.DataFrame(np.asarray(adata.obsm["X_lda"]), index=adata.obs_names, columns=topics)
+    yield "cell_topics", "cells × topics", cells.rename_axis("cell")
+    if "lda_lfc" in adata.varm:
+        yield (
+            "differential_expression",
+            "fold changes of every gene in every topic against its nearest topic",
+            differential_table(adata),
+        )
+    if sets is not None:
+        yield "enrichment", "gene sets among the leading genes", sets.set_index("topic")
+    values = pd.DataFrame({"value": scores}).rename_axis("score")
+    yield "scores", "the scores below", values

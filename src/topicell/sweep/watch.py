@@ -132,6 +132,10 @@ class Watched:
         if PERPLEXITY in values and self.trial.report_split(seed, values[PERPLEXITY]):
             self._prune(f"split {self._n_splits}")
 
+    def log_summary(self, text: str, picture: str) -> None:
+        """Record what was found."""
+        self.tracker.log_summary(text, picture)
+
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """End the record; a pruned run did not fail."""
         if self.pruned_at:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 from topicell.config import (
     GivenConfig,
@@ -36,6 +37,7 @@ ARTIFACTS = (
     "topics",
     "cells",
     "scores.csv",
+    "summary.md",
     "adata.h5ad",
     "model",
 )
@@ -65,6 +67,9 @@ class Tracker(Protocol):
 
     def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
         """Record what was measured on one split of the cells, one value a replicate."""
+
+    def log_summary(self, text: str, picture: str) -> None:
+        """Record what was found in a few lines of Markdown, above a picture of the artifacts."""
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Deliver what waits, keep the artifacts, and end the run: FINISHED, FAILED or KILLED."""
@@ -125,6 +130,11 @@ class RunFolder:
     def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
         """Append what was measured on a split."""
         self._append({"split": seed} | {name: list(value) for name, value in values.items()})
+
+    def log_summary(self, text: str, picture: str) -> None:
+        """Write ``summary.md``."""
+        shown = f"\n![]({picture})\n" if picture else ""
+        (self.directory / "summary.md").write_text(text + shown)
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Append how the run ended."""
@@ -213,6 +223,16 @@ class MLflowRun:
     def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
         """Keep it in the folder; MLflow receives ``scores.csv`` at the end."""
         self.folder.log_split(seed, values)
+
+    def log_summary(self, text: str, picture: str) -> None:
+        """Make it the description of the run; the server gives out the picture."""
+        self.folder.log_summary(text, picture)
+        where = urlencode({"path": picture, "run_uuid": self.run_id})
+        shown = f"\n![](get-artifact?{where})\n" if picture else ""
+        self._attempt(
+            "describe the run",
+            lambda: self._client.set_tag(self.run_id, "mlflow.note.content", text + shown),
+        )
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Send what waits, upload the artifacts and the records, and end the run."""

@@ -1,21 +1,58 @@
 """The figures of the report: arrays in, a matplotlib figure out.
 
-Every topic has one colour, `topic_colors`, in every figure. Nothing here touches pyplot or any
-other global state, so figures can be drawn in any process and thread.
+Every topic has one colour, `topic_colors`, in every figure, and every label and cluster another,
+`category_colors`. Nothing here touches pyplot, so figures can be drawn in any process and thread;
+`save` and `as_svg` write them.
 """
 
-from topicell.report.figures.drawing import MISSING, topic_colors
-from topicell.report.figures.maps import umap_by_category, umap_by_topic
-from topicell.report.figures.topics import structure_plot, top_genes
+from topicell.report.figures.drawing import (
+    MISSING,
+    as_svg,
+    category_codes,
+    category_colors,
+    save,
+    topic_colors,
+)
+from topicell.report.figures.genes import (
+    enrichment_bars,
+    top_genes,
+    top_genes_dots,
+    top_genes_heatmap,
+)
+from topicell.report.figures.maps import umap_by_category, umap_by_topic, umap_by_value
+from topicell.report.figures.matrices import (
+    stability_matrix,
+    topic_by_label,
+    topic_correlation,
+    topic_similarity,
+)
+from topicell.report.figures.thumbnail import thumbnail
+from topicell.report.figures.topics import structure_plot
 from topicell.report.figures.training import gap_histogram, training_curves
+from topicell.report.figures.volcano import volcano, volcanoes
 
 __all__ = [
     "MISSING",
+    "as_svg",
+    "category_codes",
+    "category_colors",
+    "enrichment_bars",
     "gap_histogram",
+    "save",
+    "stability_matrix",
     "structure_plot",
+    "thumbnail",
     "top_genes",
+    "top_genes_dots",
+    "top_genes_heatmap",
+    "topic_by_label",
     "topic_colors",
+    "topic_correlation",
+    "topic_similarity",
     "training_curves",
     "umap_by_category",
     "umap_by_topic",
+    "umap_by_value",
+    "volcano",
+    "volcanoes",
 ]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import patheffects
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,17 +17,21 @@ from matplotlib.lines import Line2D
 
 from topicell.report.figures.drawing import (
     FAINT,
+    HALO,
     INK,
     MISSING,
     NORMAL,
+    NOTHING,
+    PAPER,
     PROPORTION,
     SMALL,
     category_codes,
+    category_colors,
     grid_shape,
     legend_outside,
     new_figure,
     point_size,
-    topic_colors,
+    value_bar,
 )
 
 if TYPE_CHECKING:
@@ -66,20 +69,64 @@ def umap_by_topic(embedding_N2: np.ndarray, theta_NK: np.ndarray, title: str) ->
             rasterized=True,
         )
         axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=3)
-        _bare_map(axes)
+        _bare_map(axes, PAPER)
     for axes in panels[n_topics:]:
         axes.remove()
-    bar = figure.colorbar(
+    value_bar(
+        figure,
         ScalarMappable(Normalize(0, 1), PROPORTION),
-        ax=list(panels[:n_topics]),
+        list(panels[:n_topics]),
+        "proportion in the cell",
         # a bar of the same length however many rows
         shrink=min(1.0, 1.25 / n_rows + 0.2),
-        aspect=18,
-        pad=0.02,
     )
-    bar.set_label("proportion in the cell", fontsize=SMALL, color=INK)
-    bar.ax.tick_params(labelsize=SMALL, colors=INK)
-    bar.outline.set_visible(False)
+    return figure
+
+
+def umap_by_value(
+    embedding_N2: np.ndarray, value_N: np.ndarray, title: str, unit: str = ""
+) -> Figure:
+    """A map of cells coloured by a number, such as the expression of a gene.
+
+    The scale begins at 0, unless there are negative values; the highest 2 in 1000 share the last
+    colour, lest one cell dull all the others.
+
+    Parameters
+    ----------
+    embedding_N2
+        Coordinates of the cells.
+    value_N
+        The number of each cell; where it is NaN, the cell is drawn in grey, below the others.
+    title
+        Heading of the figure.
+    unit
+        What the numbers are, for the colour bar.
+    """
+    value_N = np.asarray(value_N, dtype=float)
+    known_N = np.isfinite(value_N)
+    known = value_N[known_N] if known_N.any() else np.zeros(1)
+    low = min(0.0, float(known.min()))
+    high = float(np.quantile(known, 0.998))
+    high = high if high > low else float(known.max())
+    norm = Normalize(low, high if high > low else low + 1)
+
+    figure = new_figure(6.0, 5.2, title)
+    axes = figure.add_subplot()
+    size = point_size(len(value_N), panel_inches=4.6)
+    rows = [np.flatnonzero(~known_N), np.flatnonzero(known_N)]
+    rows[1] = rows[1][np.argsort(value_N[rows[1]], kind="stable")]  # high values on top
+    styles: list[dict[str, Any]] = [{"color": NOTHING}, {"c": value_N[rows[1]]}]
+    styles[1] |= {"cmap": PROPORTION, "norm": norm}
+    for of, style in zip(rows, styles, strict=True):
+        if len(of):
+            x, y = embedding_N2[of].T
+            axes.scatter(x, y, s=size, linewidths=0, rasterized=True, **style)
+    _bare_map(axes, PAPER)
+    _name_axes(axes)
+    extend = "max" if known.max() > norm.vmax else "neither"
+    value_bar(
+        figure, ScalarMappable(norm, PROPORTION), axes, unit, shrink=0.5, aspect=18, extend=extend
+    )
     return figure
 
 
@@ -105,9 +152,9 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
         f"{mark}  {name}" if marked and marks is not names else name
         for mark, name in zip(marks, names, strict=True)
     ]
-    colors = dict(enumerate(topic_colors(len(names))))
+    colors = dict(enumerate(category_colors(len(names))))
     if (codes_N < 0).any():
-        colors[-1] = "#d0d0d4"
+        colors[-1] = NOTHING
         entries.append(MISSING)
     entries = [textwrap.fill(entry, 34, subsequent_indent="    " * marked) for entry in entries]
     lines = [line for entry in entries for line in entry.split("\n")]
@@ -131,8 +178,7 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
         rasterized=True,
     )
     _bare_map(axes)
-    axes.set_xlabel("UMAP 1", fontsize=SMALL, color=FAINT, loc="left")
-    axes.set_ylabel("UMAP 2", fontsize=SMALL, color=FAINT, loc="bottom")
+    _name_axes(axes)
     if marked:
         spots = _mark_positions(embedding_N2, codes_N, len(names))
         for mark, spot in zip(marks, spots, strict=True):
@@ -145,7 +191,7 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
                 fontweight="bold",
                 color=INK,
                 parse_math=False,
-                path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
+                path_effects=HALO,
             )
     handles = [
         Line2D([], [], marker="o", linestyle="", markersize=6.5, color=colors[code])
@@ -155,13 +201,19 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
     return figure
 
 
-def _bare_map(axes: Axes) -> None:
+def _bare_map(axes: Axes, ground: str = "white") -> None:
+    axes.set_facecolor(ground)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xticks([])
     axes.set_yticks([])
     for side in axes.spines.values():
         side.set_color("#d8dce0")
         side.set_linewidth(0.6)
+
+
+def _name_axes(axes: Axes) -> None:
+    axes.set_xlabel("UMAP 1", fontsize=SMALL, color=FAINT, loc="left")
+    axes.set_ylabel("UMAP 2", fontsize=SMALL, color=FAINT, loc="bottom")
 
 
 def _mark_positions(embedding_N2: np.ndarray, codes_N: np.ndarray, n: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""What the topics are, and where they are used: arrays in, a matplotlib figure out.
+"""What single cells are made of: arrays in, a matplotlib figure out.
 
-Shape suffixes: N cells, K topics, T top genes.
+Shape suffixes: N cells, K topics.
 """
 
 from __future__ import annotations
@@ -11,19 +11,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.cluster.hierarchy import linkage
 
 from topicell.report.figures.drawing import (
     INK,
     MISSING,
-    NORMAL,
     SMALL,
     category_codes,
-    grid_shape,
     legend_outside,
     new_figure,
-    plain,
     short,
     topic_colors,
 )
@@ -118,49 +114,6 @@ def structure_plot(
     labels = [f"Topic {topic}" for topic in range(n_topics)]
     # the legend reads from top to bottom as the bars do
     legend_outside(figure, handles[::-1], labels[::-1], -(-n_topics // 18), "outside right upper")
-    return figure
-
-
-def top_genes(
-    names_KT: Sequence[Sequence[str]], values_KT: np.ndarray | Sequence[Sequence[float]], title: str
-) -> Figure:
-    """Horizontal bars of the leading genes of each topic, all on one scale.
-
-    Parameters
-    ----------
-    names_KT
-        Genes of each topic, the leading one first.
-    values_KT
-        Their proportions in the topic, each between 0 and 1.
-    title
-        Heading of the figure.
-    """
-    values = np.asarray(values_KT, dtype=float)
-    n_topics, n_genes = values.shape
-    n_columns, n_rows = grid_shape(n_topics)
-    names = [[short(name, 20) for name in row] for row in names_KT]
-    widest = max(len(name) for row in names for name in row)
-    figure = new_figure(
-        (1.45 + 0.07 * widest) * n_columns + 0.3, (0.165 * n_genes + 0.5) * n_rows + 0.75, title
-    )
-    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
-    panels = grid.ravel()
-    for topic, (axes, color) in enumerate(zip(panels, topic_colors(n_topics), strict=False)):
-        places = np.arange(n_genes)
-        axes.barh(places, values[topic], height=0.74, color=color)
-        axes.set_ylim(n_genes - 0.4, -0.6)
-        axes.set_yticks(places, names[topic], fontsize=SMALL, color=INK, parse_math=False)
-        axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=4)
-        plain(axes, axis="x")
-        axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
-        # the lowest panel of a column carries its axis, also where the last row is not full
-        axes.tick_params(axis="x", labelbottom=topic + n_columns >= n_topics)
-    panels[0].set_xlim(0, max(values.max() * 1.05, 1e-9))
-    for axes in panels[n_topics:]:
-        axes.remove()
-    figure.supxlabel("Proportion of the gene in the topic", fontsize=SMALL, color=INK)
     return figure
 
 

@@ -1,0 +1,265 @@
+"""Which gene sets the leading genes of a topic come from more often than by chance.
+
+`read_gene_sets` reads a GMT file, `restricted_sets` says which of its sets can be tested against
+the modelled genes, `enrichment` tests them. Nothing is fetched.
+
+gseapy would give the same p (a test compares them), but it adjusts them over the sets that share a
+gene alone, and changes the case of symbols: the test itself is one line of scipy.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pandas as pd
+
+from topicell.config import InputError
+
+BLOOD = "blood"
+"""Names the sets that come with topicell."""
+BLOOD_MARKERS = Path(__file__).with_name("blood_markers.gmt")
+"""Human blood cells and programs. A gene that HGNC has renamed is there under both symbols, as
+the references of the older 10x data have the former one; data hold one of them, and a set is
+restricted to the genes of the data."""
+MIN_GENES = 2
+"""A set with fewer modelled genes is not tested: one shared gene would be all of it."""
+
+
+def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
+    """The gene sets of a GMT file: on each line a name, a description, and genes, tab separated.
+
+    Parameters
+    ----------
+    path
+        The file, plain or compressed by gzip; the string ``"blood"`` takes the markers of blood
+        cells that come with topicell (a file of that name is ``"./blood"``).
+
+    Returns
+    -------
+    dict
+        Genes by name of the set, in the order of the file, each gene once. Empty lines and
+        fields are skipped.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, is not UTF-8 text, or is not a GMT file.
+
+    Examples
+    --------
+    >>> read_gene_sets("blood")["B cell"][:4]
+    ['CD19', 'MS4A1', 'CD79A', 'CD79B']
+    """
+    text = _read_text(path)
+    gene_sets: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if not line.strip():
+            continue
+        if "\t" not in line:
+            start = line.strip()[:40]
+            _refuse(
+                path,
+                f"line {number} has no tab ({start!r})",
+                "a GMT file has on each line a name, a description and genes, tab separated",
+            )
+        name, _, *genes = (field.strip() for field in line.split("\t"))
+        if not name:
+            _refuse(path, f"the set on line {number} has no name", "name it in the first field")
+        if name in lines:
+            _refuse(
+                path,
+                f"lines {lines[name]} and {number} are both named {name!r}",
+                "give each set a name of its own",
+            )
+        unique = list(dict.fromkeys(gene for gene in genes if gene))
+        if not unique:
+            _refuse(
+                path,
+                f"the set {name!r} on line {number} has no genes",
+                "genes follow the name and the description, which may be empty; "
+                "add them or delete the line",
+            )
+        gene_sets[name], lines[name] = unique, number
+    if not gene_sets:
+        _refuse(path, "the file is empty", "name a GMT file with at least one set")
+    return gene_sets
+
+
+def _read_text(path: str | Path) -> str:
+    file = BLOOD_MARKERS if path == BLOOD else Path(path).expanduser()
+    try:
+        data = file.read_bytes()
+        # By its first bytes: a name may say otherwise, and no text starts with these.
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+    except FileNotFoundError:
+        _refuse(
+            path,
+            f"there is no such file (looked from {Path.cwd()})",
+            f"check the path, or take {BLOOD!r}, the sets that come with topicell",
+        )
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        _refuse(path, "the gzip file is cut off or damaged", "copy or download it again")
+    except OSError as error:
+        what = (error.strerror or type(error).__name__).lower()
+        _refuse(path, f"cannot be read ({what})", "name a GMT file that may be read")
+    except UnicodeDecodeError as error:
+        _refuse_binary(path, data, error.start)
+    if "\0" in text:
+        _refuse_binary(path, data, data.index(b"\0"))
+    return text
+
+
+def _refuse_binary(path: str | Path, data: bytes, position: int) -> NoReturn:
+    line = data.count(b"\n", 0, position) + 1
+    _refuse(path, f"line {line} is not UTF-8 text", "save the gene sets as a GMT file in UTF-8")
+
+
+def _refuse(path: str | Path, what: str, mend: str) -> NoReturn:
+    raise InputError(f"report.gene_sets = {str(path)!r}: {what}; {mend}") from None
+
+
+def restricted_sets(
+    gene_sets: Mapping[str, Sequence[str]], background: Sequence[str]
+) -> dict[str, list[str]]:
+    """The gene sets that are tested: restricted to the background, with `MIN_GENES` or more left.
+
+    Parameters
+    ----------
+    gene_sets
+        Genes by name of the set.
+    background
+        Names of the modelled genes.
+
+    Returns
+    -------
+    dict
+        Genes by name of the set, in the order given.
+
+    Raises
+    ------
+    InputError
+        No set is left.
+    """
+    modelled = {str(gene) for gene in background}
+    restricted = {
+        name: [gene for gene in dict.fromkeys(genes) if gene in modelled]
+        for name, genes in gene_sets.items()
+    }
+    tested = {name: genes for name, genes in restricted.items() if len(genes) >= MIN_GENES}
+    if tested:
+        return tested
+    if not any(restricted.values()):
+        folded = {gene.casefold(): gene for gene in sorted(modelled)}
+        for name, genes in gene_sets.items():
+            for gene in genes:
+                if gene.casefold() in folded:
+                    raise InputError(
+                        f"report.gene_sets: no gene of the {len(gene_sets)} sets is among the "
+                        f"{len(modelled)} modelled genes, but ignoring case there are: "
+                        f"{gene!r} of {name!r} is {folded[gene.casefold()]!r} in the data; "
+                        "write the symbols as the data do (or take sets of the same species)"
+                    )
+    examples = [next(iter(next(iter(gene_sets.values()), ())), ""), min(modelled, default="")]
+    raise InputError(
+        f"report.gene_sets: none of the {len(gene_sets)} sets has {MIN_GENES} of the "
+        f"{len(modelled)} modelled genes (the sets have names like {examples[0]!r}, the data like "
+        f"{examples[1]!r}); take sets with the same kind of names, or model more genes"
+    )
+
+
+def enrichment(
+    leading_K: Sequence[Sequence[str]],
+    gene_sets: Mapping[str, Sequence[str]],
+    background: Sequence[str],
+    topic_names: Sequence[str],
+) -> pd.DataFrame:
+    """Over-representation of gene sets among the leading genes of each topic.
+
+    For each topic and set the hypergeometric test: the probability that as many genes as the
+    topic leads with, drawn from the background without replacement, share as many or more with
+    the set. The false discovery rate is held within each topic over all sets tested, those
+    without a shared gene included (p = 1).
+
+    Parameters
+    ----------
+    leading_K
+        Leading genes of each topic, best first.
+    gene_sets
+        Genes by name of the set, as of `read_gene_sets`; restricted by `restricted_sets`.
+    background
+        Names of the modelled genes: the leading genes could have been no others.
+    topic_names
+        Names of the topics.
+
+    Returns
+    -------
+    DataFrame
+        One row per topic and tested set, by topic and, within it, by p:
+
+        - ``topic``, ``gene_set``
+        - ``overlap``: shared genes
+        - ``set_size``: genes of the set in the background
+        - ``genes_leading``, ``background``: leading genes of the topic, genes of the background
+        - ``odds_ratio``: with 0.5 added to each cell of the table (Haldane–Anscombe), so it is
+          finite
+        - ``p``, ``q``: of the test, and adjusted by Benjamini & Hochberg (1995)
+        - ``genes``: the shared genes in the order of the topic, separated by spaces
+
+        ``attrs["left_out"]`` lists the sets with fewer than `MIN_GENES` genes in the background.
+
+    Raises
+    ------
+    InputError
+        No set can be tested.
+    """
+    tested = restricted_sets(gene_sets, background)
+    modelled = set(map(str, background))
+    parts = [
+        _enrichment_of_topic(topic, list(dict.fromkeys(map(str, leading))), tested, modelled)
+        for topic, leading in zip(topic_names, leading_K, strict=True)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs["left_out"] = [name for name in gene_sets if name not in tested]
+    return table
+
+
+def _enrichment_of_topic(
+    topic: str, leading: list[str], tested: dict[str, list[str]], modelled: set[str]
+) -> pd.DataFrame:
+    from scipy.stats import false_discovery_control, hypergeom
+
+    assert modelled >= set(leading), "leading genes are modelled genes"
+    members = [set(genes) for genes in tested.values()]
+    shared = [[gene for gene in leading if gene in genes] for genes in members]
+    overlap = np.array([len(genes) for genes in shared])
+    set_size = np.array([len(genes) for genes in members])
+    only_leading = len(leading) - overlap
+    neither = len(modelled) - set_size - only_leading
+    # As many shared genes or more; of none, 1.
+    p = hypergeom.sf(overlap - 1, len(modelled), set_size, len(leading))
+    table = pd.DataFrame(
+        {
+            "topic": topic,
+            "gene_set": list(tested),
+            "overlap": overlap,
+            "set_size": set_size,
+            "genes_leading": len(leading),
+            "background": len(modelled),
+            "odds_ratio": (overlap + 0.5)
+            * (neither + 0.5)
+            / ((set_size - overlap + 0.5) * (only_leading + 0.5)),
+            "p": p,
+            "q": false_discovery_control(p),
+            "genes": [" ".join(genes) for genes in shared],
+        }
+    )
+    return table.sort_values("p", kind="stable", ignore_index=True)

@@ -1,0 +1,387 @@
+"""The genes of the topics: arrays in, a matplotlib figure out.
+
+Shape suffixes: K topics, T leading genes; B gene sets of topics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+
+from topicell.report.figures.drawing import (
+    DIVERGING,
+    FAINT,
+    GRID,
+    INK,
+    NORMAL,
+    PAPER,
+    PROPORTION,
+    SMALL,
+    grid_shape,
+    named_ticks,
+    new_figure,
+    plain,
+    readable_on,
+    short,
+    topic_colors,
+    value_bar,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDEST = 50
+"""Genes side by side; more go on below."""
+MANY = 900
+"""More dots or squares of a panel are drawn as a picture, or a page with them would be slow."""
+DOT = 90
+"""Area of the dot of a gene that all cells express, square points."""
+
+
+def top_genes(
+    names_KT: Sequence[Sequence[str]], values_KT: np.ndarray | Sequence[Sequence[float]], title: str
+) -> Figure:
+    """Horizontal bars of the leading genes of each topic, all on one scale.
+
+    Parameters
+    ----------
+    names_KT
+        Genes of each topic, the leading one first.
+    values_KT
+        Their proportions in the topic, each between 0 and 1.
+    title
+        Heading of the figure.
+    """
+    values = np.asarray(values_KT, dtype=float)
+    n_topics, n_genes = values.shape
+    n_columns, n_rows = grid_shape(n_topics)
+    names = [[short(name, 20) for name in row] for row in names_KT]
+    widest = max(len(name) for row in names for name in row)
+    figure = new_figure(
+        (1.45 + 0.07 * widest) * n_columns + 0.3, (0.165 * n_genes + 0.5) * n_rows + 0.75, title
+    )
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
+    panels = grid.ravel()
+    for topic, (axes, color) in enumerate(zip(panels, topic_colors(n_topics), strict=False)):
+        places = np.arange(n_genes)
+        axes.barh(places, values[topic], height=0.74, color=color)
+        axes.set_ylim(n_genes - 0.4, -0.6)
+        axes.set_yticks(places, names[topic], fontsize=SMALL, color=INK, parse_math=False)
+        axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=4)
+        plain(axes, axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+        # the lowest panel of a column carries its axis, also where the last row is not full
+        axes.tick_params(axis="x", labelbottom=topic + n_columns >= n_topics)
+    panels[0].set_xlim(0, max(values.max() * 1.05, 1e-9))
+    for axes in panels[n_topics:]:
+        axes.remove()
+    figure.supxlabel("Proportion of the gene in the topic", fontsize=SMALL, color=INK)
+    return figure
+
+
+def top_genes_dots(
+    names_T: Sequence[str],
+    proportion_KT: np.ndarray,
+    expressed_KT: np.ndarray,
+    title: str,
+    topic_of_T: Sequence[int] | None = None,
+) -> Figure:
+    """Leading genes against topics: a dot is the larger the more of the topic's cells express it.
+
+    The colour is the proportion of the gene in the topic, relative to the topic that has most of
+    it.
+
+    Parameters
+    ----------
+    names_T
+        Leading genes of all topics, side by side; more than 50 go on below.
+    proportion_KT
+        Their proportions in the topics.
+    expressed_KT
+        Share of the cells dominated by the topic that express the gene; NaN where it dominates
+        none.
+    title
+        Heading of the figure.
+    topic_of_T
+        The topic that each gene leads, for a mark above it; genes of a topic stand together.
+    """
+    greatest_T = proportion_KT.max(axis=0)
+    scaled_KT = proportion_KT / np.where(greatest_T > 0, greatest_T, 1)
+
+    def draw(axes: Axes, genes: slice) -> None:
+        share = np.nan_to_num(expressed_KT[:, genes])
+        topic, gene = np.indices(share.shape)
+        axes.grid(True, color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.scatter(
+            gene.ravel(),
+            topic.ravel(),
+            s=DOT * share.ravel(),
+            c=scaled_KT[:, genes].ravel(),
+            cmap=PROPORTION,
+            vmin=0,
+            vmax=1,
+            edgecolors=FAINT,
+            linewidths=0.4,
+            rasterized=share.size > MANY,
+        )
+
+    empty = [" (no cells)" if np.isnan(row).all() else "" for row in expressed_KT]
+    figure, panels = _genes_by_topics(names_T, empty, title, topic_of_T, draw, foot=1.1)
+    _gene_bar(figure, panels, PROPORTION, Normalize(0, 1), "proportion, of the highest topic")
+    shares = (0.25, 0.5, 0.75, 1.0)
+    style: dict[str, Any] = {"marker": "o", "linestyle": "", "color": FAINT, "markeredgewidth": 0}
+    figure.legend(
+        [Line2D([], [], markersize=math.sqrt(DOT * share), **style) for share in shares],
+        [f"{100 * share:.0f} %" for share in shares],
+        loc="outside lower left",
+        ncols=len(shares) + 1,
+        title="share of the topic's cells that express the gene",
+        title_fontsize=SMALL,
+        fontsize=SMALL,
+        labelcolor=INK,
+        frameon=False,
+        handletextpad=0.3,
+        columnspacing=1.2,
+        alignment="left",
+    ).get_title().set_color(INK)
+    return figure
+
+
+def top_genes_heatmap(
+    names_T: Sequence[str],
+    proportion_KT: np.ndarray,
+    title: str,
+    topic_of_T: Sequence[int] | None = None,
+) -> Figure:
+    """Leading genes against topics: log2 of the proportion over its mean of all topics.
+
+    The colours end at 4: 16 times more, or less, than the mean.
+
+    Parameters
+    ----------
+    names_T
+        Leading genes of all topics, side by side; more than 50 go on below.
+    proportion_KT
+        Their proportions in the topics.
+    title
+        Heading of the figure.
+    topic_of_T
+        The topic that each gene leads, for a mark above it; genes of a topic stand together.
+    """
+    mean_T = proportion_KT.mean(axis=0)
+    with np.errstate(divide="ignore"):
+        value_KT = np.log2(proportion_KT / np.where(mean_T > 0, mean_T, np.nan))
+    norm = Normalize(-4, 4)
+
+    def draw(axes: Axes, genes: slice) -> None:
+        # what is nowhere has no value; what is not in one topic alone is as low as can be
+        value = np.ma.masked_where(np.isnan(value_KT[:, genes]), value_KT[:, genes])
+        n_rows, n_columns = value.shape
+        axes.pcolormesh(
+            np.arange(n_columns + 1) - 0.5,
+            np.arange(n_rows + 1) - 0.5,
+            value.clip(-4, 4),
+            cmap=DIVERGING,
+            norm=norm,
+            edgecolors="white" if value.size <= MANY else PAPER,
+            linewidth=0.6,
+            rasterized=value.size > MANY,
+        )
+
+    figure, panels = _genes_by_topics(
+        names_T, [""] * len(proportion_KT), title, topic_of_T, draw, foot=0.6
+    )
+    bar_ends = "both" if np.nanmax(np.abs(value_KT), initial=0) > 4 else "neither"
+    _gene_bar(figure, panels, DIVERGING, norm, "log2 of proportion / mean", extend=bar_ends)
+    return figure
+
+
+def enrichment_bars(
+    topics_B: Sequence[int],
+    sets_B: Sequence[str],
+    q_B: Sequence[float] | np.ndarray,
+    n_topics: int,
+    *,
+    n_sets: int = 3,
+    max_q: float = 0.05,
+) -> Figure:
+    """The gene sets that are most enriched in each topic, as bars of −log10 q.
+
+    Parameters
+    ----------
+    topics_B, sets_B, q_B
+        Topic, gene set and q-value of each test, in any order.
+    n_topics
+        How many topics there are, also those without tests.
+    n_sets
+        So many sets are shown of each topic, the lowest q first; those of 1 are not.
+    max_q
+        Where the line is drawn; bars that do not reach it are pale.
+    """
+    topics, q = np.asarray(topics_B), np.asarray(q_B, dtype=float)
+    best = []
+    for topic in range(n_topics):
+        rows = np.flatnonzero((topics == topic) & (q < 1))
+        best.append(rows[np.argsort(q[rows], kind="stable")][:n_sets])
+    shown = q[np.concatenate(best)] if n_topics else q[:0]
+    least = float(shown[shown > 0].min(initial=0.1 * max_q))
+    longest = -1.08 * math.log10(least)
+    lines = [1 + max(len(rows), 1) for rows in best]
+    n_columns = -(-sum(lines) // 44)
+    columns = _share_out(lines, n_columns)
+    names = {row: short(str(sets_B[row]), 42) for rows in best for row in rows}
+    widest = max((len(name) for name in names.values()), default=12)
+    tallest = max(sum(lines[topic] for topic in column) for column in columns)
+    figure = new_figure(
+        max((0.066 * widest + 1.9) * len(columns) + 0.3, 4.2),
+        0.172 * tallest + 1.0,
+        "Gene sets enriched in the topics",
+    )
+    panels = figure.subplots(1, len(columns), squeeze=False).ravel()
+    colors = topic_colors(n_topics)
+    for axes, column in zip(panels, columns, strict=True):
+        plain(axes, axis="x")
+        axes.axvline(-math.log10(max_q), color=FAINT, linewidth=1, linestyle=":", zorder=0.9)
+        places, labels = [], []
+        place = 0
+        for topic in column:
+            places.append(place)
+            labels.append(f"Topic {topic}")
+            for row in best[topic]:
+                place += 1
+                length = min(-math.log10(q[row]) if q[row] > 0 else math.inf, longest)
+                pale = 1.0 if q[row] < max_q else 0.4
+                axes.barh(place, length, height=0.74, color=colors[topic], alpha=pale)
+                places.append(place)
+                labels.append(names[row])
+                if q[row] == 0:
+                    axes.annotate(
+                        "q = 0 ▸",
+                        (length, place),
+                        (-3, 0),
+                        textcoords="offset points",
+                        ha="right",
+                        va="center",
+                        fontsize=SMALL,
+                        color=readable_on(colors[topic]),
+                    )
+            if not len(best[topic]):
+                place += 1
+                places.append(place)
+                labels.append("no gene set")
+            place += 1
+        axes.set_yticks(places, labels, fontsize=SMALL, color=INK, parse_math=False)
+        for label in axes.get_yticklabels():
+            if label.get_text().startswith("Topic "):
+                label.set_fontweight("bold")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(tallest - 0.4, -0.6)
+        axes.set_xlim(0, longest)
+        axes.set_xlabel("−log10 q", fontsize=SMALL, color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return figure
+
+
+def _genes_by_topics(
+    names_T: Sequence[str],
+    remarks_K: Sequence[str],
+    title: str,
+    topic_of_T: Sequence[int] | None,
+    draw: Callable[[Axes, slice], None],
+    foot: float,
+) -> tuple[Figure, list[Axes]]:
+    """Panels of genes in columns and topics in rows, filled by `draw`, one below the other.
+
+    Below them are `foot` inches for a legend.
+    """
+    n_topics, n_genes = len(remarks_K), len(names_T)
+    n_panels = max(-(-n_genes // WIDEST), 1)
+    per_panel = -(-n_genes // n_panels)
+    names = [short(name, 16) for name in names_T]
+    longest = max(len(name) for name in names)
+    panel_height = 0.2 * n_topics + 0.075 * longest + 0.25
+    height = panel_height * n_panels + foot + 0.45
+    figure = new_figure(max(0.2 * per_panel + 1.2, 4.2), height, title)
+    panels = list(figure.subplots(n_panels, 1, squeeze=False).ravel())
+    colors = topic_colors(n_topics)
+    topics = [f"Topic {topic}{remark}" for topic, remark in enumerate(remarks_K)]
+    for panel, axes in enumerate(panels):
+        genes = slice(panel * per_panel, min((panel + 1) * per_panel, n_genes))
+        draw(axes, genes)
+        named_ticks(axes, "y", topics, colors)
+        n_here = genes.stop - genes.start
+        axes.set_xticks(
+            range(n_here), names[genes], rotation=90, fontsize=SMALL, color=INK, parse_math=False
+        )
+        axes.tick_params(axis="x", length=0)
+        # a column is as wide in every panel, also in the last, which may have fewer
+        axes.set_xlim(-0.5, per_panel - 0.5)
+        axes.set_ylim(n_topics - 0.5, -0.5)
+        axes.set_aspect("equal")
+        axes.set_anchor("NW")
+        axes.spines[:].set_visible(False)
+        if topic_of_T is not None:
+            _mark_topics(axes, topic_of_T[genes], colors)
+    return figure, panels
+
+
+def _mark_topics(axes: Axes, topic_of_T: Sequence[int], colors: Sequence[str]) -> None:
+    """Above the genes, the topic that they lead: its number on a line of its colour."""
+    transform = axes.get_xaxis_transform()
+    inch = cast(Figure, axes.get_figure()).dpi_scale_trans
+    start = 0
+    for topic, genes in groupby(topic_of_T):
+        end = start + len(list(genes)) - 1
+        axes.plot(
+            [start - 0.35, end + 0.35],
+            [1, 1],
+            color=colors[topic],
+            linewidth=4,
+            solid_capstyle="butt",
+            transform=transform + ScaledTranslation(0, 5 / 72, inch),
+            clip_on=False,
+        )
+        axes.annotate(
+            str(topic),
+            ((start + end) / 2, 1),
+            (0, 9),
+            xycoords=transform,
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL,
+            color=INK,
+        )
+        start = end + 1
+
+
+def _gene_bar(
+    figure: Figure, panels: list[Axes], colors: Colormap, norm: Normalize, label: str, **ends: Any
+) -> None:
+    """One colour bar below all panels, of the same length however wide they are."""
+    length = 1.9 / figure.get_figwidth()
+    place: dict[str, Any] = {"location": "bottom", "anchor": (0.02, 1.0), "shrink": length}
+    value_bar(figure, ScalarMappable(norm, colors), panels, label, aspect=18, **place, **ends)
+
+
+def _share_out(lines: Sequence[int], n_columns: int) -> list[list[int]]:
+    """Items in order over columns, so that their lines are spread as evenly as can be."""
+    columns: list[list[int]] = [[] for _ in range(n_columns)]
+    done = 0
+    for item, length in enumerate(lines):
+        column = min(int((done + length / 2) * n_columns / sum(lines)), n_columns - 1)
+        columns[column].append(item)
+        done += length
+    return [column for column in columns if column]

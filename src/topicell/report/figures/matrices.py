@@ -1,0 +1,285 @@
+"""Topics against topics, labels and replicates: arrays in, a matplotlib figure out.
+
+Shape suffixes: N cells, K topics, G genes, R replicates; rows and columns of a matrix are R and C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from topicell.report.figures.drawing import (
+    DIVERGING,
+    INK,
+    MISSING,
+    NOTHING,
+    PROPORTION,
+    SMALL,
+    category_codes,
+    category_colors,
+    named_ticks,
+    new_figure,
+    readable_on,
+    short,
+    topic_colors,
+    value_bar,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WRITTEN = 12
+"""Matrices of up to so many topics have their values written into them."""
+
+
+def topic_correlation(theta_NK: np.ndarray) -> Figure:
+    """Which topics go together in cells: Pearson correlation of their proportions over cells.
+
+    Topics stand in the order of a tree (average linkage), so that like ones are neighbours. The
+    diagonal is left out, and so is what cannot be said: a topic with the same proportion in all
+    cells correlates with none. The colours end at the strongest correlation.
+
+    Parameters
+    ----------
+    theta_NK
+        Topic proportions of the cells.
+    """
+    centred_NK = theta_NK - theta_NK.mean(axis=0)
+    norm_K = np.linalg.norm(centred_NK, axis=0)
+    # what rounding leaves of a constant is none
+    norm_K[norm_K <= 1e-9 * np.sqrt(len(theta_NK))] = np.nan
+    value_KK = (centred_NK / norm_K).T @ (centred_NK / norm_K)
+    strongest = np.nanmax(np.abs(_off_diagonal(value_KK)), initial=0.1)
+    return _topics_by_topics(
+        value_KK,
+        "Correlation of topics over cells",
+        "Pearson correlation",
+        DIVERGING,
+        Normalize(-strongest, strongest),
+    )
+
+
+def topic_similarity(beta_KG: np.ndarray) -> Figure:
+    """Which topics have the same genes: cosine similarity of their gene proportions.
+
+    Drawn as `topic_correlation`; the colours begin at the least alike.
+
+    Parameters
+    ----------
+    beta_KG
+        Gene proportions of the topics.
+    """
+    unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
+    value_KK = unit_KG @ unit_KG.T
+    return _topics_by_topics(
+        value_KK,
+        "Similarity of topics in genes",
+        "cosine similarity",
+        PROPORTION,
+        _from_below(_off_diagonal(value_KK)),
+    )
+
+
+def topic_by_label(theta_NK: np.ndarray, labels: Sequence[Any]) -> Figure:
+    """Mean proportion of each topic in the cells of each label.
+
+    Labels stand in the order of a tree, topics in the order of the labels that have most of them,
+    so that what is high lies along the diagonal. Cells without a label are the last row.
+
+    Parameters
+    ----------
+    theta_NK
+        Topic proportions of the cells.
+    labels
+        Label of each cell; missing ones are allowed.
+    """
+    codes_N, names = category_codes(labels)
+    mean_LK = np.array([theta_NK[codes_N == code].mean(axis=0) for code in range(len(names))])
+    sizes = np.bincount(codes_N[codes_N >= 0], minlength=len(names))
+    rows, columns = _along_diagonal(mean_LK)
+    value_RC = mean_LK[rows]
+    entries = [f"{short(names[row], 34)} ({sizes[row]:,})" for row in rows]
+    label_colors = category_colors(len(names))
+    colors = [label_colors[row] for row in rows]
+    if (codes_N < 0).any():
+        value_RC = np.vstack([value_RC, theta_NK[codes_N < 0].mean(axis=0)])
+        entries.append(f"{MISSING} ({(codes_N < 0).sum():,})")
+        colors.append(NOTHING)
+    return _matrix(
+        value_RC[:, columns],
+        (entries, colors),
+        _numbers(columns),
+        "Topics by label",
+        "mean proportion",
+        PROPORTION,
+        Normalize(0, value_RC.max()),
+    )
+
+
+def stability_matrix(
+    cosine_RK: np.ndarray, shown: int, support_K: Sequence[int] | None = None
+) -> Figure:
+    """How well the topics of one replicate are found again in each of the others.
+
+    One row a replicate, and the mean where there are several; one column a topic. Below, in how
+    many replicates each was found, in bold where it was in one alone.
+
+    Parameters
+    ----------
+    cosine_RK
+        Cosine similarity of each topic of the replicate shown with its match in each replicate.
+    shown
+        The replicate shown; its own row is left out.
+    support_K
+        In how many of the R replicates each topic was found.
+
+    Examples
+    --------
+    From the gene proportions of all replicates:
+
+    >>> from topicell.evaluation.stability import consensus, match_topics
+    >>> beta_RKG = np.random.default_rng(0).dirichlet(np.ones(50), size=(3, 4))
+    >>> cosine_RK = np.array([match_topics(beta_RKG[1], beta_KG).cosine for beta_KG in beta_RKG])
+    >>> agreed = consensus(beta_RKG)
+    >>> support_K = agreed.support_C[agreed.member_RK[1]]
+    >>> figure = stability_matrix(cosine_RK, 1, support_K)
+    """
+    n_replicates, n_topics = cosine_RK.shape
+    others = [replicate for replicate in range(n_replicates) if replicate != shown]
+    value_RC = cosine_RK[others]
+    entries = [f"Replicate {replicate}" for replicate in others]
+    norm = _from_below(value_RC)
+    if len(others) > 1:
+        value_RC = np.vstack([value_RC, value_RC.mean(axis=0)])
+        entries.append("Mean")
+    if support_K is not None:
+        value_RC = np.vstack([value_RC, np.full(n_topics, np.nan)])
+        entries.append(f"Found in, of {n_replicates}")
+    figure = _matrix(
+        value_RC,
+        (entries, None),
+        _numbers(range(n_topics)),
+        f"Topics of replicate {shown} in the others",
+        "cosine similarity",
+        PROPORTION,
+        norm,
+    )
+    axes = figure.axes[0]
+    for row in range(len(others), len(entries)):
+        axes.axhline(row - 0.5, color="white", linewidth=5)  # set apart
+    for topic, support in enumerate([] if support_K is None else support_K):
+        _write(axes, topic, len(entries) - 1, str(support), INK, bold=support == 1)
+    return figure
+
+
+def _topics_by_topics(
+    value_KK: np.ndarray, title: str, unit: str, colors: Colormap, norm: Normalize
+) -> Figure:
+    order = _order_of_likeness(value_KK)
+    value_KK = value_KK[np.ix_(order, order)]
+    np.fill_diagonal(value_KK, np.nan)
+    names, swatches = _numbers(order)
+    rows = [f"Topic {name}" for name in names]
+    return _matrix(value_KK, (rows, swatches), (names, swatches), title, unit, colors, norm)
+
+
+def _matrix(
+    value_RC: np.ndarray,
+    rows: tuple[Sequence[str], Sequence[str] | None],
+    columns: tuple[Sequence[str], Sequence[str]],
+    title: str,
+    unit: str,
+    colors: Colormap,
+    norm: Normalize,
+) -> Figure:
+    """A matrix of coloured squares, topics in columns; where it is NaN, there is none.
+
+    Rows and columns come with their names and colours.
+    """
+    n_rows, n_columns = value_RC.shape
+    written = n_columns <= WRITTEN
+    side = 0.4 if written else 0.24
+    left = 0.6 + 0.075 * max(len(name) for name in rows[0])
+    figure = new_figure(
+        max(left + side * n_columns + 1.1, 3.7), max(side * n_rows + 1.05, 2.2), title
+    )
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh(
+        np.arange(n_columns + 1) - 0.5,
+        np.arange(n_rows + 1) - 0.5,
+        np.ma.masked_invalid(value_RC),
+        cmap=colors,
+        norm=norm,
+        edgecolors="white",
+        linewidth=0.8,
+    )
+    if written:
+        for (row, column), value in np.ndenumerate(value_RC):
+            if np.isfinite(value):
+                ink = readable_on(colors(norm(value)))
+                _write(axes, column, row, f"{value:.2f}".replace("-", "−"), ink)
+    named_ticks(axes, "x", *columns)
+    if rows[1] is None:
+        axes.set_yticks(np.arange(n_rows), rows[0])
+        axes.tick_params(axis="y", labelsize=SMALL, colors=INK, length=0)
+    else:
+        named_ticks(axes, "y", rows[0], rows[1])
+    axes.set_xlabel("topic", fontsize=SMALL, color=INK)
+    axes.set_xlim(-0.5, n_columns - 0.5)
+    axes.set_ylim(n_rows - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.set_anchor("W")  # beside its labels, which the layout else cuts off
+    axes.spines[:].set_visible(False)
+    height = side * n_rows
+    value_bar(figure, mesh, axes, unit, shrink=min(1.0, 2.2 / height), aspect=16)
+    return figure
+
+
+def _write(axes: Axes, x: int, y: int, text: str, ink: str, bold: bool = False) -> None:
+    weight = "bold" if bold else "normal"
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontweight": weight}
+    axes.text(x, y, text, fontsize=SMALL, color=ink, **style)
+
+
+def _numbers(topics: Any) -> tuple[list[str], list[str]]:
+    """Names and colours of topics in a given order."""
+    colors = topic_colors(max(topics, default=-1) + 1)
+    return [str(topic) for topic in topics], [colors[topic] for topic in topics]
+
+
+def _off_diagonal(value_KK: np.ndarray) -> np.ndarray:
+    off: np.ndarray = value_KK[~np.eye(len(value_KK), dtype=bool)]
+    return off
+
+
+def _from_below(values: np.ndarray) -> Normalize:
+    """From the tenth below all values to 1."""
+    return Normalize(min(np.floor(10 * values.min(initial=1)) / 10, 0.9), 1)
+
+
+def _order_of_likeness(value_KK: np.ndarray) -> np.ndarray:
+    """Topics so that like ones are neighbours; the one with the lowest number leads."""
+    n = len(value_KK)
+    if n < 3:
+        return np.arange(n)
+    apart = 1 - np.nan_to_num(value_KK)
+    pairs = apart[np.triu_indices(n, 1)]
+    order: np.ndarray = leaves_list(linkage(pairs, "average", optimal_ordering=True))
+    return order if order[0] < order[-1] else order[::-1]
+
+
+def _along_diagonal(mean_LK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows so that like ones are neighbours, and columns by the rows where they are high."""
+    rows = np.arange(len(mean_LK))
+    if len(rows) > 2:
+        rows = leaves_list(linkage(np.sqrt(mean_LK), "average", optimal_ordering=True))
+        rows = rows if rows[0] < rows[-1] else rows[::-1]
+    # squares, as a little in many rows should not pull a column to the middle
+    weight_RK = mean_LK[rows] ** 2
+    middle_K = np.arange(len(rows)) @ weight_RK / np.maximum(weight_RK.sum(axis=0), 1e-300)
+    return rows, np.argsort(middle_K, kind="stable")

@@ -1,0 +1,32 @@
+"""A real browser, which looks at what was written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+# Without a GPU, Chromium draws WebGL on the CPU, and only if it is told to.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium; its tests are skipped where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = os.environ.get("TOPICELL_CHROMIUM") or next(
+        filter(None, map(shutil.which, names)), None
+    )
+    if executable is None:
+        pytest.skip(f"no {', '.join(names)} on this machine; TOPICELL_CHROMIUM names another")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield browser
+        browser.close()

@@ -1,0 +1,201 @@
+"""A grid of two runs as MLflow's own UI shows it, at the address that ``topicell ui`` opens."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pandas as pd
+import pytest
+
+from topicell.config import TrackingConfig
+from topicell.tracking.store import client, experiment_id
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 60
+"""Longer than a page or the server takes on a machine that is shared."""
+GRID = [
+    "model.n_topics=2,3",
+    "data=simulated",
+    "data.simulation.n_cells=150",
+    "data.simulation.n_genes=80",
+    "data.simulation.n_topics=3",
+    "model.n_hidden=8",
+    "train.n_replicates=2",
+    "train.epochs=5",
+    "train.progress=false",
+    "evaluate.n_coherence_genes=5",
+]
+PARENT, CHILD, OTHER = range(3)
+
+
+def topicell(folder, *arguments):
+    """A command, in a folder that also holds what it says."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "topicell", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=said,
+        )
+
+
+@pytest.fixture(scope="module")
+def runs(browser, tmp_path_factory):
+    """The parent, and its runs with three and with two topics."""
+    folder = tmp_path_factory.mktemp("grid")
+    command = topicell(folder, "train", "-m", *GRID)
+    assert command.wait(5 * SECONDS) == 0, (folder / "said").read_text()
+    config = TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}")
+    store = client(config)
+    found = store.search_runs([experiment_id(store, config)])
+    return folder, sorted(found, key=lambda run: -int(run.data.params.get("model.n_topics", 99)))
+
+
+@pytest.fixture(scope="module")
+def address(runs):
+    """Where ``topicell ui`` serves them."""
+    folder, _ = runs
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = topicell(folder, "ui", f"port={port}", "browser=false")
+
+    def answers():
+        assert server.poll() is None, (folder / "said").read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    try:
+        until = time.monotonic() + SECONDS
+        while not answers():
+            assert time.monotonic() < until, (folder / "said").read_text()
+            time.sleep(0.1)
+        yield re.search(r"http://\S+", (folder / "said").read_text()).group()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(SECONDS)
+
+
+@pytest.fixture
+def page(browser, address):
+    """A window that sees nothing but the server."""
+    context = browser.new_context(viewport={"width": 1500, "height": 900})
+    context.set_default_timeout(1000 * SECONDS)
+    server = address.partition("#")[0]
+    context.route(lambda url: not url.startswith(server), lambda route: route.abort())
+    yield context.new_page()
+    context.close()
+
+
+def run_page(address, run, artifact=""):
+    """The address of a run, or of one of its artifacts."""
+    place = f"{address.partition('?')[0]}/{run.info.run_id}"
+    return f"{place}/artifacts/{artifact}" if artifact else place
+
+
+def name_of(run):
+    return run.info.run_name
+
+
+def test_runs_are_listed_under_their_parent(runs, address, page):
+    parent, child, other = runs[1]
+    page.goto(address)
+    row = page.get_by_role("row").filter(has_text=name_of(parent))
+    row.first.wait_for()
+    for run in (child, other):
+        assert page.get_by_role("link", name=name_of(run)).count() == 0
+    row.get_by_role("button").last.click()
+    for run in (child, other):
+        page.get_by_role("link", name=name_of(run)).wait_for()
+    page.get_by_role("link", name=name_of(child)).click()
+    page.get_by_role("heading", name=name_of(child)).wait_for()
+    assert child.info.run_id in page.url
+
+
+def test_a_parent_names_its_runs(runs, address, page):
+    parent, *nested = runs[1]
+    page.goto(run_page(address, parent))
+    for run in nested:
+        link = page.get_by_role("link", name=name_of(run))
+        link.wait_for()
+        assert run.info.run_id in link.get_attribute("href")
+
+
+def test_a_run_is_described_by_scores_and_a_picture(runs, address, page):
+    child = runs[1][CHILD]
+    page.goto(run_page(address, child))
+    page.get_by_text("Show more").first.click()
+    note = child.data.tags["mlflow.note.content"]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:3]] for line in note.splitlines() if "|" in line
+    ]
+    assert ["Perplexity", rows[2][1]] == rows[2]
+    for title, value in rows[2:]:
+        row = page.get_by_role("row").filter(has=page.get_by_role("cell", name=title, exact=True))
+        assert row.get_by_role("cell").nth(1).inner_text().strip() == value
+    picture = page.locator("img[src^='get-artifact']")
+    picture.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector(\"img[src^='get-artifact']\").complete")
+    assert picture.evaluate("image => image.naturalWidth") > 100
+
+
+def test_the_report_works_inside(runs, address, page):
+    errors = []
+    page.on("console", lambda said: errors.append(said.text) if "blob:" in said.text else None)
+    page.goto(run_page(address, runs[1][CHILD], "report.html"))
+    report = page.frame_locator("iframe")
+    report.locator("html[data-ready]").wait_for(state="attached")
+    report.get_by_role("heading", name="3 topics in simulated").wait_for()
+    canvas = report.locator("#map-counts")
+    drawn = canvas.evaluate("canvas => canvas.toDataURL()")
+    report.get_by_label("Colour by").select_option(label="Topic 1")
+    assert canvas.evaluate("canvas => canvas.toDataURL()") != drawn
+    report.get_by_label("Gene", exact=True).fill("GENE_1")
+    report.get_by_role("button", name="Find").click()
+    assert report.locator("#gene-found tbody tr").count() == 3
+    report.get_by_role("link", name="All scores").click()
+    assert report.locator("#scores").bounding_box()["y"] < 900
+    assert errors == []
+
+
+def test_the_report_of_the_grid_is_shown(runs, address, page):
+    page.goto(run_page(address, runs[1][PARENT], "report.html"))
+    report = page.frame_locator("iframe")
+    report.get_by_role("heading", name="Number of topics of simulated").wait_for()
+    for image in report.locator("img").all():
+        assert image.evaluate("image => image.naturalWidth") > 100
+
+
+def test_figures_and_tables_can_be_looked_at(runs, address, page):
+    folder, (_, child, _) = runs
+    page.goto(run_page(address, child))
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("figures", exact=True).click()
+    page.get_by_text("umap_counts_topics.png", exact=True).click()
+    picture = page.locator("img[src^='blob:']").first
+    picture.wait_for()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+    page.get_by_text("topics", exact=True).click()
+    page.get_by_text("gene_topics.csv", exact=True).click()
+    page.get_by_text("Previewing the first").wait_for()
+    (stored,) = folder.glob(f"mlartifacts/**/{child.info.run_id}/artifacts/topics/gene_topics.csv")
+    table = pd.read_csv(stored)
+    heads = page.get_by_role("columnheader").all_inner_texts()
+    assert [head.strip() for head in heads if head.strip()] == list(table)
+    rows = page.get_by_role("row").filter(has=page.get_by_role("cell")).all_inner_texts()
+    first = next(row.split() for row in rows if row.split()[0] == table["gene"][0])
+    assert [float(value) for value in first[1:]] == pytest.approx(list(table.iloc[0, 1:]))
