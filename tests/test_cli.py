@@ -69,7 +69,7 @@ def in_mlflow(**settings):
 def test_help_and_version(topicell):
     answer = topicell("--help")
     assert answer.returncode == 0
-    for command in ("train", "report", "transform", "ui"):
+    for command in ("train", "report", "compare", "transform", "ui"):
         assert command in answer.stdout
     assert topicell("--version").stdout.startswith("topicell ")
     assert topicell().returncode == 2

@@ -15,18 +15,12 @@ import pytest
 from anndata import AnnData
 
 from topicell.cli import main
-from topicell.comparison import (
-    RULES,
-    cautions,
-    compare,
-    difference,
-    folder_name,
-    pair_topics,
-    parameters,
-    read_run,
-    scores,
-    summarized,
-)
+from topicell.comparison import compare, folder_name
+from topicell.comparison.matching import pair_topics
+from topicell.comparison.obstacles import cautions
+from topicell.comparison.rules import RULES
+from topicell.comparison.runs import parameters, read_run
+from topicell.comparison.scoring import difference, scores, summarized
 from topicell.config import InputError, RunConfig, TrackingConfig, as_dict
 from topicell.report.compare import MEANINGS, write
 

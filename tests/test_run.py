@@ -88,6 +88,7 @@ ARTIFACTS = {
     "cells/cell_topics.csv",
     "config.yaml",
     *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
+    "figures/preview.png",
     "metrics.jsonl",
     "model/model.json",
     "model/weights.safetensors",

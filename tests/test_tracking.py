@@ -50,7 +50,7 @@ def test_the_folder_alone_holds_configuration_and_metrics(tmp_path):
     assert [row["train/elbo"] for row in history] == [-10, -9, -8]
     assert final == {"test/elbo": -7.5}
     summary = (tmp_path / "run" / "summary.md").read_text()
-    assert summary == "**3 topics**\n\n![](figures/map 1.png)\n"
+    assert summary == "**3 topics**\n\n![The topics on a map of the cells](figures/map 1.png)\n"
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["dataset"]["digest"] == "ab" * 32
     assert json.loads(lines[-1]) == {"status": "FINISHED"}
@@ -67,7 +67,10 @@ def test_mlflow_holds_what_the_folder_holds(store, tmp_path):
     assert run.data.metrics == {"train/elbo": -8, "valid/perplexity": 5, "test/elbo": -7.5}
     assert run.data.tags["topicell.data_digest"] == "ab" * 32
     picture = f"get-artifact?path=figures%2Fmap+1.png&run_uuid={tracker.run_id}"
-    assert run.data.tags["mlflow.note.content"] == f"**3 topics**\n\n![]({picture})\n"
+    assert (
+        run.data.tags["mlflow.note.content"]
+        == f"**3 topics**\n\n![The topics on a map of the cells]({picture})\n"
+    )
     assert run.inputs.dataset_inputs[0].dataset.name == "cells"
     curve = client(store).get_metric_history(tracker.run_id, "train/elbo")
     assert [(point.step, point.value) for point in curve] == [(0, -10), (1, -9), (2, -8)]

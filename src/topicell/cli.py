@@ -381,6 +381,7 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
         raise InputError(f"{folder / 'adata.h5ad'} was not written by a run")
     stored = json.loads(adata.uns["topicell"]["config"])
     config = _options(ReportCommand, arguments, {"report": stored["report"]}).report
+    report.require_gene_sets(adata, config)
     if any(getattr(config, knob) != stored["report"][knob] for knob in MAP_KNOBS):
         for name in ("X_umap_counts", "X_umap_topics"):
             adata.obsm.pop(name, None)
@@ -408,7 +409,7 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
     output = _new_folder(asked.output, f"report-{run_id or sweep.name}")
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
     _make(output)
-    page.write(sweep, verdict, output, asked.report.dpi)
+    page.write(sweep, verdict, output, asked.report.dpi, pdf=asked.report.pdf)
     return run_id, output
 
 

@@ -496,6 +496,8 @@ class ReportConfig:
     """Top genes of each topic that figures and page show."""
     dpi: int = 150
     """Resolution of the figures, dots per inch (in the PDFs, of the points of maps alone)."""
+    pdf: bool = True
+    """Every figure as PDF too, beside the PNG: a third of the time of a report."""
     gene_sets: str | None = None
     """Gene sets to look for among the leading genes of each topic: a GMT file, or ``blood`` for the
     markers of blood cells that come with topicell."""

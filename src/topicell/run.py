@@ -270,7 +270,7 @@ def conclude(
     fit.save(folder / "model")
     write_tables(fit, theta_RNK, beta_RKG, agreed, adata, folder)
     write_scores(values, folder)
-    tracker.log_summary(summary(adata), report.PICTURE if config.report.enabled else "")
+    tracker.log_summary(summary(adata), f"{report.PICTURE}.png" if config.report.enabled else "")
     try:
         if config.report.enabled:
             report.write(adata, fit.history, folder, config.report, config.seed)

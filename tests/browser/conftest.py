@@ -16,7 +16,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Chromium; its tests are skipped where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")

@@ -85,70 +85,6 @@ def points(figure: Figure) -> list[PathCollection]:
     return [c for axes in figure.axes for c in axes.collections if isinstance(c, PathCollection)]
 
 
-# Colours
-
-
-def oklab(rgb: np.ndarray) -> np.ndarray:
-    lms = np.cbrt(
-        rgb
-        @ np.array(
-            [[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]]
-        ).T
-    )
-    return (
-        lms
-        @ np.array(
-            [
-                [0.21045, 0.79362, -0.00407],
-                [1.97800, -2.42859, 0.45059],
-                [0.02590, 0.78277, -0.80868],
-            ]
-        ).T
-    )
-
-
-# Machado, Oliveira & Fernandes (2009), full severity, linear RGB
-EYES = {
-    "normal": (np.eye(3), 0.06),
-    "deuteranopic": (
-        np.array(
-            [
-                [0.367322, 0.860646, -0.227968],
-                [0.280085, 0.672501, 0.047413],
-                [-0.01182, 0.04294, 0.968881],
-            ]
-        ),
-        0.05,
-    ),
-    "protanopic": (
-        np.array(
-            [
-                [0.152286, 1.052583, -0.204868],
-                [0.114503, 0.786281, 0.099216],
-                [-0.003882, -0.048116, 1.051998],
-            ]
-        ),
-        0.05,
-    ),
-}
-
-
-@pytest.mark.parametrize("eyes", EYES)
-def test_thirty_colours_differ_to_all_eyes(eyes):
-    rgb = np.array([to_rgb(c) for c in figures.topic_colors(30)])
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    matrix, least = EYES[eyes]
-    lab = oklab(np.clip(linear @ matrix.T, 0, 1))
-    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > least
-
-
-def test_a_topic_keeps_its_colour_and_none_repeats():
-    many = figures.topic_colors(80)
-    assert len(set(many)) == 80
-    assert figures.topic_colors(7) == many[:7]
-    assert figures.topic_colors(0) == []
-
-
 # Maps
 
 
@@ -196,7 +132,7 @@ def test_umap_by_category(n, long):
         for xy, c in zip(panel.get_offsets(), panel.get_facecolors(), strict=True)
     }
     for code, xy in zip(codes, umap_N2, strict=True):
-        assert color_at[tuple(xy)][:3] == to_rgb(figures.topic_colors(n)[code])
+        assert color_at[tuple(xy)][:3] == to_rgb(figures.category_colors(n)[code])
     (legend,) = figure.legends
     assert_legible(figure)
     assert legend.get_window_extent().x0 >= panel.axes.get_window_extent().x1
@@ -210,6 +146,47 @@ def test_umap_by_category(n, long):
         assert [text.split()[0] for text in shown] == marks
     else:
         assert marks == names
+
+
+def test_umap_by_value():
+    umap_N2 = plane(600)
+    value_N = np.random.default_rng(0).gamma(1, 1, 600)
+    value_N[[3, 7]] = np.nan
+    value_N[11] = 1000.0
+    figure = figures.umap_by_value(umap_N2, value_N, "CD74", "log counts")
+    missing, known = points(figure)
+    np.testing.assert_array_equal(missing.get_offsets(), umap_N2[[3, 7]])
+    assert missing.get_zorder() == known.get_zorder()  # the order of drawing: below the others
+    order = np.argsort(value_N, kind="stable")[:-2]  # NaN are last
+    np.testing.assert_array_equal(known.get_array(), value_N[order])
+    np.testing.assert_array_equal(known.get_offsets(), umap_N2[order])
+    assert known.get_rasterized()
+    low, high = known.get_clim()
+    assert low == 0
+    assert high < 20  # one cell does not dull all others
+    bar = figure.axes[1]
+    assert bar.get_ylabel() == "log counts"
+    assert_legible(figure)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits"),
+    [
+        (np.zeros(5), (0, 1)),
+        (np.full(5, 3.0), (0, 3)),
+        (np.array([-2.0, 0, 0, 0, 1]), (-2, 1)),
+        (np.r_[np.zeros(5000), 2.0], (0, 2)),  # a rare gene keeps its scale
+        (np.full(5, np.nan), None),
+    ],
+)
+def test_the_scale_of_a_value(value, limits):
+    figure = figures.umap_by_value(plane(len(value)), value, "gene")
+    found = points(figure)[-1].get_clim()
+    if limits is None:
+        assert len(points(figure)) == 1  # all of them grey
+    else:
+        np.testing.assert_allclose(found, limits, atol=0.01)
+    assert_legible(figure)
 
 
 def test_marks_do_not_cover_each_other():

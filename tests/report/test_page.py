@@ -127,7 +127,7 @@ def test_files(written):
     figures = maps | page.FIGURES.keys() - {"enrichment"}
     assert set(paths) == {
         directory / "figures" / f"{name}.{kind}" for name in figures for kind in ("png", "pdf")
-    } | {directory / "report.html"}
+    } | {directory / "figures" / "preview.png", directory / "report.html"}
     assert paths[-1] == directory / "report.html"
     for path in paths[:-1]:
         magic = b"\x89PNG" if path.suffix == ".png" else b"%PDF"
@@ -237,7 +237,7 @@ def test_gene_sets(written, tmp_path):
     (tmp_path / "sets.gmt").write_text(
         "first\tx\tGENE1\tGENE2\tGENE3\nother\tx\t" + "\t".join(adata.var_names[4:12]) + "\n"
     )
-    config = ReportConfig(gene_sets=str(tmp_path / "sets.gmt"), n_enrichment_genes=5)
+    config = ReportConfig(gene_sets=str(tmp_path / "sets.gmt"), n_enrichment_genes=5, pdf=False)
     paths = report.write(adata, HISTORY, tmp_path / "out", config, seed=0)
     table = pd.read_csv(tmp_path / "out" / "topics" / "enrichment.csv")
     assert (tmp_path / "out" / "topics" / "enrichment.csv") in paths
@@ -256,7 +256,8 @@ def test_report_of_a_stored_run_is_the_same(written, html, tmp_path):
     adata, _, _ = written
     adata.copy().write_h5ad(tmp_path / "adata.h5ad")
     stored = anndata.read_h5ad(tmp_path / "adata.h5ad")
-    paths = report.write(stored, HISTORY, tmp_path, ReportConfig(n_top_genes=5), seed=5)
+    config = ReportConfig(n_top_genes=5, pdf=False)
+    paths = report.write(stored, HISTORY, tmp_path, config, seed=5)
     # maps were stored, so the seed moves nothing
     assert paths[-1].read_text(encoding="utf-8") == html
 
@@ -268,7 +269,7 @@ def test_without_labels_history_scores_or_split(tmp_path):
     adata.obsm["X_umap_counts"] = adata.obsm["X_umap_topics"] = adata.obsm["X_lda"].to_numpy()[
         :, :2
     ]
-    paths = report.write(adata, [], tmp_path, ReportConfig(), seed=0)
+    paths = report.write(adata, [], tmp_path, ReportConfig(pdf=False), seed=0)
     names = {path.stem for path in paths}
     assert not names & {"umap_counts_labels", "umap_topics_labels", "training_curves"}
     text = Tags(paths[-1].read_text(encoding="utf-8")).text
@@ -282,7 +283,7 @@ def test_page_of_four_thousand_cells_is_small(tmp_path):
     adata.obs["leiden"] = pd.Categorical(rng.integers(0, 15, 4000).astype(str))
     for space in ("counts", "topics"):
         adata.obsm[f"X_umap_{space}"] = rng.normal(size=(4000, 2))
-    *_, html = report.write(adata, HISTORY, tmp_path, ReportConfig(), seed=0)
+    *_, html = report.write(adata, HISTORY, tmp_path, ReportConfig(pdf=False), seed=0)
     assert html.stat().st_size < 5e6
 
 

@@ -15,8 +15,9 @@ from topicell.config import (
     TrainConfig,
 )
 from topicell.data.preprocessing import held_in_memory
+from topicell.evaluation.estimates import difference
 from topicell.run import run
-from topicell.sweep.selection import STABILITY, Kind, difference, points, select
+from topicell.sweep.selection import STABILITY, Kind, points, select
 from topicell.sweep.trials import PERPLEXITY, TOPICS, Trial
 from topicell.tracking.runs import open_tracker
 

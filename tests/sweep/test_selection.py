@@ -14,15 +14,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from topicell.sweep.selection import (
-    STABILITY,
-    Estimate,
-    Kind,
-    difference,
-    estimate,
-    points,
-    select,
-)
+from topicell.evaluation.estimates import Estimate, difference, estimate
+from topicell.sweep.selection import STABILITY, Kind, points, select
 from topicell.sweep.trials import PERPLEXITY, TOPICS, Trial
 
 NPMI = "topics/coherence_npmi"

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["add_differential_expression", "require_enough_cells", "require_gene_sets", "write"]
 
-PICTURE = "figures/umap_counts_topics.png"
+MAIN_FIGURE = "umap_counts_topics"
 """The figure that says most of a run."""
+PICTURE = "figures/preview"
+"""The same, small enough for a description in MLflow, which shows pictures as large as they are."""
 
 
 def require_enough_cells(adata: AnnData) -> None:
@@ -107,8 +109,7 @@ def write(
 
     Returns
     -------
-    The files written: figures as png and pdf, ``topics/enrichment.csv`` if gene sets are given, and
-    the page last.
+    The files written: figures, ``topics/enrichment.csv`` if gene sets are given, and the page last.
     """
     from topicell.report.embedding import embed_counts, embed_topics
     from topicell.report.figure_set import drawn
@@ -139,7 +140,9 @@ def write(
     page = directory / "report.html"
     page.write_text(render(adata, history, images, config.n_top_genes, sets), encoding="utf-8")
     for name, figure in figures.items():
-        paths += save(figure, directory / "figures" / name, config.dpi)
+        paths += save(figure, directory / "figures" / name, config.dpi, pdf=config.pdf)
+    first = figures[MAIN_FIGURE]
+    paths += save(first, directory / PICTURE, int(600 / first.get_figwidth()), pdf=False)
     return [*paths, page]
 
 

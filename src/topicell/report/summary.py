@@ -26,12 +26,7 @@ def summary(adata: AnnData) -> str:
     scores = json.loads(run["scores"])
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
-    lines = [f"**{theta_NK.shape[1]} topics in {run['data']}** ({adata.n_obs:,} cells)", ""]
-    lines += ["| score | value | |", "|---|---|---|"]
-    for name in HEADLINES:
-        if name in scores:
-            title, meaning = SCORES[name]
-            lines.append(f"| {title} | {number(scores[name])} | {meaning} |")
+    shown = [name for name in HEADLINES if name in scores]
     found = cautions(
         theta_NK,
         beta_KG,
@@ -39,5 +34,13 @@ def summary(adata: AnnData) -> str:
         run.get("topic_support"),
         adata.var_names,
     )
-    lines += ["", *(f"- {heading}" for heading, _ in found)]
+    # MLflow folds all but the first lines away: what matters stands first, its meaning below.
+    lines = [
+        f"**{theta_NK.shape[1]} topics in {run['data']}** ({adata.n_obs:,} cells): "
+        + ", ".join(f"{SCORES[name][0]} {number(scores[name])}" for name in shown),
+        "",
+        *(f"- {heading}" for heading, _ in found),
+        "",
+        *(f"*{SCORES[name][0]}*: {SCORES[name][1]}  " for name in shown),
+    ]
     return "\n".join(lines) + "\n"

@@ -203,7 +203,7 @@ class CellMap {
       canvas.height = Math.round(height * ratio);
     }
     gl.viewport(0, 0, canvas.width, canvas.height);
-    gl.clearColor(...rgb(dark() ? "#1e2229" : "#ffffff").map((value) => value / 255), 1);
+    gl.clearColor(...rgb(dark() ? "#14171c" : "#ffffff").map((value) => value / 255), 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     const [x, y] = [(2 * this.scale) / width, (2 * this.scale) / height];
     gl.uniform4f(this.at.view, x, y, -x * this.center[0], -y * this.center[1]);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import shlex
 from collections import Counter
@@ -12,14 +11,12 @@ from typing import Any
 
 import topicell.report
 from topicell.config import without_password
+from topicell.evaluation.estimates import Estimate, difference, estimate
 from topicell.sweep.selection import (
     MEASURES,
-    Estimate,
     Kind,
     Point,
     Verdict,
-    difference,
-    estimate,
     points,
 )
 from topicell.sweep.trials import PERPLEXITY, TOPICS, Sweep, Trial
@@ -64,8 +61,10 @@ FIGURES = {
 """Caption and alternative text of each figure, in the order of the page."""
 
 
-def write(sweep: Sweep, verdict: Verdict, directory: Path, dpi: int = 120) -> list[Path]:
-    """Write ``report.html`` and ``figures/*.png``.
+def write(
+    sweep: Sweep, verdict: Verdict, directory: Path, dpi: int = 150, *, pdf: bool = True
+) -> list[Path]:
+    """Write ``report.html``, and ``figures/`` as PNG and PDF.
 
     Parameters
     ----------
@@ -77,24 +76,26 @@ def write(sweep: Sweep, verdict: Verdict, directory: Path, dpi: int = 120) -> li
         Where to write; made if need be.
     dpi
         Resolution of the figures.
+    pdf
+        Whether to write them as PDF too.
 
     Returns
     -------
     The files written: the figures, and the page last.
     """
     (directory / "figures").mkdir(parents=True, exist_ok=True)
+    from topicell.report.figures import as_svg, save
+
     paths, images = [], {}
     for name, figure in _figures(sweep, verdict).items():
-        path = directory / "figures" / f"{name}.png"
-        figure.savefig(path, dpi=dpi)
-        images[name] = path.read_bytes()
-        paths.append(path)
+        images[name] = as_svg(figure, name)
+        paths += save(figure, directory / "figures" / name, dpi, pdf=pdf)
     page = directory / "report.html"
     page.write_text(render(sweep, verdict, images), encoding="utf-8")
     return [*paths, page]
 
 
-def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, bytes]) -> str:
+def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
     """The report of a sweep as one HTML page, with its images inside.
 
     Parameters
@@ -104,9 +105,10 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, bytes]) -> str:
     verdict
         The verdict on them.
     figures
-        PNG images by the names of `FIGURES`.
+        SVG by the names of `FIGURES`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     measured = points(sweep.trials)
     states = Counter(trial.state for trial in sweep.trials)
@@ -143,10 +145,7 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, bytes]) -> str:
                 "name": name,
                 "caption": caption,
                 "alt": alt.format(**counts),
-                "data": base64.b64encode(figures[name]).decode(),
-                # a PNG begins with 16 fixed bytes and its size: the page does not jump
-                "width": int.from_bytes(figures[name][16:20]),
-                "height": int.from_bytes(figures[name][20:24]),
+                "svg": Markup(figures[name]),
             }
             for name, (caption, alt) in FIGURES.items()
             if name in figures

@@ -20,6 +20,7 @@ from enum import Enum
 
 import numpy as np
 
+from topicell.evaluation.estimates import BySplit, Estimate, difference, estimate
 from topicell.sweep.trials import PERPLEXITY, Trial
 
 STABILITY = "topics/stability"
@@ -36,8 +37,6 @@ WIDE = 0.5
 FEW = 3
 """Of fewer numbers of topics there is no curve."""
 
-BySplit = Mapping[str, Sequence[float]]
-
 
 class Kind(Enum):
     """What the perplexities of the numbers of topics look like."""
@@ -46,14 +45,6 @@ class Kind(Enum):
     plateau = "plateau"
     edge = "best at the edge of the range"
     none = "no clear optimum"
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over splits and replicates, and its standard error (NaN of a single value)."""
-
-    mean: float
-    se: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,38 +89,6 @@ class Verdict:
     trial: int | None
     sentence: str
     cautions: tuple[str, ...] = ()
-
-
-def estimate(by_split: BySplit) -> Estimate:
-    """Mean over splits of the mean over replicates, and its standard error.
-
-    Over splits where there are several; else over replicates, which leaves out how hard the
-    split is.
-    """
-    means = [float(np.mean(values)) for values in by_split.values()]
-    if len(means) > 1:
-        return Estimate(float(np.mean(means)), _standard_error(means))
-    (values,) = by_split.values()
-    return Estimate(means[0], _standard_error(values))
-
-
-def difference(a: BySplit, b: BySplit) -> Estimate:
-    """Mean of a − b on the splits that they share, and its standard error.
-
-    The error is the larger of two: over splits, of the difference of the means over replicates;
-    and of the replicates within splits. With few splits the first is small by chance now and
-    then, and the second knows nothing of which cells are held out. Without a shared split the
-    errors of both means are added in squares.
-    """
-    shared = [split for split in a if split in b]
-    if not shared:
-        of_a, of_b = estimate(a), estimate(b)
-        return Estimate(of_a.mean - of_b.mean, math.hypot(of_a.se, of_b.se))
-    differences = [float(np.mean(a[split]) - np.mean(b[split])) for split in shared]
-    within = [math.hypot(_standard_error(a[split]), _standard_error(b[split])) for split in shared]
-    errors = [_standard_error(differences), float(np.sqrt(np.sum(np.square(within)))) / len(shared)]
-    known = [error for error in errors if not math.isnan(error)]
-    return Estimate(float(np.mean(differences)), max(known, default=math.nan))
 
 
 def points(trials: Sequence[Trial]) -> list[Point]:
@@ -324,9 +283,3 @@ def _shown(value: float) -> str:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return math.nan
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))

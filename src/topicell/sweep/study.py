@@ -34,8 +34,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from topicell.config import InputError, Pruner, Sampler, SweepConfig, without_password
+from topicell.evaluation.estimates import difference
 from topicell.sweep.locks import Locks, locks_of
-from topicell.sweep.selection import difference
 from topicell.sweep.trials import PERPLEXITY, Trial
 
 log = logging.getLogger(__name__)

@@ -133,7 +133,7 @@ class RunFolder:
 
     def log_summary(self, text: str, picture: str) -> None:
         """Write ``summary.md``."""
-        shown = f"\n![]({picture})\n" if picture else ""
+        shown = f"\n![The topics on a map of the cells]({picture})\n" if picture else ""
         (self.directory / "summary.md").write_text(text + shown)
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
@@ -228,7 +228,7 @@ class MLflowRun:
         """Make it the description of the run; the server gives out the picture."""
         self.folder.log_summary(text, picture)
         where = urlencode({"path": picture, "run_uuid": self.run_id})
-        shown = f"\n![](get-artifact?{where})\n" if picture else ""
+        shown = f"\n![The topics on a map of the cells](get-artifact?{where})\n" if picture else ""
         self._attempt(
             "describe the run",
             lambda: self._client.set_tag(self.run_id, "mlflow.note.content", text + shown),

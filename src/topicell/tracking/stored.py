@@ -22,10 +22,10 @@ def kind_of(run: str, config: TrackingConfig) -> str:
 
     What is not found is called a run: `fetch_run` says what is wrong with it.
     """
-    from mlflow.exceptions import MlflowException
-
     if Path(run).is_dir():
         return "sweep" if (Path(run) / "sweep.json").exists() else "run"
+    from mlflow.exceptions import MlflowException
+
     require_store(config)
     try:
         return str(client(config).get_run(run).data.tags.get("topicell.kind", "run"))
@@ -54,10 +54,10 @@ def fetch_run(
     InputError
         There is no such run, it lacks an artifact, or the store cannot be reached.
     """
-    from mlflow.exceptions import MlflowException
-
     folder, run_id = Path(run), ""
     if not folder.is_dir():
+        from mlflow.exceptions import MlflowException
+
         require_store(config)
         store = client(config)
         folder, run_id = destination, run

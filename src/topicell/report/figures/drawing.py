@@ -18,8 +18,10 @@ import pandas as pd
 from matplotlib import patheffects, rcParams
 from matplotlib.colors import LinearSegmentedColormap, hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
+from matplotlib.textpath import TextToPath
 from matplotlib.transforms import ScaledTranslation
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ THEME = {
     "#c8ced4": "var(--line,#c8ced4)",
     "#d8dce0": "var(--line,#d8dce0)",
     "#ffffff": "var(--page,#fff)",
+    PAPER: f"var(--paper,{PAPER})",
 }
 """Inks that mean no data, and the variables of a page with a light and a dark theme."""
 SVG_DPI = 150
@@ -76,7 +79,7 @@ CATEGORIES = [
 # fmt: on
 
 PROPORTION = LinearSegmentedColormap.from_list(
-    "proportion", ["#e7e7ea", "#c5cbe3", "#8fb3d9", "#4a8fc0", "#2a5f9e", "#23336b", "#120d32"]
+    "proportion", ["#e7e7ea", "#cad1e6", "#9dbbdd", "#619bcb", "#3a78b5", "#2b5ba4", "#23408f"]
 )
 DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", ["#2562a6", "#5f97cb", "#a9c8e4", "#ececef", "#f2bb9f", "#dc7f58", "#b3401f"]
@@ -105,7 +108,7 @@ def category_colors(n: int) -> list[str]:
     return CATEGORIES[:n] + _further_colors(n - len(CATEGORIES), saturation=0.15)
 
 
-def save(figure: Figure, stem: Path, dpi: int) -> list[Path]:
+def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path]:
     """Write a figure as PNG, and as PDF with its fonts embedded.
 
     Parameters
@@ -116,23 +119,27 @@ def save(figure: Figure, stem: Path, dpi: int) -> list[Path]:
         Where to, without the ending.
     dpi
         Resolution; in the PDF, of the points of maps alone.
+    pdf
+        Whether to write the PDF.
 
     Returns
     -------
-    Both files. The same input gives the same bytes.
+    The files. The same input gives the same bytes.
     """
-    png, pdf = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
-    figure.savefig(png, dpi=dpi)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")[: 1 + pdf]]
     with _settings({"pdf.fonttype": 42}):
-        figure.savefig(pdf, dpi=dpi, metadata={"CreationDate": None})
-    return [png, pdf]
+        for path in paths:
+            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+            figure.savefig(path, dpi=dpi, metadata=metadata)
+    return paths
 
 
 def as_svg(figure: Figure, name: str) -> str:
     """A figure as an ``<svg>`` element of a page, in the colours and the font of the page.
 
     It has no ground of its own, takes ``--ink``, ``--soft``, ``--line`` and ``--page`` from the
-    page where these are set, and shrinks with it. The same input gives the same text.
+    page where these are set, and shrinks with it; ``--paper`` is the ground of panels whose
+    colours need a light one. The same input gives the same text.
 
     Parameters
     ----------
@@ -170,7 +177,10 @@ def as_svg(figure: Figure, name: str) -> str:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """A white figure of so many inches, its heading at the upper left."""
+    """A white figure of so many inches, its heading at the upper left; wider if that is longer."""
+    font = FontProperties(size=LARGE, weight="bold")
+    points, _, _ = TextToPath().get_text_width_height_descent(title, font, ismath=False)
+    width = max(width, points / 72 / 0.97 + 0.05)
     layout = ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07)
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     figure.suptitle(
@@ -355,9 +365,10 @@ def _for_page(root: ElementTree.Element, name: str) -> None:
     width = float(root.attrib.pop("width").removesuffix("pt")) * 96 / 72
     del root.attrib["height"], root.attrib["version"]
     root.set("xmlns", "http://www.w3.org/2000/svg")
-    root.set("role", "img")
+    root.set("aria-hidden", "true")  # the page says what it shows
     root.set("width", "100%")
-    root.set("style", f"max-width:{width:.0f}px;stroke-linejoin:round;stroke-linecap:butt")
+    style = "white-space:pre;stroke-linejoin:round;stroke-linecap:butt"
+    root.set("style", f"max-width:{width:.0f}px;{style}")
 
 
 def _is_ground(group: ElementTree.Element) -> bool:

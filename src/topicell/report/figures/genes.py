@@ -21,7 +21,6 @@ from matplotlib.transforms import ScaledTranslation
 from topicell.report.figures.drawing import (
     DIVERGING,
     FAINT,
-    GRID,
     INK,
     NORMAL,
     PAPER,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 WIDEST = 50
 """Genes side by side; more go on below."""
 MANY = 900
-"""More dots or squares of a panel are drawn as a picture, or a page with them would be slow."""
+"""More squares of a panel are drawn as a picture, or a page with them would be slow."""
 DOT = 90
 """Area of the dot of a gene that all cells express, square points."""
 
@@ -100,8 +99,8 @@ def top_genes_dots(
 ) -> Figure:
     """Leading genes against topics: a dot is the larger the more of the topic's cells express it.
 
-    The colour is the proportion of the gene in the topic, relative to the topic that has most of
-    it.
+    The share of the cells is rounded up to 5 %. The colour is the proportion of the gene in the
+    topic, relative to the topic that has most of it.
 
     Parameters
     ----------
@@ -121,22 +120,24 @@ def top_genes_dots(
     scaled_KT = proportion_KT / np.where(greatest_T > 0, greatest_T, 1)
 
     def draw(axes: Axes, genes: slice) -> None:
-        share = np.nan_to_num(expressed_KT[:, genes])
-        topic, gene = np.indices(share.shape)
-        axes.grid(True, color=GRID, linewidth=0.7)
+        axes.set_facecolor(PAPER)  # with its own inks, as it stays light
+        axes.grid(True, color="#e5e8eb", linewidth=0.7)
         axes.set_axisbelow(True)
-        axes.scatter(
-            gene.ravel(),
-            topic.ravel(),
-            s=DOT * share.ravel(),
-            c=scaled_KT[:, genes].ravel(),
-            cmap=PROPORTION,
-            vmin=0,
-            vmax=1,
-            edgecolors=FAINT,
-            linewidths=0.4,
-            rasterized=share.size > MANY,
-        )
+        # Dots of one size are drawn at once: an SVG then holds their outline once.
+        size = np.ceil(20 * np.nan_to_num(expressed_KT[:, genes])) / 20
+        for share in np.unique(size[size > 0]):
+            topic, gene = np.nonzero(size == share)
+            axes.scatter(
+                gene,
+                topic,
+                s=DOT * share,
+                c=scaled_KT[:, genes][topic, gene],
+                cmap=PROPORTION,
+                vmin=0,
+                vmax=1,
+                edgecolors="#868e98",
+                linewidths=0.4,
+            )
 
     empty = [" (no cells)" if np.isnan(row).all() else "" for row in expressed_KT]
     figure, panels = _genes_by_topics(names_T, empty, title, topic_of_T, draw, foot=1.1)
@@ -204,7 +205,7 @@ def top_genes_heatmap(
     figure, panels = _genes_by_topics(
         names_T, [""] * len(proportion_KT), title, topic_of_T, draw, foot=0.6
     )
-    bar_ends = "both" if np.nanmax(np.abs(value_KT), initial=0) > 4 else "neither"
+    bar_ends = "both" if np.nan_to_num(np.abs(value_KT)).max(initial=0) > 4 else "neither"
     _gene_bar(figure, panels, DIVERGING, norm, "log2 of proportion / mean", extend=bar_ends)
     return figure
 
@@ -311,10 +312,12 @@ def _genes_by_topics(
     n_panels = max(-(-n_genes // WIDEST), 1)
     per_panel = -(-n_genes // n_panels)
     names = [short(name, 16) for name in names_T]
-    longest = max(len(name) for name in names)
+    longest = max((len(name) for name in names), default=1)
     panel_height = 0.2 * n_topics + 0.075 * longest + 0.25
     height = panel_height * n_panels + foot + 0.45
     figure = new_figure(max(0.2 * per_panel + 1.2, 4.2), height, title)
+    # a column has the same width in every figure, and in every panel
+    n_columns = int((figure.get_figwidth() - 1.2) / 0.2 + 0.01)
     panels = list(figure.subplots(n_panels, 1, squeeze=False).ravel())
     colors = topic_colors(n_topics)
     topics = [f"Topic {topic}{remark}" for topic, remark in enumerate(remarks_K)]
@@ -327,8 +330,7 @@ def _genes_by_topics(
             range(n_here), names[genes], rotation=90, fontsize=SMALL, color=INK, parse_math=False
         )
         axes.tick_params(axis="x", length=0)
-        # a column is as wide in every panel, also in the last, which may have fewer
-        axes.set_xlim(-0.5, per_panel - 0.5)
+        axes.set_xlim(-0.5, n_columns - 0.5)
         axes.set_ylim(n_topics - 0.5, -0.5)
         axes.set_aspect("equal")
         axes.set_anchor("NW")

@@ -104,10 +104,10 @@ def umap_by_value(
     """
     value_N = np.asarray(value_N, dtype=float)
     known_N = np.isfinite(value_N)
-    known = value_N[known_N] if known_N.any() else np.zeros(1)
-    low = min(0.0, float(known.min()))
-    high = float(np.quantile(known, 0.998))
-    high = high if high > low else float(known.max())
+    known = np.sort(value_N[known_N]) if known_N.any() else np.zeros(1)
+    low = min(0.0, float(known[0]))
+    high = float(known[-1 - len(known) // 500])
+    high = high if high > low else float(known[-1])
     norm = Normalize(low, high if high > low else low + 1)
 
     figure = new_figure(6.0, 5.2, title)
@@ -123,7 +123,7 @@ def umap_by_value(
             axes.scatter(x, y, s=size, linewidths=0, rasterized=True, **style)
     _bare_map(axes, PAPER)
     _name_axes(axes)
-    extend = "max" if known.max() > norm.vmax else "neither"
+    extend = "max" if known[-1] > high else "neither"
     value_bar(
         figure, ScalarMappable(norm, PROPORTION), axes, unit, shrink=0.5, aspect=18, extend=extend
     )

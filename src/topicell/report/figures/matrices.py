@@ -54,7 +54,7 @@ def topic_correlation(theta_NK: np.ndarray) -> Figure:
     # what rounding leaves of a constant is none
     norm_K[norm_K <= 1e-9 * np.sqrt(len(theta_NK))] = np.nan
     value_KK = (centred_NK / norm_K).T @ (centred_NK / norm_K)
-    strongest = np.nanmax(np.abs(_off_diagonal(value_KK)), initial=0.1)
+    strongest = np.nan_to_num(np.abs(_off_diagonal(value_KK))).max(initial=0.1)
     return _topics_by_topics(
         value_KK,
         "Correlation of topics over cells",
@@ -85,7 +85,9 @@ def topic_similarity(beta_KG: np.ndarray) -> Figure:
     )
 
 
-def topic_by_label(theta_NK: np.ndarray, labels: Sequence[Any]) -> Figure:
+def topic_by_label(
+    theta_NK: np.ndarray, labels: Sequence[Any], title: str = "Topics by label"
+) -> Figure:
     """Mean proportion of each topic in the cells of each label.
 
     Labels stand in the order of a tree, topics in the order of the labels that have most of them,
@@ -97,9 +99,12 @@ def topic_by_label(theta_NK: np.ndarray, labels: Sequence[Any]) -> Figure:
         Topic proportions of the cells.
     labels
         Label of each cell; missing ones are allowed.
+    title
+        Heading of the figure.
     """
     codes_N, names = category_codes(labels)
-    mean_LK = np.array([theta_NK[codes_N == code].mean(axis=0) for code in range(len(names))])
+    means = [theta_NK[codes_N == code].mean(axis=0) for code in range(len(names))]
+    mean_LK = np.array(means).reshape(-1, theta_NK.shape[1])
     sizes = np.bincount(codes_N[codes_N >= 0], minlength=len(names))
     rows, columns = _along_diagonal(mean_LK)
     value_RC = mean_LK[rows]
@@ -114,7 +119,7 @@ def topic_by_label(theta_NK: np.ndarray, labels: Sequence[Any]) -> Figure:
         value_RC[:, columns],
         (entries, colors),
         _numbers(columns),
-        "Topics by label",
+        title,
         "mean proportion",
         PROPORTION,
         Normalize(0, value_RC.max()),
@@ -138,6 +143,11 @@ def stability_matrix(
     support_K
         In how many of the R replicates each topic was found.
 
+    Raises
+    ------
+    ValueError
+        There is no other replicate.
+
     Examples
     --------
     From the gene proportions of all replicates:
@@ -150,6 +160,8 @@ def stability_matrix(
     >>> figure = stability_matrix(cosine_RK, 1, support_K)
     """
     n_replicates, n_topics = cosine_RK.shape
+    if n_replicates < 2:
+        raise ValueError("cosine_RK has 1 replicate: none to compare it with, 2 are the least")
     others = [replicate for replicate in range(n_replicates) if replicate != shown]
     value_RC = cosine_RK[others]
     entries = [f"Replicate {replicate}" for replicate in others]
@@ -267,7 +279,7 @@ def _order_of_likeness(value_KK: np.ndarray) -> np.ndarray:
     n = len(value_KK)
     if n < 3:
         return np.arange(n)
-    apart = 1 - np.nan_to_num(value_KK)
+    apart = np.maximum(1 - np.nan_to_num(value_KK), 0)  # rounding may leave less
     pairs = apart[np.triu_indices(n, 1)]
     order: np.ndarray = leaves_list(linkage(pairs, "average", optimal_ordering=True))
     return order if order[0] < order[-1] else order[::-1]

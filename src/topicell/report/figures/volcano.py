@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from topicell.report.figures.drawing import (
@@ -117,7 +118,8 @@ def volcanoes(
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     panels = list(grid.ravel())
     drawn = [_coordinates(lfc_KG[k], p_KG[k], q_KG[k], max_q, min_lfc) for k in range(n_topics)]
-    limits = _limits(*(np.concatenate([values[i] for values in drawn]) for i in (0, 1)))
+    ends = np.array([_limits(x_G, y_G) for x_G, y_G, _ in drawn])
+    limits = (float(ends[:, 0].min()), float(ends[:, 1].max()), float(ends[:, 2].max()))
     beyond = False
     for topic, (axes, color) in enumerate(zip(panels, topic_colors(n_topics), strict=False)):
         beyond |= _draw(axes, *drawn[topic], color, limits, min_lfc, size=9)
@@ -201,7 +203,7 @@ def _draw(
                 linewidths=0,
                 rasterized=True,
             )
-    room = 0.05 * (right - left)
+    room = 0.07 * (right - left)
     axes.set_xlim(left - room, right + room)
     axes.set_ylim(-0.02 * top, 1.06 * top)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -242,7 +244,7 @@ def _name_genes(
             )
             for gene in named
         ]
-        boxes = [text.get_window_extent(renderer) for text in texts]
+        boxes = [Text.get_window_extent(text, renderer) for text in texts]  # without their lines
         size_M2 = np.array([(box.width, box.height) for box in boxes]).reshape(-1, 2) * inch
         point_M2 = axes.transData.transform(xy_G2[named]) * inch
         avoid_P2 = axes.transData.transform(xy_G2[differs_G]) * inch
@@ -266,14 +268,14 @@ def _places(
     A label covers no other label and no line from a label to its point, and as few points as it
     can; it stays inside the frame, and near. All lengths are points.
     """
-    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     directions = np.column_stack([np.cos(angles), np.sin(angles)])
     placed: list[tuple[np.ndarray, np.ndarray]] = []  # lower left and upper right corners
     lines = np.empty((0, 2))
     centres: list[np.ndarray | None] = []
     for point, size in zip(point_M2, size_M2, strict=True):
         best, least = None, math.inf
-        for distance in (4, 8, 13, 19, 26, 34, 44, 56, 70):
+        for distance in (4, 8, 13, 19, 26, 34, 44, 56, 70, 86, 104, 124):
             for direction in directions:
                 centre = point + direction * (distance + size / 2)
                 low, high = centre - size / 2 - 1, centre + size / 2 + 1

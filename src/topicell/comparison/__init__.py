@@ -1,0 +1,84 @@
+"""Stored runs side by side: ``topicell compare``.
+
+runs → rules → obstacles → scoring → matching: stored runs are read; what must be the same for a
+score to be compared; what the reader is told where it is not; values, differences and the best;
+topics that are the same. `compare` walks this way, and `topicell.report.compare` makes the page.
+"""
+
+from __future__ import annotations
+
+import string
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from topicell.comparison.matching import pair_topics
+from topicell.comparison.obstacles import cautions
+from topicell.comparison.runs import StoredRun, folder_of, parameters, read_run
+from topicell.comparison.scoring import scores
+from topicell.config import InputError, TrackingConfig
+from topicell.report.compare import Comparison
+
+USAGE = "topicell compare runs=[RUN_ID,RUN_ID] (run ids of MLflow or run folders)"
+LETTERS = string.ascii_uppercase
+
+
+def compare(runs: Sequence[str], labels: Sequence[str], tracking: TrackingConfig) -> Comparison:
+    """Read stored runs and set them side by side.
+
+    Parameters
+    ----------
+    runs
+        MLflow run ids and run folders.
+    labels
+        What to call them; without, runs keep their own names.
+    tracking
+        The store of the run ids.
+
+    Raises
+    ------
+    InputError
+        Fewer than two runs, one of them twice, or what is no run, or did not end.
+    """
+    if len(runs) < 2:
+        raise InputError(f"runs: {len(runs)} given, and a comparison needs two or more: {USAGE}")
+    if len(runs) > len(LETTERS):
+        raise InputError(f"runs: {len(runs)} given, and a page takes {len(LETTERS)} at most")
+    if labels and len(labels) != len(runs):
+        raise InputError(f"labels: {len(labels)} given for {len(runs)} runs; give each run one")
+    stored: list[StoredRun] = []
+    known: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for place, run in enumerate(runs):
+            folder = folder_of(run, tracking, Path(scratch) / str(place))
+            try:
+                read = read_run(folder, run, LETTERS[place], labels[place] if labels else "")
+            except (OSError, KeyError, ValueError) as error:
+                what = str(error).partition("\n")[0]
+                raise InputError(
+                    f"runs: {run!r} cannot be read ({type(error).__name__}: {what}); is it a run, "
+                    "and whole?"
+                ) from error
+            for name in filter(None, (read.side.run_id, str(folder.resolve()))):
+                if name in known:
+                    raise InputError(f"runs: {known[name]!r} and {run!r} are the same run")
+                known[name] = run
+            stored.append(read)
+    return Comparison(
+        sides=tuple(run.side for run in stored),
+        cautions=tuple(cautions(stored)),
+        parameters=parameters([run.config for run in stored]),
+        scores=tuple(scores(stored)),
+        pairings=tuple(pair_topics(stored[0], other) for other in stored[1:]),
+        version=version("topicell"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def folder_name(runs: Sequence[str]) -> str:
+    """The folder of a comparison that was given none: ``compare-A-B``, from the runs' own names."""
+    names = [Path(run).resolve().name[:20] if Path(run).is_dir() else run[:8] for run in runs]
+    more = [f"and-{len(names) - 4}-more"] if len(names) > 4 else []
+    return "-".join(["compare", *names[:4], *more])

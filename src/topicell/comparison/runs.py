@@ -1,0 +1,210 @@
+"""Stored runs, as far as they are compared: found, read, and their settings as text.
+
+Shape suffixes: N cells, K topics, G genes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from topicell.config import InputError, TrackingConfig, dotted
+from topicell.evaluation.estimates import BySplit
+from topicell.report.compare import Side
+from topicell.tracking.stored import (
+    PARENT_KINDS,
+    fetch_run,
+    kind_of,
+    read_metrics,
+    read_scores,
+)
+
+ARTIFACTS = ("adata.h5ad", "config.yaml", "metrics.jsonl", "model", "scores.csv")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredRun:
+    """What a run folder holds, as far as runs are compared by it."""
+
+    side: Side
+    config: Mapping[str, Any]
+    """Every setting by its dotted name."""
+    source: tuple[str, str]
+    """Name of the data, sha256 of their source."""
+    prepared: str
+    """The sha256 of the counts, cells and genes that were modelled."""
+    device: str
+    values: Mapping[str, BySplit]
+    cells: pd.Index
+    genes: pd.Index
+    part_N: np.ndarray
+    """Part of each cell in the run's own split."""
+    labels_N: np.ndarray | None
+    theta_NK: np.ndarray
+    beta_KG: np.ndarray
+
+    @property
+    def letter(self) -> str:
+        """The run's letter."""
+        return self.side.letter
+
+
+def folder_of(run: str, tracking: TrackingConfig, scratch: Path) -> Path:
+    """The folder of a run: the one named, or a copy of what MLflow keeps.
+
+    Parameters
+    ----------
+    run
+        An MLflow run id, or the path of a run folder.
+    tracking
+        The store of the run ids; folders are read without a look at it.
+    scratch
+        Where the artifacts of an MLflow run are copied to.
+
+    Raises
+    ------
+    InputError
+        There is no such run, it holds several, or it lacks an artifact.
+    """
+    folder, kind = Path(run), kind_of(run, tracking)
+    page = f"`topicell report run={run}` for one page of them all"
+    if folder.is_dir():
+        if kind == "sweep":
+            raise InputError(
+                f"runs: {run!r} holds several runs; name the ones to compare, or {page}"
+            )
+        if any(folder.glob("*/adata.h5ad")) and not (folder / "adata.h5ad").exists():
+            raise InputError(f"runs: {run!r} holds several runs; name the ones to compare")
+    elif kind in PARENT_KINDS:
+        raise InputError(f"runs: {run!r} is the parent of a {kind}; name its runs, or {page}")
+    return fetch_run(run, tracking, scratch, ARTIFACTS)[0]
+
+
+def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRun:
+    """Read a run folder.
+
+    Parameters
+    ----------
+    folder
+        Where its artifacts are.
+    named
+        How it was asked for: its MLflow id, or its folder.
+    letter
+        What it is called on the page.
+    label
+        A name in place of its own.
+    """
+    import h5py
+    from anndata.io import read_elem
+
+    with h5py.File(folder / "adata.h5ad") as file:
+        obs, genes = read_elem(file["obs"]), read_elem(file["var"]).index
+        theta_NK = np.asarray(read_elem(file["obsm/X_lda"]), dtype=float)
+        beta_KG = np.asarray(read_elem(file["varm/lda_topics"]), dtype=float).T
+        about, source = read_elem(file["uns/topicell"]), read_elem(file["uns/topicell_source"])
+    config = json.loads(about["config"])
+    tags = _tags(folder / "config.yaml")
+    history, final = read_metrics(folder)
+    values: dict[str, BySplit] = dict(read_scores(folder / "scores.csv"))
+    for name, value in final.items():
+        # What has a mean or an error of its own is in scores.csv already.
+        if name not in values and name.rpartition("_")[0] not in values:
+            values[name] = {str(config["seed"]): [value]}
+    part_N = obs["split"].to_numpy(dtype=str) if "split" in obs else np.full(len(obs), "")
+    n_topics = len(beta_KG)
+    dirty = " with uncommitted changes" * (tags.get("topicell.git_dirty") == "true")
+    versions = json.loads((folder / "model" / "model.json").read_text())["versions"]
+    side = Side(
+        letter=letter,
+        name=label or config["tracking"]["run_name"] or _title(config, about["data"], n_topics),
+        data=_data(about["data"], obs.index, genes, part_N),
+        model=_model(config, n_topics, len(history)),
+        made=about["created"],
+        run_id=about["run_id"],
+        place=named if Path(named).is_dir() else "",
+        marks={
+            "data source": source["sha256"],
+            "data as modelled": tags["topicell.prepared_digest"],
+            "device": tags.get("device", ""),
+        },
+        versions={
+            "topicell": about["version"],
+            "commit": tags.get("topicell.git_commit", "")[:12] + dirty,
+            **{name: found for name, found in versions.items() if name != "topicell"},
+        },
+        history=history,
+    )
+    return StoredRun(
+        side=side,
+        config=dotted(config),
+        source=(about["data"], source["sha256"]),
+        prepared=side.marks["data as modelled"],
+        device=side.marks["device"],
+        values=values,
+        cells=obs.index,
+        genes=genes,
+        part_N=part_N,
+        labels_N=obs[about["label_key"]].to_numpy(dtype=str) if about["label_key"] else None,
+        theta_NK=theta_NK,
+        beta_KG=beta_KG,
+    )
+
+
+def _tags(path: Path) -> dict[str, str]:
+    """What the head of ``config.yaml`` says of the code, the device and the data."""
+    lines = path.read_text().splitlines()
+    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+
+
+def _title(config: Mapping[str, Any], data: str, n_topics: int) -> str:
+    if "theta" in config:
+        return f"{data}, topics of {Path(config['beta']).stem}"
+    kind = config["model"]["kind"]
+    own = "" if kind == "amortized_lda" else f"{kind}, "
+    return f"{data}, {own}{n_topics} topics, seed {config['seed']}"
+
+
+def _data(name: str, cells: pd.Index, genes: pd.Index, part_N: np.ndarray) -> str:
+    sizes = [(part, int((part_N == part).sum())) for part in ("train", "valid", "test")]
+    parts = ", ".join(f"{size:,} {part}" for part, size in sizes if size)
+    line = f"{name}: {len(cells):,} cells × {len(genes):,} genes"
+    return f"{line} ({parts})" if parts else line
+
+
+def _model(config: Mapping[str, Any], n_topics: int, n_epochs: int) -> str:
+    if "theta" in config:
+        return f"{n_topics} topics of {config['beta']}"
+    line = f"{config['model']['kind']}, {n_topics} topics"
+    for number, noun in (
+        (n_epochs, "epoch"),
+        (config["train"]["n_replicates"], "replicate"),
+        (config["evaluate"]["n_splits"], "split"),
+    ):
+        if number:
+            line += f", {number} {noun}{'s' * (number > 1)}"
+    return line
+
+
+def parameters(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str | None, ...]]:
+    """Every setting of the runs as text, one a run; None of a run that does not have it.
+
+    Parameters
+    ----------
+    configs
+        The settings of each run by their dotted names.
+    """
+    return {
+        name: tuple(as_text(config[name]) if name in config else None for config in configs)
+        for name in dict.fromkeys(name for config in configs for name in config)
+    }
+
+
+def as_text(value: Any) -> str:
+    """A setting as it is shown."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

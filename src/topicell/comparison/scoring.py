@@ -1,0 +1,75 @@
+"""The scores of runs side by side: their values, by how much they differ, and which is best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from topicell.comparison.obstacles import in_words
+from topicell.comparison.rules import rule, same_split, what_differs
+from topicell.comparison.runs import StoredRun
+from topicell.evaluation import estimates
+from topicell.evaluation.estimates import BySplit, estimate, standard_deviation
+from topicell.report.compare import MEANINGS, Difference, Score, Value
+
+
+def scores(runs: Sequence[StoredRun]) -> Iterator[Score]:
+    """Every score that a run has: its values, by how much they differ, and which is best."""
+    names = dict.fromkeys(name for run in runs for name in run.values)
+    for name in sorted(names, key=[*MEANINGS, *names].index):
+        having = [run for run in runs if name in run.values]
+        obstacle = what_differs(name, having)
+        compared = name in runs[0].values and not obstacle
+        yield Score(
+            name,
+            tuple(
+                summarized(
+                    run.values[name],
+                    _lead(name, run, runs[0]) if compared and run is not runs[0] else None,
+                )
+                if name in run.values
+                else None
+                for run in runs
+            ),
+            None if obstacle else _best(name, runs),
+            in_words(obstacle)[0].lower() if obstacle else "",
+        )
+
+
+def summarized(by_split: BySplit, against_first: Difference | None = None) -> Value:
+    """Mean over splits and replicates, and its error.
+
+    The standard error over splits where there are several. Of one split there is none, for which
+    cells are held out matters more than the random start: there the standard deviation over
+    replicates is given.
+    """
+    if len(by_split) > 1:
+        of_mean = estimate(by_split)
+        means = tuple(float(np.mean(values)) for values in by_split.values())
+        return Value(of_mean.mean, of_mean.se, "splits", means, against_first)
+    (values,) = by_split.values()
+    over = "replicates" if len(values) > 1 else ""
+    mean, sd = float(np.mean(values)), standard_deviation(values)
+    return Value(mean, sd, over, tuple(values), against_first)
+
+
+def difference(a: BySplit, b: BySplit, *, paired: bool) -> Difference:
+    """Mean of a − b, its standard error, and on how many splits of both, if they are paired."""
+    found = estimates.difference(a, b, paired=paired)
+    return Difference(found.mean, found.se, len(a.keys() & b.keys()) if paired else 0)
+
+
+def _lead(name: str, run: StoredRun, other: StoredRun) -> Difference:
+    return difference(run.values[name], other.values[name], paired=same_split(run, other, name))
+
+
+def _best(name: str, runs: Sequence[StoredRun]) -> int | None:
+    """The place of the run that is ahead of every other one by more than the error."""
+    sign, _ = rule(name)
+    having = [place for place, run in enumerate(runs) if name in run.values]
+    if sign == 0 or len(having) < 2:
+        return None
+    best = max(having, key=lambda place: sign * estimate(runs[place].values[name]).mean)
+    leads = [_lead(name, runs[best], runs[place]) for place in having if place != best]
+    return best if all(lead.clear and sign * lead.mean > 0 for lead in leads) else None
