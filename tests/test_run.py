@@ -18,6 +18,7 @@ from topicell.config import (
     InputError,
     ModelConfig,
     PreprocessConfig,
+    ReportConfig,
     RunConfig,
     TrackingConfig,
     TrainConfig,
@@ -252,7 +253,7 @@ def test_a_reader_of_the_artifacts_finds_the_reported_numbers(shipped):
 def test_the_page_opens_without_a_network(shipped):
     page = (shipped[1].directory / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
-    assert page.count("data:image/png;base64") == 10
+    assert "default-src 'none'" in page
 
 
 @pytest.mark.slow
@@ -263,6 +264,7 @@ def test_the_same_seed_gives_the_same_artifacts(tmp_path):
         model=ModelConfig(n_topics=4),
         train=TrainConfig(epochs=3, progress=False),
         tracking=TrackingConfig(enabled=False),
+        report=ReportConfig(pdf=False),
     )
     for name in ("a", "b"):
         run(config, open_tracker(config.tracking, tmp_path / name))
@@ -329,14 +331,14 @@ def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
     simulated.obs["leiden"] = simulated.obs["dominant_topic"]
     simulated.write_h5ad(tmp_path / "cells.h5ad")
     config = small(name="file", path=str(tmp_path / "cells.h5ad"), label_key="leiden")
-    config.report.enabled = True
+    config.report.enabled, config.report.pdf = True, False
     result = run(config, open_tracker(config.tracking, tmp_path / "run"))
     about = result.adata.uns["topicell"]
     assert about["label_key"] == "leiden_input"
     assert result.adata.obs["leiden_input"].tolist() == simulated.obs["leiden"].tolist()
     assert result.adata.obs["leiden"].tolist() != simulated.obs["leiden"].tolist()
     again = small(name="file", path=str(tmp_path / "run" / "adata.h5ad"))
-    again.report.enabled, again.seed = True, 1
+    again.report.enabled, again.report.pdf, again.seed = True, False, 1
     # A run on the cells of another: its maps and topics are made anew.
     second = run(again, open_tracker(again.tracking, tmp_path / "again")).adata
     assert not np.array_equal(second.obsm["X_umap_topics"], result.adata.obsm["X_umap_topics"])

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 SECONDS = 60
 """Longer than a page or the server takes on a machine that is shared."""
 GRID = [
+    "report.pdf=false",
     "model.n_topics=2,3",
     "data=simulated",
     "data.simulation.n_cells=150",
@@ -140,17 +141,16 @@ def test_a_run_is_described_by_scores_and_a_picture(runs, address, page):
     page.goto(run_page(address, child))
     page.get_by_text("Show more").first.click()
     note = child.data.tags["mlflow.note.content"]
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:3]] for line in note.splitlines() if "|" in line
-    ]
-    assert ["Perplexity", rows[2][1]] == rows[2]
-    for title, value in rows[2:]:
-        row = page.get_by_role("row").filter(has=page.get_by_role("cell", name=title, exact=True))
-        assert row.get_by_role("cell").nth(1).inner_text().strip() == value
+    assert note.startswith("**3 topics in simulated** (")
+    scores = note.splitlines()[0].partition("): ")[2].split(", ")
+    assert any(score.startswith("Perplexity ") for score in scores)
+    for score in scores:
+        page.get_by_text(score).first.wait_for()
     picture = page.locator("img[src^='get-artifact']")
     picture.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector(\"img[src^='get-artifact']\").complete")
-    assert picture.evaluate("image => image.naturalWidth") > 100
+    # MLflow shows it as large as it is.
+    assert 100 < picture.evaluate("image => image.naturalWidth") <= 600
 
 
 def test_the_report_works_inside(runs, address, page):

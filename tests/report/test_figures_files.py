@@ -156,6 +156,9 @@ def test_a_figure_is_saved_as_png_and_pdf(tmp_path):
     png, pdf = (path.read_bytes() for path in paths)
     assert png.startswith(b"\x89PNG")
     assert pdf.startswith(b"%PDF")
+    alone = figures.save(some_figures()["map"], tmp_path / "alone", dpi=50, pdf=False)
+    assert [path.name for path in tmp_path.glob("alone*")] == [path.name for path in alone]
+    assert [path.suffix for path in alone] == [".png"]
     assert int.from_bytes(png[16:20]) == int(50 * some_figures()["map"].get_figwidth())
 
 
@@ -218,7 +221,7 @@ def test_a_page_gets_one_element_that_scales(svgs):
     for name, svg in svgs.items():
         assert svg.startswith("<svg ")
         root = parsed(svg)
-        assert root.get("role") == "img"
+        assert root.get("aria-hidden") == "true"  # its place in the page has the words
         assert "height" not in root.attrib
         assert root.get("width") == "100%"
         _, _, width, height = map(float, root.get("viewBox").split())

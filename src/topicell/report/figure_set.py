@@ -69,7 +69,8 @@ def drawn(
             )
     groups = adata.obs["leiden"] if labels is None else labels
     yield "structure", figures.structure_plot(theta_NK, groups, seed)
-    yield "topic_by_label", figures.topic_by_label(theta_NK, groups)
+    by = "Leiden cluster" if labels is None else "label"
+    yield "topic_by_label", figures.topic_by_label(theta_NK, groups, f"Topics by {by}")
     yield from _of_genes(adata, theta_NK, beta_KG, config)
     if theta_NK.shape[1] > 1:
         yield "topic_correlation", figures.topic_correlation(theta_NK)

@@ -5,6 +5,7 @@ Every topic has one colour, `topic_colors`, in every figure, and every label and
 `save` and `as_svg` write them.
 """
 
+from topicell.report.figures.differential import volcano, volcanoes
 from topicell.report.figures.drawing import (
     MISSING,
     as_svg,
@@ -29,7 +30,6 @@ from topicell.report.figures.matrices import (
 from topicell.report.figures.thumbnail import thumbnail
 from topicell.report.figures.topics import structure_plot
 from topicell.report.figures.training import gap_histogram, training_curves
-from topicell.report.figures.volcano import volcano, volcanoes
 
 __all__ = [
     "MISSING",

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, AMBER, _, _, _, RED, WINE = topic_colors(7)
+BLUE, AMBER, _, _, _, RED = topic_colors(6)
+WINE = "#8f1d4f"
 GREY = "#8c959f"
 PANELS = {
     "valid/perplexity_folded": ("Perplexity of validation cells", "per count, lower is better"),
@@ -60,7 +61,7 @@ LEGEND: dict[str, Any] = {"fontsize": SMALL, "labelcolor": INK, "frameon": False
 
 # the lowest perplexity is the darkest; none so light that a line of it is lost on white
 _PERPLEXITY = LinearSegmentedColormap.from_list(
-    "perplexity", ["#120d32", "#2a5f9e", "#6fa3d0", "#c3ccd6"]
+    "perplexity", ["#2b3a93", "#2a5f9e", "#6fa3d0", "#c3ccd6"]
 )
 
 

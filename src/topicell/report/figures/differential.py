@@ -31,8 +31,8 @@ from topicell.report.figures.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DULL = "#a9b0b8"
-"""Genes that do not differ."""
+DULL = "#8a919999"
+"""Genes that do not differ: grey that a light page shows through, and a dark one."""
 
 
 def volcano(
