@@ -264,7 +264,7 @@ def test_the_same_seed_gives_the_same_artifacts(tmp_path):
         model=ModelConfig(n_topics=4),
         train=TrainConfig(epochs=3, progress=False),
         tracking=TrackingConfig(enabled=False),
-        report=ReportConfig(pdf=False),
+        report=ReportConfig(enabled=False),
     )
     for name in ("a", "b"):
         run(config, open_tracker(config.tracking, tmp_path / name))
@@ -339,8 +339,13 @@ def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
     assert result.adata.obs["leiden"].tolist() != simulated.obs["leiden"].tolist()
     again = small(name="file", path=str(tmp_path / "run" / "adata.h5ad"))
     again.report.enabled, again.report.pdf, again.seed = True, False, 1
-    # A run on the cells of another: its maps and topics are made anew.
+    again.evaluate.differential_expression = again.report.enabled = False
+    # A run on the cells of another: its maps and topics are made anew, and nothing is left over.
+    third = run(again, open_tracker(again.tracking, tmp_path / "third")).adata
+    assert [name for name in third.varm if name.startswith("lda_")] == ["lda_topics"]
+    again.evaluate.differential_expression = again.report.enabled = True
     second = run(again, open_tracker(again.tracking, tmp_path / "again")).adata
+    assert not np.array_equal(second.varm["lda_lfc"], result.adata.varm["lda_lfc"])
     assert not np.array_equal(second.obsm["X_umap_topics"], result.adata.obsm["X_umap_topics"])
 
 

@@ -372,6 +372,7 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
     import anndata
 
     from topicell import report
+    from topicell.report.tables import differential_table
     from topicell.tracking.stored import fetch_run, read_metrics
 
     folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("adata.h5ad", "metrics.jsonl"))
@@ -381,11 +382,26 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
         raise InputError(f"{folder / 'adata.h5ad'} was not written by a run")
     stored = json.loads(adata.uns["topicell"]["config"])
     config = _options(ReportCommand, arguments, {"report": stored["report"]}).report
+    asked_now = any(argument.startswith("report.gene_sets=") for argument in arguments)
+    stored_sets = config.gene_sets not in (None, "blood") and not asked_now
+    if stored_sets and not Path(config.gene_sets or "").is_file():
+        warnings.warn(
+            f"the run's own gene sets, {config.gene_sets}, are not here and are left out; "
+            "report.gene_sets=FILE names them",
+            stacklevel=2,
+        )
+        config.gene_sets = None
     report.require_gene_sets(adata, config)
     if any(getattr(config, knob) != stored["report"][knob] for knob in MAP_KNOBS):
         for name in ("X_umap_counts", "X_umap_topics"):
             adata.obsm.pop(name, None)
     _make(output)
+    if "lda_lfc" not in adata.varm and "counts" in adata.layers:
+        report.add_differential_expression(adata)
+        if "lda_lfc" in adata.varm:
+            (output / "topics").mkdir()
+            table = differential_table(adata)
+            table.to_csv(output / "topics" / "differential_expression.csv")
     report.write(adata, read_metrics(folder)[0], output, config, stored["seed"])
     return run_id, output
 
@@ -617,7 +633,8 @@ def _show_warning(
     message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
     # Only what we say to users is theirs to act on; warnings of libraries are for our tests.
-    if category is not UserWarning:
+    # Of matplotlib, that its font lacks a letter: the page has it, the files have a box.
+    if category is not UserWarning or str(message).startswith("Glyph "):
         return
     import logging
 

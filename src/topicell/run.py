@@ -268,14 +268,16 @@ def conclude(
         report.add_differential_expression(adata)
     folder = tracker.directory
     fit.save(folder / "model")
-    write_tables(fit, theta_RNK, beta_RKG, agreed, adata, folder)
-    write_scores(values, folder)
-    tracker.log_summary(summary(adata), f"{report.PICTURE}.png" if config.report.enabled else "")
     try:
+        write_tables(fit, theta_RNK, beta_RKG, agreed, adata, folder)
+        write_scores(values, folder)
+        tracker.log_summary(
+            summary(adata), f"{report.PICTURE}.png" if config.report.enabled else ""
+        )
         if config.report.enabled:
             report.write(adata, fit.history, folder, config.report, config.seed)
     finally:
-        # The cells outlive a report that fails.
+        # The cells outlive a table or a report that fails.
         adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
     return scores, values
 
@@ -424,6 +426,8 @@ def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
     adata.obs = adata.obs.drop(columns=stale)
     for name in ("X_umap_counts", "X_umap_topics"):
         adata.obsm.pop(name, None)
+    for name in [name for name in adata.varm if str(name).startswith("lda_")]:
+        del adata.varm[name]
     adata.obsm["X_lda"] = theta_NK
     for topic, proportion_N in enumerate(theta_NK.T):
         adata.obs[f"lda_topic_{topic}"] = proportion_N

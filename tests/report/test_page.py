@@ -112,6 +112,7 @@ def written(tmp_path_factory):
     )
     gap = np.random.default_rng(0).exponential(3.0, adata.n_obs)
     adata.obs["amortization_gap"] = np.where(np.arange(adata.n_obs) < 50, gap, np.nan)
+    report.add_differential_expression(adata)
     paths = report.write(adata, HISTORY, directory, ReportConfig(n_top_genes=5), seed=0)
     return adata, directory, paths
 
@@ -222,14 +223,34 @@ def test_tables_are_those_of_the_run(written, html):
     assert list(genes.index) == list(adata.var_names)
     np.testing.assert_allclose(genes, adata.varm["lda_topics"], rtol=1e-5, atol=1e-12)
     tests = table_of(html, "differential_expression")
-    assert len(tests) == 3 * adata.n_vars
-    of_one = tests.loc["topic_1"].set_index("gene")["log2_fold_change"]
-    np.testing.assert_allclose(
-        of_one.reindex(adata.var_names), adata.varm["lda_lfc"][:, 1], rtol=1e-5
-    )
-    assert tests.loc["topic_1"]["p"].is_monotonic_increasing
-    scores = table_of(html, "scores")["value"]
+    assert len(tests) == (adata.varm["lda_q"] < tables.FDR).sum() > 0
+    for topic, of_one in tests.groupby(level=0):
+        lfc_GK = pd.DataFrame(adata.varm["lda_lfc"], index=adata.var_names)
+        found = of_one.set_index("gene")["log2_fold_change"]
+        own = lfc_GK[int(topic.removeprefix("topic_"))]
+        np.testing.assert_allclose(found, own[found.index], rtol=1e-5)
+        assert of_one["p"].is_monotonic_increasing
+    scores = table_of(html, "score_summary")["value"]
     assert scores["test/perplexity_folded"] == pytest.approx(42.4242, rel=1e-5)
+
+
+def test_a_table_that_is_too_large_is_named(written, monkeypatch):
+    adata, _, _ = written
+    monkeypatch.setattr(page, "MAX_TABLE_VALUES", adata.n_obs * 3 - 1)
+    html = page.render(adata, HISTORY, {})
+    assert 'id="table-cell_topics"' not in html
+    assert "cell_topics.csv: cells × topics; too large for a page" in Tags(html).text
+
+
+@pytest.mark.filterwarnings("ignore:Glyph 31")
+def test_what_xml_does_not_know_and_very_many_groups_are_drawn(tmp_path):
+    adata = make_run(n_cells=200)
+    adata.obs["kind"] = pd.Categorical([f"group\x1f{i % 90}" for i in range(200)])
+    adata.obs["leiden"] = pd.Categorical(["0", "1"] * 100)
+    for space in ("counts", "topics"):
+        adata.obsm[f"X_umap_{space}"] = np.random.default_rng(0).normal(size=(200, 2))
+    *_, html = report.write(adata, [], tmp_path, ReportConfig(pdf=False), seed=0)
+    assert "31 other groups" in Tags(html.read_text(encoding="utf-8")).text
 
 
 def test_gene_sets(written, tmp_path):

@@ -20,7 +20,7 @@ RULES: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "fit/valid_elbo": (1, ("counts", "split")),
     "given/perplexity": (-1, ("counts",)),
     "given/elbo_given_topics": (1, ("counts", "topics")),
-    "topics/coherence": (1, ("counts", "evaluate.n_coherence_genes")),
+    "topics/coherence": (1, ("counts", "split", "evaluate.n_coherence_genes")),
     "topics/diversity": (1, ("counts", "evaluate.n_diversity_genes")),
     "topics/exclusivity": (1, ("counts",)),
     "topics/stability": (1, ("counts",)),

@@ -70,6 +70,8 @@ def add_differential_expression(adata: AnnData) -> None:
     from topicell.evaluation.differential import differential_expression
 
     theta_NK = np.asarray(adata.obsm["X_lda"])
+    if theta_NK.shape[1] < 2:
+        return
     try:
         found = differential_expression(adata.layers["counts"], theta_NK)
     except ValueError as error:
@@ -96,8 +98,8 @@ def write(
     ----------
     adata
         The run's cells × modelled genes: ``X`` log-normalised, ``obsm["X_lda"]``,
-        ``varm["lda_topics"]``, ``uns["topicell"]``. Maps, clusters and differential expression are
-        added to it, unless they are there.
+        ``varm["lda_topics"]``, ``uns["topicell"]``; differential expression is shown if it was
+        added. Maps and clusters are added, unless they are there.
     history
         Metrics of each epoch; figures that need it are left out if it is empty.
     directory
@@ -120,8 +122,6 @@ def write(
         embed_counts(adata, config, seed)
     if "X_umap_topics" not in adata.obsm:
         embed_topics(adata, config, seed)
-    if "lda_lfc" not in adata.varm and "counts" in adata.layers:
-        add_differential_expression(adata)
 
     directory = Path(directory)
     (directory / "figures").mkdir(parents=True, exist_ok=True)

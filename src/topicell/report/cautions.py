@@ -19,7 +19,7 @@ COMMON_COSINE = 0.9
 PRESENT = 0.05
 COMMON_SHARE = 0.8
 """...a proportion above `PRESENT` in more than this share of them, is a background."""
-HOUSEKEEPING = re.compile(r"^(RP[SL]P?\d|RPSA$|MT-|MTRNR|mt-|Rp[sl]p?\d)")
+HOUSEKEEPING = re.compile(r"^(RP[SL](?!6K)P?\d|RPSA$|MT-|MTRNR)", re.IGNORECASE)
 """Ribosomal proteins and mitochondrial transcripts, human and mouse."""
 HOUSEKEEPING_SHARE = 0.5
 """A topic with more than this share of its mass on such genes tells little of cell types."""

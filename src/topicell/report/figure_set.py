@@ -18,8 +18,21 @@ if TYPE_CHECKING:
 
 N_LEADING = 5
 """Most genes of a topic beside those of all others."""
+MAX_GROUPS = 60
+"""Groups of cells that a figure tells apart."""
 N_SIDE_BY_SIDE = 50
 """About how many genes stand side by side."""
+
+
+def folded(groups: pd.Series) -> Any:
+    """Groups of cells as figures can show them: of very many, the smallest become one."""
+    sizes = groups.value_counts()
+    sizes = sizes[sizes > 0]
+    if len(sizes) <= MAX_GROUPS:
+        return groups
+    small = sizes.index[MAX_GROUPS - 1 :]
+    names = groups.astype(object).where(~groups.isin(small), f"{len(small):,} other groups")
+    return names.where(groups.notna()).astype("category")
 
 
 def drawn(
@@ -47,7 +60,8 @@ def drawn(
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     label_key = adata.uns["topicell"]["label_key"]
-    labels = adata.obs[label_key] if label_key else None
+    labels = folded(adata.obs[label_key]) if label_key else None
+    clusters = folded(adata.obs["leiden"])
 
     for space in ("counts", "topics"):
         umap_N2 = np.asarray(adata.obsm[f"X_umap_{space}"])
@@ -59,7 +73,7 @@ def drawn(
         yield (
             f"umap_{space}_leiden",
             figures.umap_by_category(
-                umap_N2, adata.obs["leiden"], f"{title}, by Leiden cluster of the counts"
+                umap_N2, clusters, f"{title}, by Leiden cluster of the counts"
             ),
         )
         if labels is not None:
@@ -67,7 +81,7 @@ def drawn(
                 f"umap_{space}_labels",
                 figures.umap_by_category(umap_N2, labels, f"{title}, by label"),
             )
-    groups = adata.obs["leiden"] if labels is None else labels
+    groups = clusters if labels is None else labels
     yield "structure", figures.structure_plot(theta_NK, groups, seed)
     by = "Leiden cluster" if labels is None else "label"
     yield "topic_by_label", figures.topic_by_label(theta_NK, groups, f"Topics by {by}")

@@ -18,6 +18,7 @@ from topicell.config import dotted
 from topicell.evaluation import ranking
 from topicell.report import tables, viewer
 from topicell.report.cautions import cautions, dominance, limits
+from topicell.report.figure_set import folded
 from topicell.report.scores import HEADLINES, SCORES, number
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ RANKINGS = {
 """How genes can be ranked: heading and meaning."""
 N_LEADING_MAPPED = 100
 """Genes of each topic and ranking whose expression is kept before that of others."""
-MAX_TABLE_VALUES = 3_000_000
-"""Tables of more values than this are in the run folder alone."""
+MAX_TABLE_VALUES = 1_500_000
+"""A table of more values than this is in the run folder alone, and the page says so."""
 
 PACKAGES = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "scanpy", "umap-learn")
 
@@ -179,14 +180,20 @@ def render(
         rankings=RANKINGS,
         topics=_topics(adata, theta_NK, beta_KG, _n_replicates(config), n_genes, sets),
         tables=[
-            (name, meaning, viewer.compressed(table.to_csv(float_format="%.6g").encode()))
+            (name, meaning, _packed(table))
             for name, meaning, table in tables.of_page(adata, scores, sets)
-            if table.size <= MAX_TABLE_VALUES
         ],
         settings=[f"{key}={json.dumps(value)}" for key, value in dotted(config).items()],
         versions=_versions(),
     )
     return html
+
+
+def _packed(table: pd.DataFrame) -> str:
+    """A table for the page; nothing if it is too large."""
+    if table.size > MAX_TABLE_VALUES:
+        return ""
+    return viewer.compressed(table.to_csv(float_format="%.6g").encode())
 
 
 def environment() -> Any:
@@ -264,16 +271,15 @@ def _groupings(adata: AnnData) -> list[dict[str, Any]]:
     label_key = adata.uns["topicell"]["label_key"]
     columns = ([("Label", label_key)] if label_key else []) + [("Leiden cluster", "leiden")]
     for name, key in columns:
-        codes_N, names = figures.category_codes(adata.obs[key])
-        if len(names) < viewer.NO_CATEGORY:
-            found.append(
-                {
-                    "name": name,
-                    "names": names,
-                    "colors": figures.category_colors(len(names)),
-                    "codes": codes_N,
-                }
-            )
+        codes_N, names = figures.category_codes(folded(adata.obs[key]))
+        found.append(
+            {
+                "name": name,
+                "names": names,
+                "colors": figures.category_colors(len(names)),
+                "codes": codes_N,
+            }
+        )
     return [grouping for grouping in found if len(grouping["names"]) < viewer.NO_CATEGORY]
 
 

@@ -145,12 +145,13 @@ def of_page(
     cells = pd.DataFrame(np.asarray(adata.obsm["X_lda"]), index=adata.obs_names, columns=topics)
     yield "cell_topics", "cells × topics", cells.rename_axis("cell")
     if "lda_lfc" in adata.varm:
+        table = differential_table(adata)
         yield (
             "differential_expression",
-            "fold changes of every gene in every topic against its nearest topic",
-            differential_table(adata),
+            f"genes that differ in a topic from every other topic (q < {FDR:g}), with fold changes",
+            table[table["q"] < FDR],
         )
     if sets is not None:
         yield "enrichment", "gene sets among the leading genes", sets.set_index("topic")
     values = pd.DataFrame({"value": scores}).rename_axis("score")
-    yield "scores", "the scores below", values
+    yield "score_summary", "the scores above", values

@@ -16,6 +16,12 @@ const percent = (share) => {
 // MLflow shows the page in a sandbox, where links within a page and downloads are refused.
 const sandboxed = parent !== self && origin === "null";
 
+function chance(q) {
+  if (!Number.isFinite(q)) return "–";
+  if (q < 1e-30) return "< 1e−30";
+  return q < 1e-4 ? q.toExponential(0).replace("-", "−") : q.toPrecision(2);
+}
+
 async function unpack(id) {
   const text = atob($(id).textContent.trim());
   const bytes = new Uint8Array(text.length);
@@ -431,7 +437,7 @@ class Maps {
     const line = (text) => make("span", { textContent: text });
     const groups = cells.categories
       .map(({ name, names }, i) => [name, names[cells[`category_${i}`][cell]], i])
-      .filter(([, , i]) => i > 0)
+      .filter(([name]) => name !== "Dominant topic")
       .map(([name, value]) => line(`${name}: ${value ?? "none"}`));
     const topics = cells.topics
       .map((name, topic) => [name, cells.theta[topic * cells.n + cell] / 255])
@@ -507,8 +513,8 @@ class GeneSearch {
         ];
         if (lfc) {
           cellsOf.push(
-            make("td", { className: "number", textContent: lfc[topic].toFixed(2).replace("-", "−") }),
-            make("td", { className: "number", textContent: q[topic] < 1e-4 ? q[topic].toExponential(0).replace("-", "−") : q[topic].toPrecision(2) }),
+            make("td", { className: "number", textContent: Number.isFinite(lfc[topic]) ? lfc[topic].toFixed(2).replace("-", "−") : "–" }),
+            make("td", { className: "number", textContent: chance(q[topic]) }),
           );
         }
         return make("tr", {}, make("th", { scope: "row" }, swatch, cells.topics[topic]), ...cellsOf);
@@ -574,8 +580,9 @@ function links() {
   links();
   let maps;
   themes(() => maps?.repaint());
-  const cells = await readCells();
+  let cells;
   try {
+    cells = await readCells();
     maps = new Maps(cells);
     for (const button of document.querySelectorAll("button[data-topic]")) {
       button.hidden = false;
@@ -587,8 +594,9 @@ function links() {
     }
   } catch (error) {
     $("maps").classList.add("still");
-    $("map-said").textContent = `${error.message} The figures below show the same maps.`;
+    $("map-said").textContent = `${error.message} The figures below show the map by counts.`;
   }
-  new GeneSearch(cells, maps);
+  if (cells) new GeneSearch(cells, maps);
+  else $("gene-form").hidden = true;
   document.documentElement.dataset.ready = "true";
 })();

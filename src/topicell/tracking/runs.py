@@ -117,7 +117,7 @@ class RunFolder:
 
         lines = "".join(f"# {name}: {value}\n" for name, value in tags.items())
         text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
-        (self.directory / "config.yaml").write_text(lines + text)
+        (self.directory / "config.yaml").write_text(lines + text, encoding="utf-8")
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Append the input data to ``metrics.jsonl``, as its first line."""
@@ -134,7 +134,7 @@ class RunFolder:
     def log_summary(self, text: str, picture: str) -> None:
         """Write ``summary.md``."""
         shown = f"\n![The topics on a map of the cells]({picture})\n" if picture else ""
-        (self.directory / "summary.md").write_text(text + shown)
+        (self.directory / "summary.md").write_text(text + shown, encoding="utf-8")
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Append how the run ended."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.colorbar import Colorbar
 
 
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
 INK = "#24292f"
 FAINT = "#6e7781"
 LINE, GRID = "#b5bbc2", "#e9ecef"
@@ -171,7 +173,8 @@ def as_svg(figure: Figure, name: str) -> str:
         for text, effect, gid in effects:
             text.set_path_effects(effect)
             text.set_gid(gid)
-    root = ElementTree.fromstring(file.getvalue())
+    # Names may hold characters that XML does not know at all.
+    root = ElementTree.fromstring(NOT_XML.sub("", file.getvalue().decode()))
     _for_page(root, name)
     return ElementTree.tostring(root, encoding="unicode")
 
