@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from topicell.cli import main
 from topicell.config import ModelConfig, TrainConfig
 from topicell.model.counts import Counts
 from topicell.model.training import train
@@ -111,3 +112,19 @@ def topicell():
         )
 
     return command
+
+
+@pytest.fixture
+def run_here(capsys):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        hook = sys.unraisablehook
+        try:
+            with pytest.raises(SystemExit) as exit_:
+                main([*map(str, arguments)])
+        finally:
+            sys.unraisablehook = hook
+        return exit_.value.code, *capsys.readouterr()
+
+    return run

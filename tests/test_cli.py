@@ -16,7 +16,6 @@ import pytest
 import scipy.sparse as sp
 
 import topicell
-from topicell.cli import main
 from topicell.config import TrackingConfig
 from topicell.tracking.store import client, experiment_id
 
@@ -48,17 +47,6 @@ def counts_file(path, x=None, *, layers=None, names=None):
         adata.layers[name] = layer
     adata.write_h5ad(path)
     return path
-
-
-def run_here(capsys, *arguments):
-    """Run a command in this process: (exit code, standard error)."""
-    hook = sys.unraisablehook
-    try:
-        with pytest.raises(SystemExit) as exit_:
-            main([*map(str, arguments)])
-    finally:
-        sys.unraisablehook = hook
-    return exit_.value.code, capsys.readouterr().err
 
 
 def in_mlflow(**settings):
@@ -121,8 +109,8 @@ def test_help_imports_nothing_heavy():
     ],
     ids=lambda value: " ".join(value[:2] + value[-1:]) if isinstance(value, list) else "",
 )
-def test_bad_settings_end_with_code_2_and_one_line(arguments, words, capsys):
-    code, err = run_here(capsys, *arguments)
+def test_bad_settings_end_with_code_2_and_one_line(arguments, words, run_here):
+    code, _, err = run_here(*arguments)
     assert code == 2, err
     lines = [line for line in err.strip().splitlines() if not line.startswith("warning: ")]
     assert len(lines) == 1, err
@@ -145,11 +133,11 @@ def broken_files(folder):
     (folder / "a folder").mkdir()
 
 
-def test_paths_are_taken_literally(tmp_path, capsys):
+def test_paths_are_taken_literally(tmp_path, run_here):
     path = counts_file(tmp_path / "été, a=(1) – β.h5ad")
     settings = [setting for setting in SMALL if not setting.startswith("data")]
     settings += ["preprocess=all_genes", "tracking=off", "report=off"]
-    code, err = run_here(capsys, "train", "data=file", f"data.path={path}", *settings)
+    code, _, err = run_here("train", "data=file", f"data.path={path}", *settings)
     assert code == 0, err
 
 
@@ -172,9 +160,9 @@ def test_help_of_a_command_lists_its_settings(topicell):
         ("a folder", ["a folder"]),
     ],
 )
-def test_bad_files_end_with_code_2_and_leave_nothing_behind(file, words, tmp_path, capsys):
+def test_bad_files_end_with_code_2_and_leave_nothing_behind(file, words, tmp_path, run_here):
     broken_files(tmp_path)
-    code, err = run_here(capsys, "train", "data=file", f"data.path='{tmp_path / file}'")
+    code, _, err = run_here("train", "data=file", f"data.path='{tmp_path / file}'")
     assert code == 2, err
     assert len(err.strip().splitlines()) == 1, err
     for word in words:
@@ -194,36 +182,36 @@ def test_duplicate_names_and_few_genes_are_warned_of(tmp_path, topicell):
     assert "only 30 genes passed the filters" in answer.stderr
 
 
-def test_a_run_folder_is_never_written_over(capsys):
+def test_a_run_folder_is_never_written_over(run_here):
     settings = [*SMALL, "tracking=off", "report=off", "hydra.run.dir=here"]
-    assert run_here(capsys, "train", *settings)[0] == 0
+    assert run_here("train", *settings)[0] == 0
     paths = [Path("here/metrics.jsonl"), Path("here/adata.h5ad")]
     before = [path.stat().st_mtime_ns for path in paths]
-    code, err = run_here(capsys, "train", *settings)
+    code, _, err = run_here("train", *settings)
     assert code == 2
     assert "holds config.yaml already" in err
     assert before == [path.stat().st_mtime_ns for path in paths]
 
 
-def test_files_of_the_user_in_the_run_folder_are_not_written_over(capsys):
+def test_files_of_the_user_in_the_run_folder_are_not_written_over(run_here):
     Path("mine").mkdir()
     Path("mine/adata.h5ad").write_text("my cells")
-    code, err = run_here(capsys, "train", *SMALL, "hydra.run.dir=mine")
+    code, _, err = run_here("train", *SMALL, "hydra.run.dir=mine")
     assert code == 2
     assert "holds adata.h5ad already" in err
     assert Path("mine/adata.h5ad").read_text() == "my cells"
 
 
-def test_an_output_folder_that_cannot_be_written_is_named(capsys, tmp_path):
+def test_an_output_folder_that_cannot_be_written_is_named(run_here, tmp_path):
     (tmp_path / "file").write_text("")
-    code, err = run_here(capsys, "train", *SMALL, f"hydra.run.dir={tmp_path}/file/run")
+    code, _, err = run_here("train", *SMALL, f"hydra.run.dir={tmp_path}/file/run")
     assert code == 2, err
     assert "hydra.run.dir" in err
 
 
-def test_a_failed_run_ends_with_code_1_and_is_recorded(capsys):
-    code, err = run_here(
-        capsys, "train", *SMALL, "train.learning_rate=1e30", "train.epochs=50", "hydra.run.dir=here"
+def test_a_failed_run_ends_with_code_1_and_is_recorded(run_here):
+    code, _, err = run_here(
+        "train", *SMALL, "train.learning_rate=1e30", "train.epochs=50", "hydra.run.dir=here"
     )
     assert code == 1
     assert "the run failed: NonFiniteError: training stopped at step" in err
@@ -302,9 +290,9 @@ def test_a_grid_makes_one_parent_and_a_nested_run_for_each_job(topicell):
     assert all("test/perplexity_folded" in run.data.metrics for run in children)
 
 
-def test_a_grid_with_a_bad_job_ends_with_code_2_and_ends_the_parent(capsys):
+def test_a_grid_with_a_bad_job_ends_with_code_2_and_ends_the_parent(run_here):
     settings = [*SMALL, "report=off", "model.n_topics=3,110"]
-    code, err = run_here(capsys, "train", "-m", *settings)
+    code, _, err = run_here("train", "-m", *settings)
     assert code == 2
     assert "more topics than the 96 training cells" in err
     _, runs = in_mlflow()
@@ -312,13 +300,12 @@ def test_a_grid_with_a_bad_job_ends_with_code_2_and_ends_the_parent(capsys):
     assert states == {"multirun": "FAILED", "job": "FINISHED"}
 
 
-def test_topics_of_a_run_score_the_same_through_evaluate(capsys):
+def test_topics_of_a_run_score_the_same_through_evaluate(run_here):
     """The tables of a run are all that `evaluate` needs to find its numbers again."""
     settings = [setting for setting in SMALL if "n_hidden" not in setting]
     settings += ["report=off", "model=sklearn_lda"]
-    assert run_here(capsys, "train", *settings, "hydra.run.dir=here")[0] == 0
-    code, err = run_here(
-        capsys,
+    assert run_here("train", *settings, "hydra.run.dir=here")[0] == 0
+    code, _, err = run_here(
         *("evaluate", "theta=here/cells/cell_topics.csv", "beta=here/topics/gene_topics.csv"),
         *("data=here/adata.h5ad", "held_out=split", "report=off", "tracking=off", "output=there"),
     )
@@ -343,79 +330,100 @@ def test_topics_of_a_run_score_the_same_through_evaluate(capsys):
                 *arguments,
             )
         )
-        code, err = run_here(capsys, "evaluate", *(f"{k}={v}" for k, v in given.items()))
+        code, _, err = run_here("evaluate", *(f"{k}={v}" for k, v in given.items()))
         assert code == 2
         assert message in err, err
 
 
-def test_a_missing_library_is_said_before_anything_is_recorded(capsys, monkeypatch):
+def test_a_missing_library_is_said_before_anything_is_recorded(run_here, monkeypatch):
     monkeypatch.setitem(sys.modules, "tomotopy", None)
-    code, err = run_here(capsys, "train", "data=simulated", "model=tomotopy_lda")
+    code, _, err = run_here("train", "data=simulated", "model=tomotopy_lda")
     assert code == 2
     assert "needs tomotopy, which is not installed; pip install 'topicell[baselines]'" in err
     assert not in_mlflow()[1]
 
 
-def test_a_setting_that_a_baseline_lacks_is_refused(capsys):
-    code, err = run_here(capsys, "train", "model=sklearn_nmf", "train.learning_rate=0.2")
+def test_a_setting_that_a_baseline_lacks_is_refused(run_here):
+    code, _, err = run_here("train", "model=sklearn_nmf", "train.learning_rate=0.2")
     assert code == 2
     assert "train.learning_rate = 0.2: model.kind=sklearn_nmf has no such setting" in err
 
 
 @pytest.mark.slow
+def test_a_report_catches_up_with_what_a_run_left_out(run_here):
+    Path("sets.gmt").write_text("one\tof us\tgene_1\tgene_2\tgene_3\n")
+    lacking = ["evaluate.differential_expression=false", "report.gene_sets=sets.gmt"]
+    code, _, err = run_here("train", *SMALL, *lacking, "tracking=off", "hydra.run.dir=here")
+    assert code == 0, err
+    assert Path("here/topics/enrichment.csv").exists()
+    assert not Path("here/topics/differential_expression.csv").exists()
+    assert not Path("here/figures/volcanoes.png").exists()
+
+    Path("sets.gmt").unlink()
+    # Of sets that are gone a report does without, and says so; if they are asked for, it does not.
+    with pytest.warns(UserWarning, match=r"sets\.gmt, are not here"):
+        code, _, err = run_here("report", "run=here", "output=again", "tracking=off")
+    assert code == 0, err
+    assert Path("again/topics/differential_expression.csv").exists()
+    assert Path("again/figures/volcanoes.png").exists()
+    assert not Path("again/topics/enrichment.csv").exists()
+    asked = ["run=here", "output=more", "tracking=off", "report.gene_sets=sets.gmt"]
+    code, _, err = run_here("report", *asked)
+    assert code == 2
+    assert "report.gene_sets = 'sets.gmt'" in err
+    assert not Path("more").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*count as zero")
-def test_report_and_transform_of_a_stored_run(capsys, tmp_path):
-    assert run_here(capsys, "train", *SMALL, "hydra.run.dir=here")[0] == 0
+def test_report_and_transform_of_a_stored_run(run_here, tmp_path):
+    assert run_here("train", *SMALL, "hydra.run.dir=here")[0] == 0
     _, (run,) = in_mlflow()
     run_id = run.info.run_id
 
-    code, err = run_here(capsys, "report", f"run={run_id}", "output=again")
+    code, _, err = run_here("report", f"run={run_id}", "output=again")
     assert code == 0, err
     # The same figures, from the stored run.
     pages = [Path(folder, "report.html").read_text() for folder in ("here", "again")]
     pictures = [page.count("data:image/png") for page in pages]
     assert pictures[0] == pictures[1] > 5
-    assert run_here(capsys, "report", f"run={run_id}", "output=again")[0] == 2
+    assert run_here("report", f"run={run_id}", "output=again")[0] == 2
 
     adata = anndata.read_h5ad("here/adata.h5ad")
     new = anndata.AnnData(adata.layers["counts"][:20], obs=adata.obs[[]][:20], var=adata.var[[]])
     new.write_h5ad("new.h5ad")
-    code, err = run_here(
-        capsys, "transform", f"run={run_id}", "input=new.h5ad", "output=mapped.h5ad"
-    )
+    code, _, err = run_here("transform", f"run={run_id}", "input=new.h5ad", "output=mapped.h5ad")
     assert code == 0, err
     mapped = anndata.read_h5ad("mapped.h5ad")
     assert np.allclose(mapped.obsm["X_lda"], adata.obsm["X_lda"][:20], atol=1e-5)
     assert np.allclose(mapped.obs["lda_topic_1"], mapped.obsm["X_lda"][:, 1])
     refined = ("input=new.h5ad", "output=refined.csv", "refine=true")
-    assert run_here(capsys, "transform", "run=here", *refined)[0] == 0
+    assert run_here("transform", "run=here", *refined)[0] == 0
     expected = topicell.load("here/model").transform(new, refine=True)
     assert np.allclose(pd.read_csv("refined.csv", index_col="cell"), expected, atol=1e-6)
     assert not np.allclose(expected, mapped.obsm["X_lda"], atol=1e-4)
-    code, err = run_here(capsys, "transform", "run=here", "input=new.h5ad", "output=mapped.csv")
+    code, _, err = run_here("transform", "run=here", "input=new.h5ad", "output=mapped.csv")
     assert code == 0, err
     table = pd.read_csv("mapped.csv", index_col="cell")
     assert np.allclose(table, mapped.obsm["X_lda"], atol=1e-6)
 
-    code, err = run_here(
-        capsys, "transform", f"run={run_id}", "input=new.h5ad", "output=mapped.h5ad"
-    )
+    code, _, err = run_here("transform", f"run={run_id}", "input=new.h5ad", "output=mapped.h5ad")
     assert code == 2
     assert "exists" in err
     new[:, 5:].copy().write_h5ad("fewer.h5ad")
     arguments = ["transform", "run=here", "input=fewer.h5ad", "output=fewer.csv"]
-    code, err = run_here(capsys, *arguments)
+    code, _, err = run_here(*arguments)
     assert code == 2
     assert f"5 of the model's {adata.n_vars} genes" in err
     assert "fill_missing=true" in err
     assert not Path("fewer.csv").exists()
-    assert run_here(capsys, *arguments, "fill_missing=true")[0] == 0
+    assert run_here(*arguments, "fill_missing=true")[0] == 0
 
 
 @pytest.mark.slow
-def test_the_ui_serves_the_store(capsys, tmp_path):
+def test_the_ui_serves_the_store(run_here, tmp_path):
     settings = [*SMALL, "report=off"]
-    assert run_here(capsys, "train", *settings)[0] == 0
+    assert run_here("train", *settings)[0] == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from topicell.cli import main
 from topicell.comparison import compare, folder_name
 from topicell.comparison.matching import pair_topics
 from topicell.comparison.obstacles import cautions
@@ -22,7 +21,8 @@ from topicell.comparison.rules import RULES
 from topicell.comparison.runs import parameters, read_run
 from topicell.comparison.scoring import difference, scores, summarized
 from topicell.config import InputError, RunConfig, TrackingConfig, as_dict
-from topicell.report.compare import MEANINGS, write
+from topicell.report.compare import write
+from topicell.report.compared import MEANINGS
 
 OFF = TrackingConfig(enabled=False)
 RNG = np.random.default_rng(0)
@@ -371,18 +371,7 @@ def test_a_setting_of_a_measure_that_differs_is_named(stored):
 # What is refused
 
 
-def run_here(capsys, *arguments):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-    hook = sys.unraisablehook
-    try:
-        with pytest.raises(SystemExit) as exit_:
-            main([*map(str, arguments)])
-    finally:
-        sys.unraisablehook = hook
-    return exit_.value.code, *capsys.readouterr()
-
-
-def test_bad_input_ends_with_code_2_and_one_line(capsys):
+def test_bad_input_ends_with_code_2_and_one_line(run_here):
     store(Path("a"), run_id="f00")
     store(Path("b"))
     store(Path("c"), run_id="f00")
@@ -412,7 +401,7 @@ def test_bad_input_ends_with_code_2_and_one_line(capsys):
         ([f"runs=[{','.join(['a'] * 27)}]"], "26 at most"),
     ):
         before = sorted(Path().rglob("*"))
-        code, out, err = run_here(capsys, "compare", *arguments)
+        code, out, err = run_here("compare", *arguments)
         assert code == 2, arguments
         assert words in err
         assert len(err.splitlines()) == 1
@@ -420,17 +409,17 @@ def test_bad_input_ends_with_code_2_and_one_line(capsys):
         assert sorted(Path().rglob("*")) == before
 
 
-def test_a_parent_in_mlflow_is_refused(capsys):
+def test_a_parent_in_mlflow_is_refused(run_here):
     from topicell.tracking.parents import PARENT_RUN, Parent
 
     store(Path("a"))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(PARENT_RUN, "")
         parent = Parent.start(TrackingConfig(), "grid", {"topicell.kind": "multirun"})
-    code, _, err = run_here(capsys, "compare", f"runs=a,{parent.run_id}")
+    code, _, err = run_here("compare", f"runs=a,{parent.run_id}")
     assert code == 2
     assert "is the parent of a multirun; name its runs, or `topicell report run=" in err
-    code, _, err = run_here(capsys, "compare", "runs=a,0123456789abcdef0123456789abcdef")
+    code, _, err = run_here("compare", "runs=a,0123456789abcdef0123456789abcdef")
     assert code == 2
     assert "neither a folder nor a run" in err
 
@@ -493,7 +482,7 @@ def test_folders_need_no_mlflow():
 
 
 @pytest.mark.slow
-def test_real_runs_by_id_and_by_folder(topicell, capsys):
+def test_real_runs_by_id_and_by_folder(topicell, run_here):
     small = [
         *("data=simulated", "data.simulation.n_cells=120", "data.simulation.n_genes=60"),
         *("data.simulation.n_topics=3", "model.n_hidden=8", "train.epochs=3"),
@@ -507,13 +496,12 @@ def test_real_runs_by_id_and_by_folder(topicell, capsys):
         answer = topicell("train", *small, *settings, f"hydra.run.dir={folder}")
         assert answer.returncode == 0, answer.stderr
     code, _, err = run_here(
-        capsys,
         *("evaluate", "theta=three/cells/cell_topics.csv", "beta=three/topics/gene_topics.csv"),
         *("data=three/adata.h5ad", "held_out=split", "report=off", "tracking=off", "output=given"),
     )
     assert code == 0, err
     run_id = read_run(Path("three"), "three", "A").side.run_id
-    code, out, err = run_here(capsys, "compare", f"runs=[{run_id},four,given]", "output=out")
+    code, out, err = run_here("compare", f"runs=[{run_id},four,given]", "output=out")
     assert code == 0, err
     assert out == "out/compare.html\n"
     html = Path("out/compare.html").read_text()
@@ -535,6 +523,6 @@ def test_real_runs_by_id_and_by_folder(topicell, capsys):
     assert topics["theta_correlation"].tolist() == pytest.approx([1] * 3)
     assert topics["other_topic"].tolist() == topics["topic"].tolist()
     assert table.loc["test/perplexity_folded", "C"]["paired_splits"] == 1
-    code, _, err = run_here(capsys, "compare", f"runs=[{run_id},three]")
+    code, _, err = run_here("compare", f"runs=[{run_id},three]")
     assert code == 2
     assert "are the same run" in err

@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from topicell.cli import main
 from topicell.config import InputError, TrackingConfig
 from topicell.model.fit import TopicFit
 from topicell.tracking.registry import CODE, REQUIRED, fetch_model, register
@@ -208,18 +207,7 @@ def test_a_model_that_cannot_be_stored_is_not_registered(run, tmp_path, monkeypa
     assert [str(model.status) for model in found] == ["FAILED"]
 
 
-def run_here(capsys, *arguments):
-    """Run a command in this process: (exit code, standard error)."""
-    hook = sys.unraisablehook
-    try:
-        with pytest.raises(SystemExit) as exit_:
-            main([*map(str, arguments)])
-    finally:
-        sys.unraisablehook = hook
-    return exit_.value.code, capsys.readouterr().err
-
-
-def test_transform_by_a_registered_model_is_transform_by_its_run(run, planted, capsys):
+def test_transform_by_a_registered_model_is_transform_by_its_run(run, planted, run_here):
     counts = planted[0]
     names = {"obs": pd.DataFrame(index=counts.cells), "var": pd.DataFrame(index=counts.genes)}
     anndata.AnnData(counts.x, **names).write_h5ad("new.h5ad")
@@ -227,7 +215,7 @@ def test_transform_by_a_registered_model_is_transform_by_its_run(run, planted, c
     for which in (f"run={run.id}", "model=topicell/champion", "model=topicell/1"):
         output = Path(f"{len(tables)}.csv")
         settings = ("input=new.h5ad", f"output={output}", f"tracking.uri={run.store.uri}")
-        code, err = run_here(capsys, "transform", which, *settings)
+        code, _, err = run_here("transform", which, *settings)
         assert (code, err) == (0, "")
         tables.append(output.read_bytes())
     assert tables[0] == tables[1] == tables[2]
@@ -254,7 +242,7 @@ def test_transform_by_a_registered_model_is_transform_by_its_run(run, planted, c
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_no_registered_model_ends_with_code_2_and_one_line(
-    run, planted, arguments, words, capsys, tmp_path
+    run, planted, arguments, words, run_here, tmp_path
 ):
     mlflow = client(run.store)
     if not mlflow.search_registered_models("name = 'foreign'"):
@@ -269,7 +257,7 @@ def test_what_is_no_registered_model_ends_with_code_2_and_one_line(
     anndata.AnnData(counts.x, **names).write_h5ad("new.h5ad")
     where = [argument.format(port=free_port()) for argument in arguments]
     settings = [f"tracking.uri={run.store.uri}", *where, "input=new.h5ad", "output=mapped.csv"]
-    code, err = run_here(capsys, "transform", *settings)
+    code, _, err = run_here("transform", *settings)
     assert code == 2, err
     assert len(err.strip().splitlines()) == 1, err
     assert err.startswith("topicell: ")

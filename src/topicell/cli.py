@@ -372,7 +372,6 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
     import anndata
 
     from topicell import report
-    from topicell.report.tables import differential_table
     from topicell.tracking.stored import fetch_run, read_metrics
 
     folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("adata.h5ad", "metrics.jsonl"))
@@ -396,12 +395,7 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
         for name in ("X_umap_counts", "X_umap_topics"):
             adata.obsm.pop(name, None)
     _make(output)
-    if "lda_lfc" not in adata.varm and "counts" in adata.layers:
-        report.add_differential_expression(adata)
-        if "lda_lfc" in adata.varm:
-            (output / "topics").mkdir()
-            table = differential_table(adata)
-            table.to_csv(output / "topics" / "differential_expression.csv")
+    report.catch_up(adata, output)
     report.write(adata, read_metrics(folder)[0], output, config, stored["seed"])
     return run_id, output
 

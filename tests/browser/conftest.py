@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 # Without a GPU, Chromium draws WebGL on the CPU, and only if it is told to.
 ARGUMENTS = [
@@ -25,8 +26,7 @@ def browser():
     )
     if executable is None:
         pytest.skip(f"no {', '.join(names)} on this machine; TOPICELL_CHROMIUM names another")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser
         browser.close()

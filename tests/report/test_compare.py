@@ -14,7 +14,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 
 from topicell.report import compare
-from topicell.report.compare import (
+from topicell.report.compare import render, write
+from topicell.report.compared import (
     Comparison,
     Difference,
     Lone,
@@ -23,8 +24,6 @@ from topicell.report.compare import (
     Score,
     Side,
     Value,
-    render,
-    write,
 )
 from topicell.report.figures import comparison as drawn
 from topicell.report.figures import topic_colors

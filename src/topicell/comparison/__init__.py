@@ -19,7 +19,7 @@ from topicell.comparison.obstacles import cautions
 from topicell.comparison.runs import StoredRun, folder_of, parameters, read_run
 from topicell.comparison.scoring import scores
 from topicell.config import InputError, TrackingConfig
-from topicell.report.compare import Comparison
+from topicell.report.compared import Comparison
 
 USAGE = "topicell compare runs=[RUN_ID,RUN_ID] (run ids of MLflow or run folders)"
 LETTERS = string.ascii_uppercase

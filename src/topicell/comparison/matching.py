@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from topicell.comparison.rules import same_source
 from topicell.comparison.runs import StoredRun
 from topicell.evaluation.ranking import top_genes
-from topicell.report.compare import N_GENES, Lone, Match, Pairing
+from topicell.report.compared import N_GENES, Lone, Match, Pairing
 
 N_NAMED = 8
 """Leading genes by which a topic without a partner is described."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from topicell.comparison.rules import linked, same_source, what_differs
 from topicell.comparison.runs import StoredRun, as_text
 from topicell.evaluation.estimates import BySplit
-from topicell.report.compare import MEANINGS
+from topicell.report.compared import MEANINGS
 
 OBSTACLES = {
     "counts": ("Different data", ""),

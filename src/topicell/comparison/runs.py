@@ -16,7 +16,7 @@ import pandas as pd
 
 from topicell.config import InputError, TrackingConfig, dotted
 from topicell.evaluation.estimates import BySplit
-from topicell.report.compare import Side
+from topicell.report.compared import Side
 from topicell.tracking.stored import (
     PARENT_KINDS,
     fetch_run,

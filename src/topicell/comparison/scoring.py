@@ -11,7 +11,7 @@ from topicell.comparison.rules import rule, same_split, what_differs
 from topicell.comparison.runs import StoredRun
 from topicell.evaluation import estimates
 from topicell.evaluation.estimates import BySplit, estimate, standard_deviation
-from topicell.report.compare import MEANINGS, Difference, Score, Value
+from topicell.report.compared import MEANINGS, Difference, Score, Value
 
 
 def scores(runs: Sequence[StoredRun]) -> Iterator[Score]:

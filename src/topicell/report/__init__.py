@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from topicell.config import ReportConfig
 
-__all__ = ["add_differential_expression", "require_enough_cells", "require_gene_sets", "write"]
+__all__ = [
+    "add_differential_expression",
+    "catch_up",
+    "require_enough_cells",
+    "require_gene_sets",
+    "write",
+]
 
 MAIN_FIGURE = "umap_counts_topics"
 """The figure that says most of a run."""
@@ -83,6 +89,26 @@ def add_differential_expression(adata: AnnData) -> None:
     adata.varm["lda_nearest"] = found.nearest_KG.T.copy()
     adata.varm["lda_p"] = found.p_KG.T.copy()
     adata.varm["lda_q"] = found.q_KG.T.copy()
+
+
+def catch_up(adata: AnnData, directory: Path) -> None:
+    """Add what a stored run lacks: trials of sweeps, and older runs, did not compare genes.
+
+    Parameters
+    ----------
+    adata
+        The run's cells, counts and topics.
+    directory
+        Where ``topics/differential_expression.csv`` is written, if it was lacking.
+    """
+    from topicell.report.tables import differential_table
+
+    if "lda_lfc" in adata.varm or "counts" not in adata.layers:
+        return
+    add_differential_expression(adata)
+    if "lda_lfc" in adata.varm:
+        (directory / "topics").mkdir()
+        differential_table(adata).to_csv(directory / "topics" / "differential_expression.csv")
 
 
 def write(

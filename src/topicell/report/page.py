@@ -8,7 +8,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +19,10 @@ from topicell.report import tables, viewer
 from topicell.report.cautions import cautions, dominance, limits
 from topicell.report.figure_set import folded
 from topicell.report.scores import HEADLINES, SCORES, number
+from topicell.report.templates import HERE, template
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-HERE = Path(__file__).parent
 
 MODELS = {
     "amortized_lda": "latent Dirichlet allocation with {n_topics} topics and amortized inference",
@@ -151,8 +149,7 @@ def render(
     support_K = run.get("topic_support")
     groupings = _groupings(adata)
     script = (HERE / "viewer.js").read_text(encoding="utf-8")
-    template = environment().get_template("page.html.j2")
-    html: str = template.render(
+    html: str = template("page.html.j2").render(
         run=run,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -194,19 +191,6 @@ def _packed(table: pd.DataFrame) -> str:
     if table.size > MAX_TABLE_VALUES:
         return ""
     return viewer.compressed(table.to_csv(float_format="%.6g").encode())
-
-
-def environment() -> Any:
-    """Where the pages' templates are, and how they are filled: everything is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def score(name: str, value: float) -> dict[str, str]:

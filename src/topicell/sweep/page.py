@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import topicell.report
 from topicell.config import without_password
 from topicell.evaluation.estimates import Estimate, difference, estimate
+from topicell.report.templates import template
 from topicell.sweep.selection import (
     MEASURES,
     Kind,
@@ -107,7 +107,6 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
     figures
         SVG by the names of `FIGURES`.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     measured = points(sweep.trials)
@@ -120,15 +119,8 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
         "n_curves": sum(bool(trial.curve) for trial in sweep.trials),
         "importance": _importance(sweep),
     }
-    environment = Environment(
-        # the style is that of the page of a run
-        loader=FileSystemLoader([Path(__file__).parent, *topicell.report.__path__]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    # The style is that of the page of a run.
+    html: str = template("page.html.j2", Path(__file__).parent).render(
         sweep=sweep,
         verdict=verdict,
         heading=verdict.kind.value[0].upper() + verdict.kind.value[1:],
@@ -157,6 +149,7 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
         dashboard=shlex.quote(without_password(sweep.storage).removeprefix("journal:")),
         parent=_link(sweep, sweep.parent_id),
     )
+    return html
 
 
 def _figures(sweep: Sweep, verdict: Verdict) -> dict[str, Any]:
