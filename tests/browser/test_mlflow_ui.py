@@ -194,6 +194,9 @@ def test_figures_and_tables_can_be_looked_at(runs, address, page):
     page.get_by_text("Previewing the first").wait_for()
     (stored,) = folder.glob(f"mlartifacts/**/{child.info.run_id}/artifacts/topics/gene_topics.csv")
     table = pd.read_csv(stored)
+    # The words come before the table.
+    page.get_by_role("columnheader").get_by_text(list(table)[-1]).first.wait_for()
+    page.get_by_role("cell").get_by_text(table["gene"][0], exact=True).first.wait_for()
     heads = page.get_by_role("columnheader").all_inner_texts()
     assert [head.strip() for head in heads if head.strip()] == list(table)
     rows = page.get_by_role("row").filter(has=page.get_by_role("cell")).all_inner_texts()
