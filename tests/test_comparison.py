@@ -415,7 +415,8 @@ def test_a_parent_in_mlflow_is_refused(run_here):
     store(Path("a"))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(PARENT_RUN, "")
-        parent = Parent.start(TrackingConfig(), "grid", {"topicell.kind": "multirun"})
+        parent = Parent.start(TrackingConfig(), "grid", {"topicell.kind": "multirun"}, Path("grid"))
+        parent.finish("FINISHED")
     code, _, err = run_here("compare", f"runs=a,{parent.run_id}")
     assert code == 2
     assert "is the parent of a multirun; name its runs, or `topicell report run=" in err

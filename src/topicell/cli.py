@@ -6,6 +6,7 @@ is said in one line; ``HYDRA_FULL_ERROR=1`` shows the traceback.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import re
@@ -38,6 +39,7 @@ from topicell.config import (
 if TYPE_CHECKING:
     from topicell.sweep.watch import CurrentTrial
     from topicell.tracking.parents import Parent
+    from topicell.tracking.record import Record
 
 HELP = """\
 topicell: an experiment-tracking harness for topic models of single-cell counts
@@ -50,6 +52,7 @@ usage: topicell COMMAND [SETTING=VALUE ...]
               topicell train -m model.n_topics=5,10,20 seed=0,1 a grid: one parent, nested runs
               topicell train -m sweep=topics                    how many topics? Optuna, a verdict
               topicell train --cfg job                          every setting and its value
+              topicell train … resume=true                      go on with a run that was cut off
   report      remake the report of a stored run
               topicell report run=RUN_ID                        or run=FOLDER; a sweep's parent too
   compare     one page that sets stored runs side by side
@@ -59,6 +62,8 @@ usage: topicell COMMAND [SETTING=VALUE ...]
               topicell transform model=topicell/champion …      a registered model: NAME/ALIAS
   evaluate    the same measures and report for topics from elsewhere
               topicell evaluate theta=theta.csv beta=beta.csv data=cells.h5ad
+  sync        deliver to MLflow what runs kept aside while it could not be reached
+              topicell sync                                     or folders=[FOLDER,FOLDER]
   ui          MLflow's UI on the store, in its machine-learning view
               topicell ui [port=5000]
 
@@ -67,6 +72,8 @@ HYDRA_FULL_ERROR=1 shows tracebacks; TOPICELL_DATA names the folder of downloade
 """
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+SYNC_SECONDS = 30.0
+"""How long ``topicell sync`` waits, for each run, for a store that does not do its part."""
 MAP_KNOBS = ("n_components", "n_neighbors", "leiden_resolution")
 """Settings of the report that move the maps; the others change figures alone."""
 
@@ -108,6 +115,14 @@ class TransformCommand:
 
 
 @dataclass
+class SyncCommand:
+    """Deliver to MLflow what runs kept aside, of folders=[…] or of all runs in this folder."""
+
+    folders: list[str] = field(default_factory=list)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
 class UICommand:
     """MLflow's UI on the store, until Ctrl-C."""
 
@@ -122,6 +137,7 @@ COMMAND_HELP = {
     CompareCommand: "topicell compare --help",
     TransformCommand: "topicell transform --help",
     GivenConfig: "topicell evaluate --help",
+    SyncCommand: "topicell sync --help",
     UICommand: "topicell ui --help",
 }
 
@@ -135,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         "compare": compare,
         "transform": transform,
         "evaluate": evaluate,
+        "sync": sync,
         "ui": ui,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -199,7 +216,10 @@ def train(arguments: list[str]) -> None:
     job = Job()
     ConfigStore.instance().store(name="train_command", node=TrainCommand)
     arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = ["topicell train", *map(_literal_path, arguments)]
+    arguments = [_literal_path(argument) for argument in arguments]
+    if any(argument.startswith("resume=") for argument in arguments):
+        arguments = [*arguments, *_folder_to_resume(arguments)]
+    sys.argv = ["topicell train", *arguments]
     # Hydra would print errors in its own form and exit with 1; with this set it raises them.
     os.environ[FULL_ERROR] = "1"
     ended = "FAILED"
@@ -260,10 +280,48 @@ class Job:
 def _literal_path(argument: str) -> str:
     """Quote the path of a file that exists: Hydra's grammar knows neither é nor ~ nor brackets."""
     name, equals, value = argument.partition("=")
-    if name.lstrip("+") != "data.path" or not Path(value).expanduser().exists():
+    if name.lstrip("+") not in ("data.path", "resume") or not Path(value).expanduser().exists():
         return argument
     escaped = value.replace("'", "\\'")
     return f"{name}{equals}'{escaped}'"
+
+
+def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
+    """The override that puts a run, or a grid, into the folder of the one it goes on with."""
+    from hydra import compose, initialize_config_dir
+
+    from topicell.tracking.interrupted import last_grid, last_of, named
+
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    grid = not {"-m", "--multirun"}.isdisjoint(arguments)
+    knob = "hydra.sweep.dir" if grid else "hydra.run.dir"
+    resume = next(a for a in overrides if a.startswith("resume=")).partition("=")[2].strip("'\"")
+    if resume in ("false", "null", "") or any(a.startswith(f"{knob}=") for a in overrides):
+        return []
+    with initialize_config_dir(str(conf_folder()), version_base=None):
+        # Of a grid, what its jobs have in common.
+        common = [a for a in overrides if a.startswith("tracking")] if grid else overrides
+        composed = compose("config", overrides=common, return_hydra_config=True)
+        default = OmegaConf.to_container(composed.hydra, resolve=False)
+        settings = to_run_config(composed)
+    if resume != "true":
+        found: Path | None = named(resume, settings.tracking)
+    else:
+        assert isinstance(default, dict)
+        root = Path(default["sweep" if grid else "run"]["dir"].partition("$")[0])
+        found = last_grid(root, _as_tag(arguments)) if grid else last_of(root, dotted(settings))
+    if found is None:
+        print("nothing to go on with: no such run was cut off; one begins", file=sys.stderr)
+        return []
+    print(f"going on with {found}", file=sys.stderr)
+    escaped = str(found).replace("'", "\\'")
+    return [f"{knob}='{escaped}'"]
+
+
+def _as_tag(arguments: Sequence[str]) -> str:
+    """The arguments by which a grid is known, without passwords."""
+    own = ("resume=", "hydra.sweep.dir=")
+    return " ".join(without_password(a) for a in arguments if not a.startswith(own))
 
 
 def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) -> None:
@@ -274,16 +332,21 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
         raise InputError("sweep=topics makes many runs: topicell train -m sweep=topics")
     from topicell.run import run
     from topicell.sweep.watch import Watched
+    from topicell.tracking.interrupted import ended
     from topicell.tracking.runs import open_tracker
 
     # It announces every column of strings that it stores as categories.
     logging.getLogger("anndata").setLevel(logging.WARNING)
-    tracker = open_tracker(config.tracking, folder)
+    resume = trial is None and settings.resume not in (None, "False", "false")
+    if resume and (record := ended(folder)) is not None:
+        _print_ended(folder, record, config)
+        return
+    tracker = open_tracker(config.tracking, folder, resume=resume)
     if trial is not None:
         trial.conclude(run(config, Watched(tracker, trial)).values)
         return
     scores = run(config, tracker).scores
-    _print_result(scores, tracker.directory, tracker.run_id, reported=config.report.enabled)
+    _print_result(scores, tracker.directory, reported=config.report.enabled)
 
 
 def to_run_config(settings: DictConfig) -> RunConfig:
@@ -321,16 +384,17 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
         if config.hydra.sweeper._target_.startswith("hydra_plugins.topicell_sweeper"):
             return
         from topicell.tracking.parents import Parent
+        from topicell.tracking.record import RECORD
 
         tracking = OmegaConf.to_object(config.tracking)
         assert isinstance(tracking, TrackingConfig)
         folder = Path(config.hydra.sweep.dir)
-        tags = {
-            "topicell.kind": "multirun",
-            "topicell.overrides": " ".join(map(without_password, sys.argv[1:])),
-        }
+        if (folder / RECORD).exists() and config.resume in (None, "False", "false"):
+            # The jobs refuse to write over it, and say so.
+            return
+        tags = {"topicell.kind": "multirun", "topicell.overrides": _as_tag(sys.argv[1:])}
         GridParent.folder = folder
-        GridParent.started = Parent.start(tracking, f"multirun {folder.name}", tags)
+        GridParent.started = Parent.start(tracking, f"multirun {folder.name}", tags, folder)
 
     @classmethod
     def finish(cls, status: str) -> None:
@@ -515,7 +579,43 @@ def evaluate(arguments: list[str]) -> None:
     folder = Path(config.output or f"evaluations/{now}")
     tracker = open_tracker(config.tracking, folder, "output=FOLDER")
     scores = given.evaluate(config, tracker).scores
-    _print_result(scores, tracker.directory, tracker.run_id, reported=config.report.enabled)
+    _print_result(scores, tracker.directory, reported=config.report.enabled)
+
+
+def sync(arguments: list[str]) -> None:
+    """Deliver to MLflow what runs kept aside."""
+    # A list may go without its brackets, which some shells take for a pattern.
+    arguments = [re.sub(r"^folders=((?!\[).*)", r"folders=[\1]", text) for text in arguments]
+    asked = _options(SyncCommand, arguments)
+    from topicell.tracking.delivery import deliver, undelivered
+    from topicell.tracking.interrupted import ROOTS
+    from topicell.tracking.store import Patience, Unreachable
+
+    folders = [Path(folder) for folder in asked.folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"folders: there is no folder {str(folder)!r}")
+    waiting = undelivered(folders or [Path(root) for root in ROOTS])
+    n_delivered, problem = 0, ""
+    for folder in waiting:
+        try:
+            run_id = deliver(folder, asked.tracking, Patience(SYNC_SECONDS))
+        except Unreachable as error:
+            problem = f"MLflow could not take {folder} ({error})"
+            break
+        except InputError as error:
+            if "another process" not in str(error):
+                raise
+            print(f"{folder}: still at work, and delivers itself")
+            continue
+        n_delivered += 1
+        print(f"{folder}: MLflow run {run_id}")
+    if problem:
+        raise RuntimeError(
+            f"{n_delivered} of {len(waiting)} runs delivered; {problem}; topicell sync goes on "
+            "from here"
+        )
+    print(f"{n_delivered} of {len(waiting)} runs delivered" if waiting else "nothing waits")
 
 
 def ui(arguments: list[str]) -> None:
@@ -600,9 +700,7 @@ def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | Non
     return OmegaConf.to_object(merged)
 
 
-def _print_result(
-    scores: dict[str, float], directory: Path, run_id: str, *, reported: bool
-) -> None:
+def _print_result(scores: Mapping[str, float], directory: Path, *, reported: bool) -> None:
     shown = {
         "test/perplexity_folded": "held-out perplexity per count",
         "given/perplexity": "perplexity of the proportions given",
@@ -619,8 +717,29 @@ def _print_result(
     print(f"run folder  {os.path.relpath(directory)}")
     if reported:
         print(f"report      {os.path.relpath(directory / 'report.html')}")
-    if run_id:
-        print(f"MLflow run  {run_id}  (topicell ui)")
+    _print_delivered(directory)
+
+
+def _print_ended(folder: Path, record: Record, config: RunConfig) -> None:
+    """A run that has ended before: what it lacks is that MLflow has it."""
+    from topicell.tracking.delivery import deliver
+    from topicell.tracking.store import LAST_SECONDS, Patience, Unreachable
+
+    if record.store and not record.delivered:
+        with contextlib.suppress(Unreachable):
+            deliver(folder, config.tracking, Patience(LAST_SECONDS))
+    print(f"run folder  {os.path.relpath(folder)} (it had ended)")
+    _print_delivered(folder)
+
+
+def _print_delivered(folder: Path) -> None:
+    from topicell.tracking.record import Record
+
+    record = Record.read(folder)
+    if record.delivered:
+        print(f"MLflow run  {record.run_id}  (topicell ui)")
+    elif record.store:
+        print(f"MLflow run  kept aside: topicell sync folders={os.path.relpath(folder)}")
 
 
 def _show_warning(

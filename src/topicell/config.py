@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
@@ -29,24 +30,71 @@ def _require(condition: bool, knob: str, found: object, mend: str) -> None:
         raise InputError(f"{knob} = {found!r}: {mend}")
 
 
-def _require_seed(seed: int) -> None:
-    _require(0 <= seed < 2**32, "seed", seed, "must be between 0 and 2**32 - 1")
+LARGEST = 2**31 - 1
+"""The largest whole number that a setting may be: no more fits where libraries put it."""
 
 
-def _require_share(knob: str, value: float) -> None:
-    _require(0 <= value < 1, knob, value, "must be at least 0 and less than 1")
+def _require_seed(seed: int, knob: str = "seed") -> None:
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    mend = "must be between 0 and 2**32 - 1, and whole"
+    _require(whole and 0 <= seed < 2**32, knob, seed, mend)
 
 
-def _require_positive(prefix: str, config: object, *knobs: str) -> None:
+def _require_numbers(
+    prefix: str, config: Any, *knobs: str, allowed: Callable[[float], bool], mend: str
+) -> None:
+    """Refuse knobs that are not finite numbers, whole where an int is declared, and `allowed`."""
+    declared = {f.name: str(f.type) for f in fields(config)}
     for knob in knobs:
         value = getattr(config, knob)
+        if value is None and "None" in declared[knob]:
+            continue
+        name, whole = f"{prefix}.{knob}".lstrip("."), "float" not in declared[knob]
+        kinds = int if whole else (int, float)
         _require(
-            value is None
-            or (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)),
-            f"{prefix}.{knob}",
+            isinstance(value, kinds) and not isinstance(value, bool),
+            name,
             value,
-            "must be greater than 0",
+            "must be a whole number" if whole else "must be a number",
         )
+        _require(allowed(value) and not math.isnan(value), name, value, mend)
+        _require(
+            abs(value) <= (LARGEST if whole else sys.float_info.max),
+            name,
+            value,
+            f"must be at most {LARGEST}" if whole else "must be finite",
+        )
+
+
+PRIOR_RANGE = "must be between 1e-30 and 1e30, where single precision has room for its arithmetic"
+
+
+def _is_prior(value: object) -> bool:
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-30 <= value <= 1e30
+    )
+
+
+def _require_positive(prefix: str, config: Any, *knobs: str) -> None:
+    _require_numbers(
+        prefix, config, *knobs, allowed=lambda value: value > 0, mend="must be greater than 0"
+    )
+
+
+def _require_not_negative(prefix: str, config: Any, *knobs: str) -> None:
+    _require_numbers(
+        prefix, config, *knobs, allowed=lambda value: value >= 0, mend="cannot be negative"
+    )
+
+
+def _require_share(prefix: str, config: Any, *knobs: str) -> None:
+    _require_numbers(
+        prefix,
+        config,
+        *knobs,
+        allowed=lambda value: 0 <= value < 1,
+        mend="must be at least 0 and less than 1",
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,9 +125,17 @@ class SimulationConfig:
             "cell_topic_prior",
             "topic_gene_prior",
         )
-        _require(
-            self.counts_sd >= 0, "data.simulation.counts_sd", self.counts_sd, "cannot be negative"
+        for knob in ("cell_topic_prior", "topic_gene_prior"):
+            value = getattr(self, knob)
+            _require(_is_prior(value), f"data.simulation.{knob}", value, PRIOR_RANGE)
+        _require_numbers(
+            "data.simulation",
+            self,
+            "counts_sd",
+            allowed=lambda sd: 0 <= sd <= 10,
+            mend="must be between 0 and 10, of the logarithm of the library size",
         )
+        _require_seed(self.seed, "data.simulation.seed")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,9 +196,14 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         prefix = "preprocess.split"
-        _require(0 < self.train <= 1, f"{prefix}.train", self.train, "must be in (0, 1]")
-        _require_share(f"{prefix}.valid", self.valid)
-        _require_share(f"{prefix}.test", self.test)
+        _require_numbers(
+            prefix,
+            self,
+            "train",
+            allowed=lambda share: 0 < share <= 1,
+            mend="must be greater than 0 and at most 1",
+        )
+        _require_share(prefix, self, "valid", "test")
         total = self.train + self.valid + self.test
         _require(
             math.isclose(total, 1, abs_tol=1e-6),
@@ -172,9 +233,7 @@ class PreprocessConfig:
     """Keep the prepared data in the user's cache folder, by digest of data and settings."""
 
     def __post_init__(self) -> None:
-        for knob in ("min_counts_per_cell", "min_cells_per_gene"):
-            value = getattr(self, knob)
-            _require(value >= 0, f"preprocess.{knob}", value, "cannot be negative")
+        _require_not_negative("preprocess", self, "min_counts_per_cell", "min_cells_per_gene")
         _require_positive("preprocess", self, "n_variable_genes", "target_sum")
 
 
@@ -262,10 +321,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self.kind = _member("model.kind", self.kind, ModelKind)
         self.init = _member("model.init", self.init, Init)
-        _require(isinstance(self.n_topics, int), "model.n_topics", self.n_topics, "must be whole")
-        _require(self.n_topics >= 2, "model.n_topics", self.n_topics, "needs at least 2 topics")
+        _require_numbers(
+            "model",
+            self,
+            "n_topics",
+            allowed=lambda number: number >= 2,
+            mend="needs at least 2 topics",
+        )
         _require_positive("model", self, "n_hidden", "n_layers", "n_starts")
-        _require_share("model.dropout", self.dropout)
+        _require_share("model", self, "dropout")
         for knob in ("cell_topic_prior", "topic_gene_prior"):
             prior = getattr(self, knob)
             if prior is None:
@@ -274,14 +338,10 @@ class ModelConfig:
                 prior if isinstance(prior, Sequence) and not isinstance(prior, str) else [prior]
             )
             _require(
-                len(values) > 0
-                and all(
-                    isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf
-                    for v in values
-                ),
+                len(values) > 0 and all(map(_is_prior, values)),
                 f"model.{knob}",
                 prior,
-                "must be a number greater than 0, or a list of such numbers",
+                f"each number {PRIOR_RANGE}",
             )
         if isinstance(self.cell_topic_prior, Sequence):
             _require(
@@ -318,18 +378,14 @@ class AnnealingConfig:
 
     def __post_init__(self) -> None:
         prefix = "train.kl_annealing"
-        _require(
-            0 <= self.warmup_share <= 1,
-            f"{prefix}.warmup_share",
-            self.warmup_share,
-            "must be between 0 and 1",
+        _require_numbers(
+            prefix,
+            self,
+            "warmup_share",
+            allowed=lambda share: 0 <= share <= 1,
+            mend="must be between 0 and 1",
         )
-        _require(
-            self.warmup_epochs is None or self.warmup_epochs >= 0,
-            f"{prefix}.warmup_epochs",
-            self.warmup_epochs,
-            "cannot be negative",
-        )
+        _require_not_negative(prefix, self, "warmup_epochs")
         _require_positive(prefix, self, "n_cycles", "max_weight", "min_weight")
         _require(
             self.min_weight <= self.max_weight,
@@ -351,12 +407,7 @@ class EarlyStoppingConfig:
 
     def __post_init__(self) -> None:
         _require_positive("train.early_stopping", self, "patience")
-        _require(
-            self.min_delta >= 0,
-            "train.early_stopping.min_delta",
-            self.min_delta,
-            "cannot be negative",
-        )
+        _require_not_negative("train.early_stopping", self, "min_delta")
 
 
 class Schedule(Enum):
@@ -393,6 +444,22 @@ class Precision(Enum):
     """The encoder's products in bfloat16, all else as under tf32."""
 
 
+def checkpoint_interval(every: int | str | None) -> tuple[float, str] | None:
+    """``train.checkpoint_every`` as a number and its unit, ``epochs`` or ``s``."""
+    if every is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*(s?)", str(every).strip())
+    number = float(found[1]) if found else 0.0
+    _require(
+        found is not None and 0 < number <= LARGEST and (found[2] == "s" or number == int(number)),
+        "train.checkpoint_every",
+        every,
+        "give a whole number of epochs (10), or seconds (60s), or null",
+    )
+    assert found is not None
+    return number, found[2] or "epochs"
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """Stochastic variational inference."""
@@ -419,8 +486,12 @@ class TrainConfig:
     often faster than two."""
     progress: bool = True
     """Show a progress bar on the terminal."""
+    checkpoint_every: int | str | None = "60s"
+    """How often a fit keeps what ``resume`` goes on from: a number of epochs, or of seconds as
+    ``60s``; null never does. A fit that is interrupted keeps it as well."""
 
     def __post_init__(self) -> None:
+        checkpoint_interval(self.checkpoint_every)
         _require_positive(
             "train",
             self,
@@ -462,9 +533,7 @@ class EvaluateConfig:
     first is the run's, which the artifacts show."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.n_gap_cells >= 0, "evaluate.n_gap_cells", self.n_gap_cells, "cannot be negative"
-        )
+        _require_not_negative("evaluate", self, "n_gap_cells")
         _require_positive(
             "evaluate",
             self,
@@ -474,11 +543,12 @@ class EvaluateConfig:
             "n_neighbors",
             "n_splits",
         )
-        _require(
-            self.n_coherence_genes >= 2,
-            "evaluate.n_coherence_genes",
-            self.n_coherence_genes,
-            "pairs need at least 2 genes",
+        _require_numbers(
+            "evaluate",
+            self,
+            "n_coherence_genes",
+            allowed=lambda number: number >= 2,
+            mend="pairs need at least 2 genes",
         )
 
 
@@ -512,9 +582,22 @@ class ReportConfig:
             "leiden_resolution",
             "n_top_genes",
             "n_enrichment_genes",
-            "dpi",
         )
-        _require(self.n_neighbors >= 2, "report.n_neighbors", self.n_neighbors, "needs 2 or more")
+        _require_numbers(
+            "report",
+            self,
+            "n_neighbors",
+            allowed=lambda number: number >= 2,
+            mend="needs 2 or more",
+        )
+        _require_numbers(
+            "report",
+            self,
+            "dpi",
+            allowed=lambda dpi: 10 <= dpi <= 1200,
+            mend="must be between 10 and 1200: figures of fewer dots cannot be drawn, of more take "
+            "gigabytes",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -632,21 +715,14 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         _require_positive("sweep", self, "n_trials", "timeout", "n_jobs", "patience")
-        for knob in ("n_startup_trials", "pruning_margin", "racing_errors"):
-            value = getattr(self, knob)
-            _require(value >= 0, f"sweep.{knob}", value, "cannot be negative")
-        _require_share("sweep.pruning_warmup", self.pruning_warmup)
-        _require(
-            self.max_failure_rate is None or 0 <= self.max_failure_rate < 1,
-            "sweep.max_failure_rate",
-            self.max_failure_rate,
-            "must be at least 0 and less than 1",
-        )
-        _require(
-            0 <= self.stability_floor <= 1,
-            "sweep.stability_floor",
-            self.stability_floor,
-            "must be between 0 and 1",
+        _require_not_negative("sweep", self, "n_startup_trials", "pruning_margin", "racing_errors")
+        _require_share("sweep", self, "pruning_warmup", "max_failure_rate")
+        _require_numbers(
+            "sweep",
+            self,
+            "stability_floor",
+            allowed=lambda floor: 0 <= floor <= 1,
+            mend="must be between 0 and 1",
         )
         for knob in ("study", "register"):
             value = getattr(self, knob)
@@ -663,6 +739,9 @@ class TrainCommand(RunConfig):
     """What ``topicell train`` is told: a run, and with ``-m`` how runs are searched."""
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    resume: str | None = None
+    """Go on with a run that did not end: ``true`` for the last one of the same settings (or begin
+    one, if there is none), else its MLflow id or its folder."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -695,7 +774,13 @@ class GivenConfig:
 
     def __post_init__(self) -> None:
         _require_seed(self.seed)
-        _require(0 <= self.floor < 0.1, "floor", self.floor, "must be at least 0 and below 0.1")
+        _require_numbers(
+            "",
+            self,
+            "floor",
+            allowed=lambda floor: 0 <= floor < 0.1,
+            mend="must be at least 0 and below 0.1",
+        )
 
     @property
     def title(self) -> str:

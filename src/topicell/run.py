@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import itertools
 import json
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from topicell.evaluation.labels import label_scores
 from topicell.evaluation.perplexity import thin
 from topicell.evaluation.stability import consensus, match_topics, stability
 from topicell.model.baselines import fit_model, require_library
+from topicell.model.checkpoints import Checkpoints
 from topicell.model.counts import Counts
 from topicell.model.engines import check_precision, cpu_threads, resolve_device
 from topicell.model.fit import TopicFit
@@ -49,7 +48,7 @@ from topicell.model.training import check_sizes
 from topicell.report.summary import summary
 from topicell.report.tables import write_tables
 from topicell.tracking.provenance import provenance
-from topicell.tracking.runs import Tracker
+from topicell.tracking.runs import CHECKPOINTS, Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +108,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         # One thread setting for all that is estimated: sums depend on it in their last digits.
         cpu_threads(config.train.threads),
     ):
-        started = time.perf_counter()
+        checkpoints = checkpoints_of(config, tracker, config.seed)
         fit = fit_model(
             parts["train"],
             parts["valid"],
@@ -120,31 +119,50 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
                 {name: value for name, value in epoch.items() if name != "epoch"},
                 epoch=int(epoch["epoch"]),
             ),
+            checkpoints=checkpoints,
         )
-        known = {"speed/fit_seconds": time.perf_counter() - started}
+        known = {"speed/fit_seconds": checkpoints.seconds}
         of_cells = Counts.of(adata, "counts")
         theta_RNK = fit.theta(of_cells, n_samples=config.evaluate.n_samples, seed=config.seed)
         beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
-        measured = {}
-        first = measure(
-            fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
-        )
-        for seed, of_split in itertools.chain(
-            [(str(config.seed), first)], further_splits(adata, config)
-        ):
+        # A run that is gone on with has measured some splits before.
+        measured = dict(tracker.measured)
+        first = str(config.seed)
+        if first not in measured:
+            measured[first] = measure(
+                fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
+            )
+            tracker.log_split(first, measured[first])
+        for seed, of_split in further_splits(adata, config, tracker):
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
         scores, values = conclude(fit, theta_RNK, beta_RKG, adata, measured, config, tracker, known)
     return Result(fit, scores, values, adata)
 
 
-def further_splits(adata: AnnData, config: RunConfig) -> Iterator[tuple[str, Measured]]:
+def checkpoints_of(config: RunConfig, tracker: Tracker, seed: int) -> Checkpoints:
+    """Where the fit of a split keeps its state."""
+    return Checkpoints(tracker.directory / CHECKPOINTS / str(seed), config.train.checkpoint_every)
+
+
+def further_splits(
+    adata: AnnData, config: RunConfig, tracker: Tracker
+) -> Iterator[tuple[str, Measured]]:
     """Fit and measure on the splits after the first: (seed of the split, values)."""
     cells = Counts.of(adata, "counts")
     for seed in split_seeds(config.seed, config.evaluate.n_splits)[1:]:
+        if str(seed) in tracker.measured:
+            continue
         part_N = split(adata, config.preprocess.split, seed=seed)
         parts = {name: cells[np.flatnonzero(part_N == name)] for name in PARTS}
-        fit = fit_model(parts["train"], parts["valid"], config.model, config.train, seed=seed)
+        fit = fit_model(
+            parts["train"],
+            parts["valid"],
+            config.model,
+            config.train,
+            seed=seed,
+            checkpoints=checkpoints_of(config, tracker, seed),
+        )
         theta_RNK = fit.theta(cells, n_samples=config.evaluate.n_samples, seed=seed)
         beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=seed)
         yield (

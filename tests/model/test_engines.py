@@ -98,6 +98,7 @@ def test_means_are_over_cells_and_start_anew(planted):
     means = stepped.means()
     terms = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
     np.testing.assert_allclose(means["elbo"], terms)
+    stepped.forget()
     assert stepped.n_seen == 0
     assert not stepped.sums.any()
 

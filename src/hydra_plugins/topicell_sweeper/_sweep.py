@@ -70,7 +70,7 @@ def sweep(
         # What goes wrong from here on is not that a folder cannot be made.
         task.begun = True
     try:
-        parent = _parent(study, settings, base, written)
+        parent = _parent(study, settings, base, written, folder)
         ended = "FAILED"
         try:
             compose = partial(_compose, context, config, fixed, folder)
@@ -108,7 +108,11 @@ def _definition(base: RunConfig, written: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parent(
-    study: Study, settings: SweepConfig, base: RunConfig, written: Mapping[str, str]
+    study: Study,
+    settings: SweepConfig,
+    base: RunConfig,
+    written: Mapping[str, str],
+    folder: Path,
 ) -> Parent:
     """The parent run of the study: made by whoever is first, before any worker starts."""
     with study.exclusively():
@@ -119,13 +123,13 @@ def _parent(
             "topicell.overrides": " ".join(map(without_password, sys.argv[1:])),
         }
         before = study.parent_run
-        parent = Parent.start(base.tracking, f"sweep {study.name}", tags, before)
+        parent = Parent.start(base.tracking, f"sweep {study.name}", tags, folder, before)
         if parent.run_id not in ("", before):
             study.parent_run = parent.run_id
-            searched = {f"searched.{name}": text for name, text in written.items()}
-            own = {f"sweep.{k}": v for k, v in as_dict(settings).items() if k != "storage"}
-            fixed = {name: v for name, v in dotted(base).items() if name not in written}
-            parent.log_params(fixed | searched | own)
+        searched = {f"searched.{name}": text for name, text in written.items()}
+        own = {f"sweep.{k}": v for k, v in as_dict(settings).items() if k != "storage"}
+        fixed = {name: v for name, v in dotted(base).items() if name not in written}
+        parent.log_params(fixed | searched | own)
     done = f"{study.n_done} of {settings.n_trials} trials so far"
     _say(f"study {study.name} in {study.address}: {done}")
     return parent

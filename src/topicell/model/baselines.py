@@ -24,6 +24,7 @@ import scipy.sparse as sp
 import torch
 
 from topicell.config import InputError, ModelConfig, ModelKind, TrainConfig, require_effect
+from topicell.model.checkpoints import Checkpoints
 from topicell.model.counts import Counts
 from topicell.model.engines import cpu_threads
 from topicell.model.fit import TopicFit
@@ -84,10 +85,13 @@ def fit_model(
     *,
     seed: int = 0,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TopicFit:
     """Fit whichever kind of model is asked for: topicell's own by `train`, which see."""
     if model.kind is ModelKind.amortized_lda:
-        return train(counts, valid, model, config, seed=seed, on_epoch=on_epoch)
+        return train(
+            counts, valid, model, config, seed=seed, on_epoch=on_epoch, checkpoints=checkpoints
+        )
     return fit_baseline(counts, valid, model, config, seed=seed)
 
 

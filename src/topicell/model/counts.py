@@ -158,24 +158,30 @@ def as_counts(
     Raises
     ------
     InputError
-        Not two-dimensional, empty, not numbers, or an entry is NaN, infinite, negative, not
-        whole, or too large for single precision.
+        Not two-dimensional, empty, not numbers, damaged, or an entry is NaN, infinite, negative,
+        not whole, or too large for single precision.
     """
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
     if not sp.issparse(matrix):
         matrix = np.asarray(matrix)
-        if matrix.ndim != 2:
-            raise InputError(f"{where} has {matrix.ndim} dimensions; counts are cells × genes")
+    if matrix.ndim != 2:
+        raise InputError(f"{where} has {matrix.ndim} dimensions; counts are cells × genes")
+    require_sound(matrix, where)
     if 0 in matrix.shape:
         raise InputError(
             f"{where} is empty: {matrix.shape[0]} cells × {matrix.shape[1]} genes; check the file"
         )
     if matrix.dtype.kind not in "biuf":
         raise InputError(f"{where} holds {matrix.dtype} values, not numbers")
+    # scipy.sparse knows neither half precision nor the other order of bytes.
+    known = np.dtype(np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("="))
+    if known != matrix.dtype:
+        matrix = matrix.astype(known)
     x = sp.csr_matrix(matrix)
     if sp.issparse(matrix) and not x.has_canonical_format:
-        x = x.copy()
+        # In double precision: integers, of few bits above all, wrap around when they are added.
+        x = x.astype(np.float64)
         x.sum_duplicates()
     for bad, what, mend in (
         (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
@@ -200,6 +206,27 @@ def as_counts(
     return x
 
 
+def require_sound(matrix: Any, where: str) -> None:
+    """Refuse compressed rows or columns whose indices point past their ends.
+
+    scipy trusts them: its compiled loops would read and write memory that is not theirs.
+
+    Raises
+    ------
+    InputError
+        The index arrays do not belong to the matrix.
+    """
+    if not isinstance(matrix, (sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array)):
+        return
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise InputError(
+            f"{where} is damaged: its {matrix.format} indices do not fit its shape "
+            f"{matrix.shape} ({error}); write it again"
+        ) from error
+
+
 def _whole_mend(values: np.ndarray) -> str:
     if values.size and np.nanmax(values) < 20:
         return "they look log-normalised, and the model needs raw counts"
@@ -216,6 +243,10 @@ def _other_count_matrices(data: Any, where: str) -> list[str]:
     found = []
     for name, matrix in candidates.items():
         if where in (name, f"layers[{name!r}]"):
+            continue
+        try:
+            require_sound(matrix, name)
+        except InputError:
             continue
         head = matrix[: min(100, matrix.shape[0])]
         values = head.data if sp.issparse(head) else np.asarray(head)

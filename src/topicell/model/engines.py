@@ -85,13 +85,16 @@ class Optimizer:
         self.n_seen += batch.n_cells
 
     def means(self) -> dict[str, np.ndarray]:
-        """Means of loss and terms over the cells since the last call, nats per cell, each (R,)."""
+        """Means of loss and terms over the cells since `forget`, nats per cell, each (R,)."""
         names = ("loss", "reconstruction", "kl_cells", "kl_topics")
         means = dict(zip(names, (self.sums / self.n_seen).cpu().numpy(), strict=True))
         means["elbo"] = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
+        return means
+
+    def forget(self) -> None:
+        """Begin the sums anew."""
         self.sums.zero_()
         self.n_seen = 0
-        return means
 
     def _advance(self, batch: Batch) -> None:
         loss, terms = self.loss(self.program, batch, self.n_cells, self.kl_weight)
@@ -117,6 +120,10 @@ class Adam:
         self.first = [torch.zeros_like(value) for value in self.parameters]
         self.second = [torch.zeros_like(value) for value in self.parameters]
         self.steps = [torch.zeros((), device=value.device) for value in self.parameters]
+
+    def state(self) -> dict[str, list[Tensor]]:
+        """Moments and step counts of each parameter: what a checkpoint keeps."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
 
     @torch.no_grad()
     def step(self, learning_rate: Tensor) -> None:

@@ -219,7 +219,7 @@ class DeviceCounts:
 
 def _blocks(parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
     """Some mini-batches at a time: enough to share the cost of gathering, few enough to hold."""
-    n = max(GATHERED_CELLS // max(len(parts[0]), 1), 1)
+    n = max(GATHERED_CELLS // max(len(parts[0]), 1), 1) if parts else 1
     for first in range(0, len(parts), n):
         yield parts[first : first + n]
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, validation, early stop.
+"""The training loop: epochs of steps, validation, early stop, checkpoints.
 
 `train` reads top to bottom. Batches, noise and starts come from the seed alone, and the global
 random state is left as it was found. Needs torch, pyro, numpy and scipy alone.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from topicell.config import (
     TrainConfig,
 )
 from topicell.evaluation.perplexity import perplexity, thin
+from topicell.model.checkpoints import Checkpoints
 from topicell.model.counts import Counts
 from topicell.model.engines import (
     Optimizer,
@@ -66,6 +68,7 @@ def train(
     seed: int = 0,
     start: AmortizedFit | None = None,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> AmortizedFit:
     """Fit R replicates of amortized LDA.
 
@@ -84,6 +87,10 @@ def train(
         history are kept, the warm-up is left out, and the rate runs through a new cycle.
     on_epoch
         Called after each epoch with its metrics, named as in the tracker.
+    checkpoints
+        Where the state is kept, and gone on from if there is one: then `on_epoch` is called for
+        the epochs before it too, and the fit ends with the bytes of one that was never interrupted
+        (on the CPU). An interrupt waits until the state is kept.
 
     Returns
     -------
@@ -102,7 +109,7 @@ def train(
     check_precision(config.precision, device)
     n_epochs = config.epochs or default_epochs(counts.n_cells, config.batch_size)
     n_batches = math.ceil(counts.n_cells / config.batch_size)
-    n_steps = min(n_epochs * n_batches, config.max_steps or math.inf)
+    n_steps = min(n_epochs * n_batches, config.max_steps or n_epochs * n_batches)
     length = n_steps / n_batches
     # A fit that goes on is past its warm-up.
     annealing = (
@@ -139,38 +146,50 @@ def train(
         validation = (
             Validation.of(program, valid, seed) if valid is not None and valid.n_cells else None
         )
-        best = Best()
-        history: list[EpochMetrics] = [*start.history] if start is not None else []
-        first_epoch = len(history)
-        step = 0
+        state = State(program, optimizer, seeds)
+        if start is not None:
+            state.history = [*start.history]
+        checkpoints = checkpoints or Checkpoints(Path(), None)
+        state.restore(checkpoints, on_epoch)
+        first_epoch = len(state.history) - state.epoch
+        bar.update(state.epoch)
 
-        for epoch in range(n_epochs):
-            started = time.perf_counter()
+        while (state.batch or state.step < n_steps) and not state.ended:
+            state.begin_epoch()
             program.train()
-            for batch in optimizer.batches(shuffled(counts.n_cells, n_batches, seeds)):
-                kl_weight = annealing_weight(step / n_batches, length, annealing)
-                rate = learning_rate(step / n_steps, config)
-                optimizer.step(batch, kl_weight=kl_weight, learning_rate=rate)
-                step += 1
-                if step == n_steps:
-                    break
+            last = state.batch + n_steps - state.step
+            parts = shuffled(counts.n_cells, n_batches, seeds)[state.batch : last]
+            with checkpoints.held_interrupts() as interrupt:
+                for batch in optimizer.batches(parts):
+                    kl_weight = annealing_weight(state.step / n_batches, length, annealing)
+                    rate = learning_rate(state.step / n_steps, config)
+                    optimizer.step(batch, kl_weight=kl_weight, learning_rate=rate)
+                    state.step += 1
+                    state.batch += 1
+                    if interrupt.came or checkpoints.due(state.epoch, epoch_ended=False):
+                        state.keep(checkpoints)
+                        interrupt.pass_on()
 
-            n_seen = optimizer.n_seen
             means = optimizer.means()
-            require_finite(means, program, step, epoch)
-            metrics: EpochMetrics = {"epoch": first_epoch + epoch}
+            require_finite(means, program, state.step, state.epoch)
+            metrics: EpochMetrics = {"epoch": first_epoch + state.epoch}
             for name, value_R in means.items():
                 metrics |= summarize(f"train/{name}", value_R)
+            kl_weight = annealing_weight((state.step - 1) / n_batches, length, annealing)
             metrics["train/kl_weight"] = kl_weight
-            metrics["train/learning_rate"] = rate
+            metrics["train/learning_rate"] = learning_rate((state.step - 1) / n_steps, config)
             metrics["speed/cells_per_second"] = (
-                n_seen * config.n_replicates / (time.perf_counter() - started)
+                optimizer.n_seen * config.n_replicates / state.seconds
             )
             if validation is not None:
-                elbo_R, perplexity_R = validation.measure(program, counts.n_cells)
+                try:
+                    elbo_R, perplexity_R = validation.measure(program, counts.n_cells)
+                except KeyboardInterrupt:
+                    state.keep(checkpoints)
+                    raise
                 metrics |= summarize("valid/elbo", elbo_R)
                 metrics |= summarize("valid/perplexity", perplexity_R)
-            history.append(metrics)
+            state.end_epoch(metrics)
             if on_epoch is not None:
                 on_epoch(metrics)
             bar.set_postfix_str(describe(metrics), refresh=False)
@@ -180,15 +199,19 @@ def train(
                 # Below the maximal KL weight another objective is trained: such epochs neither
                 # gain nor count.
                 if kl_weight >= annealing.max_weight:
-                    best.consider(metrics["valid/elbo"], config.early_stopping, program)
-                if best.n_waited >= config.early_stopping.patience:
-                    program.load_state_dict(best.state)
-                    break
-            if step == n_steps:
-                break
+                    state.best.consider(metrics["valid/elbo"], config.early_stopping, program)
+                if state.best.n_waited >= config.early_stopping.patience:
+                    program.load_state_dict(state.best.weights)
+                    state.ended = True
+            if checkpoints.due(state.epoch, epoch_ended=True):
+                state.keep(checkpoints)
 
+        if checkpoints.written:
+            # What comes after a long fit can be interrupted too.
+            state.ended = True
+            state.keep(checkpoints)
         program.eval()
-        return AmortizedFit.of(program, counts, valid, model, seed=seed, history=history)
+        return AmortizedFit.of(program, counts, valid, model, seed=seed, history=state.history)
 
 
 def progress_bar(n_epochs: int, *, shown: bool) -> Any:
@@ -279,13 +302,123 @@ class Best:
 
     score: float = -math.inf
     n_waited: int = 0
-    state: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
     def consider(self, score: float, config: EarlyStoppingConfig, program: TopicProgram) -> None:
         """Keep this epoch if it gains at least ``config.min_delta``; else it was waited for."""
         self.n_waited += 1
         if score >= self.score + config.min_delta:
-            self.score, self.n_waited, self.state = score, 0, deepcopy(program.state_dict())
+            self.score, self.n_waited, self.weights = score, 0, deepcopy(program.state_dict())
+
+
+@dataclass(slots=True)
+class State:
+    """Where a fit stands between two steps: all that decides what comes after."""
+
+    program: TopicProgram
+    optimizer: Optimizer
+    seeds: np.random.Generator
+    epoch: int = 0
+    """Epochs that are complete."""
+    batch: int = 0
+    """Mini-batches of the epoch after them that are done."""
+    step: int = 0
+    ended: bool = False
+    history: list[EpochMetrics] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
+    _order: dict[str, Any] = field(default_factory=dict)
+    """State of `seeds` before it shuffled the cells of this epoch."""
+    _began: float = 0.0
+    _seconds_before: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that this epoch has taken."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def begin_epoch(self) -> None:
+        """To be called before the cells are shuffled."""
+        self._order = deepcopy(dict(self.seeds.bit_generator.state))
+        self._began = time.perf_counter()
+
+    def end_epoch(self, metrics: EpochMetrics) -> None:
+        """Count an epoch that was measured."""
+        self.history.append(metrics)
+        self.optimizer.forget()
+        self.epoch += 1
+        self.batch = 0
+        self._seconds_before = 0.0
+        self.begin_epoch()
+
+    def keep(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint."""
+        adam = self.optimizer.adam
+        tensors = {f"program.{name}": value for name, value in self.program.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
+        for name, values in adam.state().items():
+            tensors |= {f"adam.{name}.{i}": value for i, value in enumerate(values)}
+        tensors |= {f"random.{name}": value for name, value in _random_states().items()}
+        document = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "ended": self.ended,
+            "history": self.history,
+            "best": [self.best.score, self.best.n_waited],
+            "order": self._order,
+            "n_seen": self.optimizer.n_seen,
+            "epoch_seconds": self.seconds,
+        }
+        checkpoints.write(tensors | {"sums": self.optimizer.sums}, document, self.step)
+
+    def restore(
+        self, checkpoints: Checkpoints, on_epoch: Callable[[EpochMetrics], None] | None
+    ) -> None:
+        """Go on from the latest checkpoint, if there is one."""
+        found = checkpoints.latest()
+        if found is None:
+            return
+        tensors, document = found
+
+        def of(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        self.program.load_state_dict(of("program."))
+        for name, values in self.optimizer.adam.state().items():
+            # In place: a recorded step would go on reading the same memory.
+            for i, value in enumerate(values):
+                value.copy_(tensors[f"adam.{name}.{i}"])
+        self.optimizer.sums.copy_(tensors["sums"])
+        self.optimizer.n_seen = document["n_seen"]
+        _set_random_states(of("random."))
+        self.seeds.bit_generator.state = self._order = document["order"]
+        for name in ("epoch", "batch", "step", "ended", "history"):
+            setattr(self, name, document[name])
+        self._seconds_before = document["epoch_seconds"]
+        score, n_waited = document["best"]
+        device = self.optimizer.sums.device
+        weights = {name: value.to(device) for name, value in of("best.").items()}
+        self.best = Best(score, n_waited, weights)
+        if on_epoch is not None:
+            for metrics in self.history:
+                on_epoch(metrics)
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def summarize(name: str, value_R: np.ndarray) -> EpochMetrics:

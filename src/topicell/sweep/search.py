@@ -198,7 +198,7 @@ class Search:
             if number not in self.runs and number in self.jobs:
                 job = self.jobs[number]
                 tags = self._marks(number) | _tags("FAIL", done.error)
-                self.parent.record_failure(job.name, job.settings, tags)
+                self.parent.record_failure(number, job.name, job.settings, tags)
             self._say(number, f"failed: {done.error}")
             if done.bad_input:
                 self._refused[number] = done.error
@@ -294,7 +294,7 @@ def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     parent.try_again()
     folder.mkdir(parents=True, exist_ok=True)
     sweep.write(folder)
-    parent.keep(folder, ("sweep.json",))
+    parent.keep(("sweep.json",))
     for point in points(sweep.trials):
         metrics = {}
         for name in MEASURES:
@@ -317,7 +317,7 @@ def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     }
     parent.set_tags(tags)
     page.write(sweep, verdict, folder)
-    parent.keep(folder, ("report.html", "figures"))
+    parent.keep(("report.html", "figures"))
     return verdict
 
 

@@ -86,6 +86,7 @@ class Watched:
         self.tracker = tracker
         self.trial = trial
         self.directory = tracker.directory
+        self.measured = tracker.measured
         self.run_id = ""
         self.pruned_at = ""
         self._n_splits = 0

@@ -2,60 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topicell.config import InputError, TrackingConfig
+from topicell.tracking.delivery import (
+    PARENT_KEY,
+    PARENT_RUN,
+    Delivery,
+    deliver,
+    destination,
+    undelivered,
+)
 from topicell.tracking.provenance import provenance, source_tags
+from topicell.tracking.record import RECORD, Journal, Record, milliseconds
 from topicell.tracking.store import (
+    INTERRUPTED_SECONDS,
+    LAST_SECONDS,
+    Patience,
+    Unreachable,
     client,
     experiment_id,
     first_line,
-    log_params,
+    has_run,
+    open_store,
+    remember_away,
     shown_uri,
-    tried,
 )
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from topicell.tracking.stored import NestedRun
 
 log = logging.getLogger(__name__)
-
-PARENT_RUN = "TOPICELL_PARENT_RUN_ID"
-"""Environment variable by which the jobs of a multirun find their parent run."""
-CREATE = "create the parent run"
-NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 class Parent:
     """The run that the runs of a grid or a sweep are nested under.
 
-    With tracking off there is none, and every call does nothing. A store that goes away costs one
-    warning.
+    Like a run it is recorded in its folder first, and MLflow may have it later. With tracking off
+    there is none, and every call does nothing. A store that goes away costs one warning.
 
     Parameters
     ----------
     config
         Store and experiment.
     run_id
-        A run that was made before.
+        A run that was made before, to be read.
     """
 
     def __init__(self, config: TrackingConfig, run_id: str = "") -> None:
         self.config = config
-        self.run_id = run_id if config.enabled else ""
+        self._run_id = run_id if config.enabled else ""
+        self._patience = Patience()
+        self._delivery: Delivery | None = None
+        self._journal: Journal | None = None
         self._reachable = True
+        self._warned = False
 
     @classmethod
     def start(
-        cls, config: TrackingConfig, name: str, tags: Mapping[str, str], before: str = ""
+        cls,
+        config: TrackingConfig,
+        name: str,
+        tags: Mapping[str, str],
+        folder: Path,
+        before: str = "",
     ) -> Parent:
         """Create the run, and tell the jobs of this process and of those that it starts.
 
@@ -65,44 +82,50 @@ class Parent:
             Store and experiment.
         name, tags
             Of the run.
+        folder
+            Of the grid or the sweep; where it has a record, that run is gone on with.
         before
-            A run that was made before, to go on with if the store has it.
+            The id of a run that was made before, elsewhere, to go on with if the store has it.
         """
         parent = cls(config)
         if not config.enabled:
             return parent
-        from mlflow.exceptions import MlflowException
-
-        store = client(config)
-
-        def create() -> None:
-            try:
-                if before:
-                    store.update_run(before, status="RUNNING")
-                    parent.run_id = before
-                    return
-            except MlflowException as error:
-                # Gone, or deleted: there is a new one then.
-                if error.error_code not in NO_SUCH_RUN:
-                    raise
-            run = store.create_run(
-                experiment_id(store, config),
-                run_name=name,
-                tags=source_tags() | provenance() | dict(tags),
-            )
-            parent.run_id = str(run.info.run_id)
-
-        parent._attempt(CREATE, create)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RECORD).exists():
+            record = Record.read(folder)
+            record.status, record.ended, record.delivered = "RUNNING", None, False
+            record.tags |= tags
+        else:
+            record = Record(name=name, tags=source_tags() | provenance() | dict(tags))
+            for field, value in destination(config).items():
+                setattr(record, field, value)
+            # A parent has none, whoever started this process.
+            record.parent_id = record.parent_key = ""
+        record.run_id = before or record.run_id
+        record.write(folder)
+        parent._journal = Journal(folder, shared=True)
+        parent._delivery = Delivery(folder, record, config)
+        parent._delivery.patience = parent._patience
+        os.environ[PARENT_KEY] = record.key
+        parent._attempt("take the parent run", parent._flush)
         if parent.run_id:
             os.environ[PARENT_RUN] = parent.run_id
         return parent
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in MLflow; empty if MLflow could not be reached."""
+        return self._delivery.record.run_id if self._delivery else self._run_id
 
     @property
     def experiment(self) -> str:
         """The experiment's id; empty without MLflow."""
         found: list[str] = []
         self._attempt(
-            "be read", lambda: found.append(experiment_id(client(self.config), self.config))
+            "be read",
+            lambda: found.append(
+                self._patience.call(lambda: experiment_id(client(self.config), self.config))
+            ),
         )
         return found[0] if found else ""
 
@@ -113,52 +136,48 @@ class Parent:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record what was searched; a value that is there already stays."""
-
-        def send() -> None:
-            store = client(self.config)
-            there = store.get_run(self.run_id).data.params
-            log_params(store, self.run_id, {k: v for k, v in params.items() if k not in there})
-
-        self._attempt("log parameters", send)
-
-    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Record metrics of the whole."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
-        self._attempt(
-            "log metrics", lambda: client(self.config).log_batch(self.run_id, metrics=metrics)
-        )
+        if self._delivery is not None:
+            record = self._delivery.record
+            record.params = dict(params) | record.params
+            self._changed("take parameters")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tag the parent."""
+        if self._delivery is not None:
+            self._delivery.record.tags |= tags
+            self._changed("take tags")
 
-        def send() -> None:
-            for name, value in tags.items():
-                client(self.config).set_tag(self.run_id, name, value[:5000])
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record metrics of the whole."""
+        if self._journal is not None and values:
+            self._journal.append({"step": step} | dict(values))
+            self._attempt("take metrics", self._flush)
 
-        self._attempt("set tags", send)
-
-    def keep(self, folder: Path, names: tuple[str, ...]) -> None:
-        """Store files and folders as artifacts of the parent."""
-
-        def send() -> None:
-            store = client(self.config)
-            for name in names:
-                path = folder / name
-                if path.is_dir():
-                    store.log_artifacts(self.run_id, str(path), artifact_path=name)
-                elif path.exists():
-                    store.log_artifact(self.run_id, str(path))
-
-        self._attempt("keep artifacts", send)
+    def keep(self, names: tuple[str, ...]) -> None:
+        """Store files and folders of its folder as artifacts of the parent."""
+        if self._delivery is None:
+            return
+        delivery = self._delivery
+        kept = delivery.record.artifacts
+        kept += [name for name in names if name not in kept]
+        delivery.record.write(delivery.folder)
+        self._attempt("take artifacts", lambda: delivery.upload(names))
 
     def end_child(self, run_id: str, trial: int, status: str, tags: Mapping[str, str]) -> None:
         """End the run of a process that is gone, unless it ended itself.
 
         Without an id it is found by its trial: the process was killed before it could tell.
         """
+        folder = self._folder_of(trial)
+        if folder is not None and (folder / RECORD).exists():
+            record = Record.read(folder)
+            if record.status == "RUNNING":
+                record.status, record.ended = status, milliseconds()
+                record.tags |= tags
+                record.write(folder)
+            if not record.delivered:
+                self._attempt("end a run", lambda: deliver(folder, self.config, self._patience))
+            return
 
         def send() -> None:
             store = client(self.config)
@@ -172,38 +191,35 @@ class Parent:
                 found = [run.info.run_id for run in store.search_runs([experiment], theirs)]
             for one in found:
                 # Of another store, where the study was begun with another one.
-                if not _has(store, one):
+                if not has_run(store, one):
                     continue
                 if store.get_run(one).info.status == "RUNNING":
                     for name, value in tags.items():
                         store.set_tag(one, name, value)
                     store.set_terminated(one, status)
 
-        self._attempt("end a run", send)
+        # On another machine, whose folder is not here.
+        self._attempt("end a run", lambda: self._patience.call(send))
 
     def record_failure(
-        self, name: str, params: Mapping[str, object], tags: Mapping[str, str]
+        self, trial: int, name: str, params: Mapping[str, object], tags: Mapping[str, str]
     ) -> None:
-        """A failed run for a job that could not begin."""
-        made: list[str] = []
-
-        def create() -> None:
-            store = client(self.config)
-            run = store.create_run(
-                experiment_id(store, self.config),
-                run_name=name,
-                tags=source_tags()
-                | provenance()
-                | dict(tags)
-                | {"mlflow.parentRunId": self.run_id},
-            )
-            made.append(str(run.info.run_id))
-
-        self._attempt("record a failed run", create)
-        if made:
-            store, (run_id,) = client(self.config), made
-            self._attempt("log parameters", lambda: log_params(store, run_id, params))
-            self._attempt("end a run", lambda: store.set_terminated(run_id, "FAILED"))
+        """A failed run for a trial that could not begin."""
+        folder = self._folder_of(trial)
+        if folder is None or (folder / RECORD).exists():
+            return
+        folder.mkdir(exist_ok=True)
+        record = Record(
+            name=name,
+            params=dict(params),
+            tags=source_tags() | provenance() | dict(tags),
+            status="FAILED",
+            ended=milliseconds(),
+        )
+        for field, value in destination(self.config).items():
+            setattr(record, field, value)
+        record.write(folder)
+        self._attempt("record a failed run", lambda: deliver(folder, self.config, self._patience))
 
     def nested_runs(self, curve: str) -> list[NestedRun]:
         """The runs under this one; none if the store cannot be read."""
@@ -239,40 +255,68 @@ class Parent:
     def try_again(self) -> None:
         """Give a store that was away another chance."""
         self._reachable = True
+        self._patience.left = max(self._patience.left, INTERRUPTED_SECONDS)
 
     def finish(self, status: str) -> None:
-        """End the parent run: FINISHED, FAILED or KILLED."""
+        """End the parent run: FINISHED, FAILED or KILLED; and deliver what its runs kept aside."""
         os.environ.pop(PARENT_RUN, None)
-        # No run should be said to be running for ever.
-        self.try_again()
-        self._attempt(
-            "end the parent run", lambda: client(self.config).set_terminated(self.run_id, status)
-        )
+        os.environ.pop(PARENT_KEY, None)
+        if self._delivery is None or self._journal is None:
+            return
+        record, folder = self._delivery.record, self._delivery.folder
+        record.status, record.ended = status, milliseconds()
+        record.write(folder)
+        self._reachable = True
+        killed = status == "KILLED"
+        self._patience.left = INTERRUPTED_SECONDS if killed else self._patience.left + LAST_SECONDS
+        self._attempt("take all of the parent run", self._end)
+        record.write(folder)
+        self._journal.close()
+        if not killed:
+            for one in undelivered([folder]):
+                # Those of other processes are theirs to deliver.
+                with contextlib.suppress(InputError):
+                    self._attempt("take a run", partial(deliver, one, self.config, self._patience))
+
+    def _end(self) -> None:
+        assert self._delivery is not None
+        self._flush()
+        self._delivery.end()
+
+    def _flush(self) -> None:
+        assert self._delivery is not None
+        assert self._journal is not None
+        self._delivery.send(self._journal.lines[self._delivery.record.sent :])
+
+    def _changed(self, what: str) -> None:
+        assert self._delivery is not None
+        self._delivery.record.write(self._delivery.folder)
+        self._attempt(what, self._delivery.describe)
+
+    def _folder_of(self, trial: int) -> Path | None:
+        return self._delivery.folder / str(trial) if self._delivery else None
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
+        from mlflow.exceptions import MlflowException
+
         if not self.config.enabled or not self._reachable:
             return
-        if not self.run_id and what != CREATE:
+        if not self._run_id and self._delivery is None:
             return
-        error = tried(action)
-        if error is not None:
-            # Without a run there is nothing that the other calls could do.
+        try:
+            if self._delivery is not None and not self._delivery.begun:
+                open_store(self.config)
+                self._delivery.begin()
+            action()
+        except (Unreachable, MlflowException, OSError) as error:
             self._reachable = False
-            log.warning(
-                "MLflow at %s could not %s (%s); the runs go on, and their folders have everything",
-                shown_uri(self.config),
-                what,
-                first_line(error),
-            )
-
-
-def _has(store: MlflowClient, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        store.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in NO_SUCH_RUN:
-            raise
-        return False
-    return True
+            remember_away(self.config)
+            if not self._warned:
+                log.warning(
+                    "MLflow at %s could not %s (%s); the runs go on, their folders have "
+                    "everything, and `topicell sync` delivers it when MLflow is back",
+                    shown_uri(self.config),
+                    what,
+                    first_line(error),
+                )
+            self._warned = True

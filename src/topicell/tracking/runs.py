@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlencode
 
 from topicell.config import (
     GivenConfig,
@@ -24,9 +24,21 @@ from topicell.config import (
     as_dict,
     dotted,
 )
-from topicell.tracking.parents import PARENT_RUN
+from topicell.tracking.delivery import RECORDS, Delivery, destination
+from topicell.tracking.interrupted import other_settings
 from topicell.tracking.provenance import source_tags
-from topicell.tracking.store import client, experiment_id, first_line, log_params, shown_uri, tried
+from topicell.tracking.record import RECORD, Journal, Record, milliseconds
+from topicell.tracking.store import (
+    INTERRUPTED_SECONDS,
+    LAST_SECONDS,
+    Patience,
+    Unreachable,
+    is_away,
+    open_store,
+    remember_away,
+    shown_uri,
+    tracking_uri,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +54,8 @@ ARTIFACTS = (
     "model",
 )
 """What a run leaves in its folder besides the records kept here."""
-RECORDS = ("config.yaml", "metrics.jsonl")
+CHECKPOINTS = "checkpoint"
 RUN_FOLDER_KNOB = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
-TAG_LENGTH = 5000
-"""MLflow's limit on the value of a tag."""
 BATCH_SECONDS = 2.0
 """How long metrics wait to be sent together."""
 
@@ -54,7 +64,14 @@ class Tracker(Protocol):
     """The calls that a run makes."""
 
     directory: Path
-    run_id: str
+
+    @property
+    def measured(self) -> Mapping[str, dict[str, list[float]]]:
+        """What `log_split` recorded before the run was interrupted, by the seed of the split."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in MLflow, if it has one."""
 
     def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         """Record every resolved knob, and where the code came from."""
@@ -76,7 +93,10 @@ class Tracker(Protocol):
 
 
 class RunFolder:
-    """The run folder alone: ``config.yaml`` and ``metrics.jsonl`` beside the artifacts.
+    """The run folder alone: ``config.yaml``, ``metrics.jsonl`` and ``run.json`` beside artifacts.
+
+    A run that is gone on with is recorded as if it had never stopped: what was recorded of an epoch
+    before is not recorded again.
 
     Parameters
     ----------
@@ -84,6 +104,13 @@ class RunFolder:
         The run folder; made if it does not exist.
     knob
         How a user chooses it, for messages.
+    resume
+        Go on with the run that is there, if there is one.
+
+    Attributes
+    ----------
+    measured
+        What `log_split` recorded before the run was interrupted, by the seed of the split.
 
     Raises
     ------
@@ -91,9 +118,9 @@ class RunFolder:
         The folder cannot be written to, or holds a file that the run would write.
     """
 
-    run_id = ""
-
-    def __init__(self, directory: Path, knob: str = RUN_FOLDER_KNOB) -> None:
+    def __init__(
+        self, directory: Path, knob: str = RUN_FOLDER_KNOB, *, resume: bool = False
+    ) -> None:
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -104,7 +131,16 @@ class RunFolder:
                 f"run folder {directory} cannot be written to ({error.strerror}); choose another "
                 f"with {knob}"
             ) from error
-        taken = [name for name in (*RECORDS, *ARTIFACTS) if (directory / name).exists()]
+        self.record: Record | None = None
+        self.journal: Journal | None = None
+        self.measured: dict[str, dict[str, list[float]]] = {}
+        self.run_id = ""
+        self._recorded: dict[int | None, set[str]] = {}
+        if resume and (directory / RECORD).exists():
+            self.record = Record.read(directory)
+            self._open_journal()
+            return
+        taken = [name for name in (*RECORDS, RECORD, *ARTIFACTS) if (directory / name).exists()]
         if taken:
             raise InputError(
                 f"run folder {directory} holds {taken[0]} already, and nothing is written over; "
@@ -112,24 +148,49 @@ class RunFolder:
             )
 
     def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
-        """Write ``config.yaml``."""
+        """Write ``config.yaml`` and ``run.json``; go on with the run that has them already.
+
+        Raises
+        ------
+        InputError
+            The run that is there has other settings or other data.
+        """
         import yaml
 
+        if self.record is not None:
+            self._go_on(config, tags)
+            return
         lines = "".join(f"# {name}: {value}\n" for name, value in tags.items())
         text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
         (self.directory / "config.yaml").write_text(lines + text, encoding="utf-8")
+        self.record = Record(
+            name=config.tracking.run_name or config.title,
+            params=json.loads(json.dumps(dotted(config))),
+            tags=source_tags() | dict(tags),
+            artifacts=[*ARTIFACTS, *RECORDS],
+        )
+        self.record.write(self.directory)
+        self._open_journal()
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Append the input data to ``metrics.jsonl``, as its first line."""
-        self._append({"dataset": {"name": name, "source": source, "digest": digest}})
+        known = self._recorded.setdefault(None, set())
+        if "dataset" not in known:
+            known.add("dataset")
+            self._append({"dataset": {"name": name, "source": source, "digest": digest}})
 
     def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
         """Append a line to ``metrics.jsonl``; the metrics of an epoch carry its number."""
-        self._append(({} if epoch is None else {"epoch": epoch}) | dict(values))
+        known = self._recorded.setdefault(epoch, set())
+        news = {name: value for name, value in values.items() if name not in known}
+        if news:
+            known.update(news)
+            self._append(({} if epoch is None else {"epoch": epoch}) | news)
 
     def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
         """Append what was measured on a split."""
-        self._append({"split": seed} | {name: list(value) for name, value in values.items()})
+        if seed not in self.measured:
+            self._append({"split": seed} | {name: list(value) for name, value in values.items()})
 
     def log_summary(self, text: str, picture: str) -> None:
         """Write ``summary.md``."""
@@ -137,19 +198,84 @@ class RunFolder:
         (self.directory / "summary.md").write_text(text + shown, encoding="utf-8")
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """Append how the run ended."""
+        """Append how the run ended, and let others have the folder."""
+        self.end(status, tags)
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self.journal is not None:
+            self.journal.close()
+
+    def end(self, status: str, tags: Mapping[str, str] | None = None) -> None:
+        """Append how the run ended; nothing if it never started, or ended before."""
+        if self.journal is None or self.record is None or self.record.status != "RUNNING":
+            return
         self._append({"status": status} | ({"tags": dict(tags)} if tags else {}))
+        self.record.status, self.record.ended = status, milliseconds()
+        self.record.tags |= tags or {}
+        self.record.write(self.directory)
+        if status == "FINISHED":
+            # The model has the weights, and nothing is left to go on with.
+            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
+
+    def _go_on(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+        record = self.record
+        assert record is not None
+        settings = dotted(config)
+        for name in other_settings(record, settings):
+            raise InputError(
+                f"{name} = {settings[name]!r}, and the run in {self.directory} has "
+                f"{record.params.get(name)!r}: go on with its own settings, or begin another run, "
+                "without resume"
+            )
+        digest = "topicell.prepared_digest"
+        if record.tags.get(digest) != tags.get(digest):
+            raise InputError(
+                f"resume: the data are not those that the run in {self.directory} was begun with; "
+                "begin another run, without resume"
+            )
+        for name in ("topicell.version", "topicell.git_commit", "device"):
+            if record.tags.get(name) != tags.get(name):
+                warnings.warn(
+                    f"the run was begun with {name} = {record.tags.get(name)} and goes on with "
+                    f"{tags.get(name)}: its last digits may differ",
+                    stacklevel=2,
+                )
+        resumed = int(record.tags.get("topicell.resumed", 0)) + 1
+        record.tags["topicell.resumed"] = str(resumed)
+        record.tags.pop("topicell.error", None)
+        record.status, record.ended, record.delivered = "RUNNING", None, False
+        # What an unfinished run left is made again, and its own.
+        for name in ARTIFACTS:
+            path = self.directory / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        record.write(self.directory)
+
+    def _open_journal(self) -> None:
+        self.journal = Journal(self.directory)
+        for line in self.journal.lines:
+            if "split" in line:
+                values = {k: v for k, v in line.items() if k not in ("time", "split")}
+                self.measured[line["split"]] = values
+            elif "status" not in line:
+                names = self._recorded.setdefault(line.get("epoch"), set())
+                names.update(line)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        assert self.journal is not None
+        self.journal.append(line)
 
 
 class MLflowRun:
     """A run in MLflow, and its folder.
 
-    A tracking store that fails after the run was created never ends the run: one warning says
-    so, and the folder has everything.
+    A tracking store that fails never ends the run, nor holds it for more than ten seconds in all:
+    one warning says so, the folder has everything, and it is delivered when the store is back, by
+    the run itself when it ends or by ``topicell sync``.
 
     Parameters
     ----------
@@ -160,130 +286,129 @@ class MLflowRun:
     """
 
     def __init__(self, folder: RunFolder, config: TrackingConfig) -> None:
+        tracking_uri(config)
         self.folder = folder
         self.directory = folder.directory
         self.config = config
-        self.run_id = ""
-        self._client = client(config)
-        self._waiting: list[Any] = []
+        self.measured = folder.measured
+        self._delivery: Delivery | None = None
         self._sent = time.monotonic()
         self._reachable = True
+        self._left_alone = False
+        self._warned = False
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in MLflow; empty if MLflow could not be reached."""
+        return self.folder.record.run_id if self.folder.record else ""
 
     def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         """Create the run, nested under the parent of a multirun, with every knob as parameter."""
-        parent = os.environ.get(PARENT_RUN)
-        nested = {"mlflow.parentRunId": parent} if parent else {}
+        self.folder.start(config, tags)
+        record = self.folder.record
+        assert record is not None
+        if not record.store:
+            for name, value in destination(self.config).items():
+                setattr(record, name, value)
+            record.write(self.directory)
+        self._delivery = Delivery(self.directory, record, self.config)
 
-        def create() -> None:
-            self.run_id = self._client.create_run(
-                experiment_id(self._client, self.config),
-                run_name=self.config.run_name or config.title,
-                tags=source_tags() | dict(tags) | nested,
-            ).info.run_id
+        def begin() -> None:
+            open_store(self.config)
+            assert self._delivery is not None
+            self._delivery.begin()
+            self._flush()
 
-        self._attempt("create the run", create)
-        self._attempt(
-            "log parameters", lambda: log_params(self._client, self.run_id, dotted(config))
-        )
-        self.folder.start(config, dict(tags) | {"run": self.run_id})
+        self._left_alone = is_away(self.config)
+        if self._left_alone:
+            self._reachable = False
+            self._warn("was away a moment ago")
+        self._attempt("take the run", begin)
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Record the data set as an input of the run, in context ``training``."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         self.folder.log_dataset(name, source, digest)
-        kind = "http" if source.startswith("https://") else "local"
-        # MLflow keeps 36 characters of a digest; the whole one is a tag.
-        dataset = Dataset(
-            name=name,
-            digest=digest[:36],
-            source_type=kind,
-            source=json.dumps({"url" if kind == "http" else "uri": source}),
-        )
-
-        def log_input() -> None:
-            tags = [InputTag("mlflow.data.context", "training")]
-            self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
-            self._client.set_tag(self.run_id, "topicell.data_digest", digest)
-
-        self._attempt("log the data set", log_input)
 
     def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
         """Keep metrics for the next batch; those of an epoch have it as their step."""
-        from mlflow.entities import Metric
-
         self.folder.log_metrics(values, epoch)
-        now = int(time.time() * 1000)
-        self._waiting += [
-            Metric(name, float(value), now, epoch or 0) for name, value in values.items()
-        ]
         if time.monotonic() - self._sent > BATCH_SECONDS:
-            self._flush()
+            self._attempt("take metrics", self._flush)
 
     def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
         """Keep it in the folder; MLflow receives ``scores.csv`` at the end."""
         self.folder.log_split(seed, values)
 
     def log_summary(self, text: str, picture: str) -> None:
-        """Make it the description of the run; the server gives out the picture."""
+        """Keep it in the folder; it becomes the description of the run."""
         self.folder.log_summary(text, picture)
-        where = urlencode({"path": picture, "run_uuid": self.run_id})
-        shown = f"\n![The topics on a map of the cells](get-artifact?{where})\n" if picture else ""
-        self._attempt(
-            "describe the run",
-            lambda: self._client.set_tag(self.run_id, "mlflow.note.content", text + shown),
-        )
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Send what waits, upload the artifacts and the records, and end the run."""
-
-        def keep_artifacts() -> None:
-            for name in (*ARTIFACTS, *RECORDS):
-                path = self.directory / name
-                if path.is_dir():
-                    self._client.log_artifacts(self.run_id, str(path), artifact_path=name)
-                elif path.exists():
-                    self._client.log_artifact(self.run_id, str(path))
-
-        def tag() -> None:
-            for name, value in (tags or {}).items():
-                self._client.set_tag(self.run_id, name, value[:TAG_LENGTH])
-
-        self.folder.finish(status, tags)
-        if not self.run_id:
+        self.folder.end(status, tags)
+        delivery = self._delivery
+        if delivery is None or delivery.record.delivered:
+            self.folder.close()
             return
-        self._flush()
-        self._attempt("tag the run", tag)
-        self._attempt("keep the artifacts", keep_artifacts)
-        # Even if the store refused something before: no run should be said to be running for ever.
-        self._reachable = True
-        self._attempt("end the run", lambda: self._client.set_terminated(self.run_id, status))
+        killed = status == "KILLED"
+        delivery.patience = Patience(
+            INTERRUPTED_SECONDS if killed else LAST_SECONDS + delivery.patience.left
+        )
+
+        def end() -> None:
+            if killed and delivery.record.status != status:
+                # It was interrupted while it was delivered: the run itself is whole.
+                delivery.terminate(delivery.record.status)
+                return
+            if not delivery.begun:
+                delivery.begin()
+            self._flush()
+            delivery.end()
+
+        # However often it failed before, but for a store that another run just found away.
+        self._reachable = not self._left_alone or not is_away(self.config)
+        try:
+            self._attempt("take all of the run", end)
+        finally:
+            delivery.record.write(self.directory)
+            self.folder.close()
 
     def _flush(self) -> None:
-        def send() -> None:
-            while self._waiting:
-                self._client.log_batch(self.run_id, metrics=self._waiting[:1000])
-                del self._waiting[:1000]
-
-        self._attempt("log metrics", send)
+        assert self._delivery is not None
+        assert self.folder.journal is not None
+        self._delivery.send(self.folder.journal.lines[self._delivery.record.sent :])
         self._sent = time.monotonic()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         if not self._reachable:
             return
-        error = tried(action)
-        if error is not None:
+        try:
+            action()
+        except Unreachable as error:
             self._reachable = False
-            log.warning(
-                "MLflow at %s could not %s (%s); the run goes on, and its folder %s has everything",
-                shown_uri(self.config),
-                what,
-                first_line(error),
-                self.directory,
-            )
+            remember_away(self.config)
+            self._warn(f"could not {what} ({error})")
+
+    def _warn(self, what: str) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        log.warning(
+            "MLflow at %s %s; the run goes on, its folder has everything, and `topicell sync "
+            "folders=%s` delivers it when MLflow is back",
+            shown_uri(self.config),
+            what,
+            self.directory,
+        )
 
 
-def open_tracker(config: TrackingConfig, directory: Path, knob: str = RUN_FOLDER_KNOB) -> Tracker:
+def open_tracker(
+    config: TrackingConfig,
+    directory: Path,
+    knob: str = RUN_FOLDER_KNOB,
+    *,
+    resume: bool = False,
+) -> Tracker:
     """The tracker that a configuration asks for, on a run folder that `knob` chooses."""
-    folder = RunFolder(directory, knob)
+    folder = RunFolder(directory, knob, resume=resume)
     return MLflowRun(folder, config) if config.enabled else folder

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
+import socket
 import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from topicell.config import InputError, TrackingConfig, without_password
@@ -17,9 +21,24 @@ from topicell.config import InputError, TrackingConfig, without_password
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+T = TypeVar("T")
 
 ATTEMPTS = 3
-SLOW_SECONDS = 1.0
+PATIENCE_SECONDS = 4.5
+"""How long a run waits, all in all, for a store that does not do its part."""
+LAST_SECONDS = 3.0
+"""And how long again when it ends."""
+INTERRUPTED_SECONDS = 1.5
+"""And when it was interrupted."""
+PROBE_SECONDS = 3.0
+"""And how long when a database is opened."""
+AWAY_SECONDS = 60.0
+"""How long a store that was found away is left alone by the next runs of a process."""
+FREE_SECONDS = 0.5
+"""What any call may take: only what is beyond it counts as waiting."""
+BYTES_PER_SECOND = 1_000_000
+"""An upload that is not slower than this does not count as waiting either."""
+NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
@@ -48,7 +67,7 @@ def is_server(config: TrackingConfig) -> bool:
 def client(config: TrackingConfig) -> MlflowClient:
     """A client of the store; a local SQLite store is created first, once, under a lock."""
     # A dead server must not hold a finished training for minutes (the defaults wait 247 s).
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -58,6 +77,35 @@ def client(config: TrackingConfig) -> MlflowClient:
         create_store(path)
         uri = f"sqlite:///{path}"
     return _open(uri)
+
+
+def open_store(config: TrackingConfig) -> None:
+    """Do what the first call of a store has to wait for, so that no later one does.
+
+    Importing MLflow and opening a database is this machine's work, which may take its time; that a
+    database is locked or away is found out first.
+
+    Raises
+    ------
+    Unreachable
+        It is.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(config)
+    address = urlsplit(uri)
+    try:
+        if uri.startswith("sqlite:///"):
+            path = Path(uri.removeprefix("sqlite:///")).absolute()
+            create_store(path)
+            with contextlib.closing(sqlite3.connect(path, timeout=PROBE_SECONDS)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+        elif not is_server(config) and address.hostname and address.port:
+            where = (address.hostname, address.port)
+            socket.create_connection(where, timeout=PROBE_SECONDS).close()
+        client(config)
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        raise Unreachable(first_line(error)) from error
 
 
 def _open(uri: str) -> MlflowClient:
@@ -97,6 +145,9 @@ def create_store(path: Path) -> None:
             connection.close()
             unfinished.replace(path)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            # Nothing that another setting would mend.
+            raise
         raise InputError(
             f"tracking.uri: {path} cannot be created ({error}); choose another store, or "
             "tracking=off"
@@ -124,6 +175,18 @@ def experiment_id(store: MlflowClient, config: TrackingConfig) -> str:
         return str(found.experiment_id)
 
 
+def has_run(store: MlflowClient, run_id: str) -> bool:
+    """Whether a run is there, and not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(store.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code not in NO_SUCH_RUN:
+            raise
+        return False
+
+
 def require_store(config: TrackingConfig) -> None:
     """Refuse to read a local store that is not there."""
     uri = tracking_uri(config)
@@ -143,28 +206,92 @@ def log_params(store: MlflowClient, run_id: str, params: Mapping[str, object]) -
         store.log_batch(run_id, params=made[first : first + 100])
 
 
-def tried(action: Callable[[], object]) -> Exception | None:
-    """Call the store; what went wrong, if it went wrong each time.
+class Unreachable(Exception):  # noqa: N818 it may be slow, full or locked just as well
+    """The store did not do its part, in the time there was."""
 
-    MLflow selects and then inserts: of two processes that record the same thing at once (the data
-    set of two trials), one is refused and finds the row when it asks again.
+
+class Patience:
+    """A time that may be spent waiting for a store, over any number of calls.
+
+    Each call is made in a thread that is given up when the time is over: whatever it hangs in (a
+    socket, a lock of twenty seconds, retries inside MLflow), the run does not.
     """
-    from mlflow.exceptions import MlflowException
 
-    for attempt in range(ATTEMPTS):
-        started = time.monotonic()
+    def __init__(self, seconds: float = PATIENCE_SECONDS) -> None:
+        self.left = seconds
+
+    def call(self, action: Callable[[], T], *, n_bytes: int = 0) -> T:
+        """The result of a call; one that fails at once is tried again.
+
+        MLflow selects and then inserts: of two processes that record the same thing at once (the
+        data set of two trials), one is refused and finds the row when it asks again.
+
+        Raises
+        ------
+        Unreachable
+            It failed each time, or the time is over.
+        """
+        from mlflow.exceptions import MlflowException
+
+        free = FREE_SECONDS + n_bytes / BYTES_PER_SECOND
+        began = time.monotonic()
         try:
-            action()
-        except (MlflowException, OSError) as error:
-            # A store that does not answer has been waited for long enough.
-            if attempt == ATTEMPTS - 1 or time.monotonic() - started > SLOW_SECONDS:
-                return error
-            time.sleep(0.1 * 2**attempt)
-        else:
-            return None
-    raise AssertionError("unreachable")
+            for attempt in range(ATTEMPTS):
+                if attempt:
+                    time.sleep(0.1 * 2**attempt)
+                call = _Call(action)
+                if not call.wait(free + self.left - (time.monotonic() - began)):
+                    raise Unreachable("no answer in time")
+                if not isinstance(call.error, (MlflowException, OSError, sqlite3.Error)):
+                    return call.result()
+            assert call.error is not None
+            raise Unreachable(first_line(call.error)) from call.error
+        finally:
+            self.left = max(self.left - max(time.monotonic() - began - free, 0), 0)
 
 
-def first_line(error: Exception) -> str:
+_AWAY: dict[str, float] = {}
+"""When each store was last found away, by this process."""
+
+
+def remember_away(config: TrackingConfig) -> None:
+    """Spare the next runs of this process the time that this one waited in vain."""
+    _AWAY[tracking_uri(config)] = time.monotonic()
+
+
+def is_away(config: TrackingConfig) -> bool:
+    """Whether the store was found away a moment ago."""
+    when = _AWAY.get(tracking_uri(config))
+    return when is not None and time.monotonic() - when < AWAY_SECONDS
+
+
+class _Call(Generic[T]):
+    """A call in a thread of its own."""
+
+    def __init__(self, action: Callable[[], T]) -> None:
+        self.error: BaseException | None = None
+        self._result: list[T] = []
+        self._ended = threading.Event()
+        # It must not keep the process alive that gave it up.
+        threading.Thread(target=self._run, args=(action,), daemon=True).start()
+
+    def _run(self, action: Callable[[], T]) -> None:
+        try:
+            self._result.append(action())
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        return self._ended.wait(max(seconds, 0))
+
+    def result(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self._result[0]
+
+
+def first_line(error: BaseException) -> str:
     """What an error says, without the details that follow."""
     return str(error).partition("\n")[0]

@@ -95,6 +95,7 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]
     final: dict[str, float] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
+        record.pop("time", None)
         if "epoch" in record:
             history.append(record)
         elif not {"dataset", "split", "status"} & record.keys():

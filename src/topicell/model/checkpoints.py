@@ -1,0 +1,186 @@
+"""Checkpoints: the state of a fit on disk, from which it goes on with the same bytes.
+
+A checkpoint is one safetensors file: weights, moments of Adam, random states; and in its header, as
+JSON, where the fit stood. It is written beside its place, flushed to the disk and renamed, so a
+file that has its name is whole, whenever the process was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from topicell.config import checkpoint_interval
+
+KEPT = 2
+"""Checkpoints that are kept: the one before stays where the newest turns out to be damaged."""
+
+
+@dataclass(slots=True)
+class Interrupt:
+    """A signal that waits, and who handles it then."""
+
+    before: dict[int, Any] = field(default_factory=dict)
+    came: list[tuple[int, FrameType | None]] = field(default_factory=list)
+
+    def hold(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: remember the first, and wait no longer at the second."""
+        self.came.append((number, frame))
+        if len(self.came) > 1:
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Give what came to the handler that was there before."""
+        came, self.came = self.came, []
+        for number, frame in came[:1]:
+            self.before[number](number, frame)
+
+
+class Checkpoints:
+    """The checkpoints of one fit.
+
+    Parameters
+    ----------
+    folder
+        Where they are; made with the first one.
+    every
+        ``train.checkpoint_every``; with null none is written, and none is looked for.
+    """
+
+    def __init__(self, folder: Path, every: int | str | None) -> None:
+        self.folder = folder
+        self.interval = checkpoint_interval(every)
+        self.seconds_before = 0.0
+        """Seconds that the fit took before the checkpoint it goes on from."""
+        self._began = self._written = time.monotonic()
+        self._epochs_written = 0
+        self.written = False
+        """Whether the fit was long enough to have a checkpoint."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the fit has taken, those before an interruption too."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    def due(self, n_epochs: int, *, epoch_ended: bool) -> bool:
+        """Whether it is time for a checkpoint, after a step or, if `epoch_ended`, an epoch."""
+        if self.interval is None:
+            return False
+        number, unit = self.interval
+        if unit == "epochs":
+            return epoch_ended and n_epochs - self._epochs_written >= number
+        return time.monotonic() - self._written >= number
+
+    def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int) -> None:
+        """Keep the state after so many steps, and the one before it.
+
+        A disk that is full costs a warning and the checkpoint, not the fit.
+        """
+        if self.interval is None:
+            return
+        import safetensors
+        import safetensors.torch
+
+        path = self.folder / f"step-{step:09d}.safetensors"
+        unfinished = path.with_suffix(".unfinished")
+        header = {"state": json.dumps({**state, "seconds": self.seconds})}
+        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                file.write(safetensors.torch.save(whole, header))
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+            _flush_folder(self.folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            warnings.warn(
+                f"the checkpoint {path} could not be written ({error.strerror}); the fit goes on "
+                "without it. Free the disk, or set train.checkpoint_every=null",
+                stacklevel=2,
+            )
+        else:
+            self.written = True
+            for old in self._paths()[:-KEPT]:
+                old.unlink(missing_ok=True)
+        self._written = time.monotonic()
+        self._epochs_written = int(state["epoch"])
+
+    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that can be read, as `write` was given it; None if there is none.
+
+        Warns
+        -----
+        UserWarning
+            A newer one is damaged.
+        """
+        if self.interval is None:
+            return None
+        import safetensors
+
+        for path in reversed(self._paths()):
+            try:
+                with safetensors.safe_open(path, "pt") as file:
+                    state = json.loads(file.metadata()["state"])
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+                warnings.warn(
+                    f"the checkpoint {path} is damaged ({error}); the fit goes on from an earlier "
+                    "state",
+                    stacklevel=2,
+                )
+                continue
+            self.seconds_before = float(state.pop("seconds"))
+            self._epochs_written = int(state["epoch"])
+            self.written = True
+            return tensors, state
+        return None
+
+    @contextlib.contextmanager
+    def held_interrupts(self) -> Iterator[Interrupt]:
+        """Let Ctrl-C and SIGTERM wait until the fit has ended its step and kept its state.
+
+        The second one is not held. Elsewhere than in the main thread, which alone receives
+        signals, nothing is.
+        """
+        interrupt = Interrupt()
+        if self.interval is None or threading.current_thread() is not threading.main_thread():
+            yield interrupt
+            return
+        numbers: tuple[int, int] = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            # What is ignored stays so, as under nohup.
+            if callable(signal.getsignal(number)):
+                interrupt.before[number] = signal.signal(number, interrupt.hold)
+        try:
+            yield interrupt
+        finally:
+            for number, handler in interrupt.before.items():
+                signal.signal(number, handler)
+            interrupt.pass_on()
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the new name on the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

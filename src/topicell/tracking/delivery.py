@@ -1,0 +1,327 @@
+"""From a folder to MLflow: everything, and once, however often it is sent.
+
+A live run sends what it has every few seconds; what could not be sent is in the folder, and is
+delivered when the run ends, when its sweep ends, or by ``topicell sync``. Nothing is doubled by
+sending it again: a run is found by its key, MLflow knows a point by its name, step, time and value,
+and parameters, tags and artifacts by their names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from topicell.config import InputError, TrackingConfig
+from topicell.tracking.record import METRICS, RECORD, Journal, Record, milliseconds
+from topicell.tracking.store import (
+    Patience,
+    client,
+    experiment_id,
+    has_run,
+    log_params,
+    shown_uri,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT_RUN = "TOPICELL_PARENT_RUN_ID"
+"""Environment variable by which the jobs of a multirun find their parent run."""
+PARENT_KEY = "TOPICELL_PARENT_KEY"
+"""And its key, where MLflow could not be reached to have an id of it."""
+KEY = "topicell.key"
+"""Tag that holds the key of a run."""
+DESCRIPTION = "summary.md"
+TAG_LENGTH = 5000
+"""MLflow's limit on the value of a tag."""
+RECORDS = ("config.yaml", METRICS)
+NO_METRICS = ("dataset", "split", "status")
+"""Lines of ``metrics.jsonl`` that hold something else."""
+
+
+class Delivery:
+    """The way of one folder to MLflow.
+
+    Parameters
+    ----------
+    folder, record
+        The folder, and its record, which is written whenever something has arrived.
+    config
+        The store; its password is nowhere else.
+
+    Every method raises `topicell.tracking.store.Unreachable` when `patience` is at its end.
+    """
+
+    def __init__(self, folder: Path, record: Record, config: TrackingConfig) -> None:
+        self.folder = folder
+        self.record = record
+        self.config = config
+        self.patience = Patience()
+        self.begun = False
+        """Whether the store has the run."""
+
+    @property
+    def store(self) -> MlflowClient:
+        """A client of the store."""
+        return client(self.config)
+
+    def begin(self) -> None:
+        """Have the run in the store, with its parameters, its tags and its data set."""
+        record = self.record
+        if record.run_id and not self.patience.call(lambda: has_run(self.store, record.run_id)):
+            # Deleted there, or of another store that had this address: it is made anew.
+            record.run_id, record.sent = "", 0
+        if not record.run_id:
+            record.run_id = self.patience.call(self._found_or_created)
+            record.write(self.folder)
+        self.describe()
+        self.begun = True
+
+    def describe(self) -> None:
+        """Send parameters and tags."""
+        record, run_id = self.record, self.record.run_id
+
+        def send() -> None:
+            from mlflow.entities import RunTag
+
+            store = self.store
+            there = store.get_run(run_id)
+            log_params(
+                store,
+                run_id,
+                {k: v for k, v in record.params.items() if k not in there.data.params},
+            )
+            tags = {name: value[:TAG_LENGTH] for name, value in self._tags().items()}
+            news = [RunTag(k, v) for k, v in tags.items() if there.data.tags.get(k) != v]
+            for first in range(0, len(news), 100):
+                store.log_batch(run_id, tags=news[first : first + 100])
+            if there.info.status != record.status and record.status == "RUNNING":
+                store.update_run(run_id, status="RUNNING")
+
+        self.patience.call(send)
+
+    def send(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Send lines of the journal that were not sent before: the first ones that were not."""
+        run_id = self.record.run_id
+        for line in lines:
+            if "dataset" in line:
+                self.patience.call(partial(self._log_dataset, line["dataset"]))
+        points = [point for line in lines for point in _points(line)]
+        for first in range(0, len(points), 1000):
+            some = points[first : first + 1000]
+            self.patience.call(partial(self.store.log_batch, run_id, metrics=some))
+        self.record.sent += len(lines)
+
+    def upload(self, names: Sequence[str]) -> None:
+        """Send artifacts: files, and folders with all that is in them."""
+        for name in names:
+            for path in _files(self.folder / name):
+                where = path.relative_to(self.folder).parent.as_posix()
+                self.patience.call(
+                    partial(
+                        self.store.log_artifact,
+                        self.record.run_id,
+                        str(path),
+                        None if where == "." else where,
+                    ),
+                    n_bytes=path.stat().st_size,
+                )
+
+    def end(self) -> None:
+        """Send what comes last: tags, artifacts and how the run ended."""
+        record = self.record
+        self.describe()
+        names = record.artifacts
+        if record.status == "KILLED":
+            # What it has of the others is unfinished, and stays in the folder.
+            names = [name for name in names if name in RECORDS]
+        self.upload(names)
+        self.terminate(record.status)
+        # A run whose parent is not there yet is nested under it later.
+        record.delivered = not record.parent_key or bool(record.parent_id)
+        record.write(self.folder)
+
+    def terminate(self, status: str) -> None:
+        """Say how the run ended, and when."""
+        self.patience.call(
+            lambda: self.store.set_terminated(self.record.run_id, status, self.record.ended)
+        )
+
+    def _found_or_created(self) -> str:
+        record, store = self.record, self.store
+        experiment = experiment_id(store, self.config)
+        if record.asked:
+            # The answer to an earlier call may be all that was lost.
+            found = _with_key(store, experiment, record.key)
+            if found:
+                return found
+        record.asked = True
+        record.write(self.folder)
+        made = store.create_run(
+            experiment, start_time=record.started, run_name=record.name, tags=self._tags()
+        )
+        return str(made.info.run_id)
+
+    def _tags(self) -> dict[str, str]:
+        record = self.record
+        tags = record.tags | {KEY: record.key, "topicell.folder": str(self.folder.absolute())}
+        if record.parent_key and not record.parent_id:
+            experiment = experiment_id(self.store, self.config)
+            record.parent_id = _with_key(self.store, experiment, record.parent_key)
+        if record.parent_id:
+            tags["mlflow.parentRunId"] = record.parent_id
+        summary = self.folder / DESCRIPTION
+        if summary.exists() and record.run_id:
+            tags["mlflow.note.content"] = _served(summary.read_text("utf-8"), record.run_id)
+        return tags
+
+    def _log_dataset(self, dataset: Mapping[str, str]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        digest, source = dataset["digest"], dataset["source"]
+        kind = "http" if source.startswith("https://") else "local"
+        # MLflow keeps 36 characters of a digest; the whole one is a tag.
+        entity = Dataset(
+            name=dataset["name"],
+            digest=digest[:36],
+            source_type=kind,
+            source=json.dumps({"url" if kind == "http" else "uri": source}),
+        )
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.store.log_inputs(self.record.run_id, datasets=[DatasetInput(entity, tags)])
+        self.store.set_tag(self.record.run_id, "topicell.data_digest", digest)
+
+
+def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> str:
+    """Deliver the whole of a folder whose process has ended; the run's id in the store.
+
+    Parameters
+    ----------
+    folder
+        A run folder, or that of a grid or a sweep.
+    config
+        The store, or None to take the one that the record names.
+    patience
+        How long to wait for it.
+
+    Raises
+    ------
+    InputError
+        A process works on the run, or the record's store cannot be told from it.
+    Unreachable
+        The store did not take it all; what it took is not sent again.
+    """
+    journal = Journal(folder)
+    try:
+        record = Record.read(folder)
+        config = store_of(record, config)
+        if record.store != (where := _located(config)):
+            # Another store than before has nothing yet.
+            record.store, record.run_id, record.parent_id = where, "", ""
+            record.asked, record.sent = False, 0
+        if record.status == "RUNNING":
+            record.status, record.ended = "KILLED", record.ended or _last_sign(folder)
+        delivery = Delivery(folder, record, config)
+        delivery.patience = patience
+        try:
+            delivery.begin()
+            delivery.send(journal.lines[record.sent :])
+            delivery.end()
+        finally:
+            record.write(folder)
+        return record.run_id
+    finally:
+        journal.close()
+
+
+def undelivered(roots: Sequence[Path]) -> list[Path]:
+    """Folders with a record that a store is still to have, parents before their runs."""
+    found = []
+    for root in roots:
+        for path in sorted(root.rglob(RECORD)):
+            record = Record.read(path.parent)
+            if record.store and not record.delivered:
+                found.append((bool(record.parent_key), record.started, path.parent))
+    return [folder for _, _, folder in sorted(found)]
+
+
+def store_of(record: Record, config: TrackingConfig | None) -> TrackingConfig:
+    """Where a record is to go: to the store asked for, else to its own."""
+    asked = config is not None and (config.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    if not asked and "***" in record.store:
+        raise InputError(
+            f"the tracking store {record.store} has a password, which is kept nowhere: give "
+            "tracking.uri=… in full"
+        )
+    return TrackingConfig(
+        uri=config.uri if asked and config is not None else record.store,
+        experiment=record.experiment,
+        artifact_location=record.artifact_location,
+    )
+
+
+def destination(config: TrackingConfig) -> dict[str, Any]:
+    """The fields of a `Record` that say where it goes."""
+    parent_id, parent_key = os.environ.get(PARENT_RUN, ""), os.environ.get(PARENT_KEY, "")
+    return {
+        "store": _located(config),
+        "experiment": config.experiment,
+        "artifact_location": config.artifact_location,
+        "parent_id": parent_id,
+        "parent_key": parent_key,
+    }
+
+
+def _located(config: TrackingConfig) -> str:
+    """The store without a password, and wherever it is asked from."""
+    uri = tracking_uri(config)
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return shown_uri(config)
+
+
+def _with_key(store: MlflowClient, experiment: str, key: str) -> str:
+    found = store.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+    return str(found[0].info.run_id) if found else ""
+
+
+def _points(line: Mapping[str, Any]) -> Iterator[Any]:
+    """The metrics of a line, as MLflow's; those of an epoch have it as their step."""
+    from mlflow.entities import Metric
+
+    if any(name in line for name in NO_METRICS):
+        return
+    step = int(line.get("epoch", line.get("step", 0)))
+    for name, value in line.items():
+        if name not in ("time", "epoch", "step"):
+            yield Metric(name, float(value), int(line["time"]), step)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(inner for inner in path.rglob("*") if inner.is_file())
+    return [path] if path.is_file() else []
+
+
+def _served(summary: str, run_id: str) -> str:
+    """The summary with its picture where the server gives it out."""
+    text, mark, rest = summary.rpartition("](")
+    if not mark or not rest.rstrip().endswith(")"):
+        return summary
+    picture = rest.rstrip().removesuffix(")")
+    where = urlencode({"path": picture, "run_uuid": run_id})
+    return f"{text}](get-artifact?{where})\n"
+
+
+def _last_sign(folder: Path) -> int:
+    """When a process that is gone wrote last."""
+    try:
+        return int((folder / METRICS).stat().st_mtime * 1000)
+    except OSError:
+        return milliseconds()
