@@ -1,10 +1,16 @@
+import math
+from dataclasses import fields, is_dataclass
+from enum import Enum
+
 import pytest
+from omegaconf import OmegaConf, ValidationError
 
 from topicell.config import (
     AnnealingConfig,
     DataConfig,
     EarlyStoppingConfig,
     EvaluateConfig,
+    GivenConfig,
     Init,
     InputError,
     ModelConfig,
@@ -13,8 +19,10 @@ from topicell.config import (
     RunConfig,
     SimulationConfig,
     SplitConfig,
+    TrainCommand,
     TrainConfig,
     as_dict,
+    checkpoint_interval,
     dotted,
 )
 
@@ -75,3 +83,118 @@ def test_the_dict_is_plain_and_dotted_names_reach_every_knob():
     assert flat["model.init"] == "kmeans"
     assert flat["train.kl_annealing.warmup_share"] == 0.25
     assert not any(isinstance(value, dict) for value in flat.values())
+
+
+def groups(schema=TrainCommand, prefix=""):
+    """Every dataclass of the configuration with its dotted name, the whole first."""
+    yield prefix, schema
+    for f in fields(schema):
+        if is_dataclass(f.default_factory):
+            yield from groups(f.default_factory, f"{prefix}{f.name}.")
+
+
+NUMBERS = [
+    (prefix, schema, f)
+    for prefix, schema in [*groups(), ("", GivenConfig)]
+    for f in fields(schema)
+    if f.name.endswith("_prior") or {"int", "float"} & set(str(f.type).split(" | "))
+]
+NO_PLAIN_NUMBERS = {"sweep.params", "train.checkpoint_every"}
+"""Knobs that take numbers among other things, and have tests of their own."""
+
+
+def test_the_walk_finds_the_numbers():
+    names = {prefix + f.name for prefix, _, f in NUMBERS}
+    flat = dotted(TrainCommand())
+    numbers = {
+        name
+        for name, value in flat.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    assert numbers <= names
+    assert len(names) > 50
+
+
+@pytest.mark.parametrize(
+    ("prefix", "schema", "knob"),
+    [
+        pytest.param(*number, id=number[0] + number[2].name)
+        for number in NUMBERS
+        if number[0] + number[2].name not in NO_PLAIN_NUMBERS
+    ],
+)
+def test_no_number_may_be_nan_infinite_negative_or_boundless(prefix, schema, knob):
+    """Also of a knob that is added later: no exception has been needed so far."""
+    given = {"theta": "a", "beta": "b", "data": "c"} if schema is GivenConfig else {}
+    wrong = [math.nan, math.inf, -math.inf, -1, True, "many", [], {}]
+    if "int" in str(knob.type).split(" | "):
+        wrong += [1.5, 1e30, 10**30, -(10**30)]
+    for value in wrong:
+        with pytest.raises(InputError) as error:
+            schema(**given, **{knob.name: value})
+        assert str(error.value).startswith(f"{prefix}{knob.name} = "), error.value
+
+
+CHOICES = [
+    (prefix, schema, f)
+    for prefix, schema in groups()
+    for f in fields(schema)
+    if isinstance(f.default, Enum)
+]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "schema", "knob"),
+    [pytest.param(*choice, id=choice[0] + choice[2].name) for choice in CHOICES],
+)
+def test_a_choice_that_is_none_is_refused_by_name(prefix, schema, knob):
+    with pytest.raises(ValidationError) as error:
+        OmegaConf.merge(
+            OmegaConf.structured(TrainCommand),
+            OmegaConf.from_dotlist([f"{prefix}{knob.name}=fastest"]),
+        )
+    message = str(error.value)
+    assert f"full_key: {prefix}{knob.name}" in message
+    assert all(member.name in message for member in type(knob.default))
+
+
+@pytest.mark.parametrize(
+    ("every", "interval"),
+    [
+        (None, None),
+        (10, (10, "epochs")),
+        ("10", (10, "epochs")),
+        ("60s", (60, "s")),
+        (" 0.5 s ", (0.5, "s")),
+        ("2.0", (2, "epochs")),
+    ],
+)
+def test_checkpoints_come_by_epochs_or_seconds(every, interval):
+    assert checkpoint_interval(every) == interval
+
+
+@pytest.mark.parametrize(
+    "every",
+    [
+        *(
+            0,
+            -1,
+            1.5,
+            math.nan,
+            math.inf,
+            True,
+            [],
+            "",
+            "s",
+            "0s",
+            "-5s",
+            "1e3",
+            "1.5",
+            "10 epochs",
+        ),
+        *("60 S", "1min", "60ss", "٣s", "nan", "infs", "9" * 400, "9" * 400 + "s", 10**30),
+    ],
+)
+def test_other_intervals_of_checkpoints_are_refused(every):
+    with pytest.raises(InputError, match=r"^train\.checkpoint_every = "):
+        TrainConfig(checkpoint_every=every)

@@ -9,6 +9,7 @@ This module imports nothing heavy and nothing of ours: everything else may impor
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import sys
@@ -23,6 +24,26 @@ _E = TypeVar("_E", bound=Enum)
 
 class InputError(ValueError):
     """Bad data or a bad setting: the message says what was found, where, and how to mend it."""
+
+
+def failure(error: BaseException) -> str:
+    """What ended a run, in one line; of memory and disk, with the knob to turn."""
+    message = " ".join(str(error).split()) or "no message"
+    if type(error).__name__ == "OutOfMemoryError":
+        # torch's, which nothing here imports.
+        mend = "lower train.batch_size, train.n_replicates or model.n_hidden, or train.device=cpu"
+        return f"the GPU's memory is full ({message[:120]}); {mend}"
+    if isinstance(error, MemoryError):
+        mend = (
+            "lower train.n_replicates or preprocess.n_variable_genes, of a sweep sweep.n_jobs, or "
+            "read an h5ad with data.backed=true"
+        )
+        return f"memory is full ({message}); {mend}"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in message:
+        mend = "free it, then the same command with resume=true goes on; report.pdf=false, "
+        return f"the disk is full ({message}); {mend}report=off and fewer replicates write less"
+    return f"{type(error).__name__}: {message}"
 
 
 def _require(condition: bool, knob: str, found: object, mend: str) -> None:

@@ -395,7 +395,7 @@ BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "mtx without barcodes": (lambda f: mtx_without("barcodes.tsv", f), "no barcodes.tsv"),
     "mtx without genes": (lambda f: mtx_without("features.tsv", f), "features.tsv or genes.tsv"),
     "mtx short of barcodes": (lambda f: mtx_with_a_short("barcodes.tsv", f), "belong together"),
-    "half a matrix.mtx": (lambda f: mtx_with_a_short("matrix.mtx", f), "10x mtx folder"),
+    "half a matrix.mtx": (lambda f: mtx_with_a_short("matrix.mtx", f), "declares 54 entries"),
 }
 
 

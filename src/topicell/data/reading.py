@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -25,7 +26,7 @@ import scipy.sparse as sp
 from topicell.config import DataConfig, InputError
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
 from topicell.data.simulation import settings_digest, simulate
-from topicell.model.counts import Counts, as_counts, locate
+from topicell.model.counts import COMPRESSED, Counts, as_counts, locate, require_sound
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +111,8 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
     Warns
     -----
     UserWarning
-        Names of cells or genes occur more than once; they get suffixes.
+        Names of cells or genes occur more than once; they get suffixes. Or a sparse matrix holds
+        several values for one cell and gene; they are added.
     """
     path = Path(path).expanduser()
     _require_readable(path)
@@ -123,15 +125,21 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
             # anndata's remark on repeated names; ours, below, says how many and what was done.
             warnings.filterwarnings("ignore", message=r".* names are not unique")
             adata = _read_counts_alone(path, layer) if backed else with_counts(reader(path), layer)
+        _require_names(adata.obs_names, "cell")
+        _require_names(adata.var_names, "gene")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: asks for more memory than there is ({error}); if it is not that large, it "
+            "is damaged: copy or download it again; of an h5ad file, data.backed=true reads the "
+            "counts alone"
+        ) from error
     except Exception as error:  # damage shows as any error of h5py, zarr, pandas, scipy or gzip
         what = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{path}: cannot be read as {form} ({type(error).__name__}: {what}); the file may be "
-            "cut off or damaged: copy or download it again"
+            "cut off, damaged or not of that form: copy or download it again, or write it anew"
         ) from error
     adata.obs_names = _unique(adata.obs_names, "cell", path)
     adata.var_names = _unique(adata.var_names, "gene", path)
@@ -196,9 +204,19 @@ def _require_known(name: str) -> None:
 
 
 def _require_readable(path: Path) -> None:
-    if not path.exists():
+    try:
+        path.stat()
+    except FileNotFoundError as error:
         raise InputError(
             f"{path}: there is no such file (looked from {Path.cwd()}); check the path"
+        ) from error
+    except (OSError, ValueError) as error:  # too long, through a file, not to be entered, with NUL
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be reached ({why}); check the path") from error
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"{path}: is neither a file nor a folder but a pipe or a device, which is read but "
+            "once; save it as a file first"
         )
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: may not be read; change its permissions")
@@ -220,6 +238,17 @@ def _digest_of_path(path: Path) -> str:
             name = member.relative_to(path).as_posix()
             digest.update(json.dumps([name, _digest_of_path(member)]).encode())
     return digest.hexdigest()
+
+
+def _require_names(names: pd.Index, kind: str) -> None:
+    """Refuse names that say nothing, and such as an h5ad file cannot hold."""
+    for place, name in enumerate(names):
+        if not str(name).strip():
+            raise InputError(f"{kind} {place + 1} of {len(names)} has no name; name it")
+        if "\0" in str(name):
+            raise InputError(
+                f"the name of {kind} {place + 1}, {name!r}, has a null character; rename it"
+            )
 
 
 def _unique(names: pd.Index, kind: str, path: Path) -> pd.Index:
@@ -244,8 +273,13 @@ def with_counts(adata: AnnData, layer: str | None) -> AnnData:
     """
     from anndata import AnnData
 
-    where, _, _ = locate(adata, layer)
+    where, matrix, _ = locate(adata, layer)
     x = Counts.of(adata, layer).x
+    _warn_of_repeats(_n_repeated(matrix), where)
+    # What else there is will be cut to the chosen cells and genes.
+    for part in ("layers", "obsm", "varm", "obsp", "varp"):
+        for name, other in getattr(adata, part).items():
+            require_sound(other, f"{part}[{name!r}]")
     if where == "raw":
         adata = AnnData(
             x, obs=adata.obs, var=adata.raw.var, obsm=dict(adata.obsm), uns=dict(adata.uns)
@@ -259,6 +293,29 @@ def with_counts(adata: AnnData, layer: str | None) -> AnnData:
     return adata
 
 
+def _n_repeated(matrix: Any) -> int:
+    """How many values of a sparse matrix are for an entry that has one already."""
+    if not isinstance(matrix, COMPRESSED):
+        return 0
+    # A matrix of the same arrays: to be asked whether it is in order changes a matrix.
+    merged = type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+    if merged.has_canonical_format:
+        return 0
+    merged = merged.copy()
+    merged.sum_duplicates()
+    return int(matrix.nnz - merged.nnz)
+
+
+def _warn_of_repeats(n_repeated: int, where: str) -> None:
+    if n_repeated:
+        warnings.warn(
+            f"{where} holds {n_repeated} values for a cell and gene that have one already; such "
+            "values are added",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def _recognise(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
     import h5py
 
@@ -266,12 +323,13 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
     if path.is_dir():
         if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
             return "a zarr folder", _read_zarr
-        if any((path / name).exists() for name in ("matrix.mtx", "matrix.mtx.gz")):
+        if any((path / name).is_file() for name in ("matrix.mtx", "matrix.mtx.gz")):
             return "a 10x mtx folder", _read_mtx
         raise InputError(
             f"is a folder, and neither zarr nor 10x mtx; name a file in it? Supported: {_FORMS}"
         )
     if h5py.is_hdf5(path):
+        _require_written(path)
         return ("10x h5", _read_10x_h5) if _is_10x_h5(path) else ("h5ad", _read_h5ad)
     if suffix in (".h5ad", ".h5", ".hdf5"):
         raise InputError(
@@ -295,9 +353,45 @@ def _is_10x_h5(path: Path) -> bool:
         return any(isinstance(part, h5py.Group) and "barcodes" in part for part in file.values())
 
 
+def _require_written(path: Path) -> None:
+    """Refuse an HDF5 file with arrays that were declared and not, or not all, written.
+
+    They would be read as zeros without a word, in as much memory as was declared.
+    """
+    import h5py
+
+    def check(name: str, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
+            return
+        if not item.size or item.shape == ():
+            return
+        n_parts, n_written = 1, int(item.id.get_storage_size() > 0)
+        if item.chunks is not None:
+            n_parts = math.prod(-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True))
+            n_written = item.id.get_num_chunks()
+        if n_written < n_parts:
+            raise InputError(
+                f"{name} is declared as {' × '.join(map(str, item.shape))} values, and "
+                f"{n_written} of its {n_parts} parts are in the file; it was not written whole: "
+                "copy or make it again"
+            )
+
+    with h5py.File(path, "r") as file:
+        file.visititems(check)
+
+
 def _read_h5ad(path: Path) -> AnnData:
     import anndata
+    import h5py
 
+    # anndata makes up names where the file has none; of genes they would fit any other file's.
+    with h5py.File(path, "r") as file:
+        for side, what in (("obs", "cells"), ("var", "genes")):
+            if side not in file:
+                raise InputError(
+                    f"cannot be read as h5ad: it has no {side}, which names the {what}; supported: "
+                    f"{_FORMS}"
+                )
     return anndata.read_h5ad(path)
 
 
@@ -320,7 +414,9 @@ def _read_counts_alone(path: Path, layer: str | None) -> AnnData:
         )
         where, element, _ = locate(outline, layer)
         var = read_elem(file["raw/var" if where == "raw" else "var"])
-        x = as_counts(read_elem(element), where, genes=var.index)
+        matrix = read_elem(element)
+        x = as_counts(matrix, where, genes=var.index)
+        _warn_of_repeats(_n_repeated(matrix), where)
         return AnnData(x, obs=read_elem(file["obs"]), var=var, layers={"counts": x})
 
 
@@ -329,7 +425,8 @@ def _read_zarr(path: Path) -> AnnData:
     import zarr
 
     group: Any = zarr.open_group(path, mode="r")
-    # zarr takes a missing chunk for zeros, without a word; in these no chunk is all zeros.
+    # zarr takes a missing chunk for zeros, without a word; in these no chunk is all zeros (but
+    # that of the indices if the first gene alone was counted, which is no data to model).
     arrays = [f"{side}/{group[side].attrs['_index']}" for side in ("obs", "var")]
     for name in ("X", "raw/X", *(f"layers/{layer}" for layer in group.get("layers", {}))):
         matrix = group.get(name)
@@ -346,34 +443,66 @@ def _read_zarr(path: Path) -> AnnData:
 
 
 def _read_10x_h5(path: Path) -> AnnData:
-    import scanpy as sc
+    # scanpy's reader takes names for ASCII, and rounds counts beyond single precision.
+    import h5py
+    import pandas as pd
+    from anndata import AnnData
 
-    return _genes_alone(sc.read_10x_h5(path, gex_only=False))
+    def values(part: Any) -> np.ndarray:
+        found: np.ndarray = (part.asstr("utf-8") if h5py.check_string_dtype(part.dtype) else part)[
+            ()
+        ]
+        return found
+
+    with h5py.File(path, "r") as file:
+        groups = {
+            name: group
+            for name, group in file.items()
+            if isinstance(group, h5py.Group) and "barcodes" in group
+        }
+        if len(groups) > 1:
+            raise InputError(f"holds several genomes: {', '.join(groups)}; give each a file")
+        (group,) = groups.values()
+        if "features" in group:
+            features = {
+                name: values(part)
+                for name, part in group["features"].items()
+                if isinstance(part, h5py.Dataset) and name != "_all_tag_keys"
+            }
+        else:  # before Cell Ranger 3
+            features = {"name": values(group["gene_names"]), "id": values(group["genes"])}
+        genes = pd.Index(features.pop("name"))
+        columns = {"id": "gene_ids", "feature_type": "feature_types"}
+        if "gene_id" in features:  # a matrix of probes
+            columns |= {"id": "probe_ids", "gene_id": "gene_ids"}
+        n_genes, n_cells = map(int, group["shape"][()])
+        parts = tuple(group[name][()] for name in ("data", "indices", "indptr"))
+        return _genes_alone(
+            AnnData(
+                sp.csr_matrix(parts, shape=(n_cells, n_genes)),
+                obs=pd.DataFrame(index=values(group["barcodes"])),
+                var=pd.DataFrame(features, index=genes).rename(columns=columns),
+            )
+        )
 
 
 def _read_mtx(path: Path) -> AnnData:
     # scanpy's reader knows only Cell Ranger's own names: no features.tsv without .gz.
     import pandas as pd
     from anndata import AnnData
-    from scipy.io import mmread
 
     def table(*names: str) -> pd.DataFrame:
         for name in names:
             for file in (path / f"{name}.gz", path / name):
-                if file.exists():
+                if file.is_file():
                     return pd.read_csv(
                         file, sep="\t", header=None, dtype=str, na_filter=False, quoting=3
                     )
         raise InputError(f"the folder has no {' or '.join(names)} (.gz or not)")
 
-    matrix = next(f for n in ("matrix.mtx.gz", "matrix.mtx") if (f := path / n).exists())
+    matrix = next(f for n in ("matrix.mtx.gz", "matrix.mtx") if (f := path / n).is_file())
     genes, cells = table("features.tsv", "genes.tsv"), table("barcodes.tsv")
-    x = sp.csr_matrix(sp.coo_matrix(mmread(matrix)).T)
-    if x.shape != (len(cells), len(genes)):
-        raise InputError(
-            f"{matrix.name} has {x.shape[1]} genes × {x.shape[0]} cells, but there are names for "
-            f"{len(genes)} genes and {len(cells)} cells; the files do not belong together"
-        )
+    x = _entries(matrix, (len(genes), len(cells)))
     columns = dict(zip(("gene_ids", "symbols", "feature_types"), genes, strict=False))
     names = genes[columns.get("symbols", 0)]
     var = pd.DataFrame(
@@ -383,8 +512,54 @@ def _read_mtx(path: Path) -> AnnData:
     return _genes_alone(AnnData(x, obs=pd.DataFrame(index=cells[0].to_numpy()), var=var))
 
 
+def _entries(path: Path, shape: tuple[int, int]) -> sp.csr_matrix:
+    """The transposed matrix of a MatrixMarket file that must have this shape.
+
+    Not by scipy's reader: a file with a damaged line can end its process.
+    """
+    import gzip
+
+    import pandas as pd
+
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        banner = file.readline().decode().lower().split()
+        if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[4:] != ["general"]:
+            raise InputError(
+                f"{path.name} does not begin with '%%MatrixMarket matrix coordinate … general'; "
+                "the file may be damaged, or of another form: write it anew"
+            )
+        sizes = next((line for line in file if line.strip() and not line.startswith(b"%")), b"")
+        n_genes, n_cells, n_entries = map(int, sizes.split())
+        if (n_genes, n_cells) != shape:
+            raise InputError(
+                f"{path.name} has {n_genes} genes × {n_cells} cells, but there are names for "
+                f"{shape[0]} genes and {shape[1]} cells; the files do not belong together"
+            )
+        if not n_entries:
+            return sp.csr_matrix(shape[::-1])
+        table = pd.read_csv(file, sep=r"\s+", header=None, na_filter=False, comment="%")
+    if table.shape != (n_entries, 3) or any(kind.kind not in "iuf" for kind in table.dtypes):
+        raise InputError(
+            f"{path.name} declares {n_entries} entries of gene, cell and count, and holds "
+            f"{len(table)} lines of {table.shape[1]}, or what is no number; it may be cut off or "
+            "damaged: copy or download it again"
+        )
+    at = table[[0, 1]].to_numpy()
+    if not ((at >= 1) & (at <= shape) & (at == np.floor(at))).all():
+        raise InputError(
+            f"{path.name} has entries beyond its {n_genes} genes × {n_cells} cells; it is damaged: "
+            "copy or download it again"
+        )
+    gene, cell = at.astype(np.int64).T - 1
+    # Integers wrap around when values of one cell and gene are added.
+    x = sp.csr_matrix((table[2].to_numpy(np.float64), (cell, gene)), shape=shape[::-1])
+    _warn_of_repeats(n_entries - x.nnz, path.name)
+    return x
+
+
 def _genes_alone(adata: AnnData) -> AnnData:
     """Without the antibodies and guides that 10x files may hold beside the genes."""
+    require_sound(adata.X, "matrix")
     if "feature_types" not in adata.var:
         return adata
     is_gene = (adata.var["feature_types"] == "Gene Expression").to_numpy()
@@ -464,10 +639,12 @@ def _require_numbers(chunk: pd.DataFrame, genes: list[str]) -> None:
             continue
         import pandas as pd
 
-        bad = pd.to_numeric(chunk[column], errors="coerce").isna()
-        cell = bad.idxmax()
+        numbers = pd.to_numeric(chunk[column], errors="coerce")
+        # What pandas can read one by one, and not as a column, has too many digits for it.
+        bad = (numbers.isna() if numbers.isna().any() else numbers == numbers.max()).to_numpy()
         raise InputError(
-            f"holds {chunk[column][bad].iloc[0]!r} for cell {cell}, gene "
-            f"{genes[chunk.columns.get_loc(column)]}, which is not a number; one header line of "
-            "gene names, one column of cell names and counts are expected"
+            f"holds {chunk[column][bad].iloc[0]!r} for cell {chunk.index[bad][0]}, gene "
+            f"{genes[chunk.columns.get_loc(column)]}, which is not a number, or none that a count "
+            "can be; one header line of gene names, one column of cell names and counts are "
+            "expected"
         )

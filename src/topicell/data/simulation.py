@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import SimulationConfig
+from topicell.config import LARGEST, InputError, SimulationConfig
 from topicell.model.counts import as_counts
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ def simulate(config: SimulationConfig) -> AnnData:
         ``obsm["theta"]`` (cells × topics) and ``varm["beta"]`` (genes × topics) hold the truth,
         ``obs["dominant_topic"]`` the largest topic of each cell.
 
+    Raises
+    ------
+    InputError
+        The library sizes, or the counts, are too large.
+
     References
     ----------
     Blei, Ng, Jordan (2003), JMLR 3, 993-1022.
@@ -47,7 +52,13 @@ def simulate(config: SimulationConfig) -> AnnData:
     theta_NK = rng.dirichlet(np.full(n_topics, config.cell_topic_prior), size=n_cells)
     # exp(mu + sd²/2) is the mean of a log-normal.
     mu = np.log(config.mean_counts) - config.counts_sd**2 / 2
-    size_N = np.maximum(1, np.rint(rng.lognormal(mu, config.counts_sd, n_cells))).astype(np.int64)
+    library_N = np.maximum(1, np.rint(rng.lognormal(mu, config.counts_sd, n_cells)))
+    if not library_N.max() <= LARGEST:
+        raise InputError(
+            f"data.simulation.mean_counts = {config.mean_counts}, counts_sd = {config.counts_sd}: "
+            f"a cell of {library_N.max():.3g} counts cannot be drawn; ask for fewer"
+        )
+    size_N = library_N.astype(np.int64)
 
     parts = []
     step = max(1, _CHUNK_ENTRIES // n_genes)

@@ -1,0 +1,65 @@
+"""Random input, right and broken: the drives of experiments/robustness on Hypothesis's numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+PROGRAM = Path(__file__).parents[2] / "experiments" / "robustness" / "fuzz.py"
+
+
+def load() -> ModuleType | None:
+    if not PROGRAM.exists():  # An sdist has the tests alone.
+        return None
+    spec = importlib.util.spec_from_file_location("robustness_fuzz", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz = load()
+pytestmark = pytest.mark.skipif(fuzz is None, reason="experiments/ is not here")
+
+
+@pytest.mark.parametrize("drive", fuzz.DRIVES if fuzz else [])
+@settings(
+    derandomize=True,
+    database=None,
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(rng=st.randoms(use_true_random=False))
+def test_input_is_read_as_it_was_written_or_refused_in_one_line(
+    drive: str, rng: random.Random
+) -> None:
+    assert fuzz is not None
+    with tempfile.TemporaryDirectory() as folder:
+        fuzz.DRIVES[drive](rng, Path(folder))
+
+
+def test_what_is_neither_read_nor_refused_is_a_fault_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fuzz is not None
+
+    def broken(_: random.Random, folder: Path) -> bool:
+        (folder / "input").write_text("cells")
+        raise IndexError("out of bounds")
+
+    drives = {"broken": broken, "right": lambda *_: True, "wrong": lambda *_: False}
+    monkeypatch.setattr(fuzz, "DRIVES", drives)
+    found = fuzz.fuzz(0.5, 0, tmp_path)
+    assert set(found) == {("broken", "fault"), ("right", "read"), ("wrong", "refused")}
+    assert (tmp_path / "broken-0" / "input").read_text() == "cells"
+    assert "IndexError: out of bounds" in (tmp_path / "broken-0" / "fault.txt").read_text()
+    assert "| broken" in fuzz.table(found)
