@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from topicell.config import (
     GivenConfig,
@@ -33,6 +34,7 @@ from topicell.config import (
     TrackingConfig,
     TrainCommand,
     dotted,
+    failure,
     without_password,
 )
 
@@ -72,6 +74,7 @@ HYDRA_FULL_ERROR=1 shows tracebacks; TOPICELL_DATA names the folder of downloade
 """
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+MULTIRUN = {"-m", "--multirun"}
 SYNC_SECONDS = 30.0
 """How long ``topicell sync`` waits, for each run, for a store that does not do its part."""
 MAP_KNOBS = ("n_components", "n_neighbors", "leiden_resolution")
@@ -216,7 +219,8 @@ def train(arguments: list[str]) -> None:
     job = Job()
     ConfigStore.instance().store(name="train_command", node=TrainCommand)
     arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
-    arguments = [_literal_path(argument) for argument in arguments]
+    # Hydra takes its options before or after the settings, not among them.
+    arguments = sorted(map(_literal_path, arguments), key=lambda a: a not in MULTIRUN)
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = [*arguments, *_folder_to_resume(arguments)]
     sys.argv = ["topicell train", *arguments]
@@ -280,7 +284,13 @@ class Job:
 def _literal_path(argument: str) -> str:
     """Quote the path of a file that exists: Hydra's grammar knows neither é nor ~ nor brackets."""
     name, equals, value = argument.partition("=")
-    if name.lstrip("+") not in ("data.path", "resume") or not Path(value).expanduser().exists():
+    if name.lstrip("+") not in ("data.path", "resume"):
+        return argument
+    try:
+        if not Path(value).expanduser().exists():
+            return argument
+    except (OSError, ValueError, RuntimeError):
+        # No name of a file: who reads it says why.
         return argument
     escaped = value.replace("'", "\\'")
     return f"{name}{equals}'{escaped}'"
@@ -293,7 +303,7 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
     from topicell.tracking.interrupted import last_grid, last_of, named
 
     overrides = [argument for argument in arguments if not argument.startswith("-")]
-    grid = not {"-m", "--multirun"}.isdisjoint(arguments)
+    grid = not MULTIRUN.isdisjoint(arguments)
     knob = "hydra.sweep.dir" if grid else "hydra.run.dir"
     resume = next(a for a in overrides if a.startswith("resume=")).partition("=")[2].strip("'\"")
     if resume in ("false", "null", "") or any(a.startswith(f"{knob}=") for a in overrides):
@@ -611,10 +621,8 @@ def sync(arguments: list[str]) -> None:
         n_delivered += 1
         print(f"{folder}: MLflow run {run_id}")
     if problem:
-        raise RuntimeError(
-            f"{n_delivered} of {len(waiting)} runs delivered; {problem}; topicell sync goes on "
-            "from here"
-        )
+        done = f"{n_delivered} of {len(waiting)} runs delivered"
+        _fail(1, f"{done}; {problem}; when it is back, topicell sync goes on from here")
     print(f"{n_delivered} of {len(waiting)} runs delivered" if waiting else "nothing waits")
 
 
@@ -688,9 +696,20 @@ def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | Non
     off = {f"{group}=off": f"{group}.enabled=false" for group in ("report", "tracking")}
     arguments = [off.get(argument, argument) for argument in arguments]
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(schema), stored or {}, OmegaConf.from_dotlist(list(arguments))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(schema), stored or {})
+        literal = {f.name for f in fields(schema) if f.type in ("str", "str | None")}
+        for argument in arguments:
+            name, _, value = argument.partition("=")
+            if name in literal and value != "null":
+                # A file may have any name, and an id may look like a number.
+                OmegaConf.update(merged, name, value)
+            else:
+                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
+    except YAMLError as error:
+        quoted = f"{name}=\"'{value}'\""
+        raise InputError(
+            f"{argument!r}: has a special meaning; put it in quotes, {quoted}"
+        ) from error
     except OmegaConfBaseException as error:
         known = [*dotted(schema()), *(f.name for f in fields(schema))]
         raise InputError(_setting_message(error, known, COMMAND_HELP[schema])) from error
@@ -770,10 +789,12 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
     for link in chain:
         if isinstance(link, InputError):
             return 2, str(link)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):
+        # Hydra's, of train=3.
+        return 2, f"a group of settings takes a name, or a setting in it a value ({error})"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return 2, _setting_message(error, list(dotted(TrainCommand())))
-    message = " ".join(str(error).split()) or "no message"
-    return 1, f"the run failed: {type(error).__name__}: {message} ({FULL_ERROR}=1 shows where)"
+    return 1, f"the run failed: {failure(error)} ({FULL_ERROR}=1 shows where)"
 
 
 def _setting_message(
@@ -793,11 +814,14 @@ def _setting_message(
     text = text.partition(" full_key:")[0].partition(" See https://")[0]
     if key:
         return f"{key[1]}: {text}"
+    override = getattr(error, "override", None)
+    if override and override not in text:
+        text = f"{override!r}: {text}"
     if "missing EQUAL" in text:
         return f"{text}: settings are written NAME=VALUE, a file as data=file data.path=FILE"
     if "Could not find 'data/" in text:
         return f"{text}; a file of yours: data=file data.path=FILE"
-    if "LexerNoViableAlt" in text or "mismatched input" in text:
+    if any(words in text for words in ("LexerNoViableAlt", "mismatched", "no viable")):
         return f"{text}: put a value with other than plain letters in quotes, \"NAME='VALUE'\""
     return text
 

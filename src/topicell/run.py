@@ -30,6 +30,7 @@ from topicell.config import (
     ReportConfig,
     RunConfig,
     as_dict,
+    failure,
 )
 from topicell.data.preprocessing import PARTS, column, prepared, split
 from topicell.data.reading import data_digest, load, source_digest
@@ -215,7 +216,7 @@ def recorded(
         tracker.finish("KILLED")
         raise
     except BaseException as error:
-        tracker.finish("FAILED", {"topicell.error": f"{type(error).__name__}: {error}"})
+        tracker.finish("FAILED", {"topicell.error": failure(error)})
         raise
 
 

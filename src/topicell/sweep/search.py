@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -340,5 +341,11 @@ def _tags(state: str, error: str) -> dict[str, str]:
 
 def _how(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
-        return f"was killed by signal {-exitcode}"
+        why = f"was killed by signal {-exitcode}"
+        if exitcode == -signal.SIGKILL:
+            why += (
+                ", as the system does when memory is full: lower sweep.n_jobs, "
+                "train.n_replicates or preprocess.n_variable_genes"
+            )
+        return why
     return f"ended with code {exitcode}"

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from topicell.config import InputError
+from topicell.config import InputError, failure
 from topicell.sweep.watch import CurrentTrial, Pruned
 
 GRACE_SECONDS = 20.0
@@ -276,10 +276,10 @@ def _serve(connection: Connection, prepare: Callable[[], Work]) -> None:
             state = "PRUNED"
         except KeyboardInterrupt:
             state = "KILLED"
-        except Exception as failure:
+        except Exception as raised:
             state = "FAIL"
-            bad_input = isinstance(failure, InputError)
-            error = str(failure) if bad_input else f"{type(failure).__name__}: {failure}"
+            bad_input = isinstance(raised, InputError)
+            error = str(raised) if bad_input else failure(raised)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with contextlib.suppress(OSError):

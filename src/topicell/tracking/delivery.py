@@ -24,6 +24,7 @@ from topicell.tracking.store import (
     experiment_id,
     has_run,
     log_params,
+    open_store,
     shown_uri,
     tracking_uri,
 )
@@ -221,15 +222,14 @@ def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> 
     try:
         record = Record.read(folder)
         config = store_of(record, config)
-        if record.store != (where := _located(config)):
-            # Another store than before has nothing yet.
-            record.store, record.run_id, record.parent_id = where, "", ""
-            record.asked, record.sent = False, 0
+        # It may be another store than before, or the same at another address.
+        record.store, record.asked = _located(config), True
         if record.status == "RUNNING":
             record.status, record.ended = "KILLED", record.ended or _last_sign(folder)
         delivery = Delivery(folder, record, config)
         delivery.patience = patience
         try:
+            open_store(config)
             delivery.begin()
             delivery.send(journal.lines[record.sent :])
             delivery.end()

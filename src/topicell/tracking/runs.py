@@ -6,8 +6,10 @@ which one it was given. What MLflow has, the folder has: either can be read with
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -136,6 +138,7 @@ class RunFolder:
         self.measured: dict[str, dict[str, list[float]]] = {}
         self.run_id = ""
         self._recorded: dict[int | None, set[str]] = {}
+        self._started = False
         if resume and (directory / RECORD).exists():
             self.record = Record.read(directory)
             self._open_journal()
@@ -159,6 +162,7 @@ class RunFolder:
 
         if self.record is not None:
             self._go_on(config, tags)
+            self._started = True
             return
         lines = "".join(f"# {name}: {value}\n" for name, value in tags.items())
         text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
@@ -171,6 +175,7 @@ class RunFolder:
         )
         self.record.write(self.directory)
         self._open_journal()
+        self._started = True
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Append the input data to ``metrics.jsonl``, as its first line."""
@@ -209,12 +214,18 @@ class RunFolder:
 
     def end(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Append how the run ended; nothing if it never started, or ended before."""
-        if self.journal is None or self.record is None or self.record.status != "RUNNING":
+        if not self._started or self.record is None or self.record.status != "RUNNING":
             return
-        self._append({"status": status} | ({"tags": dict(tags)} if tags else {}))
         self.record.status, self.record.ended = status, milliseconds()
         self.record.tags |= tags or {}
-        self.record.write(self.directory)
+        try:
+            self._append({"status": status} | ({"tags": dict(tags)} if tags else {}))
+            self.record.write(self.directory)
+        except OSError:
+            # A full disk, say, which may be why the run failed: what MLflow hears is true.
+            if status == "FINISHED":
+                self.record.status, self.record.ended = "RUNNING", None
+                raise
         if status == "FINISHED":
             # The model has the weights, and nothing is left to go on with.
             shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
@@ -361,6 +372,7 @@ class MLflowRun:
                 delivery.terminate(delivery.record.status)
                 return
             if not delivery.begun:
+                open_store(self.config)
                 delivery.begin()
             self._flush()
             delivery.end()
@@ -370,7 +382,8 @@ class MLflowRun:
         try:
             self._attempt("take all of the run", end)
         finally:
-            delivery.record.write(self.directory)
+            with contextlib.suppress(OSError):
+                delivery.record.write(self.directory)
             self.folder.close()
 
     def _flush(self) -> None:
@@ -398,7 +411,7 @@ class MLflowRun:
             "folders=%s` delivers it when MLflow is back",
             shown_uri(self.config),
             what,
-            self.directory,
+            os.path.relpath(self.directory),
         )
 
 

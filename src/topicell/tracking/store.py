@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import socket
 import sqlite3
 import threading
@@ -91,6 +92,7 @@ def open_store(config: TrackingConfig) -> None:
         It is.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(config)
     address = urlsplit(uri)
@@ -104,7 +106,7 @@ def open_store(config: TrackingConfig) -> None:
             where = (address.hostname, address.port)
             socket.create_connection(where, timeout=PROBE_SECONDS).close()
         client(config)
-    except (MlflowException, OSError, sqlite3.Error) as error:
+    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
         raise Unreachable(first_line(error)) from error
 
 
@@ -115,8 +117,9 @@ def _open(uri: str) -> MlflowClient:
         from mlflow import MlflowClient
 
         # Its migrations announce themselves line by line, and every retry does too.
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        # What it could not do is raised as well, and said by us.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         return MlflowClient(uri)
 
@@ -293,5 +296,9 @@ class _Call(Generic[T]):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the details that follow."""
-    return str(error).partition("\n")[0]
+    """What an error says, without the details that follow or that libraries wrap around it."""
+    text = str(error).partition("\n")[0]
+    cause = re.search(r"Caused by \w+\((.*)\)", text)
+    if cause:
+        text = re.sub(r"^HTTPS?Connection(Pool)?\(.*?\): ", "", cause[1].strip("()'\""))
+    return re.sub(r"^\([\w.]+Error\) ", "", text)

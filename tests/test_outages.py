@@ -1,0 +1,307 @@
+"""A tracking store that fails costs a warning, not the run; `topicell sync` delivers it, once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from topicell.config import TrackingConfig
+from topicell.tracking.store import client, create_store, experiment_id
+
+sys.path.insert(0, str(Path(__file__).parent))
+from faults import Proxy, mlflow_server
+
+RUN = (
+    "train",
+    "data=simulated",
+    "data.simulation.n_cells=240",
+    "data.simulation.n_genes=60",
+    "data.simulation.n_topics=3",
+    "model.n_topics=3",
+    "model.n_hidden=16",
+    "train.n_replicates=2",
+    "train.epochs=12",
+    "train.batch_size=32",
+    "train.early_stopping.enabled=false",
+    "evaluate.n_samples=16",
+    "report=off",
+    "hydra.run.dir=run",
+)
+FAULTS = {
+    "refused": 0,
+    "hanging": 0,
+    "slow": 0,
+    "500": 0,
+    "deaf": 0,
+    "vanishing": 9,
+    "hanging later": 9,
+    "500 later": 12,
+    "slow later": 7,
+}
+"""Faults of a server, and after how many requests they begin."""
+
+BREAKS = (("vanishing", 2), ("vanishing", 9), ("deaf", 3), ("500", 12), ("vanishing", 16))
+"""How, and after how many requests, a delivery is broken off."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with mlflow_server(folder) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def runs(server, start_process, tmp_path_factory):
+    """A run under each fault, all at the same time: (its process, its folder, its experiment)."""
+    proxies, begun = [], {}
+    try:
+        for fault, after in FAULTS.items():
+            proxies.append(Proxy(server, fault.removesuffix(" later"), after))
+            folder = tmp_path_factory.mktemp(fault.replace(" ", "_"))
+            tracking = [
+                f"tracking.uri={proxies[-1].uri}",
+                f"tracking.experiment='{fault}'",
+            ]
+            begun[fault] = (start_process(*RUN, *tracking, cwd=folder), folder)
+        for process, _ in begun.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(120)
+        yield begun
+    finally:
+        for process, _ in begun.values():
+            process.end()
+        for proxy in proxies:
+            proxy.close()
+
+
+def expected(folder):
+    """All points of a run folder: (name, step, value, time)."""
+    found = set()
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if {"dataset", "split", "status"} & line.keys():
+            continue
+        when, step = line.pop("time"), line.pop("epoch", 0)
+        found |= {(name, step, value, when) for name, value in line.items()}
+    return found
+
+
+def assert_delivered_once(config, folder):
+    """The store has one run, and of it all that the folder has, each point once."""
+    store = client(config)
+    (run,) = store.search_runs([experiment_id(store, config)])
+    run_id = run.info.run_id
+    assert run.info.status == "FINISHED"
+    points = [
+        (point.key, point.step, point.value, point.timestamp)
+        for name in run.data.metrics
+        for point in store.get_metric_history(run_id, name)
+    ]
+    assert len(points) == len(set(points))
+    assert set(points) == expected(folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert run.data.params == {name: str(value) for name, value in record["params"].items()}
+    assert run.data.tags["topicell.key"] == record["key"]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "simulated"
+    assert "get-artifact" not in run.data.tags["mlflow.note.content"]
+    assert record["run_id"] == run_id
+    assert record["delivered"]
+    scratch = folder.parent / "fetched"
+    scratch.mkdir(exist_ok=True)
+    names = [item.path for item in store.list_artifacts(run_id)]
+    assert len(names) == len(set(names))
+    for name in names:
+        got = Path(store.download_artifacts(run_id, name, str(scratch)))
+        files = [path for path in got.rglob("*") if path.is_file()] if got.is_dir() else [got]
+        for path in files:
+            assert path.read_bytes() == (folder / path.relative_to(scratch)).read_bytes()
+    kept = {"config.yaml", "metrics.jsonl", "adata.h5ad", "model", "cells", "topics", "scores.csv"}
+    assert kept <= set(names)
+    shutil.rmtree(scratch)
+
+
+def assert_whole(process, folder):
+    """The run ended well, said so once, and its folder has everything."""
+    assert process.returncode == 0, process.stderr
+    warnings = [line for line in process.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1, process.stderr
+    assert "MLflow at " in warnings[0]
+    assert "`topicell sync folders=run` delivers it" in warnings[0]
+    assert "kept aside: topicell sync folders=run" in process.stdout
+    epochs = {step for name, step, _, _ in expected(folder) if name == "train/elbo"}
+    assert epochs == set(range(12))
+    for name in ("adata.h5ad", "model/weights.safetensors", "cells/cell_topics.csv", "scores.csv"):
+        assert (folder / name).stat().st_size
+    assert not json.loads((folder / "run.json").read_text())["delivered"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_that_fails_costs_a_warning_and_everything_arrives_once(
+    fault, runs, server, start_process
+):
+    process, place = runs[fault]
+    assert_whole(process, place / "run")
+    good = TrackingConfig(uri=f"http://127.0.0.1:{server}", experiment=fault)
+
+    def sync(uri):
+        one = start_process("sync", f"tracking.uri={uri}", "folders=run", cwd=place)
+        try:
+            return one.wait(90), one.stdout, one.stderr
+        finally:
+            one.end()
+
+    # The server goes away again while it is delivered, each time at another place.
+    kind, after = BREAKS[list(FAULTS).index(fault) % len(BREAKS)]
+    with Proxy(server, kind, after) as proxy:
+        code, _, err = sync(proxy.uri)
+    assert code == 1
+    assert "topicell sync goes on from here" in err
+    assert len(err.splitlines()) == 1
+    assert not json.loads((place / "run" / "run.json").read_text())["delivered"]
+    code, out, err = sync(good.uri)
+    assert code == 0, err
+    assert "1 of 1 runs delivered" in out
+    assert_delivered_once(good, place / "run")
+    assert sync(good.uri)[:2] == (0, "nothing waits\n")
+    assert_delivered_once(good, place / "run")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    create_store(path)
+    return path
+
+
+def test_a_locked_database_costs_a_warning_and_everything_arrives_once(
+    template, topicell, tmp_path
+):
+    shutil.copy(template, tmp_path / "mlflow.db")
+    holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    process = topicell(*RUN, cwd=tmp_path)
+    assert_whole(process, tmp_path / "run")
+    while_locked = topicell("sync", "folders=run", cwd=tmp_path)
+    assert while_locked.returncode == 1
+    assert "database is locked" in while_locked.stderr
+    holder.execute("ROLLBACK")
+    holder.close()
+    done = topicell("sync", "folders=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_delivered_once(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own of a few megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"a small disk can be mounted by root alone: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    """Leave no room at all."""
+    with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:
+        while file.write(b"\0" * 4096):
+            pass
+
+
+def test_a_full_disk_under_the_store_costs_a_warning_and_everything_arrives_once(
+    template, topicell, small_disk, tmp_path
+):
+    shutil.copy(template, small_disk / "mlflow.db")
+    store = TrackingConfig(uri=f"sqlite:///{small_disk}/mlflow.db")
+    experiment = client(store)
+    experiment.create_experiment("topicell", artifact_location=str(tmp_path / "artifacts"))
+    fill(small_disk)
+    process = topicell(*RUN, f"tracking.uri={store.uri}", cwd=tmp_path)
+    assert_whole(process, tmp_path / "run")
+    (small_disk / "ballast").unlink()
+    done = topicell("sync", "folders=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_delivered_once(store, tmp_path / "run")
+    # Where not even an empty store can be made.
+    fill(small_disk)
+    process = topicell(
+        *RUN, f"tracking.uri=sqlite:///{small_disk}/new/mlflow.db", "hydra.run.dir=run2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "`topicell sync folders=run2` delivers it" in process.stderr
+
+
+def test_a_full_disk_under_the_run_is_named_with_the_knob(topicell, small_disk, tmp_path):
+    fill(small_disk)
+    os.truncate(small_disk / "ballast", 1_900_000)
+    large = [*RUN[:-1], "data.simulation.n_cells=4000", "train.epochs=2", "tracking=off"]
+    process = topicell(*large, f"hydra.run.dir={small_disk}/run", cwd=tmp_path)
+    assert process.returncode == 1
+    assert len(process.stderr.splitlines()) == 1
+    assert "the disk is full" in process.stderr
+    assert "the same command with resume=true goes on" in process.stderr
+    (small_disk / "ballast").unlink()
+
+
+def test_the_runs_of_a_sweep_arrive_with_their_parent(server, topicell, tmp_path):
+    sweep = [*RUN[:-1], "train.epochs=3", "-m", "sweep=topics", "model.n_topics=2,3"]
+    sweep += ["sweep.n_trials=2", "sweep.sampler=grid", "sweep.n_jobs=1", "evaluate.n_splits=1"]
+    sweep += ["tracking.experiment=sweep", "sweep.register=null"]
+    with Proxy(server, "refused") as proxy:
+        done = topicell(*sweep, f"tracking.uri={proxy.uri}", cwd=tmp_path, quick_workers=True)
+    assert done.returncode == 0, done.stderr
+    config = TrackingConfig(uri=f"http://127.0.0.1:{server}", experiment="sweep")
+    synced = topicell("sync", f"tracking.uri={config.uri}", cwd=tmp_path)
+    assert synced.returncode == 0, synced.stderr
+    assert "3 of 3 runs delivered" in synced.stdout
+    store = client(config)
+    found = store.search_runs([experiment_id(store, config)])
+    (parent,) = (run for run in found if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.data.tags["topicell.kind"] == "sweep"
+    assert {"report.html", "sweep.json"} <= {
+        item.path for item in store.list_artifacts(parent.info.run_id)
+    }
+    assert "by_n_topics/valid/perplexity_folded" in parent.data.metrics
+    nested = [run for run in found if run is not parent]
+    assert len(nested) == 2
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
+
+
+def test_a_killed_run_is_delivered_as_killed(template, started, topicell, tmp_path):
+    import time
+
+    shutil.copy(template, tmp_path / "mlflow.db")
+    one = started(*RUN, "train.epochs=3000", cwd=tmp_path)
+    end = time.monotonic() + 60
+    journal = tmp_path / "run" / "metrics.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    alive = topicell("sync", "folders=run", cwd=tmp_path)
+    assert "still at work" in alive.stdout
+    one.kill()
+    one.wait(30)
+    done = topicell("sync", "folders=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    store = client(config)
+    (run,) = store.search_runs([experiment_id(store, config)])
+    assert run.info.status == "KILLED"
+    curve = store.get_metric_history(run.info.run_id, "train/elbo")
+    assert len(curve) == len([1 for name, *_ in expected(tmp_path / "run") if name == "train/elbo"])
