@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import re
 import signal
@@ -184,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if wants_traceback:
             import traceback
 
-            traceback.print_exception(error)
+            shown = "".join(traceback.format_exception(error))
+            print(without_password(shown), end="", file=sys.stderr)
         _fail(*_diagnosis(error))
     sys.exit(0)
 
@@ -208,6 +210,14 @@ def _interrupt_again(unraisable: Any) -> None:
         return
     # Later, when the callback has returned.
     threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM]).start()
+
+
+class Discreet(logging.Formatter):
+    """Lines of a log, on the terminal and in a run's folder, without passwords of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Also where a library or Hydra itself tells of an address."""
+        return without_password(super().format(record))
 
 
 def train(arguments: list[str]) -> None:
@@ -335,8 +345,6 @@ def _as_tag(arguments: Sequence[str]) -> str:
 
 
 def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) -> None:
-    import logging
-
     config = to_run_config(settings)
     if settings.sweep.enabled and trial is None:
         raise InputError("sweep=topics makes many runs: topicell train -m sweep=topics")
@@ -405,6 +413,16 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
         tags = {"topicell.kind": "multirun", "topicell.overrides": _as_tag(sys.argv[1:])}
         GridParent.folder = folder
         GridParent.started = Parent.start(tracking, f"multirun {folder.name}", tags, folder)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Take the passwords out of what Hydra has written of a grid before its first job."""
+        file = Path(config.hydra.sweep.dir) / "multirun.yaml"
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        if (shown := without_password(text)) != text:
+            # Whole at any time: jobs that start together all come by here.
+            aside = file.with_name(f".{file.name}.{os.getpid()}")
+            aside.write_text(shown, encoding="utf-8")
+            aside.replace(file)
 
     @classmethod
     def finish(cls, status: str) -> None:
@@ -578,7 +596,6 @@ def transform(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Measure and report topics from elsewhere, in a folder and an MLflow run of their own."""
     config = _options(GivenConfig, arguments)
-    import logging
     from datetime import datetime
 
     from topicell import given
@@ -588,7 +605,13 @@ def evaluate(arguments: list[str]) -> None:
     now = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
     folder = Path(config.output or f"evaluations/{now}")
     tracker = open_tracker(config.tracking, folder, "output=FOLDER")
-    scores = given.evaluate(config, tracker).scores
+    try:
+        scores = given.evaluate(config, tracker).scores
+    except InputError:
+        # Nothing was recorded: what was made for it goes.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
     _print_result(scores, tracker.directory, reported=config.report.enabled)
 
 
@@ -768,8 +791,6 @@ def _show_warning(
     # Of matplotlib, that its font lacks a letter: the page has it, the files have a box.
     if category is not UserWarning or str(message).startswith("Glyph "):
         return
-    import logging
-
     if logging.getLogger().hasHandlers():
         # In a run: on the terminal, and in the log of its folder.
         logging.getLogger("topicell").warning(message)
@@ -847,5 +868,5 @@ def _help(command: str) -> str:
 
 
 def _fail(code: int, message: str) -> NoReturn:
-    print(f"topicell: {message}", file=sys.stderr)
+    print(f"topicell: {without_password(message)}", file=sys.stderr)
     sys.exit(code)

@@ -28,7 +28,7 @@ class InputError(ValueError):
 
 def failure(error: BaseException) -> str:
     """What ended a run, in one line; of memory and disk, with the knob to turn."""
-    message = " ".join(str(error).split()) or "no message"
+    message = without_password(" ".join(str(error).split())) or "no message"
     if type(error).__name__ == "OutOfMemoryError":
         # torch's, which nothing here imports.
         mend = "lower train.batch_size, train.n_replicates or model.n_hidden, or train.device=cpu"
@@ -748,7 +748,7 @@ class SweepConfig:
         for knob in ("study", "register"):
             value = getattr(self, knob)
             _require(
-                value is None or (bool(value) and not set(value) & set("/:\\")),
+                value is None or (value not in ("", ".", "..") and not set(value) & set("/:\\")),
                 f"sweep.{knob}",
                 value,
                 "must be a name without / and :",
@@ -814,13 +814,22 @@ def require_effect(model: ModelConfig, train: TrainConfig) -> None:
     _require_no_other_knobs("train", train, model.kind)
 
 
+_PASSWORD = re.compile(r"(:/{1,3}[^\s:/@]*):\S*@")
+"""Of ``SCHEME://USER:PASSWORD@HOST``; a path has one slash alone, and a password may hold ``@``."""
+_TOKEN = re.compile(r"(https?:/{1,2})[^\s:/@]+@")
+"""Of ``https://TOKEN@HOST``: of a server, unlike a database, nobody is asked for a name alone."""
+_SECRET_FIELD = re.compile(
+    r"(?i)([?&;][^\s=?&;]*(?:pass|pwd|token|secret|credential|signature|api_?key|odbc_connect)"
+    r"[^\s=?&;]*=)[^\s&]*"
+)
+"""Of the fields after the question mark, and of the string of ODBC, which may hold anything."""
+
+
 def without_password(text: str) -> str:
-    """An address, or a setting that is one, without its password."""
-    scheme, separator, rest = text.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = f"{scheme}{separator}{user}{':***' if colon else ''}{at}{host}"
-    return re.sub(r"(?i)([?&;]password=)[^&;]*", r"\1***", shown)
+    """A text without the passwords and tokens of the addresses in it."""
+    shown = _PASSWORD.sub(r"\1:***@", text)
+    shown = _TOKEN.sub(r"\1***@", shown)
+    return _SECRET_FIELD.sub(r"\1***", shown)
 
 
 def as_dict(config: Any) -> Any:

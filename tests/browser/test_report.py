@@ -23,7 +23,12 @@ from scipy.stats import spearmanr
 
 from topicell import report
 from topicell.config import ReportConfig
+from topicell.report import compare
+from topicell.report.compared import Comparison, Lone, Match, Pairing, Score, Side, Value
 from topicell.report.figures import topic_colors
+from topicell.sweep import page as sweep_page
+from topicell.sweep.selection import select
+from topicell.sweep.trials import PERPLEXITY, Sweep, Trial
 
 EVIL = "<script>alert('x')</script>"
 N, G, K = 120, 30, 3
@@ -628,6 +633,235 @@ def test_without_scripts_it_can_be_read(browser, run):
         assert page.locator("#theme").is_hidden()
         assert page.locator(".sheet svg").count() == page.locator(".sheet").count() > 5
         assert page.locator(".card .genes").locator("visible=true").count() == K
+    finally:
+        context.close()
+
+
+# Names from strangers
+
+RUNS = "window.ran=true"
+HOSTILE = [
+    f"<script>{RUNS}</script>",
+    f'"><img src=x onerror={RUNS}>',
+    f"' onmouseover='{RUNS}' autofocus onfocus='{RUNS}",
+    f"</script><script>{RUNS}</script>",
+    f"</style></title></svg><svg onload={RUNS}>",
+    f"]]><svg onload={RUNS}>",
+    f"--><img src=x onerror={RUNS}>",
+    f"javascript:{RUNS}",
+    f"${{{RUNS}}}`${{{RUNS}}}`",
+    "{{ 7 * 7 }}{% raw %}",
+    "$\\frac{x$ &lt;b&gt; \\u003cscript\\u003e",
+    "=cmd|' /C calc'!A0",
+    "__proto__",
+    "constructor",
+]
+"""What would run, or be another text, where it is not taken for text."""
+TITLE = "".join(HOSTILE[:8])
+
+
+def named(n):
+    """So many different names."""
+    return [HOSTILE[i % len(HOSTILE)] + (f" {i}" if i >= len(HOSTILE) else "") for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def hostile(run, tmp_path_factory):
+    """The report of the same cells under the names of somebody who means ill."""
+    folder = tmp_path_factory.mktemp("hostile")
+    adata = run[0].copy()
+    adata.obs_names, adata.var_names = named(N), named(G)
+    adata.obs[TITLE] = pd.Categorical(named(N)[:5] * (N // 5))
+    adata.obs["leiden"] = adata.obs["leiden"].cat.rename_categories(HOSTILE[5:9])
+    of_run = {
+        name: f"{name} {TITLE}" for name in ("run_id", "version", "data", "source", "created")
+    }
+    config = {"seed": 0, "tracking": {"run_name": TITLE}, TITLE: TITLE, "model": {"n_topics": K}}
+    texts = {"config": json.dumps(config), "scores": json.dumps({TITLE: 1.0, "topics/used": 3})}
+    adata.uns["topicell"] = adata.uns["topicell"] | of_run | texts | {"label_key": TITLE}
+    sets = folder / "sets.gmt"
+    lines = (
+        f"{name}\t{name}\t" + "\t".join(adata.var_names[i::3]) for i, name in enumerate(HOSTILE)
+    )
+    sets.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = ReportConfig(n_top_genes=G, dpi=50, pdf=False, gene_sets=str(sets))
+    report.add_differential_expression(adata)
+    *_, path = report.write(adata, [], folder / "report", config, seed=0)
+    return adata, path
+
+
+def compared(folder):
+    """A comparison of runs of such names."""
+    sides = tuple(
+        Side(
+            letter=letter,
+            name=f"{letter}{TITLE}",
+            data=TITLE,
+            model=TITLE,
+            made="2026-01-02T03:04:05+00:00",
+            run_id=TITLE if letter == "A" else "",
+            place=TITLE,
+            marks={TITLE: TITLE},
+            versions={TITLE: f"{letter}{TITLE}"},
+            history=[],
+        )
+        for letter in "AB"
+    )
+    value = Value(3.0, 0.1, "replicates", (3.0, 3.1))
+    match = Match(0, 1, 0.9, (1, 0.3), tuple(HOSTILE), 0.2, 0.5, 0.1)
+    lone = Lone(1, 0, 0.6, 0.4, tuple(HOSTILE))
+    pairing = Pairing(
+        letters=("A", "B"),
+        n_genes=(30, 20, 10),
+        share=(0.5, 0.75),
+        n_cells=60,
+        cosine_KK=np.array([[0.1, 0.9], [0.6, 0.2]]),
+        matches=(match,),
+        lone=((lone,), (lone,)),
+    )
+    found = Comparison(
+        sides=sides,
+        cautions=((TITLE, TITLE),),
+        parameters={TITLE: (TITLE, "other"), f"{TITLE}2": (TITLE, TITLE)},
+        scores=(Score(TITLE, (value, value), None, TITLE), Score(PERPLEXITY, (value,) * 2, 0, "")),
+        pairings=(pairing,),
+        version=TITLE,
+        created=TITLE,
+    )
+    return compare.write(found, folder)
+
+
+def swept(folder):
+    """A sweep over settings of such names, with a server of such an address."""
+    values = {name: {"0": [3.0, 3.1], "1": [3.2, 3.1]} for name in (PERPLEXITY, "topics/used")}
+    values["topics/stability"] = {"0": [0.9], "1": [0.9]}
+    trials = [
+        Trial(
+            number=number,
+            state="FAIL" if number == 3 else "COMPLETE",
+            params={"model.n_topics": 2 + number, TITLE: HOSTILE[number]},
+            n_topics=2 + number,
+            values={} if number == 3 else values,
+            curve={1: 5.0, 2: 4.0},
+            epochs=2,
+            seconds=1.0,
+            run_id=f"{number}{TITLE}",
+            run_name=TITLE,
+            error=TITLE if number == 3 else "",
+        )
+        for number in range(4)
+    ]
+    sweep = Sweep(
+        name=TITLE,
+        data=TITLE,
+        kind="sweep",
+        bounds=(2, 5),
+        space={"model.n_topics": "range(2,6)", TITLE: TITLE},
+        trials=trials,
+        importance={"model.n_topics": 0.4, TITLE: 0.6},
+        storage=TITLE,
+        sampler=TITLE,
+        pruner=TITLE,
+        parent_id=TITLE,
+        experiment_id=TITLE,
+        tracking=f"http://127.0.0.1/{TITLE}",
+        version=TITLE,
+        created=TITLE,
+    )
+    verdict = select(sweep.trials, bounds=sweep.bounds)
+    return sweep_page.write(sweep, verdict, folder, 50, pdf=False)[-1]
+
+
+MADE_BY_NAMES = """() => [
+  window.ran,
+  document.querySelectorAll("[onerror], [onload], [onfocus], [onmouseover], [autofocus]").length,
+  document.querySelectorAll("img[src=x], [href^='javascript:']").length,
+]"""
+
+
+def require_text_alone(page):
+    """Nothing has run, and no name has become anything but text."""
+    assert page.evaluate(MADE_BY_NAMES) == [None, 0, 0]
+    assert page.evaluate("document.title").endswith(("side by side", TITLE))
+
+
+def test_no_name_of_the_data_runs_or_is_anything_but_text(browser, hostile):
+    adata, path = hostile
+    # Escaping has to do it alone: the page's policy, which would forbid it, is not heeded.
+    with visit(browser, path, bypass_csp=True) as page:
+        require_text_alone(page)
+        scripts = page.locator("script").count()
+        assert page.title() == f"{K} topics in data {TITLE}"
+        assert f"run run_id {TITLE}" in page.locator("header").inner_text()
+        shown = page.locator("#topics .genes").all_inner_texts()
+        assert all(any(name in text for text in shown) for name in HOSTILE)
+        drawn = "\n".join(page.locator(".sheet svg text").all_text_contents())
+        assert all(name[:12] in drawn for name in HOSTILE[:9])
+        assert (
+            page.locator(".sheet svg script, .sheet svg a, .sheet svg image[href^=http]").count()
+            == 0
+        )
+        settings = page.locator("#how pre").first.text_content()
+        assert f"{TITLE}={json.dumps(TITLE)}" in settings
+        for name in HOSTILE:
+            look_up(page, name)
+            assert page.locator("#gene-found strong").inner_text() == name
+            assert page.locator("#gene-found tbody tr").count() == K
+            assert name in page.locator("#map-legend").inner_text()
+            look_up(page, f"no {name}")
+            assert f"no {name} is none of" in page.locator("#gene-found").inner_text()
+        for grouping, key in (("Label", TITLE), ("Leiden cluster", "leiden")):
+            choose(page, grouping)
+            legend = page.locator("#map-legend").inner_text()
+            assert all(name in legend for name in adata.obs[key].cat.categories)
+        corner, size = in_view(page, "counts")
+        where = corner + places(adata, "counts", *size)
+        for cell in range(len(HOSTILE)):
+            name, *lines = tip_at(page, where[cell])
+            assert name == HOSTILE[cell]
+            assert f"Label: {adata.obs[TITLE].iloc[cell]}" in lines
+        require_text_alone(page)
+        assert page.locator("script").count() == scripts
+
+
+def test_downloads_hold_names_as_they_are(browser, hostile):
+    """Also those that a spreadsheet takes for formulas: tables are read again, and by name."""
+    adata, path = hostile
+    with visit(browser, path) as page:
+        assert list(downloaded(page, "gene_topics").index) == list(adata.var_names)
+        assert list(downloaded(page, "cell_topics").index) == list(adata.obs_names)
+        assert set(downloaded(page, "enrichment")["gene_set"]) <= set(HOSTILE)
+        assert "tell a spreadsheet that they are text" in page.locator("#tables").inner_text()
+
+
+def test_the_policy_of_a_page_lets_no_other_script_run(browser, hostile, tmp_path):
+    """If a name should be let through one day, it would still not run."""
+    html = hostile[1].read_text(encoding="utf-8")
+    added = f"<script>{RUNS}</script><img src=x onerror={RUNS}><svg onload={RUNS}></svg>"
+    path = tmp_path / "report.html"
+    path.write_text(html.replace("<main>", f"<main>{added}"), encoding="utf-8")
+    context = browser.new_context(viewport={"width": WIDTH, "height": 800})
+    try:
+        page, problems = watched(context, path)
+        open_from_disk(page, path)
+        assert page.evaluate("window.ran") is None
+        assert sum("Content Security Policy" in problem for problem in problems) >= 3
+        assert not [problem for problem in problems if problem.startswith("asked for")]
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("make", [compared, swept])
+def test_other_pages_take_names_for_text_too(browser, make, tmp_path):
+    path = make(tmp_path)
+    context = browser.new_context(bypass_csp=True)
+    try:
+        page, problems = watched(context, path)
+        page.goto(path.as_uri())
+        require_text_alone(page)
+        assert TITLE in page.locator("body").inner_text()
+        assert page.locator("script").count() == 0
+        assert problems == []
     finally:
         context.close()
 

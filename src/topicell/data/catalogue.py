@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import scipy.sparse as sp
@@ -160,7 +160,8 @@ def fetch(
     path = Path(folder if folder is not None else data_folder()) / dataset.file_name
     if path.is_file() and _sha256(path) == dataset.sha256:
         return path
-    _require_safe(dataset, allow_loopback_http)
+    if not _is_safe(dataset.url, allow_loopback_http):
+        raise InputError(f"{dataset.name}: {dataset.url} is not an https address")
 
     import pooch
     import requests
@@ -172,7 +173,7 @@ def fetch(
             known_hash=f"sha256:{dataset.sha256}",
             fname=path.name,
             path=path.parent,
-            downloader=partial(_download, progress),
+            downloader=partial(_download, progress, allow_loopback_http),
         )
     except requests.HTTPError as error:
         found = f"the server answered {str(error).partition(' for url')[0]}"
@@ -308,13 +309,23 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(progress: bool, url: str, target: str, _pooch: object) -> None:
-    # As pooch's own, but for the connection, which that one leaves open when it breaks.
+def _download(
+    progress: bool, allow_loopback_http: bool, url: str, target: str, _pooch: object
+) -> None:
+    # As pooch's own, but for the connection, which that one leaves open when it breaks, and for
+    # redirects, which that one follows anywhere.
     import requests
     from tqdm import tqdm
 
+    def stay_safe(response: requests.Response, **_: object) -> None:
+        place = urljoin(response.url, response.headers.get("Location", ""))
+        if response.is_redirect and not _is_safe(place, allow_loopback_http):
+            raise requests.RequestException(f"it redirects to {place}, not an https address")
+
     headers = {"Accept-Encoding": "identity"}
-    with requests.get(url, stream=True, timeout=30, headers=headers) as response:
+    with requests.get(
+        url, stream=True, timeout=30, headers=headers, hooks={"response": stay_safe}
+    ) as response:
         response.raise_for_status()
         size = int(response.headers.get("Content-Length", 0)) or None
         with (
@@ -326,12 +337,12 @@ def _download(progress: bool, url: str, target: str, _pooch: object) -> None:
                 bar.update(len(chunk))
 
 
-def _require_safe(dataset: Dataset, allow_loopback_http: bool) -> None:
-    address = urlsplit(dataset.url or "")
+def _is_safe(url: str, allow_loopback_http: bool) -> bool:
+    address = urlsplit(url)
     loopback = address.hostname in ("127.0.0.1", "::1", "localhost")
-    if address.scheme == "https" or (allow_loopback_http and loopback and address.scheme == "http"):
-        return
-    raise InputError(f"{dataset.name}: {dataset.url} is not an https address")
+    return address.scheme == "https" or (
+        allow_loopback_http and loopback and address.scheme == "http"
+    )
 
 
 def _not_downloaded(dataset: Dataset, path: Path, found: str) -> InputError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +38,7 @@ def summary(adata: AnnData) -> str:
     )
     # MLflow folds all but the first lines away: what matters stands first, its meaning below.
     lines = [
-        f"**{theta_NK.shape[1]} topics in {run['data']}** ({adata.n_obs:,} cells): "
+        f"**{theta_NK.shape[1]} topics in {_as_text(run['data'])}** ({adata.n_obs:,} cells): "
         + ", ".join(f"{SCORES[name][0]} {number(scores[name])}" for name in shown),
         "",
         *(f"- {heading}" for heading, _ in found),
@@ -44,3 +46,8 @@ def summary(adata: AnnData) -> str:
         *(f"*{SCORES[name][0]}*: {SCORES[name][1]}  " for name in shown),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _as_text(name: str) -> str:
+    """A name as Markdown that shows it: no HTML, link, picture, code or emphasis of its own."""
+    return html.escape(re.sub(r"([\\`*\[\]])", r"\\\1", " ".join(name.split())), quote=False)

@@ -32,6 +32,9 @@ def write_tables(
 ) -> None:
     """Write ``topics/*.csv`` and ``cells/cell_topics.csv`` of the replicate shown.
 
+    Names stand there as they are in the data, also those that a spreadsheet takes for a formula
+    (``=1+1``): these tables are read again, and cells and genes are matched by name.
+
     Parameters
     ----------
     fit

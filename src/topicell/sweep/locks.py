@@ -126,7 +126,14 @@ class DatabaseLocks(Locks):
                 f"sweep.storage: its driver is not installed ({error}); write "
                 "postgresql+psycopg://… and pip install 'psycopg[binary]'"
             ) from error
-        except (SQLAlchemyError, ValueError) as error:
+        except ValueError as error:
+            # It may quote a piece of the password.
+            raise InputError(
+                "sweep.storage: is no address of a database; write "
+                "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, with / ? # @ in a password as "
+                "%2F %3F %23 %40"
+            ) from error
+        except SQLAlchemyError as error:
             first = str(error).partition("\n")[0]
             raise InputError(
                 f"sweep.storage: the database cannot be reached ({first}); check the address and "

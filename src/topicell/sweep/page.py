@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -330,7 +331,9 @@ def _link(sweep: Sweep, run_id: str) -> str:
     is_server = sweep.tracking.startswith(("http://", "https://"))
     if not (is_server and run_id and sweep.experiment_id):
         return ""
-    return f"{sweep.tracking.rstrip('/')}/#/experiments/{sweep.experiment_id}/runs/{run_id}"
+    # Without the user: a browser asks for it.
+    server = re.sub(r"//[^/]*@", "//", sweep.tracking).rstrip("/")
+    return f"{server}/#/experiments/{sweep.experiment_id}/runs/{run_id}"
 
 
 def _importance(sweep: Sweep) -> str:

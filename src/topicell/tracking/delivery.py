@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from topicell.config import InputError, TrackingConfig
+from topicell.config import InputError, TrackingConfig, as_dict
 from topicell.tracking.record import METRICS, RECORD, Journal, Record, milliseconds
 from topicell.tracking.store import (
     Patience,
@@ -272,7 +272,7 @@ def destination(config: TrackingConfig) -> dict[str, Any]:
     return {
         "store": _located(config),
         "experiment": config.experiment,
-        "artifact_location": config.artifact_location,
+        "artifact_location": as_dict(config.artifact_location),
         "parent_id": parent_id,
         "parent_key": parent_key,
     }

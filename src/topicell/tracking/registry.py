@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from topicell.config import InputError, TrackingConfig
@@ -213,11 +213,15 @@ def fetch_model(model: str, config: TrackingConfig, destination: Path) -> Path:
         address = _address(store, model, config)
         described = yaml.safe_load(download(f"{address}/MLmodel").read_text())
         try:
-            path = described["flavors"]["python_function"]["artifacts"]["fit"]["path"]
+            path = PurePosixPath(
+                described["flavors"]["python_function"]["artifacts"]["fit"]["path"]
+            )
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"model = {model!r} is not a model of topicell's; name one that it registered"
             ) from error
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"model = {model!r}: its weights, {path}, are outside of the model")
         return download(f"{address}/{path}")
     except (MlflowException, OSError) as error:
         raise InputError(

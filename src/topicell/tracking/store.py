@@ -297,7 +297,7 @@ class _Call(Generic[T]):
 
 def first_line(error: BaseException) -> str:
     """What an error says, without the details that follow or that libraries wrap around it."""
-    text = str(error).partition("\n")[0]
+    text = without_password(str(error).partition("\n")[0])
     cause = re.search(r"Caused by \w+\((.*)\)", text)
     if cause:
         text = re.sub(r"^HTTPS?Connection(Pool)?\(.*?\): ", "", cause[1].strip("()'\""))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
+import warnings
+from urllib.parse import urlsplit
 
 from topicell.config import TrackingConfig
 from topicell.tracking.store import (
@@ -16,8 +19,20 @@ from topicell.tracking.store import (
 
 
 def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
-    """The command that serves MLflow's own UI on the store, light and without telemetry."""
+    """The command that serves MLflow's own UI on the store, light and without telemetry.
+
+    Warns
+    -----
+    UserWarning
+        Others than this machine may reach it.
+    """
     require_store(config)
+    if not _is_loopback(host):
+        warnings.warn(
+            f"host = {host!r}: MLflow asks for no password, so whoever reaches port {port} can "
+            "read, change and delete the runs; host=127.0.0.1 keeps it to this machine",
+            stacklevel=2,
+        )
     # Through the environment: a command line is seen by everybody on the machine, and the
     # address of a database may hold a password.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking_uri(config)
@@ -28,8 +43,22 @@ def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
 
 
 def ui_address(config: TrackingConfig, host: str, port: int) -> str:
-    """The address of the experiment's table of runs in the machine-learning view."""
+    """The address of the experiment's table of runs in the machine-learning view.
+
+    Without a user's name and password: it is printed, and stays in the history of the browser,
+    which asks for them.
+    """
     require_store(config)
     experiment = experiment_id(client(config), config)
-    server = tracking_uri(config).rstrip("/") if is_server(config) else f"http://{host}:{port}"
+    server = f"http://{host}:{port}"
+    if is_server(config):
+        parts = urlsplit(tracking_uri(config))
+        server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
     return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
