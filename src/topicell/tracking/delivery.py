@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from topicell.config import InputError, TrackingConfig, as_dict
-from topicell.tracking.record import METRICS, RECORD, Journal, Record, milliseconds
+from topicell.tracking.record import METRICS, Journal, Record, milliseconds, records
 from topicell.tracking.store import (
     Patience,
     client,
@@ -223,7 +223,7 @@ def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> 
         record = Record.read(folder)
         config = store_of(record, config)
         # It may be another store than before, or the same at another address.
-        record.store, record.asked = _located(config), True
+        record.store, record.asked = located(config), True
         if record.status == "RUNNING":
             record.status, record.ended = "KILLED", record.ended or _last_sign(folder)
         delivery = Delivery(folder, record, config)
@@ -244,10 +244,9 @@ def undelivered(roots: Sequence[Path]) -> list[Path]:
     """Folders with a record that a store is still to have, parents before their runs."""
     found = []
     for root in roots:
-        for path in sorted(root.rglob(RECORD)):
-            record = Record.read(path.parent)
+        for folder, record in records(root):
             if record.store and not record.delivered:
-                found.append((bool(record.parent_key), record.started, path.parent))
+                found.append((bool(record.parent_key), record.started, folder))
     return [folder for _, _, folder in sorted(found)]
 
 
@@ -270,7 +269,7 @@ def destination(config: TrackingConfig) -> dict[str, Any]:
     """The fields of a `Record` that say where it goes."""
     parent_id, parent_key = os.environ.get(PARENT_RUN, ""), os.environ.get(PARENT_KEY, "")
     return {
-        "store": _located(config),
+        "store": located(config),
         "experiment": config.experiment,
         "artifact_location": as_dict(config.artifact_location),
         "parent_id": parent_id,
@@ -278,7 +277,7 @@ def destination(config: TrackingConfig) -> dict[str, Any]:
     }
 
 
-def _located(config: TrackingConfig) -> str:
+def located(config: TrackingConfig) -> str:
     """The store without a password, and wherever it is asked from."""
     uri = tracking_uri(config)
     if uri.startswith("sqlite:///"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from topicell.config import InputError, TrackingConfig
-from topicell.tracking.record import RECORD, Record, is_alive
+from topicell.tracking.record import RECORD, Record, is_alive, records
 from topicell.tracking.store import client, first_line, require_store, shown_uri
 
 ROOTS = ("runs", "multiruns", "sweeps", "evaluations")
@@ -68,9 +68,9 @@ def named(run: str, config: TrackingConfig) -> Path:
 
 def _with_id(run: str, config: TrackingConfig) -> Path:
     for root in ROOTS:
-        for path in Path(root).rglob(RECORD):
-            if Record.read(path.parent).run_id == run:
-                return path.parent
+        for folder, record in records(Path(root)):
+            if record.run_id == run:
+                return folder
     if Path(run).is_dir():
         raise InputError(f"resume = {run!r}: no run was begun in this folder, it has no {RECORD}")
     from mlflow.exceptions import MlflowException
@@ -94,11 +94,10 @@ def _with_id(run: str, config: TrackingConfig) -> Path:
 
 def _unfinished(root: Path) -> Iterator[tuple[Path, Record]]:
     """Runs that have not ended, or not arrived, the last first; without those still at work."""
-    found: Sequence[tuple[int, Path, Record]] = [
-        (record.started, path.parent, record)
-        for path in root.rglob(RECORD)
-        if (record := Record.read(path.parent)).status != "FINISHED"
-        or (record.store and not record.delivered)
+    found = [
+        (record.started, folder, record)
+        for folder, record in records(root)
+        if record.status != "FINISHED" or (record.store and not record.delivered)
     ]
     for _, folder, record in sorted(found, key=lambda one: one[0], reverse=True):
         if not is_alive(folder):

@@ -32,6 +32,7 @@ from topicell.tracking.store import (
     first_line,
     has_run,
     open_store,
+    problem_with,
     remember_away,
     shown_uri,
 )
@@ -90,6 +91,7 @@ class Parent:
         parent = cls(config)
         if not config.enabled:
             return parent
+        problem = problem_with(config)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECORD).exists():
             record = Record.read(folder)
@@ -107,6 +109,8 @@ class Parent:
         parent._delivery = Delivery(folder, record, config)
         parent._delivery.patience = parent._patience
         os.environ[PARENT_KEY] = record.key
+        if problem is not None:
+            parent._give_up("take the parent run", problem)
         parent._attempt("take the parent run", parent._flush)
         if parent.run_id:
             os.environ[PARENT_RUN] = parent.run_id
@@ -309,14 +313,17 @@ class Parent:
                 self._delivery.begin()
             action()
         except (Unreachable, MlflowException, OSError) as error:
-            self._reachable = False
-            remember_away(self.config)
-            if not self._warned:
-                log.warning(
-                    "MLflow at %s could not %s (%s); the runs go on, their folders have "
-                    "everything, and `topicell sync` delivers it when MLflow is back",
-                    shown_uri(self.config),
-                    what,
-                    first_line(error),
-                )
-            self._warned = True
+            self._give_up(what, error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        self._reachable = False
+        remember_away(self.config)
+        if not self._warned:
+            log.warning(
+                "MLflow at %s could not %s (%s); the runs go on, their folders have everything, "
+                "and `topicell sync` delivers it when MLflow is back",
+                shown_uri(self.config),
+                what,
+                first_line(error),
+            )
+        self._warned = True

@@ -12,7 +12,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,6 +87,15 @@ class Record:
         unfinished.replace(path)
 
 
+def records(root: Path) -> Iterator[tuple[Path, Record]]:
+    """All records under a folder, each with its own folder; what is none of ours is passed over."""
+    for path in sorted(root.rglob(RECORD)):
+        try:
+            yield path.parent, Record.read(path.parent)
+        except InputError as error:
+            warnings.warn(f"{error}; it is passed over", stacklevel=2)
+
+
 class Journal:
     """``metrics.jsonl``, kept open, and locked while its run is alive.
 
@@ -117,7 +127,11 @@ class Journal:
         if torn:
             # The process was killed while it wrote the line.
             self._file.truncate(len(whole) + bool(whole))
-        self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        try:
+            self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            self._file.close()
+            raise InputError(f"{folder / METRICS} is damaged ({error})") from error
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line with its time."""

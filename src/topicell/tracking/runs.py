@@ -26,7 +26,7 @@ from topicell.config import (
     as_dict,
     dotted,
 )
-from topicell.tracking.delivery import RECORDS, Delivery, destination
+from topicell.tracking.delivery import RECORDS, Delivery, destination, located
 from topicell.tracking.interrupted import other_settings
 from topicell.tracking.provenance import source_tags
 from topicell.tracking.record import RECORD, Journal, Record, milliseconds
@@ -37,9 +37,9 @@ from topicell.tracking.store import (
     Unreachable,
     is_away,
     open_store,
+    problem_with,
     remember_away,
     shown_uri,
-    tracking_uri,
 )
 
 log = logging.getLogger(__name__)
@@ -297,7 +297,8 @@ class MLflowRun:
     """
 
     def __init__(self, folder: RunFolder, config: TrackingConfig) -> None:
-        tracking_uri(config)
+        self._left_alone = is_away(config)
+        self._problem = None if self._left_alone else problem_with(config)
         self.folder = folder
         self.directory = folder.directory
         self.config = config
@@ -305,7 +306,6 @@ class MLflowRun:
         self._delivery: Delivery | None = None
         self._sent = time.monotonic()
         self._reachable = True
-        self._left_alone = False
         self._warned = False
 
     @property
@@ -321,20 +321,13 @@ class MLflowRun:
         if not record.store:
             for name, value in destination(self.config).items():
                 setattr(record, name, value)
-            record.write(self.directory)
+        record.store = located(self.config)
+        record.write(self.directory)
         self._delivery = Delivery(self.directory, record, self.config)
-
-        def begin() -> None:
-            open_store(self.config)
-            assert self._delivery is not None
-            self._delivery.begin()
-            self._flush()
-
-        self._left_alone = is_away(self.config)
         if self._left_alone:
             self._reachable = False
             self._warn("was away a moment ago")
-        self._attempt("take the run", begin)
+        self._attempt("take the run", self._begin)
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Record the data set as an input of the run, in context ``training``."""
@@ -385,6 +378,13 @@ class MLflowRun:
             with contextlib.suppress(OSError):
                 delivery.record.write(self.directory)
             self.folder.close()
+
+    def _begin(self) -> None:
+        assert self._delivery is not None
+        if self._problem is not None:
+            raise self._problem
+        self._delivery.begin()
+        self._flush()
 
     def _flush(self) -> None:
         assert self._delivery is not None

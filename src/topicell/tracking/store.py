@@ -110,6 +110,21 @@ def open_store(config: TrackingConfig) -> None:
         raise Unreachable(first_line(error)) from error
 
 
+def problem_with(config: TrackingConfig) -> Unreachable | None:
+    """What keeps a store from being opened, if anything does.
+
+    Raises
+    ------
+    InputError
+        The setting is wrong: nothing was, or will be, recorded.
+    """
+    try:
+        open_store(config)
+    except Unreachable as problem:
+        return problem
+    return None
+
+
 def _open(uri: str) -> MlflowClient:
     with warnings.catch_warnings():
         # Pydantic's and SQLAlchemy's deprecations inside mlflow are not the user's.
