@@ -27,7 +27,7 @@ RUN = (
     "model.n_hidden=16",
     "train.n_replicates=2",
     "train.epochs=40",
-    "train.batch_size=16",
+    "train.batch_size=32",
     "train.early_stopping.enabled=false",
     "train.checkpoint_every=1",
     "evaluate.n_splits=2",
@@ -217,11 +217,16 @@ def test_killed_in_the_worst_places_it_ends_with_the_same_bytes(where, place, wh
     assert_as_if_nothing_befell(place, whole[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("by", ["true", "id", "folder"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "by"),
+    [
+        (signal.SIGINT, "true"),
+        (signal.SIGINT, "id"),
+        (signal.SIGTERM, "folder"),
+    ],
+)
 def test_an_interrupted_run_is_marked_and_gone_on_with(number, by, place, whole, started):
-    if number == signal.SIGTERM and by != "true":
-        number = signal.SIGINT
     process = started(*RUN)
     until(lambda: len(lines(place)) > 8)
     began = time.monotonic()
