@@ -10,9 +10,6 @@ refused and faults; ends with code 1 on a fault. The same seed and number give t
 
     python experiments/robustness/fuzz.py --seed N --only DRIVE-NUMBER
 
-One fault is known and not ours: libhdf5 never returns from some damaged heaps of strings (the stack
-in fault.txt then ends in h5py), about one in six hundred h5ad files with changed bytes.
-
 The tests take the same drives with Hypothesis's random numbers.
 """
 

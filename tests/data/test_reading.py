@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
+import resource
 import shutil
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -551,3 +554,23 @@ def test_a_table_without_cell_names_or_with_genes_in_rows_is_refused(tmp_path: P
     (tmp_path / "turned.csv").write_text("gene,c1,c2\nMT-CO1,1,0\nRPL7,0,1\nCD3D,1,3\n")
     with pytest.raises(InputError, match=r"2 rows are named like genes.*transpose"):
         read(tmp_path / "turned.csv")
+
+
+def _crash(*_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _spin(*_):
+    resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("damage", [_crash, _spin])
+def test_a_file_that_libhdf5_dies_of_is_refused(damage, tmp_path, monkeypatch):
+    """As some damaged heaps of strings are; the process that reads is not the one that dies."""
+    AnnData(sp.csr_matrix(np.eye(3, dtype=np.float32))).write_h5ad(tmp_path / "cells.h5ad")
+    assert read(tmp_path / "cells.h5ad").n_obs == 3
+    monkeypatch.setattr(reading, "_read_strings", damage)
+    with pytest.raises(InputError, match="libhdf5 cannot read its names"):
+        read(tmp_path / "cells.h5ad")

@@ -8,6 +8,7 @@ genes, and ``uns["topicell_source"]``. `data_digest` names the contents of such 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -36,6 +37,9 @@ _FORMS = (
     "h5ad, 10x h5, a 10x folder (matrix.mtx, features.tsv or genes.tsv, barcodes.tsv; each may "
     "be .gz), a zarr folder, or csv/tsv (.gz too; cells in rows, a header of gene names)"
 )
+_HDF5_SECONDS = 3
+"""Seconds of the processor in which the strings of a small HDF5 file are read many times over."""
+_HDF5_BYTES_PER_SECOND = 20_000_000
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _GENES = re.compile(r"(?i)mt-|rp[sl]\d")
 _CSV_ROWS = 1000
@@ -329,6 +333,7 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
             f"is a folder, and neither zarr nor 10x mtx; name a file in it? Supported: {_FORMS}"
         )
     if h5py.is_hdf5(path):
+        _require_survivable(path)
         _require_written(path)
         return ("10x h5", _read_10x_h5) if _is_10x_h5(path) else ("h5ad", _read_h5ad)
     if suffix in (".h5ad", ".h5", ".hdf5"):
@@ -351,6 +356,56 @@ def _is_10x_h5(path: Path) -> bool:
             return False
         # From Cell Ranger 3 on one group "matrix", before that one group a genome.
         return any(isinstance(part, h5py.Group) and "barcodes" in part for part in file.values())
+
+
+def _require_survivable(path: Path) -> None:
+    """Refuse an HDF5 file whose strings libhdf5 crashes on, or never returns from.
+
+    It follows a damaged heap of strings wherever that leads. So they are read once in a process of
+    their own (a fork: it has nothing to import), of which nothing is asked but to end.
+    """
+    limit = _HDF5_SECONDS + path.stat().st_size // _HDF5_BYTES_PER_SECOND
+    with warnings.catch_warnings():
+        # Of threads at a fork: this child takes no lock that they may hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            _read_strings(path, limit)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise InputError(
+            "is damaged: libhdf5 cannot read its names (it crashes, or does not end); copy or "
+            "download it again"
+        )
+
+
+def _read_strings(path: Path, cpu_seconds: int) -> None:
+    """Read every attribute and every string of an HDF5 file, in so many seconds or not at all."""
+    import faulthandler
+    import resource
+    import signal
+
+    import h5py
+
+    faulthandler.disable()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Of the processor, not of the clock: a machine that is busy does not damage a file.
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+
+    def visit(_: str, item: Any) -> None:
+        with contextlib.suppress(Exception):
+            dict(item.attrs)
+        with contextlib.suppress(Exception):
+            if isinstance(item, h5py.Dataset) and item.dtype.hasobject:
+                item[()]
+
+    with h5py.File(path, "r") as file:
+        visit("", file)
+        file.visititems(visit)
 
 
 def _require_written(path: Path) -> None:
