@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gzip
 import os
 import resource
@@ -557,6 +558,7 @@ def test_a_table_without_cell_names_or_with_genes_in_rows_is_refused(tmp_path: P
 
 
 def _crash(*_):
+    faulthandler.disable()
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
