@@ -56,7 +56,9 @@ def in_mlflow(**settings):
 
 
 def test_help_and_version(topicell):
-    answer = topicell("--help")
+    answer = subprocess.run(
+        [sys.executable, "-m", "topicell", "--help"], capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 0
     for command in ("train", "report", "compare", "transform", "ui"):
         assert command in answer.stdout
@@ -248,28 +250,18 @@ cli.main(["report"])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_with_code_130_and_is_recorded(number):
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "topicell", "train", *SMALL, "train.epochs=100000"),
-            *("train.early_stopping.enabled=false", "hydra.run.dir=here"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        path = Path("here/metrics.jsonl")
-        until = time.monotonic() + 120
-        while not (path.exists() and path.stat().st_size > 2000):
-            assert time.monotonic() < until, "the run did not start"
-            time.sleep(0.2)
-        process.send_signal(number)
-        err = process.communicate(timeout=60)[1]
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130, err
-    assert "topicell: interrupted" in err
+def test_an_interrupted_run_ends_with_code_130_and_is_recorded(number, started):
+    long = ["train.epochs=100000", "train.early_stopping.enabled=false"]
+    process = started("train", *SMALL, *long, "hydra.run.dir=here")
+    path = Path("here/metrics.jsonl")
+    until = time.monotonic() + 120
+    while not (path.exists() and path.stat().st_size > 2000):
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < until, "the run did not start"
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == 130, process.stderr
+    assert "topicell: interrupted" in process.stderr
     assert [run.info.status for run in in_mlflow()[1]] == ["KILLED"]
 
 
@@ -422,18 +414,13 @@ def test_report_and_transform_of_a_stored_run(run_here, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ui_serves_the_store(run_here, tmp_path):
+def test_the_ui_serves_the_store(run_here, started):
     settings = [*SMALL, "report=off"]
     assert run_here("train", *settings)[0] == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "topicell", "ui", f"port={port}", "browser=false"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    server = started("ui", f"port={port}", "browser=false", piped=True)
     try:
         first = server.stdout.readline()
         assert f"http://127.0.0.1:{port}/#/experiments/" in first
@@ -458,7 +445,6 @@ def test_the_ui_serves_the_store(run_here, tmp_path):
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(30)
-        server.stdout.close()
     # Nothing of it is left to hold the port.
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

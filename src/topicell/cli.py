@@ -78,6 +78,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 MULTIRUN = {"-m", "--multirun"}
 SYNC_SECONDS = 30.0
 """How long ``topicell sync`` waits, for each run, for a store that does not do its part."""
+SYNC_BYTES_PER_SECOND = 500_000
 MAP_KNOBS = ("n_components", "n_neighbors", "leiden_resolution")
 """Settings of the report that move the maps; the others change figures alone."""
 
@@ -316,7 +317,7 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
     grid = not MULTIRUN.isdisjoint(arguments)
     knob = "hydra.sweep.dir" if grid else "hydra.run.dir"
     resume = next(a for a in overrides if a.startswith("resume=")).partition("=")[2].strip("'\"")
-    if resume in ("false", "null", "") or any(a.startswith(f"{knob}=") for a in overrides):
+    if not _resumes(resume) or any(a.startswith(f"{knob}=") for a in overrides):
         return []
     with initialize_config_dir(str(conf_folder()), version_base=None):
         # Of a grid, what its jobs have in common.
@@ -324,7 +325,7 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
         composed = compose("config", overrides=common, return_hydra_config=True)
         default = OmegaConf.to_container(composed.hydra, resolve=False)
         settings = to_run_config(composed)
-    if resume != "true":
+    if resume.lower() != "true":
         found: Path | None = named(resume, settings.tracking)
     else:
         assert isinstance(default, dict)
@@ -336,6 +337,10 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
     print(f"going on with {found}", file=sys.stderr)
     escaped = str(found).replace("'", "\\'")
     return [f"{knob}='{escaped}'"]
+
+
+def _resumes(resume: str | None) -> bool:
+    return str(resume).lower() not in ("none", "null", "false", "")
 
 
 def _as_tag(arguments: Sequence[str]) -> str:
@@ -355,8 +360,8 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
 
     # It announces every column of strings that it stores as categories.
     logging.getLogger("anndata").setLevel(logging.WARNING)
-    resume = trial is None and settings.resume not in (None, "False", "false")
-    if resume and (record := ended(folder)) is not None:
+    resume = trial is None and _resumes(settings.resume)
+    if resume and (record := ended(folder, dotted(config))) is not None:
         _print_ended(folder, record, config)
         return
     tracker = open_tracker(config.tracking, folder, resume=resume)
@@ -407,7 +412,7 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
         tracking = OmegaConf.to_object(config.tracking)
         assert isinstance(tracking, TrackingConfig)
         folder = Path(config.hydra.sweep.dir)
-        if (folder / RECORD).exists() and config.resume in (None, "False", "false"):
+        if (folder / RECORD).exists() and not _resumes(config.resume):
             # The jobs refuse to write over it, and say so.
             return
         tags = {"topicell.kind": "multirun", "topicell.overrides": _as_tag(sys.argv[1:])}
@@ -433,6 +438,8 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
             parent, cls.started = cls.started, None
             try:
                 if status != "KILLED":
+                    # The verdict is of all runs, those too that the store did not take at first.
+                    parent.deliver_runs()
                     for line in conclude(parent, cls.folder):
                         print(line)
             finally:
@@ -622,6 +629,7 @@ def sync(arguments: list[str]) -> None:
     asked = _options(SyncCommand, arguments)
     from topicell.tracking.delivery import deliver, undelivered
     from topicell.tracking.interrupted import ROOTS
+    from topicell.tracking.record import BusyError, Record
     from topicell.tracking.store import Patience, Unreachable
 
     folders = [Path(folder) for folder in asked.folders]
@@ -629,24 +637,31 @@ def sync(arguments: list[str]) -> None:
         if not folder.is_dir():
             raise InputError(f"folders: there is no folder {str(folder)!r}")
     waiting = undelivered(folders or [Path(root) for root in ROOTS])
-    n_delivered, problem = 0, ""
+    problems: list[str] = []
+    away: set[str] = set()
+    n_delivered = 0
     for folder in waiting:
-        try:
-            run_id = deliver(folder, asked.tracking, Patience(SYNC_SECONDS))
-        except Unreachable as error:
-            problem = f"MLflow could not take {folder} ({error})"
-            break
-        except InputError as error:
-            if "another process" not in str(error):
-                raise
-            print(f"{folder}: still at work, and delivers itself")
+        store = asked.tracking.uri or Record.read(folder).store
+        if store in away:
             continue
-        n_delivered += 1
-        print(f"{folder}: MLflow run {run_id}")
-    if problem:
-        done = f"{n_delivered} of {len(waiting)} runs delivered"
-        _fail(1, f"{done}; {problem}; when it is back, topicell sync goes on from here")
-    print(f"{n_delivered} of {len(waiting)} runs delivered" if waiting else "nothing waits")
+        try:
+            patience = Patience(SYNC_SECONDS, SYNC_BYTES_PER_SECOND)
+            run_id = deliver(folder, asked.tracking, patience)
+        except BusyError:
+            print(f"{folder}: still at work, and delivers itself")
+        except Unreachable as error:
+            away.add(store)
+            problems.append(f"MLflow could not take {folder} ({error})")
+        except (InputError, OSError) as error:
+            problems.append(f"{folder} cannot be delivered ({error})")
+        else:
+            n_delivered += 1
+            print(f"{folder}: MLflow run {run_id}")
+    done = f"{n_delivered} of {len(waiting)} runs delivered"
+    if problems:
+        then = "topicell sync goes on from here when that is mended"
+        _fail(1, f"{done}; {'; '.join(problems)}; {then}")
+    print(done if waiting else "nothing waits")
 
 
 def ui(arguments: list[str]) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 
@@ -37,26 +34,12 @@ GRID = [
 PARENT, CHILD, OTHER = range(3)
 
 
-def topicell(folder, *arguments):
-    """A command, in a folder that also holds what it says."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "said").open("w") as said:
-        return subprocess.Popen(
-            [sys.executable, "-m", "topicell", *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=said,
-            stderr=said,
-        )
-
-
 @pytest.fixture(scope="module")
-def runs(browser, tmp_path_factory):
+def runs(browser, topicell, tmp_path_factory):
     """The parent, and its runs with three and with two topics."""
     folder = tmp_path_factory.mktemp("grid")
-    command = topicell(folder, "train", "-m", *GRID)
-    assert command.wait(5 * SECONDS) == 0, (folder / "said").read_text()
+    command = topicell("train", "-m", *GRID, cwd=folder, env={"MLFLOW_TRACKING_URI": None})
+    assert command.returncode == 0, command.stderr
     config = TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}")
     store = client(config)
     found = store.search_runs([experiment_id(store, config)])
@@ -64,16 +47,17 @@ def runs(browser, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(runs):
+def address(runs, start_process):
     """Where ``topicell ui`` serves them."""
     folder, _ = runs
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = topicell(folder, "ui", f"port={port}", "browser=false")
+    elsewhere = {"MLFLOW_TRACKING_URI": None}
+    server = start_process("ui", f"port={port}", "browser=false", cwd=folder, env=elsewhere)
 
     def answers():
-        assert server.poll() is None, (folder / "said").read_text()
+        assert server.poll() is None, server.stderr
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 return True
@@ -83,12 +67,13 @@ def address(runs):
     try:
         until = time.monotonic() + SECONDS
         while not answers():
-            assert time.monotonic() < until, (folder / "said").read_text()
+            assert time.monotonic() < until, server.stderr
             time.sleep(0.1)
-        yield re.search(r"http://\S+", (folder / "said").read_text()).group()
+        yield re.search(r"http://\S+", server.stdout).group()
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(SECONDS)
+        server.end()
 
 
 @pytest.fixture

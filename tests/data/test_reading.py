@@ -563,7 +563,7 @@ def _crash(*_):
 
 
 def _spin(*_):
-    resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (1, 2))
     while True:
         pass
 

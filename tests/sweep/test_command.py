@@ -1,9 +1,6 @@
 """``topicell train -m sweep=topics`` as a user meets it: verdict, folder, MLflow, registry."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,23 +31,12 @@ SMALL = [
 SWEEP = ["-m", "sweep=topics", "model.n_topics=range(2,7)", "sweep.n_trials=4", *SMALL]
 
 
-def topicell(folder, *arguments, timeout=300):
-    return subprocess.run(
-        [sys.executable, "-m", "topicell", *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(topicell, tmp_path_factory):
     """A finished sweep over five numbers of topics, of which four were tried."""
     folder = tmp_path_factory.mktemp("swept")
-    done = topicell(folder, "train", *SWEEP, "sweep.pruner=none")
+    elsewhere = {"MLFLOW_TRACKING_URI": None}
+    done = topicell("train", *SWEEP, "sweep.pruner=none", cwd=folder, env=elsewhere)
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("sweeps/*/sweep.json")
     tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
@@ -141,7 +127,7 @@ def test_the_parent_run_has_the_curve_of_the_best_and_the_verdict(swept):
 
 
 @pytest.mark.slow
-def test_the_chosen_model_is_the_champion_and_maps_new_cells(swept, tmp_path):
+def test_the_chosen_model_is_the_champion_and_maps_new_cells(topicell, swept, tmp_path):
     (chosen,) = (t for t in swept.sweep.trials if t.number == swept.verdict.trial)
     version = swept.store.get_model_version_by_alias("topicell", "champion")
     assert version.run_id == chosen.run_id
@@ -151,18 +137,18 @@ def test_the_chosen_model_is_the_champion_and_maps_new_cells(swept, tmp_path):
     for name in ("model=topicell/champion", f"run={chosen.folder}"):
         output = tmp_path / f"{name.partition('=')[0]}.csv"
         arguments = [name, f"input={cells}", f"output={output}", "layer=counts", tracking]
-        done = topicell(tmp_path, "transform", *arguments)
+        done = topicell("transform", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     by_model, by_run = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("model", "run"))
     pd.testing.assert_frame_equal(by_model, by_run)
 
 
 @pytest.mark.slow
-def test_its_report_is_made_again_from_the_parent_run(swept, tmp_path):
+def test_its_report_is_made_again_from_the_parent_run(topicell, swept, tmp_path):
     tracking = f"tracking.uri=sqlite:///{swept.folder}/mlflow.db"
     for run in (swept.sweep.parent_id, swept.path.parent):
         output = tmp_path / Path(run).name
-        done = topicell(tmp_path, "report", f"run={run}", f"output={output}", tracking)
+        done = topicell("report", f"run={run}", f"output={output}", tracking, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert (output / "report.html").read_text() == (
             swept.path.parent / "report.html"
@@ -173,12 +159,19 @@ def test_its_report_is_made_again_from_the_parent_run(swept, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_command_concludes_again_and_a_larger_budget_goes_on(swept):
-    again = topicell(swept.folder, "train", *SWEEP, "sweep.pruner=none")
+def test_the_same_command_concludes_again_and_a_larger_budget_goes_on(topicell, swept):
+    again = topicell("train", *SWEEP, "sweep.pruner=none", cwd=swept.folder, quick_workers=True)
     assert again.returncode == 0, again.stderr
     assert "4 of 4 trials so far" in again.stderr
     assert "trial " not in again.stderr.replace("trials", "")
-    more = topicell(swept.folder, "train", *SWEEP, "sweep.pruner=none", "sweep.n_trials=9")
+    more = topicell(
+        "train",
+        *SWEEP,
+        "sweep.pruner=none",
+        "sweep.n_trials=9",
+        cwd=swept.folder,
+        quick_workers=True,
+    )
     assert more.returncode == 0, more.stderr
     after = Sweep.read(swept.path)
     # The fifth point is the last one that there is.
@@ -190,9 +183,17 @@ def test_the_same_command_concludes_again_and_a_larger_budget_goes_on(swept):
 
 
 @pytest.mark.slow
-def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(swept, tmp_path):
+def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(topicell, swept, tmp_path):
     """The same as a sweep that tries them all: the same runs give the same values."""
-    done = topicell(tmp_path, "train", "-m", "model.n_topics=2,3,4", "report=off", *SMALL)
+    done = topicell(
+        "train",
+        "-m",
+        "model.n_topics=2,3,4",
+        "report=off",
+        *SMALL,
+        cwd=tmp_path,
+        quick_workers=True,
+    )
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("multiruns/*/*/report.html")
     grid = Sweep.read(path.with_name("sweep.json"))
@@ -203,15 +204,22 @@ def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(swept, tmp_path):
     assert shared
     for trial in shared:
         assert trial.values[PERPLEXITY] == of_sweep[trial.n_topics]
-    report = topicell(tmp_path, "report", f"run={grid.parent_id}", "output=again")
+    report = topicell("report", f"run={grid.parent_id}", "output=again", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "again" / "report.html").exists()
 
 
 @pytest.mark.slow
-def test_without_mlflow_the_folder_has_everything(tmp_path):
+def test_without_mlflow_the_folder_has_everything(topicell, tmp_path):
     settings = ["tracking=off", "sweep.n_trials=2", "sweep.n_jobs=1", "sweep.sampler=grid"]
-    done = topicell(tmp_path, "train", *SWEEP, *settings, "sweep.storage=journal:study/log")
+    done = topicell(
+        "train",
+        *SWEEP,
+        *settings,
+        "sweep.storage=journal:study/log",
+        cwd=tmp_path,
+        quick_workers=True,
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "mlflow.db").exists()
     (path,) = tmp_path.glob("sweeps/*/sweep.json")
@@ -223,14 +231,14 @@ def test_without_mlflow_the_folder_has_everything(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_point_that_no_run_can_be_made_of_is_a_failed_trial(tmp_path):
+def test_a_point_that_no_run_can_be_made_of_is_a_failed_trial(topicell, tmp_path):
     settings = [
         "tracking=off",
         "model.n_topics=range(1,4)",
         "sweep.sampler=grid",
         "sweep.n_trials=2",
     ]
-    done = topicell(tmp_path, "train", *SWEEP[:2], *settings, *SMALL)
+    done = topicell("train", *SWEEP[:2], *settings, *SMALL, cwd=tmp_path, quick_workers=True)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("sweeps/*/sweep.json")
     refused, complete = Sweep.read(path).trials
@@ -259,8 +267,10 @@ def test_a_point_that_no_run_can_be_made_of_is_a_failed_trial(tmp_path):
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
-def test_bad_settings_end_with_code_2_and_one_line(tmp_path, arguments, words):
-    done = topicell(tmp_path, "train", *arguments, *SMALL[:1], "tracking=off")
+def test_bad_settings_end_with_code_2_and_one_line(topicell, tmp_path, arguments, words):
+    done = topicell(
+        "train", *arguments, *SMALL[:1], "tracking=off", cwd=tmp_path, quick_workers=True
+    )
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith("study ")]
     assert len(lines) == 1, done.stderr

@@ -10,7 +10,6 @@ import pwd
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -217,13 +216,8 @@ def distinct(asked):
 class Process:
     """A process that does what it is told, and says what it did."""
 
-    def __init__(self, script, *arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, start_process, script, *arguments):
+        self.process = start_process(*arguments, program=script, piped=True)
 
     def tell(self, command=""):
         self.process.stdin.write(f"{command}\n")
@@ -242,14 +236,13 @@ class Process:
 
 
 @pytest.fixture
-def processes():
+def processes(start_process):
     """Starts processes, and ends them."""
     with contextlib.ExitStack() as stack:
 
         def start(script, *arguments):
-            one = Process(script, *arguments)
-            stack.enter_context(one.process)
-            stack.callback(one.process.kill)
+            one = Process(start_process, script, *arguments)
+            stack.callback(one.process.end)
             return one
 
         yield start

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -128,34 +127,28 @@ def distinct(asked):
     return len({json.dumps(params, sort_keys=True) for params in asked}) == len(asked)
 
 
-def child(script, url, space=FINITE, n_asked=0, seconds=(10, 60), **settings):
+def child(start_process, script, url, space=FINITE, n_asked=0, seconds=(10, 60), **settings):
     told = {
         "settings": {"study": "s", "storage": url} | settings,
         "space": {name: distribution_to_json(one) for name, one in space.items()},
         "n_asked": n_asked,
         "seconds": seconds,
     }
-    return subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(told)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return start_process(json.dumps(told), program=script, piped=True)
 
 
 @contextlib.contextmanager
 def ended(process):
     """The process does not outlive the test."""
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    try:
+        yield process
+    finally:
+        process.end()
 
 
-def ask_and_be_killed(url, n_asked, **given):
+def ask_and_be_killed(start_process, url, n_asked, **given):
     """A process asks for trials, and is killed while they run; (number, parameters) of each."""
-    with ended(child(ASKS_AND_WAITS, url, n_asked=n_asked, **given)) as process:
+    with ended(child(start_process, ASKS_AND_WAITS, url, n_asked=n_asked, **given)) as process:
         return [json.loads(process.stdout.readline()) for _ in range(n_asked)]
 
 
@@ -472,8 +465,8 @@ def test_an_interrupt_does_not_use_up_the_retry_nor_give_another(journal):
         assert study.ask() is None
 
 
-def test_trials_of_a_killed_sweep_are_run_again_and_the_budget_is_exact(url):
-    asked = ask_and_be_killed(url, 2, n_trials=5)
+def test_trials_of_a_killed_sweep_are_run_again_and_the_budget_is_exact(start_process, url):
+    asked = ask_and_be_killed(start_process, url, 2, n_trials=5)
     with opened(url, n_trials=5) as study:
         found = study.abandoned
         assert [(t.number, t.run_id, t.folder, t.n_topics) for t in found] == [
@@ -558,9 +551,12 @@ def test_who_joins_lets_the_trials_of_others_run(url):
         assert (one.n_others, two.n_others) == (0, 0)
 
 
-def test_two_processes_use_one_budget(url):
+def test_two_processes_use_one_budget(start_process, url):
     given = {"n_trials": 7, "join": True}
-    with ended(child(JOINS, url, **given)) as one, ended(child(JOINS, url, **given)) as two:
+    with (
+        ended(child(start_process, JOINS, url, **given)) as one,
+        ended(child(start_process, JOINS, url, **given)) as two,
+    ):
         assert [p.stdout.readline() for p in (one, two)] == ["ready\n"] * 2
         for process in (one, two):
             process.stdin.write("\n")
@@ -575,13 +571,13 @@ def test_two_processes_use_one_budget(url):
         assert study.ask() is None
 
 
-def test_trials_of_one_who_joined_and_was_killed_are_taken_over(sqlite, monkeypatch):
+def test_trials_of_one_who_joined_and_was_killed_are_taken_over(start_process, sqlite, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(module, "STALE_SECONDS", 3)
     given = {"n_trials": 3, "join": True}
     with opened(sqlite, **given) as holder:
         kept = holder.ask()
-        ((number, params),) = ask_and_be_killed(sqlite, 1, seconds=(1, 3), **given)
+        ((number, params),) = ask_and_be_killed(start_process, sqlite, 1, seconds=(1, 3), **given)
         with opened(sqlite, **given) as early:
             assert early.abandoned == []
         time.sleep(5)

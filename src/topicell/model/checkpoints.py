@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from topicell.config import checkpoint_interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = 2
 """Checkpoints that are kept: the one before stays where the newest turns out to be damaged."""
@@ -143,6 +144,7 @@ class Checkpoints:
                     "state",
                     stacklevel=2,
                 )
+                path.unlink()
                 continue
             self.seconds_before = float(state.pop("seconds"))
             self._epochs_written = int(state["epoch"])
@@ -150,31 +152,36 @@ class Checkpoints:
             return tensors, state
         return None
 
-    @contextlib.contextmanager
-    def held_interrupts(self) -> Iterator[Interrupt]:
-        """Let Ctrl-C and SIGTERM wait until the fit has ended its step and kept its state.
-
-        The second one is not held. Elsewhere than in the main thread, which alone receives
-        signals, nothing is.
-        """
-        interrupt = Interrupt()
-        if self.interval is None or threading.current_thread() is not threading.main_thread():
-            yield interrupt
-            return
-        numbers: tuple[int, int] = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
-            # What is ignored stays so, as under nohup.
-            if callable(signal.getsignal(number)):
-                interrupt.before[number] = signal.signal(number, interrupt.hold)
-        try:
-            yield interrupt
-        finally:
-            for number, handler in interrupt.before.items():
-                signal.signal(number, handler)
-            interrupt.pass_on()
+    def held_interrupts(self) -> contextlib.AbstractContextManager[Interrupt]:
+        """`held_interrupts` of a fit that keeps its state; else nothing is held."""
+        return contextlib.nullcontext(Interrupt()) if self.interval is None else held_interrupts()
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Iterator[Interrupt]:
+    """Let Ctrl-C and SIGTERM wait until what is being done is whole, as `Interrupt.pass_on` says.
+
+    The second one is not held. Elsewhere than in the main thread, which alone receives signals,
+    nothing is.
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    numbers: tuple[int, int] = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        # What is ignored stays so, as under nohup.
+        if callable(signal.getsignal(number)):
+            interrupt.before[number] = signal.signal(number, interrupt.hold)
+    try:
+        yield interrupt
+    finally:
+        for number, handler in interrupt.before.items():
+            signal.signal(number, handler)
+        interrupt.pass_on()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -190,11 +190,6 @@ def train(
                 metrics |= summarize("valid/elbo", elbo_R)
                 metrics |= summarize("valid/perplexity", perplexity_R)
             state.end_epoch(metrics)
-            if on_epoch is not None:
-                on_epoch(metrics)
-            bar.set_postfix_str(describe(metrics), refresh=False)
-            bar.update()
-
             if validation is not None and config.early_stopping.enabled:
                 # Below the maximal KL weight another objective is trained: such epochs neither
                 # gain nor count.
@@ -203,6 +198,14 @@ def train(
                 if state.best.n_waited >= config.early_stopping.patience:
                     program.load_state_dict(state.best.weights)
                     state.ended = True
+            bar.set_postfix_str(describe(metrics), refresh=False)
+            bar.update()
+            try:
+                if on_epoch is not None:
+                    on_epoch(metrics)
+            except KeyboardInterrupt:
+                state.keep(checkpoints)
+                raise
             if checkpoints.due(state.epoch, epoch_ended=True):
                 state.keep(checkpoints)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from topicell.config import InputError, SweepConfig
+from topicell.model.checkpoints import held_interrupts
 from topicell.sweep.selection import MEASURES, Verdict, points, select
 from topicell.sweep.study import Study
 from topicell.sweep.trials import PERPLEXITY, Sweep
@@ -101,10 +102,15 @@ class Search:
             self._n_told += trial.state in ("COMPLETE", "PRUNED")
         workers = Workers(self.prepare)
         try:
-            if self._fill(workers):
+            # An interrupt amid Optuna's work would leave a lock of its storage behind, or half of
+            # what is told: it waits for the end of a round.
+            with held_interrupts() as interrupt:
+                self._fill(workers)
                 while workers.busy:
+                    interrupt.pass_on()
                     for event in workers.events(timeout=1.0):
                         self._hear(event, workers)
+                    interrupt.pass_on()
                     self._fill(workers)
             workers.close()
         except BaseException:

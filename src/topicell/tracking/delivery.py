@@ -19,7 +19,9 @@ from urllib.parse import urlencode
 from topicell.config import InputError, TrackingConfig, as_dict
 from topicell.tracking.record import METRICS, Journal, Record, milliseconds, records
 from topicell.tracking.store import (
+    Call,
     Patience,
+    Unreachable,
     client,
     experiment_id,
     has_run,
@@ -66,6 +68,7 @@ class Delivery:
         self.patience = Patience()
         self.begun = False
         """Whether the store has the run."""
+        self._creating: Call[str] | None = None
 
     @property
     def store(self) -> MlflowClient:
@@ -79,8 +82,19 @@ class Delivery:
             # Deleted there, or of another store that had this address: it is made anew.
             record.run_id, record.sent = "", 0
         if not record.run_id:
-            record.run_id = self.patience.call(self._found_or_created)
+            try:
+                made = self.patience.call(self._found_or_created, begun=self._creating)
+            except Unreachable as error:
+                # Given up, not ended: a second one beside it could make a second run.
+                self._creating = error.call
+                raise
+            record.run_id = made
             record.write(self.folder)
+        if record.parent_key and record.parent_id:
+            parent = record.parent_id
+            if not self.patience.call(lambda: has_run(self.store, parent)):
+                # Of another store: there it is found by its key.
+                record.parent_id = ""
         self.describe()
         self.begun = True
 
@@ -116,7 +130,7 @@ class Delivery:
         points = [point for line in lines for point in _points(line)]
         for first in range(0, len(points), 1000):
             some = points[first : first + 1000]
-            self.patience.call(partial(self.store.log_batch, run_id, metrics=some))
+            self.patience.call(partial(self._log_metrics, run_id, some))
         self.record.sent += len(lines)
 
     def upload(self, names: Sequence[str]) -> None:
@@ -125,12 +139,7 @@ class Delivery:
             for path in _files(self.folder / name):
                 where = path.relative_to(self.folder).parent.as_posix()
                 self.patience.call(
-                    partial(
-                        self.store.log_artifact,
-                        self.record.run_id,
-                        str(path),
-                        None if where == "." else where,
-                    ),
+                    partial(self._log_artifact, path, None if where == "." else where),
                     n_bytes=path.stat().st_size,
                 )
 
@@ -153,6 +162,12 @@ class Delivery:
         self.patience.call(
             lambda: self.store.set_terminated(self.record.run_id, status, self.record.ended)
         )
+
+    def _log_metrics(self, run_id: str, points: Sequence[Any]) -> None:
+        self.store.log_batch(run_id, metrics=points)
+
+    def _log_artifact(self, path: Path, where: str | None) -> None:
+        self.store.log_artifact(self.record.run_id, str(path), where)
 
     def _found_or_created(self) -> str:
         record, store = self.record, self.store
@@ -222,6 +237,7 @@ def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> 
     try:
         record = Record.read(folder)
         config = store_of(record, config)
+        _require_place(record, config)
         # It may be another store than before, or the same at another address.
         record.store, record.asked = located(config), True
         if record.status == "RUNNING":
@@ -263,6 +279,17 @@ def store_of(record: Record, config: TrackingConfig | None) -> TrackingConfig:
         experiment=record.experiment,
         artifact_location=record.artifact_location,
     )
+
+
+def _require_place(record: Record, config: TrackingConfig) -> None:
+    """Refuse to make a store anew where its whole folder is gone: it was moved, with the run."""
+    path = Path(located(config).removeprefix("sqlite:///"))
+    same = located(config) == record.store and record.store.startswith("sqlite:///")
+    if same and not path.parent.is_dir():
+        raise InputError(
+            f"the tracking store {record.store} is no longer there; tracking.uri=… says where it "
+            "is now"
+        )
 
 
 def destination(config: TrackingConfig) -> dict[str, Any]:

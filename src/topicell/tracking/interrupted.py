@@ -27,12 +27,25 @@ def other_settings(record: Record, settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def ended(folder: Path) -> Record | None:
+def require_same_settings(record: Record, settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with a run by other settings than its own."""
+    for name in other_settings(record, settings):
+        raise InputError(
+            f"{name} = {settings[name]!r}, and the run in {folder} has "
+            f"{record.params.get(name)!r}: go on with its own settings, or begin another run, "
+            "without resume"
+        )
+
+
+def ended(folder: Path, settings: Mapping[str, Any]) -> Record | None:
     """The record of a run that has ended as it should; None if there is anything to go on with."""
     if not (folder / RECORD).exists():
         return None
     record = Record.read(folder)
-    return record if record.status == "FINISHED" else None
+    if record.status != "FINISHED":
+        return None
+    require_same_settings(record, settings, folder)
+    return record
 
 
 def last_of(root: Path, settings: Mapping[str, Any]) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
@@ -18,10 +17,11 @@ from topicell.tracking.delivery import (
     Delivery,
     deliver,
     destination,
+    located,
     undelivered,
 )
 from topicell.tracking.provenance import provenance, source_tags
-from topicell.tracking.record import RECORD, Journal, Record, milliseconds
+from topicell.tracking.record import RECORD, BusyError, Journal, Record, is_alive, milliseconds
 from topicell.tracking.store import (
     INTERRUPTED_SECONDS,
     LAST_SECONDS,
@@ -95,8 +95,14 @@ class Parent:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECORD).exists():
             record = Record.read(folder)
+            kind = record.tags.get("topicell.kind", "run")
+            if kind != tags["topicell.kind"]:
+                raise InputError(
+                    f"{folder} holds a {kind}, not a {tags['topicell.kind']}; choose another folder"
+                )
             record.status, record.ended, record.delivered = "RUNNING", None, False
             record.tags |= tags
+            record.store = located(config)
         else:
             record = Record(name=name, tags=source_tags() | provenance() | dict(tags))
             for field, value in destination(config).items():
@@ -174,11 +180,17 @@ class Parent:
         """
         folder = self._folder_of(trial)
         if folder is not None and (folder / RECORD).exists():
+            try:
+                journal = Journal(folder)
+            except BusyError:
+                # Not gone yet: it ends its own record.
+                return
             record = Record.read(folder)
             if record.status == "RUNNING":
                 record.status, record.ended = status, milliseconds()
                 record.tags |= tags
                 record.write(folder)
+            journal.close()
             if not record.delivered:
                 self._attempt("end a run", lambda: deliver(folder, self.config, self._patience))
             return
@@ -277,14 +289,23 @@ class Parent:
         record.write(folder)
         self._journal.close()
         if not killed:
-            for one in undelivered([folder]):
-                # Those of other processes are theirs to deliver.
-                with contextlib.suppress(InputError):
-                    self._attempt("take a run", partial(deliver, one, self.config, self._patience))
+            self.deliver_runs()
+
+    def deliver_runs(self) -> None:
+        """Deliver what the runs under this one kept aside."""
+        if self._delivery is None:
+            return
+        for folder in undelivered([self._delivery.folder]):
+            # Those of other processes are theirs to deliver.
+            if folder != self._delivery.folder and not is_alive(folder):
+                self._attempt("take a run", partial(deliver, folder, self.config, self._patience))
 
     def _end(self) -> None:
         assert self._delivery is not None
-        self._flush()
+        assert self._journal is not None
+        # Those of other processes that worked on it, too; what is there already is not doubled.
+        self._journal.read()
+        self._delivery.send(self._journal.lines)
         self._delivery.end()
 
     def _flush(self) -> None:
@@ -312,7 +333,7 @@ class Parent:
                 open_store(self.config)
                 self._delivery.begin()
             action()
-        except (Unreachable, MlflowException, OSError) as error:
+        except (Unreachable, MlflowException, OSError, InputError) as error:
             self._give_up(what, error)
 
     def _give_up(self, what: str, error: Exception) -> None:

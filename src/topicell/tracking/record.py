@@ -6,7 +6,6 @@ a run can be gone on with, and delivered later, from its folder alone.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -96,6 +95,10 @@ def records(root: Path) -> Iterator[tuple[Path, Record]]:
             warnings.warn(f"{error}; it is passed over", stacklevel=2)
 
 
+class BusyError(InputError):
+    """Another process works on the run."""
+
+
 class Journal:
     """``metrics.jsonl``, kept open, and locked while its run is alive.
 
@@ -108,8 +111,10 @@ class Journal:
 
     Raises
     ------
-    InputError
+    BusyError
         Another process has it.
+    InputError
+        It is damaged.
     """
 
     def __init__(self, folder: Path, *, shared: bool = False) -> None:
@@ -117,21 +122,30 @@ class Journal:
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(self._file, kind | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.close()
-            raise InputError(
+            raise BusyError(
                 f"{folder} is being worked on by another process; wait until that has ended"
             ) from error
+        except OSError:
+            # A file system without locks, as some of clusters: that runs do not meet is up to us.
+            pass
+        self._folder = folder
+        self.lines: list[dict[str, Any]] = []
+        self.read(mend=not shared)
+
+    def read(self, *, mend: bool = False) -> None:
+        """Read the lines, those of other processes too; `mend` takes a torn one away."""
         self._file.seek(0)
         whole, _, torn = self._file.read().rpartition(b"\n")
-        if torn:
+        if torn and mend:
             # The process was killed while it wrote the line.
             self._file.truncate(len(whole) + bool(whole))
         try:
-            self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+            self.lines = [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
             self._file.close()
-            raise InputError(f"{folder / METRICS} is damaged ({error})") from error
+            raise InputError(f"{self._folder / METRICS} is damaged ({error})") from error
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line with its time."""
@@ -147,9 +161,11 @@ class Journal:
 
 def is_alive(folder: Path) -> bool:
     """Whether a process works on the run of a folder."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            Journal(folder).close()
-        except InputError:
-            return True
+    try:
+        Journal(folder).close()
+    except FileNotFoundError:
+        return False
+    except (InputError, OSError):
+        # Or it cannot be gone on with for another reason.
+        return True
     return False

@@ -27,7 +27,7 @@ from topicell.config import (
     dotted,
 )
 from topicell.tracking.delivery import RECORDS, Delivery, destination, located
-from topicell.tracking.interrupted import other_settings
+from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
 from topicell.tracking.record import RECORD, Journal, Record, milliseconds
 from topicell.tracking.store import (
@@ -60,6 +60,8 @@ CHECKPOINTS = "checkpoint"
 RUN_FOLDER_KNOB = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
 BATCH_SECONDS = 2.0
 """How long metrics wait to be sent together."""
+BATCH_PAUSE = 20
+"""And how many times as long as the last batch took: a slow store slows no run by more than 5 %."""
 
 
 class Tracker(Protocol):
@@ -140,8 +142,9 @@ class RunFolder:
         self._recorded: dict[int | None, set[str]] = {}
         self._started = False
         if resume and (directory / RECORD).exists():
-            self.record = Record.read(directory)
+            # First the lock: whoever has it may be writing the record.
             self._open_journal()
+            self.record = Record.read(directory)
             return
         taken = [name for name in (*RECORDS, RECORD, *ARTIFACTS) if (directory / name).exists()]
         if taken:
@@ -158,15 +161,13 @@ class RunFolder:
         InputError
             The run that is there has other settings or other data.
         """
-        import yaml
-
         if self.record is not None:
             self._go_on(config, tags)
             self._started = True
+            if not (self.directory / "config.yaml").exists():
+                self._write_settings(config, tags)
             return
-        lines = "".join(f"# {name}: {value}\n" for name, value in tags.items())
-        text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
-        (self.directory / "config.yaml").write_text(lines + text, encoding="utf-8")
+        # First what a run is gone on with by: it may be killed between any two lines.
         self.record = Record(
             name=config.tracking.run_name or config.title,
             params=json.loads(json.dumps(dotted(config))),
@@ -176,6 +177,7 @@ class RunFolder:
         self.record.write(self.directory)
         self._open_journal()
         self._started = True
+        self._write_settings(config, tags)
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Append the input data to ``metrics.jsonl``, as its first line."""
@@ -230,16 +232,17 @@ class RunFolder:
             # The model has the weights, and nothing is left to go on with.
             shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
 
+    def _write_settings(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+        import yaml
+
+        lines = "".join(f"# {name}: {value}\n" for name, value in tags.items())
+        text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+        (self.directory / "config.yaml").write_text(lines + text, encoding="utf-8")
+
     def _go_on(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         record = self.record
         assert record is not None
-        settings = dotted(config)
-        for name in other_settings(record, settings):
-            raise InputError(
-                f"{name} = {settings[name]!r}, and the run in {self.directory} has "
-                f"{record.params.get(name)!r}: go on with its own settings, or begin another run, "
-                "without resume"
-            )
+        require_same_settings(record, dotted(config), self.directory)
         digest = "topicell.prepared_digest"
         if record.tags.get(digest) != tags.get(digest):
             raise InputError(
@@ -305,6 +308,7 @@ class MLflowRun:
         self.measured = folder.measured
         self._delivery: Delivery | None = None
         self._sent = time.monotonic()
+        self._took = 0.0
         self._reachable = True
         self._warned = False
 
@@ -336,8 +340,10 @@ class MLflowRun:
     def log_metrics(self, values: Mapping[str, float], epoch: int | None = None) -> None:
         """Keep metrics for the next batch; those of an epoch have it as their step."""
         self.folder.log_metrics(values, epoch)
-        if time.monotonic() - self._sent > BATCH_SECONDS:
+        if time.monotonic() - self._sent > max(BATCH_SECONDS, BATCH_PAUSE * self._took):
+            began = time.monotonic()
             self._attempt("take metrics", self._flush)
+            self._took = time.monotonic() - began
 
     def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
         """Keep it in the folder; MLflow receives ``scores.csv`` at the end."""
@@ -397,7 +403,8 @@ class MLflowRun:
             return
         try:
             action()
-        except Unreachable as error:
+        except (Unreachable, InputError, OSError) as error:
+            # Also where a store that could be opened before cannot be any more.
             self._reachable = False
             remember_away(self.config)
             self._warn(f"could not {what} ({error})")

@@ -7,14 +7,13 @@ import errno
 import logging
 import os
 import re
-import socket
 import sqlite3
 import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from topicell.config import InputError, TrackingConfig, without_password
@@ -37,7 +36,7 @@ AWAY_SECONDS = 60.0
 """How long a store that was found away is left alone by the next runs of a process."""
 FREE_SECONDS = 0.5
 """What any call may take: only what is beyond it counts as waiting."""
-BYTES_PER_SECOND = 1_000_000
+BYTES_PER_SECOND = 10_000_000
 """An upload that is not slower than this does not count as waiting either."""
 NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
@@ -66,7 +65,7 @@ def is_server(config: TrackingConfig) -> bool:
 
 
 def client(config: TrackingConfig) -> MlflowClient:
-    """A client of the store; a local SQLite store is created first, once, under a lock."""
+    """A client of the store, which `open_store` has made if it is a local one."""
     # A dead server must not hold a finished training for minutes (the defaults wait 247 s).
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -95,19 +94,29 @@ def open_store(config: TrackingConfig) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(config)
-    address = urlsplit(uri)
     try:
         if uri.startswith("sqlite:///"):
             path = Path(uri.removeprefix("sqlite:///")).absolute()
             create_store(path)
             with contextlib.closing(sqlite3.connect(path, timeout=PROBE_SECONDS)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
-        elif not is_server(config) and address.hostname and address.port:
-            where = (address.hostname, address.port)
-            socket.create_connection(where, timeout=PROBE_SECONDS).close()
-        client(config)
+            client(config)
+        else:
+            # MLflow connects to a database at once, and tries for minutes if it is away.
+            opening = Call(lambda: client(config))
+            if not opening.wait(PROBE_SECONDS):
+                raise Unreachable("no answer in time", opening)
+            opening.result()
     except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
         raise Unreachable(first_line(error)) from error
+    except (ImportError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            "tracking.uri: is no address of a database whose driver is installed; write "
+            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, with / ? # @ in a password as "
+            "%2F %3F %23 %40"
+        ) from error
 
 
 def problem_with(config: TrackingConfig) -> Unreachable | None:
@@ -225,7 +234,11 @@ def log_params(store: MlflowClient, run_id: str, params: Mapping[str, object]) -
 
 
 class Unreachable(Exception):  # noqa: N818 it may be slow, full or locked just as well
-    """The store did not do its part, in the time there was."""
+    """The store did not do its part, in the time there was; `call` is what it may do yet."""
+
+    def __init__(self, what: str, call: Call[Any] | None = None) -> None:
+        super().__init__(what)
+        self.call = call
 
 
 class Patience:
@@ -235,10 +248,13 @@ class Patience:
     socket, a lock of twenty seconds, retries inside MLflow), the run does not.
     """
 
-    def __init__(self, seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, seconds: float = PATIENCE_SECONDS, bytes_per_second: int = BYTES_PER_SECOND
+    ) -> None:
         self.left = seconds
+        self.bytes_per_second = bytes_per_second
 
-    def call(self, action: Callable[[], T], *, n_bytes: int = 0) -> T:
+    def call(self, action: Callable[[], T], *, n_bytes: int = 0, begun: Call[T] | None = None) -> T:
         """The result of a call; one that fails at once is tried again.
 
         MLflow selects and then inserts: of two processes that record the same thing at once (the
@@ -251,15 +267,16 @@ class Patience:
         """
         from mlflow.exceptions import MlflowException
 
-        free = FREE_SECONDS + n_bytes / BYTES_PER_SECOND
+        free = FREE_SECONDS + n_bytes / self.bytes_per_second
         began = time.monotonic()
         try:
             for attempt in range(ATTEMPTS):
                 if attempt:
                     time.sleep(0.1 * 2**attempt)
-                call = _Call(action)
+                call = begun or Call(action)
                 if not call.wait(free + self.left - (time.monotonic() - began)):
-                    raise Unreachable("no answer in time")
+                    raise Unreachable("no answer in time", call)
+                begun = None
                 if not isinstance(call.error, (MlflowException, OSError, sqlite3.Error)):
                     return call.result()
             assert call.error is not None
@@ -283,7 +300,7 @@ def is_away(config: TrackingConfig) -> bool:
     return when is not None and time.monotonic() - when < AWAY_SECONDS
 
 
-class _Call(Generic[T]):
+class Call(Generic[T]):
     """A call in a thread of its own."""
 
     def __init__(self, action: Callable[[], T]) -> None:
@@ -302,9 +319,11 @@ class _Call(Generic[T]):
             self._ended.set()
 
     def wait(self, seconds: float) -> bool:
+        """Whether it has ended, after so many seconds at most."""
         return self._ended.wait(max(seconds, 0))
 
     def result(self) -> T:
+        """What it gave; what it raised is raised."""
         if self.error is not None:
             raise self.error
         return self._result[0]
