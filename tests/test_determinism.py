@@ -113,8 +113,12 @@ def installed(kind: ModelKind) -> bool:
 
 
 KINDS = [
-    kind.value for kind in ModelKind if kind is not ModelKind.amortized_lda and installed(kind)
+    kind.value
+    for kind in ModelKind
+    if kind not in (ModelKind.amortized_lda, ModelKind.scvi_lda) and installed(kind)
 ]
+"""Without scvi-tools, whose import takes longer than all else here: `test_baselines` holds its seed
+within one interpreter."""
 
 
 @pytest.fixture(scope="module")

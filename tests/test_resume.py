@@ -314,6 +314,12 @@ def test_with_nothing_to_go_on_with_a_run_begins(place, run_here):
     assert code == 0
     assert "it had ended" in out
     assert len(list(place.glob("runs/*/*"))) == 1
+    code, _, err = run_here(*quick, f"hydra.run.dir={the_run(place)}", "model.n_topics=2")
+    assert code == 2
+    assert "model.n_topics = 2, and the run in" in err
+    code, _, err = run_here(*quick, "resume=False")
+    assert code == 0
+    assert len(list(place.glob("runs/*/*"))) == 2
 
 
 @pytest.mark.slow

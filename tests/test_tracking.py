@@ -1,18 +1,33 @@
+import errno
+import fcntl
 import json
 import logging
 import multiprocessing
 import os
 import socket
 import sqlite3
+import threading
+import time
 
 import pytest
 import yaml
 
 from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
+from topicell.tracking.delivery import RECORDS, deliver
 from topicell.tracking.parents import Parent
 from topicell.tracking.provenance import provenance
-from topicell.tracking.runs import RECORDS, MLflowRun, RunFolder, open_tracker
-from topicell.tracking.store import client, create_store, experiment_id, shown_uri, tracking_uri
+from topicell.tracking.record import Record
+from topicell.tracking.runs import MLflowRun, RunFolder, open_tracker
+from topicell.tracking.store import (
+    Patience,
+    Unreachable,
+    client,
+    create_store,
+    experiment_id,
+    problem_with,
+    shown_uri,
+    tracking_uri,
+)
 from topicell.tracking.stored import fetch_run, read_metrics
 from topicell.tracking.ui import ui_address, ui_command
 
@@ -214,3 +229,109 @@ def test_provenance_names_version_and_commit():
     if "topicell.git_commit" in tags:
         assert len(tags["topicell.git_commit"]) == 40
         assert tags["topicell.git_dirty"] in ("true", "false")
+
+
+# What was given up, locked, moved or mistaken
+
+
+def test_a_call_that_was_given_up_is_waited_for_and_not_made_again():
+    release, made = threading.Event(), []
+
+    def create():
+        made.append(None)
+        release.wait(30)
+        return "id"
+
+    with pytest.raises(Unreachable) as given_up:
+        Patience(0.1).call(create)
+    with pytest.raises(Unreachable) as again:
+        Patience(0.1).call(create, begun=given_up.value.call)
+    release.set()
+    assert Patience(5).call(create, begun=again.value.call) == "id"
+    assert len(made) == 1
+
+
+def test_patience_is_spent_over_all_calls():
+    patience = Patience(1.0)
+    patience.call(lambda: None)
+    assert patience.left == 1.0
+    patience.call(lambda: time.sleep(0.9))
+    assert 0.4 < patience.left < 0.7
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="no answer in time"):
+        patience.call(lambda: time.sleep(60))
+    assert time.monotonic() - began < 3
+    assert patience.left == 0
+    with pytest.raises(Unreachable, match="broken"):
+        Patience().call(lambda: (_ for _ in ()).throw(OSError("broken")))
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    record(RunFolder(tmp_path / "run"))
+    history, _ = read_metrics(tmp_path / "run")
+    assert len(history) == 3
+
+
+def test_a_parent_takes_over_no_folder_of_a_run(store, tmp_path):
+    tracker = open_tracker(store, tmp_path / "run")
+    record(tracker)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(InputError, match="holds a run, not a multirun"):
+        Parent.start(store, "grid", {"topicell.kind": "multirun"}, tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_store_that_was_moved_is_not_made_anew(tmp_path):
+    there = tmp_path / "there"
+    config = TrackingConfig(uri=f"sqlite:///{there}/mlflow.db")
+    tracker = open_tracker(config, tmp_path / "run")
+    record(tracker)
+    kept = Record.read(tmp_path / "run")
+    kept.delivered = False
+    kept.write(tmp_path / "run")
+    there.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"no longer there; tracking\.uri=… says where"):
+        deliver(tmp_path / "run", TrackingConfig(), Patience())
+    assert not there.exists()
+    moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/moved/mlflow.db")
+    assert deliver(tmp_path / "run", moved, Patience(30)) == tracker.run_id
+
+
+def test_the_run_of_a_process_that_is_not_gone_is_left_to_it(store, tmp_path):
+    parent = Parent.start(store, "sweep", {"topicell.kind": "sweep"}, tmp_path / "sweep")
+    tracker = open_tracker(store, tmp_path / "sweep" / "0")
+    tracker.start(RunConfig(), {})
+    parent.end_child("", 0, "KILLED", {"topicell.error": "gone"})
+    assert Record.read(tmp_path / "sweep" / "0").status == "RUNNING"
+    tracker.finish("FINISHED")
+    parent.finish("FINISHED")
+    assert client(store).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("answer", [b"", None], ids=["closes", "silent"])
+def test_a_database_that_is_away_is_not_waited_for(answer):
+    """MLflow alone tries for minutes."""
+    pytest.importorskip("psycopg", reason="the extra postgresql is not installed")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+
+        def close():
+            while answer is not None:
+                try:
+                    listening.accept()[0].close()
+                except OSError:
+                    return
+
+        threading.Thread(target=close, daemon=True).start()
+        began = time.monotonic()
+        config = TrackingConfig(uri=f"postgresql+psycopg://user@127.0.0.1:{port}/db")
+        assert isinstance(problem_with(config), Unreachable)
+        assert time.monotonic() - began < 10
+    with pytest.raises(InputError, match="is no address; write"):
+        problem_with(TrackingConfig(uri="postgresql+psycopg://user@host:port/db"))

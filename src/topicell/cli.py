@@ -316,7 +316,7 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     grid = not MULTIRUN.isdisjoint(arguments)
     knob = "hydra.sweep.dir" if grid else "hydra.run.dir"
-    resume = next(a for a in overrides if a.startswith("resume=")).partition("=")[2].strip("'\"")
+    resume = [a for a in overrides if a.startswith("resume=")][-1].partition("=")[2].strip("'\"")
     if not _resumes(resume) or any(a.startswith(f"{knob}=") for a in overrides):
         return []
     with initialize_config_dir(str(conf_folder()), version_base=None):

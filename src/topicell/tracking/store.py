@@ -38,6 +38,10 @@ FREE_SECONDS = 0.5
 """What any call may take: only what is beyond it counts as waiting."""
 BYTES_PER_SECOND = 10_000_000
 """An upload that is not slower than this does not count as waiting either."""
+ADDRESS = (
+    "write http://HOST:PORT or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, with / ? # @ in a "
+    "password as %2F %3F %23 %40"
+)
 NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
@@ -51,6 +55,11 @@ def tracking_uri(config: TrackingConfig) -> str:
             f"tracking.uri = {without_password(uri)!r}: not a store that MLflow knows; give "
             "sqlite:///FILE, postgresql://…, or http://HOST:PORT (tracking=off does without)"
         )
+    try:
+        _ = urlsplit(uri).port
+    except ValueError as error:
+        # Its text may quote a piece of a password.
+        raise InputError(f"tracking.uri: is no address; {ADDRESS}") from error
     return uri
 
 
@@ -113,9 +122,7 @@ def open_store(config: TrackingConfig) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            "tracking.uri: is no address of a database whose driver is installed; write "
-            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, with / ? # @ in a password as "
-            "%2F %3F %23 %40"
+            f"tracking.uri: is no address of a database whose driver is installed; {ADDRESS}"
         ) from error
 
 
