@@ -89,7 +89,7 @@ class Proxy:
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+        self._server = _Quiet(("127.0.0.1", free_port()), Handler)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -148,6 +148,11 @@ class Proxy:
             time.sleep(self.SLOW_SECONDS)
         kind = response.getheader("Content-Type") or "application/json"
         _reply(request, response.status, content, kind)
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Those who lost their patience have hung up."""
 
 
 def _reply(

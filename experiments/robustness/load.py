@@ -86,7 +86,7 @@ def main() -> None:
         bad += found[2] + found[3]
 
         folder = scratch / "long"
-        n_epochs = arguments.points // 19 + 1
+        n_epochs = arguments.points // 17 + 1
         more = ["train.batch_size=192", f"train.epochs={n_epochs}", "hydra.run.dir=run"]
         began = time.monotonic()
         code, _, err = ended(start(folder, "train", *SMALL, *more, "report=off"))
