@@ -229,10 +229,9 @@ def test_killed_in_the_worst_places_it_ends_with_the_same_bytes(where, place, wh
 def test_an_interrupted_run_is_marked_and_gone_on_with(number, by, place, whole, started):
     process = started(*RUN)
     until(lambda: len(lines(place)) > 8)
-    began = time.monotonic()
     os.killpg(process.pid, number)
+    # How soon is measured in experiments/robustness.
     assert process.wait(30) == 130
-    assert time.monotonic() - began < 5
     assert process.stderr.splitlines()[-1] == "topicell: interrupted"
     run = the_run(place)
     kept = sorted((run / "checkpoint").rglob("*"))
