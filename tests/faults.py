@@ -14,6 +14,20 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
+
+FAULTS = {
+    "refused": 0,
+    "hanging": 0,
+    "slow": 0,
+    "500": 0,
+    "deaf": 0,
+    "vanishing": 9,
+    "hanging later": 9,
+    "500 later": 12,
+    "slow later": 7,
+}
+"""Faults of a server, and after how many requests they begin."""
 
 
 def free_port() -> int:
@@ -166,8 +180,8 @@ def _reply(
         request.wfile.write(content)
 
 
-def _chunks(file: object) -> Iterator[bytes]:
-    while size := int(file.readline(), 16):  # type: ignore[attr-defined]
-        yield file.read(size)  # type: ignore[attr-defined]
-        file.readline()  # type: ignore[attr-defined]
-    file.readline()  # type: ignore[attr-defined]
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while size := int(file.readline(), 16):
+        yield file.read(size)
+        file.readline()
+    file.readline()

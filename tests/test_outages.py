@@ -17,7 +17,7 @@ from topicell.config import TrackingConfig
 from topicell.tracking.store import client, create_store, experiment_id
 
 sys.path.insert(0, str(Path(__file__).parent))
-from faults import Proxy, mlflow_server
+from faults import FAULTS, Proxy, mlflow_server
 
 RUN = (
     "train",
@@ -35,18 +35,6 @@ RUN = (
     "report=off",
     "hydra.run.dir=run",
 )
-FAULTS = {
-    "refused": 0,
-    "hanging": 0,
-    "slow": 0,
-    "500": 0,
-    "deaf": 0,
-    "vanishing": 9,
-    "hanging later": 9,
-    "500 later": 12,
-    "slow later": 7,
-}
-"""Faults of a server, and after how many requests they begin."""
 
 BREAKS = (("vanishing", 2), ("vanishing", 9), ("deaf", 3), ("500", 12), ("vanishing", 16))
 """How, and after how many requests, a delivery is broken off."""

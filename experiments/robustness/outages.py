@@ -22,17 +22,6 @@ from topicell.config import TrackingConfig
 from topicell.tracking.store import client
 
 RUN = ("train", *SMALL, "train.epochs=400", "report=off", "hydra.run.dir=run")
-FAULTS = {
-    "refused": 0,
-    "hanging": 0,
-    "slow": 0,
-    "500": 0,
-    "deaf": 0,
-    "vanishing": 9,
-    "hanging later": 9,
-    "500 later": 12,
-    "slow later": 7,
-}
 
 
 def timed(folder: Path, *more: str) -> tuple[float, str]:
@@ -48,9 +37,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one repeat of three faults")
     arguments = parser.parse_args()
-    tried = dict(list(FAULTS.items())[: 3 if arguments.quick else None])
-    repeats = 1 if arguments.quick else arguments.repeats
     tools = faults()
+    tried = dict(list(tools.FAULTS.items())[: 3 if arguments.quick else None])
+    repeats = 1 if arguments.quick else arguments.repeats
     bad = 0
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)

@@ -137,6 +137,7 @@ class Checkpoints:
             try:
                 with safetensors.safe_open(path, "pt") as file:
                     state = json.loads(file.metadata()["state"])
+                    # It has keys, and is no mapping.
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 warnings.warn(

@@ -292,16 +292,14 @@ def _require_place(record: Record, config: TrackingConfig) -> None:
         )
 
 
-def destination(config: TrackingConfig) -> dict[str, Any]:
-    """The fields of a `Record` that say where it goes."""
-    parent_id, parent_key = os.environ.get(PARENT_RUN, ""), os.environ.get(PARENT_KEY, "")
-    return {
-        "store": located(config),
-        "experiment": config.experiment,
-        "artifact_location": as_dict(config.artifact_location),
-        "parent_id": parent_id,
-        "parent_key": parent_key,
-    }
+def direct(record: Record, config: TrackingConfig, *, nested: bool = True) -> None:
+    """Say where a record goes: the store, the experiment and, if `nested`, the parent run."""
+    record.store = located(config)
+    record.experiment = config.experiment
+    record.artifact_location = as_dict(config.artifact_location)
+    if nested:
+        record.parent_id = os.environ.get(PARENT_RUN, "")
+        record.parent_key = os.environ.get(PARENT_KEY, "")
 
 
 def located(config: TrackingConfig) -> str:

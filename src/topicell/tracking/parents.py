@@ -16,7 +16,7 @@ from topicell.tracking.delivery import (
     PARENT_RUN,
     Delivery,
     deliver,
-    destination,
+    direct,
     located,
     undelivered,
 )
@@ -105,10 +105,8 @@ class Parent:
             record.store = located(config)
         else:
             record = Record(name=name, tags=source_tags() | provenance() | dict(tags))
-            for field, value in destination(config).items():
-                setattr(record, field, value)
-            # A parent has none, whoever started this process.
-            record.parent_id = record.parent_key = ""
+            # A parent has none itself, whoever started this process.
+            direct(record, config, nested=False)
         record.run_id = before or record.run_id
         record.write(folder)
         parent._journal = Journal(folder, shared=True)
@@ -232,8 +230,7 @@ class Parent:
             status="FAILED",
             ended=milliseconds(),
         )
-        for field, value in destination(self.config).items():
-            setattr(record, field, value)
+        direct(record, self.config)
         record.write(folder)
         self._attempt("record a failed run", lambda: deliver(folder, self.config, self._patience))
 

@@ -26,7 +26,7 @@ from topicell.config import (
     as_dict,
     dotted,
 )
-from topicell.tracking.delivery import RECORDS, Delivery, destination, located
+from topicell.tracking.delivery import RECORDS, Delivery, direct, located
 from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
 from topicell.tracking.record import RECORD, Journal, Record, milliseconds
@@ -323,8 +323,7 @@ class MLflowRun:
         record = self.folder.record
         assert record is not None
         if not record.store:
-            for name, value in destination(self.config).items():
-                setattr(record, name, value)
+            direct(record, self.config)
         record.store = located(self.config)
         record.write(self.directory)
         self._delivery = Delivery(self.directory, record, self.config)

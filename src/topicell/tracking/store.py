@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import logging
 import os
 import re
@@ -111,6 +112,9 @@ def open_store(config: TrackingConfig) -> None:
                 connection.execute("BEGIN IMMEDIATE")
             client(config)
         else:
+            if not is_server(config):
+                # This machine's work, too, which is not to be counted against the database.
+                importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
             # MLflow connects to a database at once, and tries for minutes if it is away.
             opening = Call(lambda: client(config))
             if not opening.wait(PROBE_SECONDS):
