@@ -151,14 +151,11 @@ def published(folder: Path) -> None:
 
 def scores_of(folder: Path) -> dict[str, float]:
     """The final scores of a run folder."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1] == {"status": "FINISHED"}, folder
-    return {
-        name: value
-        for line in lines
-        if "epoch" not in line and "dataset" not in line and "status" not in line
-        for name, value in line.items()
-    }
+    from topicell.tracking.record import Record
+    from topicell.tracking.stored import read_metrics
+
+    assert Record.read(folder).status == "FINISHED", folder
+    return read_metrics(folder)[1]
 
 
 def against_truth(folder: Path) -> dict[str, float]:

@@ -114,7 +114,10 @@ def open_store(config: TrackingConfig) -> None:
         else:
             if not is_server(config):
                 # This machine's work, too, which is not to be counted against the database.
-                importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+                with warnings.catch_warnings():
+                    # SQLAlchemy's deprecations inside mlflow are not the user's.
+                    warnings.simplefilter("ignore")
+                    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
             # MLflow connects to a database at once, and tries for minutes if it is away.
             opening = Call(lambda: client(config))
             if not opening.wait(PROBE_SECONDS):
