@@ -175,6 +175,30 @@ def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint(
     assert [epoch["epoch"] for epoch in epochs] == list(range(5))
 
 
+@pytest.mark.parametrize("when", ["the file is flushed", "it has its name"])
+def test_an_interrupt_waits_until_a_checkpoint_is_written(when, shallow, tmp_path, monkeypatch):
+    """One that is written as an epoch ends, too, where there is no step to wait for."""
+    whole, _ = fit(shallow[0])
+    flush, flushed = os.fsync, []
+
+    def interrupted(descriptor):
+        flushed.append(descriptor)
+        if len(flushed) == 5 + (when == "it has its name"):  # of the third checkpoint
+            os.kill(os.getpid(), signal.SIGINT)
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(shallow[0], checkpoints=Checkpoints(tmp_path, 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000008.safetensors",
+        "step-000000012.safetensors",
+    ]
+    resumed, _ = fit(shallow[0], checkpoints=Checkpoints(tmp_path, 1))
+    same(whole, resumed)
+
+
 def test_an_interrupt_while_validating_leaves_a_checkpoint(shallow, tmp_path, monkeypatch):
     counts = shallow[0]
     cells, valid = counts[np.arange(300)], counts[np.arange(300, 400)]

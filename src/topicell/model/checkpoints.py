@@ -85,41 +85,30 @@ class Checkpoints:
         return time.monotonic() - self._written >= number
 
     def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int) -> None:
-        """Keep the state after so many steps, and the one before it.
+        """Keep the state after so many steps, and the one before it; an interrupt waits for it.
 
         A disk that is full costs a warning and the checkpoint, not the fit.
         """
         if self.interval is None:
             return
-        import safetensors
-        import safetensors.torch
-
         path = self.folder / f"step-{step:09d}.safetensors"
-        unfinished = path.with_suffix(".unfinished")
         header = {"state": json.dumps({**state, "seconds": self.seconds})}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(safetensors.torch.save(whole, header))
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            _flush_folder(self.folder)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            warnings.warn(
-                f"the checkpoint {path} could not be written ({error.strerror}); the fit goes on "
-                "without it. Free the disk, or set train.checkpoint_every=null",
-                stacklevel=2,
-            )
-        else:
-            self.written = True
-            for old in self._paths()[:-KEPT]:
-                old.unlink(missing_ok=True)
-        self._written = time.monotonic()
-        self._epochs_written = int(state["epoch"])
+        with held_interrupts():
+            try:
+                _write_whole(path, whole, header)
+            except OSError as error:
+                warnings.warn(
+                    f"the checkpoint {path} could not be written ({error.strerror}); the fit goes "
+                    "on without it. Free the disk, or set train.checkpoint_every=null",
+                    stacklevel=2,
+                )
+            else:
+                self.written = True
+                for old in self._paths()[:-KEPT]:
+                    old.unlink(missing_ok=True)
+            self._written = time.monotonic()
+            self._epochs_written = int(state["epoch"])
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that can be read, as `write` was given it; None if there is none.
@@ -185,9 +174,24 @@ def held_interrupts() -> Iterator[Interrupt]:
         interrupt.pass_on()
 
 
-def _flush_folder(folder: Path) -> None:
-    """Have the new name on the disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _write_whole(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file that is whole as soon as it has its name, and on the disk."""
+    import safetensors.torch
+
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(safetensors.torch.save(dict(tensors), dict(header)))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    # The new name, too.
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
