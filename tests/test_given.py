@@ -42,7 +42,7 @@ def scored(folder, output="out", report=False, tracking=False, **settings):
             "theta": str(folder / "theta.csv"),
             "beta": str(folder / "beta.csv"),
             "data": str(folder / "cells.h5ad"),
-            "report": ReportConfig(enabled=report),
+            "report": ReportConfig(enabled=report, pdf=False, dpi=30),
             "tracking": TrackingConfig(enabled=tracking),
         }
         | settings

@@ -18,6 +18,7 @@ from topicell.config import (
     InputError,
     ModelConfig,
     PreprocessConfig,
+    ReportConfig,
     RunConfig,
     TrackingConfig,
     TrainConfig,
@@ -265,6 +266,7 @@ def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
         tracking=TrackingConfig(enabled=False),
     )
     config.data.simulation.n_cells = 60
+    config.report.pdf = False
     config.preprocess.split.train = 1.0
     config.preprocess.split.valid = config.preprocess.split.test = 0.0
     scores = run(config, open_tracker(config.tracking, tmp_path / "run")).scores
@@ -309,14 +311,14 @@ def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
     simulated.obs["leiden"] = simulated.obs["dominant_topic"]
     simulated.write_h5ad(tmp_path / "cells.h5ad")
     config = small(name="file", path=str(tmp_path / "cells.h5ad"), label_key="leiden")
-    config.report.enabled, config.report.pdf = True, False
+    config.report = ReportConfig(pdf=False, dpi=30)
     result = run(config, open_tracker(config.tracking, tmp_path / "run"))
     about = result.adata.uns["topicell"]
     assert about["label_key"] == "leiden_input"
     assert result.adata.obs["leiden_input"].tolist() == simulated.obs["leiden"].tolist()
     assert result.adata.obs["leiden"].tolist() != simulated.obs["leiden"].tolist()
     again = small(name="file", path=str(tmp_path / "run" / "adata.h5ad"))
-    again.report.enabled, again.report.pdf, again.seed = True, False, 1
+    again.report, again.seed = ReportConfig(pdf=False, dpi=30), 1
     again.evaluate.differential_expression = again.report.enabled = False
     # A run on the cells of another: its maps and topics are made anew, and nothing is left over.
     third = run(again, open_tracker(again.tracking, tmp_path / "third")).adata

@@ -9,8 +9,9 @@ and parameters, tags and artifacts by their names.
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +25,19 @@ from topicell.tracking.store import (
     Unreachable,
     client,
     experiment_id,
+    first_line,
     has_run,
     log_params,
     open_store,
+    remember_away,
     shown_uri,
     tracking_uri,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
 
 PARENT_RUN = "TOPICELL_PARENT_RUN_ID"
 """Environment variable by which the jobs of a multirun find their parent run."""
@@ -212,6 +217,56 @@ class Delivery:
         tags = [InputTag("mlflow.data.context", "training")]
         self.store.log_inputs(self.record.run_id, datasets=[DatasetInput(entity, tags)])
         self.store.set_tag(self.record.run_id, "topicell.data_digest", digest)
+
+
+class Link:
+    """What a live process has of a store that may fail: nothing that is recorded depends on it.
+
+    The first failure is warned of, and the store left alone from then on; `up` gives it another
+    chance.
+
+    Parameters
+    ----------
+    config
+        The store.
+    instead
+        What the warning says of those that it does without.
+    """
+
+    def __init__(self, config: TrackingConfig, instead: str) -> None:
+        self.config = config
+        self.up = True
+        self._instead = instead
+        self._warned = False
+
+    def attempt(
+        self, what: str, action: Callable[[], object], delivery: Delivery | None = None
+    ) -> None:
+        """Do something with the store, which is first to have the run of `delivery`."""
+        from mlflow.exceptions import MlflowException
+
+        if not self.up:
+            return
+        try:
+            if delivery is not None and not delivery.begun:
+                open_store(self.config)
+                delivery.begin()
+            action()
+        except (Unreachable, MlflowException, OSError, InputError) as error:
+            # Also where a store that could be opened before cannot be any more.
+            self.fail(what, error)
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Leave the store alone, as other runs of this process will for a while."""
+        remember_away(self.config)
+        self.leave(f"could not {what} ({first_line(error)})")
+
+    def leave(self, why: str) -> None:
+        """Leave the store alone."""
+        self.up = False
+        if not self._warned:
+            log.warning("MLflow at %s %s; %s", shown_uri(self.config), why, self._instead)
+        self._warned = True
 
 
 def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> str:

@@ -15,6 +15,7 @@ from topicell.tracking.delivery import (
     PARENT_KEY,
     PARENT_RUN,
     Delivery,
+    Link,
     deliver,
     direct,
     located,
@@ -26,14 +27,10 @@ from topicell.tracking.store import (
     INTERRUPTED_SECONDS,
     LAST_SECONDS,
     Patience,
-    Unreachable,
     client,
     experiment_id,
-    first_line,
     has_run,
-    open_store,
     problem_with,
-    remember_away,
     shown_uri,
 )
 
@@ -63,8 +60,11 @@ class Parent:
         self._patience = Patience()
         self._delivery: Delivery | None = None
         self._journal: Journal | None = None
-        self._reachable = True
-        self._warned = False
+        self._link = Link(
+            config,
+            "the runs go on, their folders have everything, and `topicell sync` delivers it when "
+            "MLflow is back",
+        )
 
     @classmethod
     def start(
@@ -114,7 +114,7 @@ class Parent:
         parent._delivery.patience = parent._patience
         os.environ[PARENT_KEY] = record.key
         if problem is not None:
-            parent._give_up("take the parent run", problem)
+            parent._link.fail("take the parent run", problem)
         parent._attempt("take the parent run", parent._flush)
         if parent.run_id:
             os.environ[PARENT_RUN] = parent.run_id
@@ -267,7 +267,7 @@ class Parent:
 
     def try_again(self) -> None:
         """Give a store that was away another chance."""
-        self._reachable = True
+        self._link.up = True
         self._patience.left = max(self._patience.left, INTERRUPTED_SECONDS)
 
     def finish(self, status: str) -> None:
@@ -279,7 +279,7 @@ class Parent:
         record, folder = self._delivery.record, self._delivery.folder
         record.status, record.ended = status, milliseconds()
         record.write(folder)
-        self._reachable = True
+        self._link.up = True
         killed = status == "KILLED"
         self._patience.left = INTERRUPTED_SECONDS if killed else self._patience.left + LAST_SECONDS
         self._attempt("take all of the parent run", self._end)
@@ -319,29 +319,5 @@ class Parent:
         return self._delivery.folder / str(trial) if self._delivery else None
 
     def _attempt(self, what: str, action: Callable[[], object]) -> None:
-        from mlflow.exceptions import MlflowException
-
-        if not self.config.enabled or not self._reachable:
-            return
-        if not self._run_id and self._delivery is None:
-            return
-        try:
-            if self._delivery is not None and not self._delivery.begun:
-                open_store(self.config)
-                self._delivery.begin()
-            action()
-        except (Unreachable, MlflowException, OSError, InputError) as error:
-            self._give_up(what, error)
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        self._reachable = False
-        remember_away(self.config)
-        if not self._warned:
-            log.warning(
-                "MLflow at %s could not %s (%s); the runs go on, their folders have everything, "
-                "and `topicell sync` delivers it when MLflow is back",
-                shown_uri(self.config),
-                what,
-                first_line(error),
-            )
-        self._warned = True
+        if self.run_id or self._delivery is not None:
+            self._link.attempt(what, action, self._delivery)

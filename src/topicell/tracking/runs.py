@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +25,7 @@ from topicell.config import (
     as_dict,
     dotted,
 )
-from topicell.tracking.delivery import RECORDS, Delivery, direct, located
+from topicell.tracking.delivery import RECORDS, Delivery, Link, direct, located
 from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
 from topicell.tracking.record import RECORD, Journal, Record, milliseconds
@@ -34,16 +33,9 @@ from topicell.tracking.store import (
     INTERRUPTED_SECONDS,
     LAST_SECONDS,
     Patience,
-    Unreachable,
     is_away,
-    open_store,
     problem_with,
-    remember_away,
-    shown_uri,
 )
-
-log = logging.getLogger(__name__)
-
 
 ARTIFACTS = (
     "report.html",
@@ -307,10 +299,13 @@ class MLflowRun:
         self.config = config
         self.measured = folder.measured
         self._delivery: Delivery | None = None
+        self._link = Link(
+            config,
+            "the run goes on, its folder has everything, and `topicell sync "
+            f"folders={os.path.relpath(folder.directory)}` delivers it when MLflow is back",
+        )
         self._sent = time.monotonic()
         self._took = 0.0
-        self._reachable = True
-        self._warned = False
 
     @property
     def run_id(self) -> str:
@@ -328,9 +323,10 @@ class MLflowRun:
         record.write(self.directory)
         self._delivery = Delivery(self.directory, record, self.config)
         if self._left_alone:
-            self._reachable = False
-            self._warn("was away a moment ago")
-        self._attempt("take the run", self._begin)
+            self._link.leave("was away a moment ago")
+        elif self._problem is not None:
+            self._link.fail("take the run", self._problem)
+        self._link.attempt("take the run", self._flush, self._delivery)
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Record the data set as an input of the run, in context ``training``."""
@@ -341,7 +337,7 @@ class MLflowRun:
         self.folder.log_metrics(values, epoch)
         if time.monotonic() - self._sent > max(BATCH_SECONDS, BATCH_PAUSE * self._took):
             began = time.monotonic()
-            self._attempt("take metrics", self._flush)
+            self._link.attempt("take metrics", self._flush)
             self._took = time.monotonic() - began
 
     def log_split(self, seed: str, values: Mapping[str, Sequence[float]]) -> None:
@@ -364,61 +360,30 @@ class MLflowRun:
             INTERRUPTED_SECONDS if killed else LAST_SECONDS + delivery.patience.left
         )
 
-        def end() -> None:
+        # However often it failed before, but for a store that another run just found away.
+        self._link.up = not self._left_alone or not is_away(self.config)
+        try:
             if killed and delivery.record.status != status:
                 # It was interrupted while it was delivered: the run itself is whole.
-                delivery.terminate(delivery.record.status)
-                return
-            if not delivery.begun:
-                open_store(self.config)
-                delivery.begin()
-            self._flush()
-            delivery.end()
-
-        # However often it failed before, but for a store that another run just found away.
-        self._reachable = not self._left_alone or not is_away(self.config)
-        try:
-            self._attempt("take all of the run", end)
+                whole = delivery.record.status
+                self._link.attempt("take all of the run", lambda: delivery.terminate(whole))
+            else:
+                self._link.attempt("take all of the run", self._end, delivery)
         finally:
             with contextlib.suppress(OSError):
                 delivery.record.write(self.directory)
             self.folder.close()
 
-    def _begin(self) -> None:
+    def _end(self) -> None:
         assert self._delivery is not None
-        if self._problem is not None:
-            raise self._problem
-        self._delivery.begin()
         self._flush()
+        self._delivery.end()
 
     def _flush(self) -> None:
         assert self._delivery is not None
         assert self.folder.journal is not None
         self._delivery.send(self.folder.journal.lines[self._delivery.record.sent :])
         self._sent = time.monotonic()
-
-    def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        if not self._reachable:
-            return
-        try:
-            action()
-        except (Unreachable, InputError, OSError) as error:
-            # Also where a store that could be opened before cannot be any more.
-            self._reachable = False
-            remember_away(self.config)
-            self._warn(f"could not {what} ({error})")
-
-    def _warn(self, what: str) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        log.warning(
-            "MLflow at %s %s; the run goes on, its folder has everything, and `topicell sync "
-            "folders=%s` delivers it when MLflow is back",
-            shown_uri(self.config),
-            what,
-            os.path.relpath(self.directory),
-        )
 
 
 def open_tracker(

@@ -101,7 +101,7 @@ def open_store(config: TrackingConfig) -> None:
         It is.
     """
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     uri = tracking_uri(config)
     try:
@@ -112,25 +112,24 @@ def open_store(config: TrackingConfig) -> None:
                 connection.execute("BEGIN IMMEDIATE")
             client(config)
         else:
-            if not is_server(config):
+            if _is_database(uri):
                 # This machine's work, too, which is not to be counted against the database.
                 with warnings.catch_warnings():
                     # SQLAlchemy's deprecations inside mlflow are not the user's.
                     warnings.simplefilter("ignore")
                     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-            # MLflow connects to a database at once, and tries for minutes if it is away.
-            opening = Call(lambda: client(config))
+            opening = Call(lambda: _connect(config))
             if not opening.wait(PROBE_SECONDS):
                 raise Unreachable("no answer in time", opening)
             opening.result()
-    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
-        raise Unreachable(first_line(error)) from error
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, ArgumentError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"tracking.uri: is no address of a database whose driver is installed; {ADDRESS}"
         ) from error
+    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
+        raise Unreachable(first_line(error)) from error
 
 
 def problem_with(config: TrackingConfig) -> Unreachable | None:
@@ -146,6 +145,24 @@ def problem_with(config: TrackingConfig) -> Unreachable | None:
     except Unreachable as problem:
         return problem
     return None
+
+
+def _connect(config: TrackingConfig) -> None:
+    uri = tracking_uri(config)
+    if _is_database(uri):
+        # MLflow would try for minutes, under a lock that all stores of the process wait for.
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+    client(config)
+
+
+def _is_database(uri: str) -> bool:
+    return not uri.startswith(("http://", "https://", "databricks"))
 
 
 def _open(uri: str) -> MlflowClient:
