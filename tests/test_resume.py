@@ -95,6 +95,10 @@ def points(store, run_id):
     }
 
 
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
 def assert_as_if_nothing_befell(folder, whole):
     mine, other = the_run(folder), the_run(whole)
     for name in SAME:
@@ -108,7 +112,8 @@ def assert_as_if_nothing_befell(folder, whole):
     assert [line["epoch"] for line in lines if "epoch" in line] == list(range(40))
     uploaded = {path.name for path in (folder / "mlartifacts").rglob("*") if path.is_file()}
     assert {path.rpartition("/")[2] for path in SAME} <= uploaded
-    assert not (mine / "checkpoint").exists()
+    # Nor is anything left of what it was killed over.
+    assert files(mine) == files(other)
     assert json.loads((mine / "run.json").read_text())["delivered"]
 
 
@@ -195,6 +200,16 @@ PLACES = {
         "from mlflow import MlflowClient\n"
         "MlflowClient.set_terminated = deadly(MlflowClient.set_terminated)",
         1,
+    ),
+    "as half of the model is saved": (
+        "import safetensors.torch as st\nst.save_file = deadly(st.save_file, before=False)",
+        1,
+    ),
+    "as the record is written": (
+        "from pathlib import Path\n"
+        "kept, dies = Path.replace, deadly(Path.replace)\n"
+        "Path.replace = lambda p, q: (dies if q.name == 'run.json' else kept)(p, q)",
+        3,
     ),
     "as the model is saved": (
         "from topicell.model.fit import TopicFit\n"

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from topicell.config import InputError, TrackingConfig, as_dict
-from topicell.tracking.record import METRICS, Journal, Record, milliseconds, records
+from topicell.tracking.record import (
+    METRICS,
+    RECORD,
+    Journal,
+    Record,
+    leftovers,
+    milliseconds,
+    records,
+)
 from topicell.tracking.store import (
     Call,
     Patience,
@@ -291,6 +299,8 @@ def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> 
     journal = Journal(folder)
     try:
         record = Record.read(folder)
+        for path in leftovers(folder, [RECORD]):
+            path.unlink()
         config = store_of(record, config)
         _require_place(record, config)
         # It may be another store than before, or the same at another address.

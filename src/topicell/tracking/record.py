@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,12 +78,17 @@ class Record:
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all."""
         path = folder / RECORD
-        unfinished = path.with_name(f".{RECORD}.{os.getpid()}")
+        unfinished = path.with_name(f".{RECORD}-{os.getpid()}")
         with unfinished.open("w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+
+
+def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
+    """What a process that was killed had written, and not yet given its name."""
+    return [path for name in names for path in folder.glob(f".{name}-*")]
 
 
 def records(root: Path) -> Iterator[tuple[Path, Record]]:

@@ -28,7 +28,7 @@ from topicell.config import (
 from topicell.tracking.delivery import RECORDS, Delivery, Link, direct, located
 from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
-from topicell.tracking.record import RECORD, Journal, Record, milliseconds
+from topicell.tracking.record import RECORD, Journal, Record, leftovers, milliseconds
 from topicell.tracking.store import (
     INTERRUPTED_SECONDS,
     LAST_SECONDS,
@@ -253,8 +253,8 @@ class RunFolder:
         record.tags.pop("topicell.error", None)
         record.status, record.ended, record.delivered = "RUNNING", None, False
         # What an unfinished run left is made again, and its own.
-        for name in ARTIFACTS:
-            path = self.directory / name
+        made = [self.directory / name for name in ARTIFACTS]
+        for path in (*made, *leftovers(self.directory, (*ARTIFACTS, RECORD))):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
