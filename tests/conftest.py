@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import sqlalchemy
 import torch
 
+from topicell import interrupts
 from topicell.cli import main
 from topicell.config import ModelConfig, TrainConfig
 from topicell.model.counts import Counts
@@ -56,6 +57,7 @@ def _own_place(tmp_path_factory, monkeypatch):
 def _strict():
     torch.set_num_threads(1)
     pyro.enable_validation(True)
+    interrupts.forget()
 
 
 @pytest.fixture(autouse=True)

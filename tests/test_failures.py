@@ -56,6 +56,25 @@ main(sys.argv[1:])
 """
 
 
+STRUCK = """
+import os, signal, sys
+from topicell import report
+from topicell.cli import main
+
+def struck(*_, **__):
+    # As compiled code does whose argument was being converted.
+    try:
+        os.kill(os.getpid(), signal.NUMBER)
+        while True:
+            pass
+    except KeyboardInterrupt:
+        raise TypeError("incompatible function arguments") from None
+
+report.write = struck
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -109,3 +128,13 @@ def test_a_sweep_goes_on_when_trials_run_out_of_memory(started):
     assert [trial["state"] for trial in trials].count("COMPLETE") == 2
     (failed,) = (trial for trial in trials if trial["state"] == "FAIL")
     assert "lower train.batch_size" in failed["error"]
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_that_became_another_error_is_one(number, started):
+    reported = [setting for setting in RUN if setting != "report=off"]
+    program = STRUCK.replace("NUMBER", number)
+    one = started("train", *reported, "tracking=off", "hydra.run.dir=run", program=program)
+    assert one.wait(120) == 130, one.stderr
+    assert one.stderr.splitlines()[-1] == "topicell: interrupted"
+    assert json.loads(Path("run/run.json").read_text())["status"] == "KILLED"

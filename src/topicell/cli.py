@@ -11,9 +11,7 @@ import copy
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -26,6 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from topicell import interrupts
 from topicell.config import (
     GivenConfig,
     InputError,
@@ -183,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail(130, "interrupted")
     except Exception as error:
+        if interrupts.interrupted():
+            _fail(130, "interrupted")
         if wants_traceback:
             import traceback
 
@@ -195,22 +196,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def own_process() -> None:
     """What holds in every process of ours: how warnings are shown, and what ends it."""
     warnings.showwarning = _show_warning
-    # A scheduler's SIGTERM ends a command as Ctrl-C does: runs are recorded, servers ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.unraisablehook = _interrupt_again
-
-
-def _interrupt_again(unraisable: Any) -> None:
-    """Interrupt once more where Python dropped an interrupt.
-
-    An exception in a weak reference's callback or in a ``__del__`` (SQLAlchemy has such, and a run
-    with MLflow is often inside them) is printed and forgotten: Ctrl-C would be lost.
-    """
-    if unraisable.exc_type is not KeyboardInterrupt:
-        sys.__unraisablehook__(unraisable)
-        return
-    # Later, when the callback has returned.
-    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    interrupts.hear()
 
 
 class Discreet(logging.Formatter):

@@ -38,6 +38,7 @@ from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.perplexity import thin
 from topicell.evaluation.stability import consensus, match_topics, stability
+from topicell.interrupts import interrupted
 from topicell.model.baselines import fit_model, require_library
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.counts import Counts
@@ -216,6 +217,9 @@ def recorded(
         tracker.finish("KILLED")
         raise
     except BaseException as error:
+        if interrupted():
+            tracker.finish("KILLED")
+            raise KeyboardInterrupt from error
         tracker.finish("FAILED", {"topicell.error": failure(error)})
         raise
 

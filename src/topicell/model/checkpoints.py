@@ -10,43 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from topicell.config import checkpoint_interval
+from topicell.interrupts import Interrupt, held_interrupts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = 2
 """Checkpoints that are kept: the one before stays where the newest turns out to be damaged."""
-
-
-@dataclass(slots=True)
-class Interrupt:
-    """A signal that waits, and who handles it then."""
-
-    before: dict[int, Any] = field(default_factory=dict)
-    came: list[tuple[int, FrameType | None]] = field(default_factory=list)
-
-    def hold(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: remember the first, and wait no longer at the second."""
-        self.came.append((number, frame))
-        if len(self.came) > 1:
-            self.pass_on()
-
-    def pass_on(self) -> None:
-        """Give what came to the handler that was there before."""
-        came, self.came = self.came, []
-        for number, frame in came[:1]:
-            self.before[number](number, frame)
 
 
 class Checkpoints:
@@ -148,30 +125,6 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
-
-
-@contextlib.contextmanager
-def held_interrupts() -> Iterator[Interrupt]:
-    """Let Ctrl-C and SIGTERM wait until what is being done is whole, as `Interrupt.pass_on` says.
-
-    The second one is not held. Elsewhere than in the main thread, which alone receives signals,
-    nothing is.
-    """
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-    numbers: tuple[int, int] = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        # What is ignored stays so, as under nohup.
-        if callable(signal.getsignal(number)):
-            interrupt.before[number] = signal.signal(number, interrupt.hold)
-    try:
-        yield interrupt
-    finally:
-        for number, handler in interrupt.before.items():
-            signal.signal(number, handler)
-        interrupt.pass_on()
 
 
 def _write_whole(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

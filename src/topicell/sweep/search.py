@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from topicell.config import InputError, SweepConfig
-from topicell.model.checkpoints import held_interrupts
+from topicell.interrupts import held_interrupts
 from topicell.sweep.selection import MEASURES, Verdict, points, select
 from topicell.sweep.study import Study
 from topicell.sweep.trials import PERPLEXITY, Sweep

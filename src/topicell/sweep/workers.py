@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from topicell.config import InputError, failure
+from topicell.interrupts import interrupt, interrupted
 from topicell.sweep.watch import CurrentTrial, Pruned
 
 GRACE_SECONDS = 20.0
@@ -277,7 +279,7 @@ def _serve(connection: Connection, prepare: Callable[[], Work]) -> None:
         except KeyboardInterrupt:
             state = "KILLED"
         except Exception as raised:
-            state = "FAIL"
+            state = "KILLED" if interrupted() else "FAIL"
             bad_input = isinstance(raised, InputError)
             error = str(raised) if bad_input else failure(raised)
         finally:
@@ -310,10 +312,10 @@ def _undisturbed() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _interrupt_once(*_: object) -> None:
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
     """Interrupt the run, and let it record its end whatever comes then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    interrupt(number, frame)
 
 
 def _end_with(parent: Any) -> None:
