@@ -97,7 +97,8 @@ def interrupted(n: int, seed: int, scratch: Path) -> list[float]:
         os.killpg(process.pid, signal.SIGTERM if i % 2 else signal.SIGINT)
         code, _, err = ended(process)
         found.append(time.monotonic() - struck)
-        assert code == 130, (code, err)
+        # The latter once the run has ended, and Python too hears no signals any more.
+        assert code in (130, -signal.SIGINT, -signal.SIGTERM), (code, err)
     statuses = {r.info.status for r in runs(TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"))}
     assert statuses <= {"FINISHED", "KILLED"}, statuses
     return found

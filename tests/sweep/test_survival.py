@@ -32,8 +32,8 @@ from topicell.tracking.store import client, create_store, experiment_id
 
 SECONDS = 120
 """Longer than anything takes on a machine that is shared."""
-EPOCHS = 300
-"""A fit of a second, so that it can be met in the middle: half of it is many times as long as
+EPOCHS = 500
+"""A fit of some seconds, so that it can be met in the middle: half of it is many times as long as
 a look at what has happened."""
 N_TRIALS = 4
 MARK = "TOPICELL_TEST_MARK"
