@@ -72,21 +72,21 @@ def held_interrupts() -> Iterator[Interrupt]:
     The second one is not held. Elsewhere than in the main thread, which alone receives signals,
     nothing is.
     """
-    interrupt = Interrupt()
+    held = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        yield held
         return
     numbers: tuple[int, int] = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:
         # What is ignored stays so, as under nohup.
         if callable(signal.getsignal(number)):
-            interrupt.before[number] = signal.signal(number, interrupt.hold)
+            held.before[number] = signal.signal(number, held.hold)
     try:
-        yield interrupt
+        yield held
     finally:
-        for number, handler in interrupt.before.items():
+        for number, handler in held.before.items():
             signal.signal(number, handler)
-        interrupt.pass_on()
+        held.pass_on()
 
 
 def _interrupt_again(unraisable: Any) -> None:
