@@ -20,6 +20,7 @@ import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,9 +51,12 @@ def live(
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", trust_the_power)
     if quick_workers:
         util.spawnv_passfds = Nursery(ready).spawn
-    hear_signals()
-    ready.close()
-    end(work(program, arguments))
+
+    def begin() -> None:
+        hear_signals()
+        ready.close()
+
+    end(work(program, arguments, begin))
 
 
 def take_place(folder: str, environment: dict[str, str]) -> None:
@@ -91,9 +95,11 @@ def take(streams: list[str | Connection]) -> None:
     sys.stdout.reconfigure(line_buffering=False)
 
 
-def work(program: str | None, arguments: list[str]) -> int:
+def work(program: str | None, arguments: list[str], begin: Callable[[], None]) -> int:
     """Run the program; its exit code, or the number of the signal that ends it, negative."""
     try:
+        # Here, for a signal that comes as soon as it may ends the program, wherever it strikes.
+        begin()
         if program is None:
             sys.argv = ["topicell", *arguments]
             runpy.run_module("topicell", run_name="__main__", alter_sys=True)
@@ -189,8 +195,7 @@ class Nursery:
         for fd in set(fds) - set(numbers):
             os.close(fd)
         take_place(folder, environment)
-        hear_signals(blocked)
-        end(work(code, ["--multiprocessing-fork"]))
+        end(work(code, ["--multiprocessing-fork"], lambda: hear_signals(blocked)))
 
 
 if __name__ == "child":

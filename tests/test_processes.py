@@ -1,13 +1,16 @@
 """Processes that tests start without imports are as those of a new interpreter."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+CHILD = Path(__file__).with_name("child.py")
 LIVES = "print('begun', flush=True)\nimport time\ntime.sleep(60)"
 
 
@@ -84,6 +87,15 @@ def test_nothing_that_befalls_one_harms_the_next(started):
         os.killpg(one.pid, signal.SIGKILL)
     assert [one.wait(30) for one in many] == [-signal.SIGKILL] * 5
     assert started(program="print(1)").wait(30) == 0
+
+
+def test_an_interrupt_as_soon_as_it_may_come_ends_one_as_it_ends_a_program(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    work = runpy.run_path(str(CHILD))["work"]
+    assert work("print('begun')", [], interrupted) == -signal.SIGINT
+    assert "begun" not in capsys.readouterr().out
 
 
 def test_one_that_runs_is_seen_at_work(started):
