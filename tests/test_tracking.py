@@ -253,7 +253,7 @@ def test_a_call_that_was_given_up_is_waited_for_and_not_made_again():
 
 def test_patience_is_spent_over_all_calls():
     patience = Patience(2.0)
-    patience.call(lambda: time.sleep(0.5))
+    patience.call(lambda: time.sleep(0.9))
     assert patience.left < 1.7
     began = time.monotonic()
     with pytest.raises(Unreachable, match="no answer in time"):
