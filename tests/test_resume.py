@@ -211,6 +211,11 @@ PLACES = {
         "Path.replace = lambda p, q: (dies if q.name == 'run.json' else kept)(p, q)",
         3,
     ),
+    "before the checkpoints are removed": (
+        "from topicell.tracking import runs\n"
+        "runs.remove_checkpoints = deadly(runs.remove_checkpoints)",
+        1,
+    ),
     "as the model is saved": (
         "from topicell.model.fit import TopicFit\n"
         "TopicFit.save = deadly(TopicFit.save, before=False)",
@@ -324,9 +329,12 @@ def test_with_nothing_to_go_on_with_a_run_begins(place, run_here):
     assert code == 0
     assert "nothing to go on with" in err
     assert "run folder" in out
+    # As of one that was killed just before it took them away.
+    (the_run(place) / "checkpoint" / "0").mkdir(parents=True)
     code, out, _ = run_here(*quick, f"hydra.run.dir={the_run(place)}")
     assert code == 0
     assert "it had ended" in out
+    assert not (the_run(place) / "checkpoint").exists()
     assert len(list(place.glob("runs/*/*"))) == 1
     code, _, err = run_here(*quick, f"hydra.run.dir={the_run(place)}", "model.n_topics=2")
     assert code == 2

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import sqlite3
 import threading
@@ -11,6 +12,7 @@ import time
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
 from topicell.tracking.delivery import RECORDS, deliver
@@ -19,6 +21,8 @@ from topicell.tracking.provenance import provenance
 from topicell.tracking.record import Record
 from topicell.tracking.runs import MLflowRun, RunFolder, open_tracker
 from topicell.tracking.store import (
+    ATTEMPTS,
+    Call,
     Patience,
     Unreachable,
     client,
@@ -242,13 +246,84 @@ def test_a_call_that_was_given_up_is_waited_for_and_not_made_again():
         release.wait(30)
         return "id"
 
-    with pytest.raises(Unreachable) as given_up:
-        Patience(0.1).call(create)
-    with pytest.raises(Unreachable) as again:
-        Patience(0.1).call(create, begun=given_up.value.call)
+    call = Call(create)
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            Patience(0.1).call(call)
     release.set()
-    assert Patience(5).call(create, begun=again.value.call) == "id"
+    for _ in range(2):
+        assert Patience(5).call(call) == "id"
     assert len(made) == 1
+
+
+def test_a_call_that_failed_is_made_again():
+    made = []
+
+    def create():
+        made.append(None)
+        if len(made) <= ATTEMPTS:
+            raise OSError("no")
+        return "id"
+
+    call = Call(create)
+    with pytest.raises(Unreachable, match="no"):
+        Patience().call(call)
+    assert Patience().call(call) == "id"
+    assert len(made) == ATTEMPTS + 1
+
+
+@pytest.fixture
+def ctrl_c():
+    """Interrupts this process; also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_call_that_an_interrupt_meets_as_it_begins_is_made_once(monkeypatch, ctrl_c):
+    begin, made = threading.Thread.start, []
+
+    def interrupted(thread):
+        begin(thread)
+        ctrl_c()
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    call = Call(lambda: made.append(None))
+    with pytest.raises(KeyboardInterrupt):
+        Patience().call(call)
+    monkeypatch.undo()
+    Patience(5).call(call)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.19, 0.2, 0.21, 0.3])
+def test_a_run_that_is_being_made_when_an_interrupt_strikes_is_made_once(
+    seconds, store, tmp_path, monkeypatch, ctrl_c
+):
+    create, moments = MlflowClient.create_run, [seconds]
+
+    def slow(*arguments, **settings):
+        if moments:
+            threading.Timer(moments.pop(), ctrl_c).start()
+        time.sleep(0.2)
+        return create(*arguments, **settings)
+
+    monkeypatch.setattr(MlflowClient, "create_run", slow)
+    tracker = open_tracker(store, tmp_path / "run")
+
+    def begin():
+        tracker.start(RunConfig(), {})
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    tracker.finish("KILLED")
+    kept = Record.read(tmp_path / "run")
+    there = client(store)
+    found = there.search_runs([experiment_id(there, store)], f"tags.`topicell.key` = '{kept.key}'")
+    assert [run.info.run_id for run in found] == [kept.run_id]
+    assert found[0].info.status == kept.status == "KILLED"
+    assert kept.delivered
 
 
 def test_patience_is_spent_over_all_calls():

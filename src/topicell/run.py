@@ -50,7 +50,8 @@ from topicell.model.training import check_sizes
 from topicell.report.summary import summary
 from topicell.report.tables import write_tables
 from topicell.tracking.provenance import provenance
-from topicell.tracking.runs import CHECKPOINTS, Tracker
+from topicell.tracking.record import CHECKPOINTS
+from topicell.tracking.runs import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd

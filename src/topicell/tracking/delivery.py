@@ -26,6 +26,7 @@ from topicell.tracking.record import (
     leftovers,
     milliseconds,
     records,
+    remove_checkpoints,
 )
 from topicell.tracking.store import (
     Call,
@@ -81,7 +82,8 @@ class Delivery:
         self.patience = Patience()
         self.begun = False
         """Whether the store has the run."""
-        self._creating: Call[str] | None = None
+        # One call over all attempts: a second beside one that still runs could make a second run.
+        self._creation = Call(self._found_or_created)
 
     @property
     def store(self) -> MlflowClient:
@@ -94,14 +96,9 @@ class Delivery:
         if record.run_id and not self.patience.call(lambda: has_run(self.store, record.run_id)):
             # Deleted there, or of another store that had this address: it is made anew.
             record.run_id, record.sent = "", 0
+            self._creation = Call(self._found_or_created)
         if not record.run_id:
-            try:
-                made = self.patience.call(self._found_or_created, begun=self._creating)
-            except Unreachable as error:
-                # Given up, not ended: a second one beside it could make a second run.
-                self._creating = error.call
-                raise
-            record.run_id = made
+            record.run_id = self.patience.call(self._creation)
             record.write(self.folder)
         if record.parent_key and record.parent_id:
             parent = record.parent_id
@@ -301,6 +298,8 @@ def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> 
         record = Record.read(folder)
         for path in leftovers(folder, [RECORD]):
             path.unlink()
+        if record.status == "FINISHED":
+            remove_checkpoints(folder)
         config = store_of(record, config)
         _require_place(record, config)
         # It may be another store than before, or the same at another address.

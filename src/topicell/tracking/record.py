@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import threading
 import time
 import uuid
 import warnings
@@ -21,6 +23,8 @@ from topicell.config import InputError
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoint"
+_WRITING = threading.Lock()
 
 
 def milliseconds() -> int:
@@ -79,16 +83,23 @@ class Record:
         """Write it, whole or not at all."""
         path = folder / RECORD
         unfinished = path.with_name(f".{RECORD}-{os.getpid()}")
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        # A call to the store that was given up notes in its thread that it asked.
+        with _WRITING:
+            with unfinished.open("w", encoding="utf-8") as file:
+                json.dump(asdict(self), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
     """What a process that was killed had written, and not yet given its name."""
     return [path for name in names for path in folder.glob(f".{name}-*")]
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Take away what a run that has ended would be gone on with by: the model has the weights."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def records(root: Path) -> Iterator[tuple[Path, Record]]:

@@ -28,7 +28,14 @@ from topicell.config import (
 from topicell.tracking.delivery import RECORDS, Delivery, Link, direct, located
 from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
-from topicell.tracking.record import RECORD, Journal, Record, leftovers, milliseconds
+from topicell.tracking.record import (
+    RECORD,
+    Journal,
+    Record,
+    leftovers,
+    milliseconds,
+    remove_checkpoints,
+)
 from topicell.tracking.store import (
     INTERRUPTED_SECONDS,
     LAST_SECONDS,
@@ -48,7 +55,6 @@ ARTIFACTS = (
     "model",
 )
 """What a run leaves in its folder besides the records kept here."""
-CHECKPOINTS = "checkpoint"
 RUN_FOLDER_KNOB = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
 BATCH_SECONDS = 2.0
 """How long metrics wait to be sent together."""
@@ -221,8 +227,7 @@ class RunFolder:
                 self.record.status, self.record.ended = "RUNNING", None
                 raise
         if status == "FINISHED":
-            # The model has the weights, and nothing is left to go on with.
-            shutil.rmtree(self.directory / CHECKPOINTS, ignore_errors=True)
+            remove_checkpoints(self.directory)
 
     def _write_settings(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         import yaml

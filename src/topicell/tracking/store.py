@@ -14,10 +14,11 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from topicell.config import InputError, TrackingConfig, without_password
+from topicell.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -119,8 +120,9 @@ def open_store(config: TrackingConfig) -> None:
                     warnings.simplefilter("ignore")
                     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
             opening = Call(lambda: _connect(config))
+            opening.begin()
             if not opening.wait(PROBE_SECONDS):
-                raise Unreachable("no answer in time", opening)
+                raise Unreachable("no answer in time")
             opening.result()
     except (ImportError, ValueError, ArgumentError) as error:
         if isinstance(error, InputError):
@@ -265,11 +267,7 @@ def log_params(store: MlflowClient, run_id: str, params: Mapping[str, object]) -
 
 
 class Unreachable(Exception):  # noqa: N818 it may be slow, full or locked just as well
-    """The store did not do its part, in the time there was; `call` is what it may do yet."""
-
-    def __init__(self, what: str, call: Call[Any] | None = None) -> None:
-        super().__init__(what)
-        self.call = call
+    """The store did not do its part, in the time there was."""
 
 
 class Patience:
@@ -285,8 +283,11 @@ class Patience:
         self.left = seconds
         self.bytes_per_second = bytes_per_second
 
-    def call(self, action: Callable[[], T], *, n_bytes: int = 0, begun: Call[T] | None = None) -> T:
+    def call(self, action: Callable[[], T] | Call[T], *, n_bytes: int = 0) -> T:
         """The result of a call; one that fails at once is tried again.
+
+        A `Call` that was given up before, or whose wait was interrupted, is not made a second time
+        beside the first.
 
         MLflow selects and then inserts: of two processes that record the same thing at once (the
         data set of two trials), one is refused and finds the row when it asks again.
@@ -298,16 +299,16 @@ class Patience:
         """
         from mlflow.exceptions import MlflowException
 
+        call = action if isinstance(action, Call) else Call(action)
         free = FREE_SECONDS + n_bytes / self.bytes_per_second
         began = time.monotonic()
         try:
             for attempt in range(ATTEMPTS):
                 if attempt:
                     time.sleep(0.1 * 2**attempt)
-                call = begun or Call(action)
+                call.begin()
                 if not call.wait(free + self.left - (time.monotonic() - began)):
-                    raise Unreachable("no answer in time", call)
-                begun = None
+                    raise Unreachable("no answer in time")
                 if not isinstance(call.error, (MlflowException, OSError, sqlite3.Error)):
                     return call.result()
             assert call.error is not None
@@ -332,18 +333,29 @@ def is_away(config: TrackingConfig) -> bool:
 
 
 class Call(Generic[T]):
-    """A call in a thread of its own."""
+    """What is done in a thread of its own, once: who stops waiting for it may wait again."""
 
     def __init__(self, action: Callable[[], T]) -> None:
         self.error: BaseException | None = None
+        self._action = action
         self._result: list[T] = []
         self._ended = threading.Event()
-        # It must not keep the process alive that gave it up.
-        threading.Thread(target=self._run, args=(action,), daemon=True).start()
+        self._ended.set()
 
-    def _run(self, action: Callable[[], T]) -> None:
+    def begin(self) -> None:
+        """Do it, or do it again if it failed; nothing while it is being done or once it is."""
+        # An interrupt strikes while the thread starts, and nobody would know that it did.
+        with held_interrupts():
+            if self._result or not self._ended.is_set():
+                return
+            self.error = None
+            self._ended.clear()
+            # It must not keep the process alive that gave it up.
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
         try:
-            self._result.append(action())
+            self._result.append(self._action())
         except BaseException as error:
             self.error = error
         finally:
