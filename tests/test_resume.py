@@ -117,23 +117,28 @@ def assert_as_if_nothing_befell(folder, whole):
     assert json.loads((mine / "run.json").read_text())["delivered"]
 
 
+KILLS, INTERRUPTS = (signal.SIGKILL,), (signal.SIGINT, signal.SIGTERM)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(seed, place, whole, started):
-    """Eight kills each, at moments that are spread over the whole of a run."""
+@pytest.mark.parametrize(("numbers", "seed"), [(KILLS, 0), (KILLS, 1), (KILLS, 2), (INTERRUPTS, 3)])
+def test_struck_at_random_moments_it_ends_with_the_same_bytes(numbers, seed, place, whole, started):
+    """Eight times each, at moments that are spread over the whole of a run."""
     folder, seconds = whole
     generator = random.Random(seed)
-    n_killed = 0
+    n_struck = 0
     command = [*RUN, "hydra.run.dir=runs/by/name", "resume=true"]
-    while n_killed < 8:
+    while n_struck < 8:
         process = started(*command)
         # Early enough that most attempts do not come to their end.
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert process.wait(generator.uniform(0.1, 0.75) * seconds) == 0, process.stderr
             break
-        process.kill()
-        process.wait(30)
-        n_killed += 1
+        number = generator.choice(numbers)
+        process.send_signal(number)
+        # By the signal before the command hears any, or once the run has ended.
+        assert process.wait(30) in (-number, 130), process.stderr
+        n_struck += 1
     last = started(*command)
     assert last.wait(120) == 0, last.stderr
     assert_as_if_nothing_befell(place, folder)
@@ -212,8 +217,7 @@ PLACES = {
         3,
     ),
     "before the checkpoints are removed": (
-        "from topicell.tracking import runs\n"
-        "runs.remove_checkpoints = deadly(runs.remove_checkpoints)",
+        "from topicell.tracking import runs\nruns.clear = deadly(runs.clear)",
         1,
     ),
     "as the model is saved": (
@@ -330,11 +334,13 @@ def test_with_nothing_to_go_on_with_a_run_begins(place, run_here):
     assert "nothing to go on with" in err
     assert "run folder" in out
     # As of one that was killed just before it took them away.
+    made = files(the_run(place))
     (the_run(place) / "checkpoint" / "0").mkdir(parents=True)
+    (the_run(place) / ".run.json-1").touch()
     code, out, _ = run_here(*quick, f"hydra.run.dir={the_run(place)}")
     assert code == 0
     assert "it had ended" in out
-    assert not (the_run(place) / "checkpoint").exists()
+    assert files(the_run(place)) == made
     assert len(list(place.glob("runs/*/*"))) == 1
     code, _, err = run_here(*quick, f"hydra.run.dir={the_run(place)}", "model.n_topics=2")
     assert code == 2

@@ -99,8 +99,10 @@ def interrupted(n: int, seed: int, scratch: Path) -> list[float]:
         found.append(time.monotonic() - struck)
         # The latter once the run has ended, and Python too hears no signals any more.
         assert code in (130, -signal.SIGINT, -signal.SIGTERM), (code, err)
-    statuses = {r.info.status for r in runs(TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"))}
+    made = runs(TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"))
+    statuses = {run.info.status for run in made}
     assert statuses <= {"FINISHED", "KILLED"}, statuses
+    assert len({run.data.tags["topicell.key"] for run in made}) == len(made), "a run is there twice"
     return found
 
 

@@ -20,13 +20,11 @@ from urllib.parse import urlencode
 from topicell.config import InputError, TrackingConfig, as_dict
 from topicell.tracking.record import (
     METRICS,
-    RECORD,
     Journal,
     Record,
-    leftovers,
+    clear,
     milliseconds,
     records,
-    remove_checkpoints,
 )
 from topicell.tracking.store import (
     Call,
@@ -296,10 +294,7 @@ def deliver(folder: Path, config: TrackingConfig | None, patience: Patience) -> 
     journal = Journal(folder)
     try:
         record = Record.read(folder)
-        for path in leftovers(folder, [RECORD]):
-            path.unlink()
-        if record.status == "FINISHED":
-            remove_checkpoints(folder)
+        clear(folder, record)
         config = store_of(record, config)
         _require_place(record, config)
         # It may be another store than before, or the same at another address.

@@ -97,9 +97,17 @@ def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
     return [path for name in names for path in folder.glob(f".{name}-*")]
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Take away what a run that has ended would be gone on with by: the model has the weights."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+def clear(folder: Path, record: Record) -> None:
+    """Take away what a killed process left beside its record; of a run that ended, its checkpoints.
+
+    For who has the journal open: others may be at work.
+    """
+    with _WRITING:
+        for path in leftovers(folder, [RECORD]):
+            path.unlink()
+    if record.status == "FINISHED":
+        # The model has the weights, and nothing is left to go on with.
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def records(root: Path) -> Iterator[tuple[Path, Record]]:

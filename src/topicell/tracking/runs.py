@@ -28,14 +28,7 @@ from topicell.config import (
 from topicell.tracking.delivery import RECORDS, Delivery, Link, direct, located
 from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
-from topicell.tracking.record import (
-    RECORD,
-    Journal,
-    Record,
-    leftovers,
-    milliseconds,
-    remove_checkpoints,
-)
+from topicell.tracking.record import RECORD, Journal, Record, clear, leftovers, milliseconds
 from topicell.tracking.store import (
     INTERRUPTED_SECONDS,
     LAST_SECONDS,
@@ -226,8 +219,7 @@ class RunFolder:
             if status == "FINISHED":
                 self.record.status, self.record.ended = "RUNNING", None
                 raise
-        if status == "FINISHED":
-            remove_checkpoints(self.directory)
+        clear(self.directory, self.record)
 
     def _write_settings(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
         import yaml
