@@ -766,15 +766,16 @@ def _print_result(scores: Mapping[str, float], directory: Path, *, reported: boo
 def _print_ended(folder: Path, record: Record, config: RunConfig) -> None:
     """A run that has ended before: what it lacks is that MLflow has it."""
     from topicell.tracking.delivery import deliver
-    from topicell.tracking.record import BusyError, Journal, clear
+    from topicell.tracking.record import Journal, clear
     from topicell.tracking.store import LAST_SECONDS, Patience, Unreachable
 
     if record.store and not record.delivered:
         with contextlib.suppress(Unreachable):
             deliver(folder, config.tracking, Patience(LAST_SECONDS))
     else:
-        # It may have been killed in its last moments, or be in them.
-        with contextlib.suppress(BusyError), contextlib.closing(Journal(folder)):
+        # It may have been killed in its last moments. A folder that is busy, or may not be written
+        # to, has what it needs all the same.
+        with contextlib.suppress(InputError, OSError), contextlib.closing(Journal(folder)):
             clear(folder, record)
     print(f"run folder  {os.path.relpath(folder)} (it had ended)")
     _print_delivered(folder)
