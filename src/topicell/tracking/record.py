@@ -6,6 +6,7 @@ a run can be gone on with, and delivered later, from its folder alone.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -102,7 +103,8 @@ def clear(folder: Path, record: Record) -> None:
 
     For who has the journal open: others may be at work.
     """
-    with _WRITING:
+    with _WRITING, contextlib.suppress(OSError):
+        # On a disk that takes nothing any more they stay, and hide no other error.
         for path in leftovers(folder, [RECORD]):
             path.unlink()
     if record.status == "FINISHED":

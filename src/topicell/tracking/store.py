@@ -344,7 +344,7 @@ class Call(Generic[T]):
 
     def begin(self) -> None:
         """Do it, or do it again if it failed; nothing while it is being done or once it is."""
-        # An interrupt strikes while the thread starts, and nobody would know that it did.
+        # If an interrupt struck while the thread starts, nobody would know whether it did.
         with held_interrupts():
             if self._result or not self._ended.is_set():
                 return
