@@ -87,6 +87,15 @@ def _require_numbers(
         )
 
 
+def _member(knob: str, value: Any, enum: type[_E]) -> _E:
+    """A member of an enumeration; Python callers may give its name."""
+    try:
+        return enum(value)
+    except ValueError as error:
+        names = ", ".join(member.value for member in enum)
+        raise InputError(f"{knob} = {value!r}: must be one of {names}") from error
+
+
 PRIOR_RANGE = "must be between 1e-30 and 1e30, where single precision has room for its arithmetic"
 
 
@@ -159,17 +168,47 @@ class SimulationConfig:
         _require_seed(self.seed, "data.simulation.seed")
 
 
+class Orientation(Enum):
+    """Which way up a matrix lies in its file."""
+
+    auto = "auto"
+    """By the names of rows and columns; refused where they suggest genes in rows without proof."""
+    cells_rows = "cells_rows"
+    genes_rows = "genes_rows"
+    """The matrix is transposed."""
+
+
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class ReadConfig:
+    """How a file of counts is read: settings that every command that reads one has."""
+
+    layer: str | None = None
+    """Where the counts are: a layer's name, ``raw``, or null for X (in h5ad and zarr:
+    ``layers["counts"]`` if there is one, else X)."""
+    modality: str | None = None
+    """Modality of a MuData file that is read; null takes the one with gene expression."""
+    orientation: Orientation = Orientation.auto
+    feature_type: str | None = None
+    """Features that are kept where the file says of which type each is (10x files, CITE-seq);
+    null keeps gene expression, ``all`` keeps every type."""
+    gene_names: str | None = None
+    """Column of var that names the genes in patterns, tables and figures; null takes a known column
+    of symbols where the index holds ids, ``index`` keeps the index."""
+    round: bool = False
+    """Round values that are not whole, as of corrected or expected counts, instead of refusing."""
+
+    def __post_init__(self) -> None:
+        self.orientation = _member("orientation", self.orientation, Orientation)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(ReadConfig):
     """Which cells: a named set, a simulated corpus, or a file."""
 
     name: str = "pbmc68k"
     """A set of the catalogue, ``simulated``, or ``file``."""
     path: str | None = None
     """With ``name: file``: h5ad, 10x h5, 10x mtx folder, zarr, csv or tsv (cells in rows)."""
-    layer: str | None = None
-    """Where the counts are: a layer's name, ``raw``, or null for X (in h5ad and zarr:
-    ``layers["counts"]`` if there is one, else X)."""
     label_key: str | None = None
     """Column of obs that holds known cell types; null takes the catalogue's, if any."""
     backed: bool = False
@@ -182,6 +221,7 @@ class DataConfig:
         return PurePath(self.path).stem if self.path else self.name
 
     def __post_init__(self) -> None:
+        ReadConfig.__post_init__(self)
         _require(
             self.name != "file" or bool(self.path),
             "data.path",
@@ -284,15 +324,6 @@ class Init(Enum):
     """Log profiles of clusters of cells: of the best of `n_starts` k-means runs."""
     random = "random"
     """Draws from the prior: kept for comparison, it collapses to a few topics."""
-
-
-def _member(knob: str, value: Any, enum: type[_E]) -> _E:
-    """A member of an enumeration; Python callers may give its name."""
-    try:
-        return enum(value)
-    except ValueError as error:
-        names = ", ".join(member.value for member in enum)
-        raise InputError(f"{knob} = {value!r}: must be one of {names}") from error
 
 
 BASELINE_KNOBS = {
@@ -766,7 +797,7 @@ class TrainCommand(RunConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class GivenConfig:
+class GivenConfig(ReadConfig):
     """Score and report topics from elsewhere: theta=FILE beta=FILE data=SET-or-FILE."""
 
     theta: str = "???"
@@ -775,8 +806,6 @@ class GivenConfig:
     """Gene proportions of topics: the same forms; of an h5ad, varm."""
     data: str = "???"
     """The cells: a set of the catalogue, or a file or folder as in ``data=file``."""
-    layer: str | None = None
-    """Where the counts are, as ``data.layer``."""
     label_key: str | None = None
     """Column of obs that holds known cell types; null takes the catalogue's, if any."""
     held_out: str | None = None
@@ -794,6 +823,7 @@ class GivenConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        ReadConfig.__post_init__(self)
         _require_seed(self.seed)
         _require_numbers(
             "",

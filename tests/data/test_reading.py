@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from topicell.config import DataConfig, InputError, SimulationConfig
-from topicell.data import reading
 from topicell.data.catalogue import CATALOGUE
+from topicell.data.formats import hdf5
 from topicell.data.reading import data_digest, load, read, source_digest
 
 
@@ -573,6 +573,6 @@ def test_a_file_that_libhdf5_dies_of_is_refused(damage, tmp_path, monkeypatch):
     """As some damaged heaps of strings are; the process that reads is not the one that dies."""
     AnnData(sp.csr_matrix(np.eye(3, dtype=np.float32))).write_h5ad(tmp_path / "cells.h5ad")
     assert read(tmp_path / "cells.h5ad").n_obs == 3
-    monkeypatch.setattr(reading, "_read_strings", damage)
+    monkeypatch.setattr(hdf5, "_read_strings", damage)
     with pytest.raises(InputError, match="libhdf5 cannot read its names"):
         read(tmp_path / "cells.h5ad")

@@ -237,7 +237,7 @@ def _identity(source_digest: str, config: PreprocessConfig) -> str:
     settings = as_dict(config)
     del settings["split"], settings["cache"]
     code = hashlib.sha256()
-    for module in sorted(Path(__file__).parent.glob("*.py")):
+    for module in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(module.read_bytes())
     identity = {
         "source": source_digest,

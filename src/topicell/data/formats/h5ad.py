@@ -1,0 +1,55 @@
+"""Readers of h5ad files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from topicell.config import InputError
+from topicell.data.formats.repeats import n_repeated, warn_of_repeats
+from topicell.model.counts import as_counts, locate
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """Return the AnnData of an h5ad file that names its cells and genes."""
+    import anndata
+    import h5py
+
+    # anndata makes up names where the file has none; of genes they would fit any other file's.
+    with h5py.File(path, "r") as file:
+        for side, what in (("obs", "cells"), ("var", "genes")):
+            if side not in file:
+                raise InputError(
+                    f"cannot be read as h5ad: it has no {side}, which names the {what}; "
+                    "write it with anndata's write_h5ad"
+                )
+    return anndata.read_h5ad(path)
+
+
+def read_counts_alone(path: Path, layer: str | None) -> AnnData:
+    """Counts, obs and var of an h5ad file; nothing else of the file is read."""
+    import h5py
+    from anndata import AnnData
+    from anndata.io import read_elem
+
+    with h5py.File(path, "r") as file:
+        if not all(isinstance(file.get(name), h5py.Group) for name in ("obs", "var")):
+            raise InputError(
+                "has no obs and var that can be read alone (written by anndata before 0.7?); "
+                "leave out backed=true"
+            )
+        # An AnnData in outline: `locate` finds in it the element of the file, still unread.
+        raw = SimpleNamespace(X=file["raw/X"], var_names=None) if "raw" in file else None
+        outline = SimpleNamespace(
+            X=file.get("X"), layers=file.get("layers", {}), raw=raw, var_names=None
+        )
+        where, element, _ = locate(outline, layer)
+        var = read_elem(file["raw/var" if where == "raw" else "var"])
+        matrix = read_elem(element)
+        x = as_counts(matrix, where, genes=var.index)
+        warn_of_repeats(n_repeated(matrix), where)
+        return AnnData(x, obs=read_elem(file["obs"]), var=var, layers={"counts": x})

@@ -1,0 +1,32 @@
+"""Several values for one cell and gene in a sparse matrix: counted, and warned of."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from topicell.model.counts import COMPRESSED
+
+
+def n_repeated(matrix: Any) -> int:
+    """How many values of a sparse matrix are for an entry that has one already."""
+    if not isinstance(matrix, COMPRESSED):
+        return 0
+    # A matrix of the same arrays: to be asked whether it is in order changes a matrix.
+    merged = type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+    if merged.has_canonical_format:
+        return 0
+    merged = merged.copy()
+    merged.sum_duplicates()
+    return int(matrix.nnz - merged.nnz)
+
+
+def warn_of_repeats(n: int, where: str) -> None:
+    """Warn that `n` values of a matrix were added to others."""
+    if n:
+        warnings.warn(
+            f"{where} holds {n} values for a cell and gene that have one already; such "
+            "values are added",
+            UserWarning,
+            stacklevel=3,
+        )
