@@ -253,27 +253,27 @@ def test_public_names_are_there_and_importing_is_cheap():
 
 def test_preprocess_takes_the_settings_of_its_configuration():
     adata = topicell.load_dataset("simulated")
-    prepared = topicell.preprocess(adata, n_variable_genes=100)
+    prepared = topicell.preprocess(adata, drop_genes=[], n_variable_genes=100)
     assert prepared.shape == (2000, 100)
     with pytest.raises(InputError, match="did you mean 'n_variable_genes'"):
-        topicell.preprocess(adata, n_variable_gene=100)
+        topicell.preprocess(adata, drop_genes=[], n_variable_gene=100)
 
 
 def test_preprocess_takes_counts_from_any_layer(tmp_path):
     adata = synthetic()
-    expected = topicell.preprocess(adata, n_variable_genes=None)
+    expected = topicell.preprocess(adata, drop_genes=[], n_variable_genes=None)
     assert (expected.layers["counts"] != adata.X).nnz == 0
     layered = adata.copy()
     layered.layers["umi"], layered.X = adata.X.copy(), np.log1p(adata.X)
     layered.raw = adata
     for layer in ("umi", "raw"):
-        again = topicell.preprocess(layered, layer=layer, n_variable_genes=None)
+        again = topicell.preprocess(layered, drop_genes=[], layer=layer, n_variable_genes=None)
         assert (again.layers["counts"] != adata.X).nnz == 0
         assert (again.X != expected.X).nnz == 0
     assert (np.log1p(adata.X) != layered.X).nnz == 0
     with pytest.raises(InputError, match="log-normalised"):
-        topicell.preprocess(layered)
+        topicell.preprocess(layered, drop_genes=[])
     adata.write_h5ad(tmp_path / "a.h5ad")
     backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    assert topicell.preprocess(backed, n_variable_genes=None).shape == (200, 60)
+    assert topicell.preprocess(backed, drop_genes=[], n_variable_genes=None).shape == (200, 60)
     backed.file.close()

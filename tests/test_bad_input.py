@@ -454,7 +454,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "one gene": (lambda f: h5ad(f, x_of(12, 1) + 1), "only 1 gene is left"),
     "zero cells": (lambda f: h5ad(f, x_of(0)), "X is empty: 0 cells × 7 genes"),
     "zero genes": (lambda f: h5ad(f, x_of(12, 0)), "X is empty: 12 cells × 0 genes"),
-    "header alone": (lambda f: csv(f, "cell,A,B\n"), "cannot be read as csv"),
+    "header alone": (lambda f: csv(f, "cell,A,B\n"), "has a header and no cells"),
     "a gene without name": (
         lambda f: h5ad(f, genes=["g0", "", *names("h", 5)]),
         "gene 2 of 7 has no name",

@@ -19,6 +19,7 @@ from topicell.config import (
     InputError,
     ModelConfig,
     PreprocessConfig,
+    ReadConfig,
     TrainConfig,
 )
 from topicell.model.baselines import fit_model
@@ -65,18 +66,24 @@ def preprocess(
     seed
         Decides the split.
     settings
-        Fields of `topicell.config.PreprocessConfig`.
+        Fields of `topicell.config.PreprocessConfig`, and of `topicell.config.ReadConfig` but for
+        its orientation and modality: ``gene_names``, ``feature_type``, ``round``.
 
     Returns
     -------
     A new AnnData, as of `topicell.data.preprocessing.preprocess`.
     """
     from topicell.data import preprocessing
+    from topicell.data.features import with_features
     from topicell.data.reading import with_counts
 
-    config = PreprocessConfig(**_known(settings, PreprocessConfig))
+    _known(settings, PreprocessConfig, ReadConfig)
+    reading = {f.name for f in fields(ReadConfig)}
+    options = ReadConfig(**{name: settings.pop(name) for name in reading & set(settings)})
+    config = PreprocessConfig(**settings)
     own = adata.to_memory() if adata.isbacked else adata.copy()
-    return preprocessing.preprocess(with_counts(own, layer), config, seed=seed)
+    own = with_features(with_counts(own, layer, round_values=options.round), options)
+    return preprocessing.preprocess(own, config, seed=seed)
 
 
 def fit(

@@ -28,6 +28,7 @@ from topicell import interrupts
 from topicell.config import (
     GivenConfig,
     InputError,
+    ReadConfig,
     ReportConfig,
     RunConfig,
     SweepConfig,
@@ -103,14 +104,13 @@ class CompareCommand:
 
 
 @dataclass
-class TransformCommand:
+class TransformCommand(ReadConfig):
     """Topic proportions for cells, by run=RUN_ID or model=NAME/ALIAS, into FILE.h5ad or .csv."""
 
     run: str | None = None
     model: str | None = None
     input: str = MISSING
     output: str = MISSING
-    layer: str | None = None
     replicate: int | None = None
     fill_missing: bool = False
     refine: bool = False
@@ -560,7 +560,7 @@ def transform(arguments: list[str]) -> None:
     from topicell.tracking.registry import fetch_model
     from topicell.tracking.stored import fetch_run
 
-    adata = read(options.input, layer=options.layer)
+    adata = read(options.input, **{f.name: getattr(options, f.name) for f in fields(ReadConfig)})
     with tempfile.TemporaryDirectory() as scratch:
         if options.model:
             folder = fetch_model(options.model, options.tracking, Path(scratch))

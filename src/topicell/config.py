@@ -280,8 +280,9 @@ class PreprocessConfig:
 
     min_counts_per_cell: int = 1
     min_cells_per_gene: int = 1
-    drop_genes: list[str] = field(default_factory=lambda: ["^MT-"])
-    """Regular expressions; a gene whose name matches one is not modelled."""
+    drop_genes: list[str] = field(default_factory=lambda: ["mitochondrial"])
+    """Genes that are not modelled: ``mitochondrial``, ``ribosomal`` or ``spike_in``, in the
+    spelling of any species, or regular expressions of names."""
     n_variable_genes: int | None = 1000
     """How many of the most variable genes are modelled; null models all."""
     flavor: Flavor = Flavor.seurat_v3

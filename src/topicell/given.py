@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from topicell.config import (
     InputError,
     ModelConfig,
     PreprocessConfig,
+    ReadConfig,
     SplitConfig,
 )
 from topicell.data.catalogue import CATALOGUE
@@ -66,8 +68,8 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
     data = DataConfig(
         name=config.data if named else "file",
         path=None if named else config.data,
-        layer=config.layer,
         label_key=config.label_key,
+        **{f.name: getattr(config, f.name) for f in fields(ReadConfig)},
     )
     whole = load(data)
     topics = read_topics(
@@ -101,6 +103,7 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
         beta_RKG,
         model=ModelConfig(n_topics=len(topics.beta_KG)),
         genes=cells.genes,
+        gene_ids=cells.ids,
         gene_frequency_G=parts["train"].gene_frequency(),
         selection_R=np.zeros(1),
         n_train=parts["train"].n_cells,

@@ -24,8 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from topicell.config import DataConfig, InputError, SimulationConfig
+from topicell.data import reading
 from topicell.data.catalogue import CATALOGUE
-from topicell.data.formats import hdf5
+from topicell.data.formats import hdf5, text
 from topicell.data.reading import data_digest, load, read, source_digest
 
 
@@ -181,7 +182,7 @@ def test_any_table_of_counts_survives_text(
     matrix: list[list[int]], chunk: int, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_CSV_ROWS", chunk)
+        patch.setattr(text, "_CSV_ROWS", chunk)
         path = tmp_path / "any.csv"
         # Names that a careless reader takes for missing values or numbers.
         rows = [f"{i},{','.join(map(str, row))}" for i, row in enumerate(matrix)]
@@ -301,8 +302,8 @@ BAD_TEXT = {
     "a long row": ("cell,A,B\nc1,1,2\nc2,1,2,3\n", "cannot be read as csv"),
     "a second header": ("cell,A,B\nunits,n,n\nc1,1,2\n", "holds 'n' for cell units"),
     "too many names": ("cell,A,B,C,D\nc1,1,2\n", "5 names"),
-    "tabs in csv": ("cell\tA\nc1\t1\n", "separate by commas"),
-    "no cells": ("cell,A,B\n", "cannot be read as csv"),
+    "one column": ("cell\nc1\n", "separate by commas"),
+    "no cells": ("cell,A,B\n", "has a header and no cells"),
     "nothing": ("", "cannot be read as csv"),
     "a negative value": ("cell,A,B\nc1,1,-2\n", "negative"),
     "a fraction": ("cell,A,B\nc1,1,0.5\n", "not whole.*gene B"),
@@ -552,8 +553,8 @@ def test_a_table_without_cell_names_or_with_genes_in_rows_is_refused(tmp_path: P
     (tmp_path / "bare.csv").write_text("G1,G2,G3\n1,0,2\n0,1,0\n1,3,0\n")
     with pytest.raises(InputError, match="first column, 'G1', holds numbers that repeat"):
         read(tmp_path / "bare.csv")
-    (tmp_path / "turned.csv").write_text("gene,c1,c2\nMT-CO1,1,0\nRPL7,0,1\nCD3D,1,3\n")
-    with pytest.raises(InputError, match=r"2 rows are named like genes.*transpose"):
+    (tmp_path / "turned.csv").write_text("name,c1,c2\nMT-CO1,1,0\nRPL7,0,1\nCD3D,1,3\n")
+    with pytest.raises(InputError, match=r"3 rows are named like genes.*transposes"):
         read(tmp_path / "turned.csv")
 
 

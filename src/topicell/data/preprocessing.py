@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from topicell import genes
 from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig, as_dict
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ OWN_COLUMNS = ("split", "leiden", "amortization_gap")
 MIN_CELLS_TO_RANK = 10
 """The fewest cells of a batch whose genes the seurat_v3 flavours can rank: with one cell their
 compiled loess ends the process."""
+FEWEST_BARCODES = 1000
+EMPTY_COUNTS = 50
+EMPTY_SHARE = 0.8
+"""A matrix of this many barcodes, of which more than this share has fewer counts than that, is
+unfiltered, if its deepest cells have far more counts."""
 WARNINGS = "topicell_warnings"
 """Key of uns under which the cache keeps what was warned of, to be said again."""
 _HELD: ContextVar[dict[Path, AnnData] | None] = ContextVar("held", default=None)
@@ -78,24 +84,26 @@ def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
     _require_column(adata, config.batch_key, "preprocess.batch_key")
     counts = adata.layers["counts"]
     cells = np.asarray(counts.sum(1)).ravel() >= config.min_counts_per_cell
-    genes = np.asarray((counts[cells] > 0).sum(0)).ravel() >= config.min_cells_per_gene
+    expressed = np.asarray((counts[cells] > 0).sum(0)).ravel() >= config.min_cells_per_gene
     _require_left("cell", cells, "preprocess.min_counts_per_cell", config.min_counts_per_cell)
-    _require_left("gene", genes, "preprocess.min_cells_per_gene", config.min_cells_per_gene)
+    _require_filtered(np.asarray(counts.sum(1)).ravel()[cells])
+    _require_left("gene", expressed, "preprocess.min_cells_per_gene", config.min_cells_per_gene)
     if not cells.all():
         warnings.warn(
             f"{int((~cells).sum())} of {len(cells)} cells have fewer counts than "
             f"preprocess.min_counts_per_cell = {config.min_counts_per_cell} and are left out",
             stacklevel=3,
         )
-    adata = adata[cells, genes].copy()
+    adata = adata[cells, expressed].copy()
 
     adata.X = adata.layers["counts"].copy()
     sc.pp.normalize_total(adata, target_sum=config.target_sum)
     sc.pp.log1p(adata)
     adata.raw = adata
 
-    kept = ~_matches(adata.var_names.to_numpy(), config.drop_genes)
+    kept = ~_dropped(adata.var_names.to_numpy(), config.drop_genes)
     _require_left("gene", kept, "preprocess.drop_genes", config.drop_genes)
+    _warn_of_others(adata.var_names[kept])
     chosen = np.flatnonzero(kept)
     if config.n_variable_genes is not None and config.n_variable_genes < len(chosen):
         chosen = chosen[_variable_genes(adata[:, kept].copy(), config)]
@@ -322,17 +330,80 @@ def _words(error: Exception) -> str:
     return first.decode() if isinstance(first, bytes) else str(first).strip()
 
 
-def _matches(names: np.ndarray, patterns: list[str]) -> np.ndarray:
-    matched = np.zeros(len(names), dtype=bool)
+def _dropped(names: np.ndarray, patterns: list[str]) -> np.ndarray:
+    """Return which genes are of a named class, or match a regular expression, shape (G,)."""
+    dropped = np.zeros(len(names), dtype=bool)
     for pattern in patterns:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise InputError(
-                f"preprocess.drop_genes: {pattern!r} is not a regular expression ({error})"
-            ) from error
-        matched |= np.fromiter((bool(compiled.search(name)) for name in names), bool, len(names))
-    return matched
+        if pattern in genes.CLASSES:
+            matched = genes.is_of(pattern, names)
+        else:
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise InputError(
+                    f"preprocess.drop_genes: {pattern!r} is not a regular expression ({error})"
+                ) from error
+            matched = np.fromiter((bool(compiled.search(name)) for name in names), bool, len(names))
+        if not matched.any():
+            _warn_of_no_match(pattern, names)
+        dropped |= matched
+    return dropped
+
+
+def _warn_of_no_match(pattern: str, names: np.ndarray) -> None:
+    some = ", ".join(map(str, names[:3]))
+    message = f"preprocess.drop_genes: {pattern!r} matches none of {len(names)} genes ({some}, …)"
+    if genes.share_of_ids(names) >= 0.5:
+        message += "; these are ids: data.gene_names=COLUMN names genes by a column of symbols"
+    elif pattern not in genes.CLASSES:
+        # The class that was meant: most patterns are the human spelling of one.
+        for kind in genes.CLASSES:
+            found = names[genes.is_of(kind, names)]
+            if len(found) and genes.is_like(kind, pattern):
+                message += (
+                    f"; {len(found)} genes are {kind}, such as {found[0]}: "
+                    f"preprocess.drop_genes=[{kind}] knows every spelling"
+                )
+    warnings.warn(message, stacklevel=5)
+
+
+def _warn_of_others(names: pd.Index) -> None:
+    """Warn of features that are modelled and may be no genes."""
+    spiked = names[genes.is_of("spike_in", names)]
+    if len(spiked):
+        warnings.warn(
+            f"{len(spiked)} spike-ins, such as {spiked[0]}, are modelled as genes; "
+            "preprocess.drop_genes=[mitochondrial,spike_in] leaves them out",
+            stacklevel=4,
+        )
+    antibodies = [name for name in names if genes.ANTIBODY.search(str(name))]
+    if antibodies:
+        warnings.warn(
+            f"{len(antibodies)} genes are named like antibodies or hashtags, such as "
+            f"{antibodies[0]}; if they are, leave them out of the file, or by a pattern of "
+            "preprocess.drop_genes",
+            stacklevel=4,
+        )
+
+
+def _require_filtered(counts_N: np.ndarray) -> None:
+    """Refuse the matrix of all barcodes, most of which are empty droplets.
+
+    In it most barcodes have a few counts, and the cells twenty times as many or more.
+    """
+    n_barcodes = len(counts_N)
+    if n_barcodes < FEWEST_BARCODES:
+        return
+    deep = np.sort(counts_N)[-min(100, n_barcodes // 10)]
+    empty = counts_N < min(EMPTY_COUNTS, deep / 20)
+    if empty.mean() > EMPTY_SHARE:
+        raise InputError(
+            f"{int(empty.sum())} of {n_barcodes} barcodes have fewer than {EMPTY_COUNTS} counts, "
+            f"and cells here have {deep:.0f} and more: this looks like the unfiltered matrix with "
+            "its empty droplets (raw_feature_bc_matrix); give the filtered one "
+            "(filtered_feature_bc_matrix), or leave out shallow barcodes: "
+            "preprocess.min_counts_per_cell=500"
+        )
 
 
 def _require_column(adata: AnnData, key: str | None, knob: str) -> None:

@@ -13,16 +13,19 @@ import hashlib
 import json
 import os
 import warnings
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topicell.config import DataConfig, InputError
+from topicell.config import DataConfig, InputError, ReadConfig, as_dict
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
+from topicell.data.features import oriented, with_features
 from topicell.data.formats import recognise
 from topicell.data.formats.h5ad import read_counts_alone, read_h5ad
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
+from topicell.data.formats.text import read_text
 from topicell.data.simulation import settings_digest, simulate
 from topicell.model.counts import Counts, locate, require_sound
 
@@ -45,7 +48,7 @@ def load(config: DataConfig) -> AnnData:
     """
     if config.name == "file":
         assert config.path is not None, "DataConfig requires a path with name: file"
-        adata = read(config.path, layer=config.layer, backed=config.backed)
+        adata = read(config.path, backed=config.backed, prefix="data.", **_options(config))
     elif config.name in ("simulated", "pbmc68k", "pbmc_facs"):
         if config.backed:
             raise InputError(f"data.backed = True: needs an h5ad file, which {config.name} is not")
@@ -57,7 +60,7 @@ def load(config: DataConfig) -> AnnData:
     else:
         _require_known(config.name)
         dataset = CATALOGUE[config.name]
-        adata = read(fetch(dataset), layer=config.layer, backed=config.backed)
+        adata = read(fetch(dataset), backed=config.backed, prefix="data.", **_options(config))
         adata.uns["topicell_source"] |= {
             "name": dataset.name,
             "source": dataset.url,
@@ -73,24 +76,26 @@ def load(config: DataConfig) -> AnnData:
     return adata
 
 
-def read(path: str | Path, *, layer: str | None = None, backed: bool = False) -> AnnData:
+def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options: Any) -> AnnData:
     """Read cells from a file or folder; its form is recognised by what it is.
 
     Parameters
     ----------
     path
         h5ad, 10x h5, 10x mtx folder, zarr folder, csv or tsv.
-    layer
-        Where the counts are: a layer's name, ``"raw"``, or None for ``layers["counts"]`` if
-        there is one, else X.
     backed
         Read only the counts, obs and var of an h5ad file, and nothing else of it.
+    prefix
+        Put before names of settings in messages: ``"data."`` where they are those of `DataConfig`.
+    options
+        Fields of `ReadConfig`: ``layer``, ``orientation``, ``feature_type``, ``gene_names``, …
 
     Returns
     -------
     adata
         Counts in X and ``layers["counts"]``; without `backed`, whatever else the file holds of
-        these cells comes along, but for ``raw`` and what X was.
+        these cells comes along, but for ``raw`` and what X was. Features are genes, named as
+        `topicell.data.features` says.
 
     Raises
     ------
@@ -103,6 +108,7 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
         Names of cells or genes occur more than once; they get suffixes. Or a sparse matrix holds
         several values for one cell and gene; they are added.
     """
+    config = ReadConfig(**options)
     path = Path(path).expanduser()
     _require_readable(path)
     form = "data"
@@ -113,7 +119,11 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
         with warnings.catch_warnings():
             # anndata's remark on repeated names; ours, below, says how many and what was done.
             warnings.filterwarnings("ignore", message=r".* names are not unique")
-            adata = read_counts_alone(path, layer) if backed else with_counts(reader(path), layer)
+            if backed:
+                adata = read_counts_alone(path, config.layer, round_values=config.round)
+            else:
+                adata = with_counts(reader(path), config.layer, round_values=config.round)
+            adata = with_features(oriented(adata, config, prefix), config, prefix)
         _require_names(adata.obs_names, "cell")
         _require_names(adata.var_names, "gene")
     except InputError as error:
@@ -132,6 +142,9 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
         ) from error
     adata.obs_names = _unique(adata.obs_names, "cell", path)
     adata.var_names = _unique(adata.var_names, "gene", path)
+    if reader is read_text:
+        # The header of the first column, which has said which way up the table lies.
+        adata.obs_names.name = adata.var_names.name = None
     adata.uns["topicell_source"] = {
         "name": Path(path.name.removesuffix(".gz")).stem,
         "source": str(path.resolve()),
@@ -162,7 +175,7 @@ def source_digest(config: DataConfig) -> str:
 
     It covers the bytes of the file (or of every file of a folder, with their names), or the
     pinned checksum of a named set, or scanpy's version, or the settings of a simulation; and
-    the counts layer, `backed`, the label column, and where a file lies.
+    how it is read, the label column, and where a file lies.
 
     Raises
     ------
@@ -180,8 +193,14 @@ def source_digest(config: DataConfig) -> str:
         _require_known(config.name)
         pinned = CATALOGUE[config.name].sha256
         identity = pinned if pinned is not None else f"{config.name} {_version_of_scanpy()}"
-    what = json.dumps([identity, config.layer, config.backed, config.label_key, config.path])
+    options = as_dict(ReadConfig(**_options(config)))
+    what = json.dumps([identity, options, config.backed, config.label_key, config.path])
     return hashlib.sha256(what.encode()).hexdigest()
+
+
+def _options(config: ReadConfig) -> dict[str, Any]:
+    """Return the settings of reading among those of a command."""
+    return {f.name: getattr(config, f.name) for f in fields(ReadConfig)}
 
 
 def _require_known(name: str) -> None:
@@ -255,15 +274,24 @@ def _unique(names: pd.Index, kind: str, path: Path) -> pd.Index:
     return unique
 
 
-def with_counts(adata: AnnData, layer: str | None) -> AnnData:
-    """The same cells with the counts of a layer as X and as ``layers["counts"]``, and no raw.
+def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False) -> AnnData:
+    """Return the same cells with the counts of a layer as X and ``layers["counts"]``, and no raw.
 
-    The AnnData that is given is changed, but for ``layer="raw"``.
+    The AnnData that is passed is changed, but for ``layer="raw"``.
+
+    Parameters
+    ----------
+    adata
+        Cells × features.
+    layer
+        As in `topicell.model.counts.locate`.
+    round_values
+        Round values that are not whole instead of refusing.
     """
     from anndata import AnnData
 
     where, matrix, _ = locate(adata, layer)
-    x = Counts.of(adata, layer).x
+    x = Counts.of(adata, layer, round_values=round_values).x
     warn_of_repeats(n_repeated(matrix), where)
     # What else there is will be cut to the chosen cells and genes.
     for part in ("layers", "obsm", "varm", "obsp", "varp"):

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
 
 from topicell.config import InputError
+from topicell.genes import without_version
 
 MAX_COUNT = 2**24
 """Largest count: single precision holds every whole number up to here, and none beyond."""
+
+TOLERANCE = 1e-3
+"""How far a value may be from a whole number and be that number: noise of arithmetic."""
 
 COMPRESSED = (sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array)
 """Forms of a sparse matrix that have rows, or columns, one after another."""
@@ -33,14 +38,17 @@ class Counts:
         Compressed sparse rows, float32, shape (N, G); whole, finite, not negative.
     cells, genes
         Names, shapes (N,) and (G,).
+    ids
+        Identifiers of the genes beside their names (``var["gene_ids"]``), shape (G,), or None.
     """
 
     x: sp.csr_matrix
     cells: np.ndarray
     genes: np.ndarray
+    ids: np.ndarray | None = None
 
     @classmethod
-    def of(cls, data: Any, layer: str | None = None) -> Self:
+    def of(cls, data: Any, layer: str | None = None, *, round_values: bool = False) -> Self:
         """The counts of an AnnData.
 
         Parameters
@@ -49,6 +57,8 @@ class Counts:
             AnnData, in memory or backed, its matrix dense or sparse; or Counts, passed through.
         layer
             Name of the layer, ``"raw"``, or None for ``layers["counts"]`` if there is one, else X.
+        round_values
+            Round values that are not whole instead of refusing.
 
         Raises
         ------
@@ -59,9 +69,17 @@ class Counts:
             return data
         where, matrix, genes = locate(data, layer)
         x = as_counts(
-            matrix, where, genes=genes, alternatives=lambda: _other_count_matrices(data, where)
+            matrix,
+            where,
+            genes=genes,
+            alternatives=lambda: _other_count_matrices(data, where),
+            round_values=round_values,
         )
-        return cls(x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object))
+        var = getattr(data.raw if where == "raw" else data, "var", {})
+        ids = np.asarray(var["gene_ids"].astype(str), dtype=object) if "gene_ids" in var else None
+        return cls(
+            x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object), ids
+        )
 
     @property
     def n_cells(self) -> int:
@@ -81,15 +99,26 @@ class Counts:
 
     def __getitem__(self, rows: Any) -> Counts:
         """A subset of the cells, by index or mask, with their names."""
-        return Counts(self.x[rows], self.cells[rows], self.genes)
+        return Counts(self.x[rows], self.cells[rows], self.genes, self.ids)
 
-    def with_genes(self, genes: Sequence[str], *, fill_missing: bool = False) -> Counts:
-        """The same cells with the given genes in the given order; genes not named are dropped.
+    def with_genes(
+        self,
+        genes: Sequence[str] | np.ndarray,
+        *,
+        ids: Sequence[str] | np.ndarray | None = None,
+        fill_missing: bool = False,
+    ) -> Counts:
+        """Return the same cells with these genes in this order; genes not named are dropped.
+
+        Genes are matched by name or by identifier, whichever finds most of them: files of one
+        experiment may name genes by symbols here and by identifiers there.
 
         Parameters
         ----------
         genes
             Names to select, in the order of the result.
+        ids
+            Their identifiers, if they are known.
         fill_missing
             Give zeros to genes that are not here instead of refusing.
 
@@ -101,8 +130,7 @@ class Counts:
         wanted = np.asarray(genes, dtype=object)
         if np.array_equal(wanted, self.genes):
             return self
-        position = {name: i for i, name in enumerate(self.genes)}
-        source = np.array([position.get(name, -1) for name in wanted])
+        source = self._places(wanted, ids)
         found = np.flatnonzero(source >= 0)
         missing = [str(name) for name in wanted[source < 0]]
         if missing and (not fill_missing or not len(found)):
@@ -119,7 +147,35 @@ class Counts:
             (np.ones(len(found), np.float32), (source[found], found)),
             shape=(self.n_genes, len(wanted)),
         )
-        return Counts((self.x @ selection).tocsr(), self.cells, wanted)
+        chosen = None if ids is None else np.asarray(ids, dtype=object)
+        return Counts((self.x @ selection).tocsr(), self.cells, wanted, chosen)
+
+    def n_missing(
+        self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None = None
+    ) -> int:
+        """Return how many of these genes are not here, by name or by identifier."""
+        return int((self._places(genes, ids) < 0).sum())
+
+    def _places(
+        self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None
+    ) -> np.ndarray:
+        """Return where each gene stands here, -1 if it does not, shape (len(genes),)."""
+        best = np.full(len(genes), -1)
+        # Of two ways that find as many genes the first is taken: names before identifiers.
+        for wanted, here in product((genes, ids), (self.genes, self.ids)):
+            if wanted is None or here is None:
+                continue
+            position = {
+                without_version(str(name)): i for i, name in reversed(list(enumerate(here)))
+            }
+            position |= {str(name): i for i, name in reversed(list(enumerate(here)))}
+            places = np.array(
+                [position.get(n, position.get(without_version(n), -1)) for n in map(str, wanted)]
+            )
+            found = places[places >= 0]
+            if len(np.unique(found)) == len(found) > (best >= 0).sum():
+                best = places
+        return best
 
 
 def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
@@ -143,7 +199,12 @@ def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
 
 
 def as_counts(
-    matrix: Any, where: str, *, genes: Any = None, alternatives: Callable[[], list[str]] = list
+    matrix: Any,
+    where: str,
+    *,
+    genes: Any = None,
+    alternatives: Callable[[], list[str]] = list,
+    round_values: bool = False,
 ) -> sp.csr_matrix:
     """A matrix as compressed sparse rows of float32, if it holds counts.
 
@@ -157,12 +218,15 @@ def as_counts(
         Gene names, for messages.
     alternatives
         Finds the places where counts might be instead, for messages.
+    round_values
+        Round values that are not whole, as of corrected or expected counts, instead of refusing.
+        Values within `TOLERANCE` of a whole number are rounded in any case.
 
     Raises
     ------
     InputError
         Not two-dimensional, empty, not numbers, damaged, or an entry is NaN, infinite, negative,
-        not whole, or too large for single precision.
+        not whole, or too large for single precision; or values to be rounded are normalised.
     """
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
@@ -191,11 +255,17 @@ def as_counts(
         # In double precision: integers, of few bits above all, wrap around when they are added.
         x = x.astype(np.float64)
         x.sum_duplicates()
+    whole = np.rint(x.data) if x.data.dtype.kind == "f" else x.data
+    with np.errstate(invalid="ignore"):
+        off = np.abs(x.data - whole) > TOLERANCE
+    if round_values and off.any():
+        _require_not_normalised(x, where)
+        off = np.zeros(x.nnz, dtype=bool)
     for bad, what, mend in (
         (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
         (np.isinf(x.data), "infinite", "counts are finite"),
-        (x.data < 0, "negative", "scaled or corrected values are not counts"),
-        (x.data != np.floor(x.data), "not whole", _whole_mend(x.data)),
+        (whole < 0, "negative", "scaled or corrected values are not counts"),
+        (off, "not whole", _whole_mend(x)),
         (x.data > MAX_COUNT, f"above {MAX_COUNT}", "that is no count of molecules"),
     ):
         if bad.any():
@@ -206,10 +276,10 @@ def as_counts(
             hint = f"; counts may be in {' or '.join(places)}" if places else ""
             gene = f"gene {genes[column]}" if genes is not None else f"column {column}"
             raise InputError(
-                f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:g} in row "
+                f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:.10g} in row "
                 f"{row}, {gene}); {mend}{hint}"
             )
-    x = x.astype(np.float32)
+    x = sp.csr_matrix((whole.astype(np.float32), x.indices, x.indptr), shape=x.shape)
     x.eliminate_zeros()
     return x
 
@@ -245,10 +315,38 @@ def require_sound(matrix: Any, where: str) -> None:
         )
 
 
-def _whole_mend(values: np.ndarray) -> str:
-    if values.size and np.nanmax(values) < 20:
-        return "they look log-normalised, and the model needs raw counts"
-    return "they look normalised, and the model needs raw counts"
+def _whole_mend(x: sp.csr_matrix) -> str:
+    if _look_normalised(x):
+        return "they look normalised, and the model needs raw counts"
+    if x.data.size and np.nanmax(x.data) < 20:
+        return (
+            "they look log-normalised, and the model needs raw counts; only if they are corrected "
+            "or expected counts, round=true (data.round=true of topicell train) rounds them"
+        )
+    return (
+        "the model needs raw counts; if these are corrected or expected counts (of SoupX, "
+        "CellBender, RSEM, salmon), round=true (data.round=true of topicell train) rounds them"
+    )
+
+
+def _look_normalised(x: sp.csr_matrix) -> bool:
+    """Whether all cells have one total, of the values or of what they are logarithms of."""
+    for values in (x.data, np.expm1(np.minimum(x.data, 80.0))):
+        totals = np.asarray(
+            sp.csr_matrix((values, x.indices, x.indptr), shape=x.shape).sum(1, dtype=np.float64)
+        ).ravel()
+        totals = totals[totals > 0]
+        if len(totals) > 2 and np.ptp(totals) < 1e-3 * totals.max():
+            return True
+    return False
+
+
+def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
+    if _look_normalised(x):
+        raise InputError(
+            f"{where}: round=true is for corrected or expected counts, and these values are "
+            "normalised: all cells have one total; give the raw counts"
+        )
 
 
 def _other_count_matrices(data: Any, where: str) -> list[str]:

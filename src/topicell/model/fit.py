@@ -49,6 +49,9 @@ class TopicFit(ABC):
         The settings.
     genes
         Names of the modelled genes, shape (G,).
+    gene_ids
+        Their identifiers, if the data had any beside the names, shape (G,): cells of other files
+        are matched by either.
     selection_R
         ELBO by which the replicate shown was chosen: nats per validation cell (per training cell
         where there was no validation set); 0 for points where there was nothing to choose.
@@ -74,9 +77,11 @@ class TopicFit(ABC):
         history: list[dict[str, float]],
         cells: Counts | None = None,
         held_out: Counts | None = None,
+        gene_ids: np.ndarray | None = None,
     ) -> None:
         self.model = model
         self.genes = np.asarray(genes, dtype=object)
+        self.gene_ids = None if gene_ids is None else np.asarray(gene_ids, dtype=object)
         self.selection_R = np.asarray(selection_R, dtype=float)
         self.gene_frequency_G = np.asarray(gene_frequency_G, dtype=float)
         self.n_train = n_train
@@ -259,8 +264,8 @@ class TopicFit(ABC):
             Missing genes were counted as zero, or cells have no count in the model's genes.
         """
         given = Counts.of(data, layer)
-        counts = given.with_genes(list(self.genes), fill_missing=fill_missing)
-        n_missing = len(set(self.genes) - set(given.genes))
+        counts = given.with_genes(self.genes, ids=self.gene_ids, fill_missing=fill_missing)
+        n_missing = given.n_missing(self.genes, self.gene_ids)
         if n_missing:
             warnings.warn(
                 f"{n_missing} of the model's {len(self.genes)} genes are not in the data and count "
@@ -412,6 +417,7 @@ class TopicFit(ABC):
             "format": FORMAT,
             "model": as_dict(self.model),
             "genes": [str(gene) for gene in self.genes],
+            "gene_ids": None if self.gene_ids is None else [str(i) for i in self.gene_ids],
             "gene_frequency": self.gene_frequency_G.tolist(),
             "selection": self.selection_R.tolist(),
             "n_train": self.n_train,
@@ -461,6 +467,7 @@ class TopicFit(ABC):
                 document,
                 model=model,
                 genes=np.array(document["genes"], dtype=object),
+                gene_ids=document.get("gene_ids"),
                 gene_frequency_G=np.array(document["gene_frequency"]),
                 selection_R=np.array(document["selection"]),
                 n_train=document["n_train"],
@@ -502,7 +509,7 @@ class TopicFit(ABC):
             if self.cells is None:
                 raise InputError("a loaded fit holds no cells; pass the cells as first argument")
             return self.cells
-        return Counts.of(data, layer).with_genes(list(self.genes))
+        return Counts.of(data, layer).with_genes(self.genes, ids=self.gene_ids)
 
 
 def ranked_table(

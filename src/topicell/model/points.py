@@ -62,6 +62,7 @@ class PointFit(TopicFit):
             [_reordered(of_cells, order) for of_cells, order in zip(infer, order_RK, strict=True)],
             model=model,
             genes=counts.genes,
+            gene_ids=counts.ids,
             gene_frequency_G=counts.gene_frequency(),
             selection_R=np.zeros(len(beta_RKG)),
             n_train=counts.n_cells,

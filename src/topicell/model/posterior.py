@@ -59,6 +59,7 @@ class AmortizedFit(TopicFit):
             np.argsort(-theta_RNK.mean(1), axis=1, kind="stable"),
             model=model,
             genes=counts.genes,
+            gene_ids=counts.ids,
             gene_frequency_G=counts.gene_frequency(),
             selection_R=terms.per_cell(counts.n_cells),
             n_train=counts.n_cells,

@@ -30,7 +30,7 @@ def read_h5ad(path: Path) -> AnnData:
     return anndata.read_h5ad(path)
 
 
-def read_counts_alone(path: Path, layer: str | None) -> AnnData:
+def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = False) -> AnnData:
     """Counts, obs and var of an h5ad file; nothing else of the file is read."""
     import h5py
     from anndata import AnnData
@@ -50,6 +50,6 @@ def read_counts_alone(path: Path, layer: str | None) -> AnnData:
         where, element, _ = locate(outline, layer)
         var = read_elem(file["raw/var" if where == "raw" else "var"])
         matrix = read_elem(element)
-        x = as_counts(matrix, where, genes=var.index)
+        x = as_counts(matrix, where, genes=var.index, round_values=round_values)
         warn_of_repeats(n_repeated(matrix), where)
         return AnnData(x, obs=read_elem(file["obs"]), var=var, layers={"counts": x})

@@ -2,71 +2,154 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scipy.sparse as sp
 
+from topicell import genes
 from topicell.config import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-_GENES = re.compile(r"(?i)mt-|rp[sl]\d")
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
+"""Separator by the ending of a file's name; others are tried where a header has none of it."""
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip")
+_OTHER_SEPARATORS = ("\t", ",", ";", r"\s+")
 _CSV_ROWS = 1000
-"""Rows of a text file that are dense at a time."""
+"""Most rows of a text file that are dense at a time."""
+_FEWEST_WORDS = 5
+"""Fewest rows of a column of text that is taken for metadata although its name is not known."""
+_CSV_VALUES = 20_000_000
+"""Most values of a text file that are dense at a time."""
+
+
+def ending(path: Path) -> str:
+    """Return the ending that says which form a text file has, without that of its compression."""
+    name = path.name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return Path(name).suffix
 
 
 def read_text(path: Path) -> AnnData:
-    """Return the counts of a table with a header and a first column of names."""
+    """Return the counts of a table with a header and a first column of names, as it stands.
+
+    Columns that hold no counts (text, or known names of metadata) become columns of obs. The name
+    of the obs index is the header of the first column.
+
+    Raises
+    ------
+    InputError
+        The table has no header, no rows, no names, or values that are not numbers.
+
+    Warns
+    -----
+    UserWarning
+        Columns are taken for metadata.
+    """
     import pandas as pd
     from anndata import AnnData
 
-    separator = SEPARATORS[Path(path.name.removesuffix(".gz")).suffix.lower()]
     # Names are read as they stand: a gene called NA or 1 is no missing value and no number.
-    options: dict[str, Any] = {
-        "sep": separator,
-        "header": None,
-        "na_filter": False,
-        "encoding": "utf-8-sig",
-    }
+    options: dict[str, Any] = {"header": None, "na_filter": False, "encoding": "utf-8-sig"}
+    options["sep"] = _separator(path, options)
     header = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0].tolist()
-    cells: list[str] = []
+    try:
+        first = pd.read_csv(path, skiprows=1, nrows=_CSV_ROWS, dtype={0: str}, **options)
+    except pd.errors.EmptyDataError as error:
+        raise InputError("has a header and no cells") from error
+    columns = _names_of_columns(header, first.shape[1] - 1)
+    corner = header[0] if len(header) > len(columns) else ""
+    # Columns of text, and of known names, whichever way up the table lies.
+    notes = sorted(
+        {
+            *genes.metadata_columns(columns, rows_are_genes=False),
+            *genes.metadata_columns(columns, rows_are_genes=True),
+            *(i for i in range(len(columns)) if _is_text(first[i + 1])),
+        }
+    )
+    counted = [i for i in range(len(columns)) if i not in set(notes)]
+    if not counted:
+        i = notes[0]
+        raise InputError(
+            f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}, and no column of counts; one "
+            "header line of gene names, one column of cell names and counts are expected"
+        )
+    names: list[str] = []
     parts: list[sp.csr_matrix] = []
+    metadata: list[pd.DataFrame] = []
     chunks = pd.read_csv(
-        path, skiprows=1, index_col=0, dtype={0: str}, chunksize=_CSV_ROWS, **options
+        path,
+        skiprows=1,
+        index_col=0,
+        dtype={0: str},
+        chunksize=max(min(_CSV_ROWS, _CSV_VALUES // len(columns)), 1),
+        **options,
     )
     with chunks:
         for chunk in chunks:
-            if not cells:
-                genes = _names_of_columns(header, chunk.shape[1])
-            _require_numbers(chunk, genes)
-            parts.append(sp.csr_matrix(chunk.to_numpy()))
-            cells.extend(chunk.index)
-    if not parts:
-        raise InputError("has a header and no cells")
-    _require_cell_names(cells, header[0])
-    return AnnData(
-        sp.vstack(parts, format="csr"), obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)
-    )
+            # Columns are numbered by their place in the file, of which the first is the names.
+            numbers = chunk[[i + 1 for i in counted]]
+            _require_numbers(numbers, [columns[i] for i in counted])
+            parts.append(sp.csr_matrix(numbers.to_numpy()))
+            metadata.append(chunk[[i + 1 for i in notes]])
+            names.extend(chunk.index)
+    obs = pd.concat(metadata) if notes else pd.DataFrame(index=pd.Index(names))
+    obs.columns = pd.Index([columns[i] for i in notes])
+    obs.index = pd.Index(_row_names(names, corner, obs), name=corner or None)
+    if notes:
+        warnings.warn(
+            f"{path.name}: columns that hold no counts are taken for metadata: "
+            f"{', '.join(obs.columns[:5])}{', …' if len(obs.columns) > 5 else ''}",
+            stacklevel=3,
+        )
+    var = pd.DataFrame(index=pd.Index([columns[i] for i in counted]))
+    return AnnData(sp.vstack(parts, format="csr"), obs=obs, var=var)
 
 
-def _require_cell_names(cells: list[str], first_column: str) -> None:
-    """Refuse a first column of counts, and rows that are genes."""
-    if len(set(cells)) < len(cells) and all(_is_number(name) for name in cells):
+def _separator(path: Path, options: dict[str, Any]) -> str:
+    """Return the separator of the file's ending, or the one that its header has."""
+    import pandas as pd
+
+    usual = SEPARATORS[ending(path)]
+    found = {}
+    for separator in (usual, *_OTHER_SEPARATORS):
+        found[separator] = pd.read_csv(path, nrows=1, dtype=str, sep=separator, **options).shape[1]
+        if found[separator] > 1:
+            return separator
+    return usual
+
+
+def _is_text(column: pd.Series) -> bool:
+    """Whether every value of a column is a word; a few rows prove nothing."""
+    import pandas as pd
+
+    if column.dtype.kind in "biuf" or len(column) < _FEWEST_WORDS:
+        return False
+    no_numbers = pd.to_numeric(column, errors="coerce").isna()
+    return bool((no_numbers & (column.astype(str).str.strip() != "")).all())
+
+
+def _row_names(names: list[str], header: str, metadata: pd.DataFrame) -> list[str]:
+    """Return the names of the rows; refuse a first column that is no column of names."""
+    repeat = len(set(names)) < len(names)
+    if repeat and genes.metadata_columns([header], rows_are_genes=False):
+        # As of CosMx: a field of view, and the number of the cell in it.
+        for column in metadata:
+            joined = [f"{a}_{b}" for a, b in zip(names, metadata[column], strict=True)]
+            if genes.names_cell(str(column)) and len(set(joined)) == len(joined):
+                metadata.insert(0, header, names)
+                return joined
+    if all(_is_number(name) for name in names) and (repeat or genes.n_gene_like([header])):
         raise InputError(
-            f"its first column, {first_column!r}, holds numbers that repeat; the first column is "
-            "for cell names: add one"
+            f"its first column, {header!r}, holds numbers{' that repeat' if repeat else ''}; the "
+            "first column is for cell names: add one"
         )
-    n_genes = sum(bool(_GENES.match(name)) for name in cells)
-    if n_genes > 0.02 * len(cells):
-        raise InputError(
-            f"{n_genes} rows are named like genes (MT-…, RPS…, RPL…): cells are rows here; "
-            "transpose the table"
-        )
+    return names
 
 
 def _is_number(name: str) -> bool:
@@ -77,29 +160,28 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def _names_of_columns(header: list[str], n_genes: int) -> list[str]:
-    if not n_genes:
+def _names_of_columns(header: list[str], n_columns: int) -> list[str]:
+    if not n_columns:
         raise InputError("has one column; separate by commas in .csv and by tabs in .tsv")
     # R writes no name above the column of row names, other programs do.
-    if len(header) not in (n_genes, n_genes + 1):
+    if len(header) not in (n_columns, n_columns + 1):
         raise InputError(
-            f"its header has {len(header)} names, and its rows one cell name and {n_genes} values"
+            f"its header has {len(header)} names, and its rows one cell name and {n_columns} values"
         )
-    return header[-n_genes:]
+    return header[-n_columns:]
 
 
-def _require_numbers(chunk: pd.DataFrame, genes: list[str]) -> None:
-    for column in chunk.columns:
-        if chunk[column].dtype.kind in "biuf":
+def _require_numbers(chunk: pd.DataFrame, names: list[str]) -> None:
+    import pandas as pd
+
+    for place, (column, dtype) in enumerate(chunk.dtypes.items()):
+        if dtype.kind in "biuf":
             continue
-        import pandas as pd
-
         numbers = pd.to_numeric(chunk[column], errors="coerce")
         # What pandas can read one by one, and not as a column, has too many digits for it.
         bad = (numbers.isna() if numbers.isna().any() else numbers == numbers.max()).to_numpy()
         raise InputError(
             f"holds {chunk[column][bad].iloc[0]!r} for cell {chunk.index[bad][0]}, gene "
-            f"{genes[chunk.columns.get_loc(column)]}, which is not a number, or none that a count "
-            "can be; one header line of gene names, one column of cell names and counts are "
-            "expected"
+            f"{names[place]}, which is not a number, or none that a count can be; one header line "
+            "of gene names, one column of cell names and counts are expected"
         )
