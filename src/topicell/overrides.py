@@ -116,7 +116,7 @@ def plain(name: str, value: str, *, resolved: bool = False) -> str:
 def _require_one_file(name: str, value: str) -> None:
     inside = _inside(value)
     parts = [unquoted(part.strip()) for part in _split(value if inside is None else inside)]
-    if inside is None and (len(parts) < 2 or not all(map(_exists, parts))):
+    if not any(parts) or (inside is None and (len(parts) < 2 or not all(map(_exists, parts)))):
         return
     if len(parts) == 1:
         raise InputError(f"{name} takes one file, found a list of 1; give {name}={parts[0]}")
