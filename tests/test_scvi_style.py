@@ -17,8 +17,8 @@ SIGNATURES = {
     "__init__": "adata n_topics n_hidden cell_topic_prior topic_feature_prior",
     "setup_anndata": "adata layer kwargs",
     "train": "max_epochs accelerator device train_size validation_size shuffle_set_split "
-    "batch_size early_stopping lr training_plan datasplitter_kwargs plan_config plan_kwargs trainer_config "
-    "trainer_kwargs",
+    "batch_size early_stopping lr training_plan datasplitter_kwargs plan_config plan_kwargs "
+    "trainer_config trainer_kwargs",
     "get_latent_representation": "adata indices batch_size n_samples",
     "get_feature_by_topic": "n_samples",
     "get_elbo": "adata indices batch_size",
