@@ -155,14 +155,16 @@ def test_arguments_without_effect_are_named_in_one_warning(cells, asked):
             trainer_config={"callbacks": [object()]},
             gradient_clip_val=1.0,
             logger=False,
+            precision="32-true",
+            check_val_every_n_epoch=1,
         )
     assert len(warned) == 1
     assert warned[0].filename == __file__
     told = str(warned[0].message)
     for name in ("devices", "blocked", "eps", "num_workers", "callbacks", "gradient_clip_val"):
         assert name in told
-    for name in ("pin_memory", "logger"):
-        # To leave out what is not there is no wish unfulfilled.
+    for name in ("pin_memory", "logger", "precision", "check_val"):
+        # These ask for what is done anyway.
         assert name not in told
     assert "all parameters are trained" in told
     with pytest.warns(UserWarning, match=r"batch_key \(the model has no batches\)") as warned:

@@ -133,6 +133,17 @@ LOAD_WITHOUT_EFFECT = (
     | _all("datamodule", "the model belongs to an AnnData")
     | _all("allowed_classes_names_list", "nothing is unpickled")
 )
+SAME_HERE: dict[str, tuple[Any, ...]] = {
+    "devices": (1, "1", "0", [0]),
+    "num_nodes": (1,),
+    "accumulate_grad_batches": (1,),
+    "check_val_every_n_epoch": (1,),
+    "scale_elbo": (1,),
+    "precision": (32, "32", "32-true"),
+    "early_stopping_monitor": ("elbo_validation",),
+    "early_stopping_mode": ("min",),
+}
+"""Values that ask for what is done anyway."""
 WRITE_H5AD = ("compression", "compression_opts", "as_dense", "convert_strings_to_categoricals")
 ACCELERATORS = {"auto": Device.auto, "cpu": Device.cpu, "gpu": Device.cuda, "cuda": Device.cuda}
 
@@ -169,7 +180,7 @@ def _warn_of(method: str, given: Mapping[str, Any], reasons: Mapping[str, str], 
     """Warn once of the arguments that have no effect, by reason."""
     by_reason: dict[str, list[str]] = {}
     for name, value in given.items():
-        if _asks(value):
+        if _asks(value) and value not in SAME_HERE.get(name, ()):
             by_reason.setdefault(reasons[name], []).append(name)
     if by_reason:
         told = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
@@ -376,16 +387,14 @@ class AmortizedLDA:
             name: value
             for name, value in (plan | optimiser | splitter | trainer).items()
             if name in PLAN_WITHOUT_EFFECT | SPLITTER_WITHOUT_EFFECT | TRAINER_WITHOUT_EFFECT
-        } | {"training_plan": training_plan}
-        if devices not in ("auto", 0, 1, "0", "1", [0], [1], None):
-            without_effect["devices"] = devices
+        } | {"training_plan": training_plan, "devices": devices}
         _warn_of(
             "train",
             without_effect,
             PLAN_WITHOUT_EFFECT
             | SPLITTER_WITHOUT_EFFECT
             | TRAINER_WITHOUT_EFFECT
-            | {"devices": "one device is used, the first that CUDA_VISIBLE_DEVICES has"},
+            | _all("devices", "one device is used, the first in CUDA_VISIBLE_DEVICES"),
             2,
         )
         if trainer.get("use_gpu") is not None:
