@@ -105,7 +105,7 @@ def test_text_is_kept_and_interpolations_of_settings_too():
 
 
 def test_a_list_without_an_end_is_refused():
-    with pytest.raises(InputError, match=r"no end; write \[A,B\], without blanks"):
+    with pytest.raises(InputError, match=r"no end; write preprocess.drop_genes=\[A,B\]"):
         literal(["preprocess.drop_genes=[^MT-,", "^mt-]"], multirun=False)
 
 

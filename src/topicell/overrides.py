@@ -163,7 +163,11 @@ def listed(argument: str, value: str) -> list[str]:
 
 def _require_end(argument: str, value: str) -> None:
     if value.startswith("[") and "]" not in value:
-        raise InputError(f"{argument!r}: the list has no end; write [A,B], without blanks")
+        name = argument.partition("=")[0]
+        raise InputError(
+            f"{name} = {value!r}: the list has no end; write {name}=[A,B], without blanks or in "
+            "quotes"
+        )
 
 
 def _inside(value: str) -> str | None:
