@@ -651,7 +651,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "a group for a value": (["model.n_topics={a:1}"], "model.n_topics"),
     "a value for a group": (["train=fast"], "train/fast"),
     "a list for a value": (["model.n_topics=[1]"], "model.n_topics"),
-    "a value for a list": (["preprocess.drop_genes=MT"], "preprocess.drop_genes"),
+    "a value for a list": (["preprocess.drop_genes=[a],[b]"], "preprocess.drop_genes"),
     "unbalanced brackets": (["preprocess.drop_genes=[a"], "'[a'"),
     "an interpolation to nowhere": (["seed=${nowhere}"], "nowhere"),
     "a seed below": (["seed=-1"], "seed = -1: must be between"),

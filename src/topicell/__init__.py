@@ -10,15 +10,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from topicell.api import AmortizedLDA, fit, load, load_dataset, preprocess
+    from topicell.api import fit, load, load_dataset, preprocess
     from topicell.config import InputError
     from topicell.model.counts import Counts
     from topicell.model.fit import TopicFit
+    from topicell.scvi_style import AmortizedLDA
 
 __version__ = version("topicell")
 
 _HOMES = {
-    "AmortizedLDA": "topicell.api",
+    "AmortizedLDA": "topicell.scvi_style",
     "fit": "topicell.api",
     "load": "topicell.api",
     "load_dataset": "topicell.api",

@@ -11,6 +11,7 @@ import copy
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ from topicell.config import (
     failure,
     without_password,
 )
+from topicell.overrides import TEXT, TEXTS, kinds, listed, literal, plain, quoted, unquoted
 
 if TYPE_CHECKING:
     from topicell.sweep.watch import CurrentTrial
@@ -216,8 +218,9 @@ def train(arguments: list[str]) -> None:
     job = Job()
     ConfigStore.instance().store(name="train_command", node=TrainCommand)
     arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
+    arguments = literal(arguments, multirun=not MULTIRUN.isdisjoint(arguments))
     # Hydra takes its options before or after the settings, not among them.
-    arguments = sorted(map(_literal_path, arguments), key=lambda a: a not in MULTIRUN)
+    arguments.sort(key=lambda argument: argument not in MULTIRUN)
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = [*arguments, *_folder_to_resume(arguments)]
     sys.argv = ["topicell train", *arguments]
@@ -278,21 +281,6 @@ class Job:
                 raise
 
 
-def _literal_path(argument: str) -> str:
-    """Quote the path of a file that exists: Hydra's grammar knows neither é nor ~ nor brackets."""
-    name, equals, value = argument.partition("=")
-    if name.lstrip("+") not in ("data.path", "resume"):
-        return argument
-    try:
-        if not Path(value).expanduser().exists():
-            return argument
-    except (OSError, ValueError, RuntimeError):
-        # No name of a file: who reads it says why.
-        return argument
-    escaped = value.replace("'", "\\'")
-    return f"{name}{equals}'{escaped}'"
-
-
 def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
     """The override that puts a run, or a grid, into the folder of the one it goes on with."""
     from hydra import compose, initialize_config_dir
@@ -302,7 +290,8 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     grid = not MULTIRUN.isdisjoint(arguments)
     knob = "hydra.sweep.dir" if grid else "hydra.run.dir"
-    resume = [a for a in overrides if a.startswith("resume=")][-1].partition("=")[2].strip("'\"")
+    given = [a for a in overrides if a.startswith("resume=")][-1].partition("=")[2]
+    resume = unquoted(given)
     if not _resumes(resume) or any(a.startswith(f"{knob}=") for a in overrides):
         return []
     with initialize_config_dir(str(conf_folder()), version_base=None):
@@ -321,8 +310,7 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
         print("nothing to go on with: no such run was cut off; one begins", file=sys.stderr)
         return []
     print(f"going on with {found}", file=sys.stderr)
-    escaped = str(found).replace("'", "\\'")
-    return [f"{knob}='{escaped}'"]
+    return [f"{knob}={quoted(str(found))}"]
 
 
 def _resumes(resume: str | None) -> bool:
@@ -721,22 +709,21 @@ def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | Non
     arguments = [off.get(argument, argument) for argument in arguments]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), stored or {})
-        literal = {f.name for f in fields(schema) if f.type in ("str", "str | None")}
+        known = kinds(schema())
         for argument in arguments:
             name, _, value = argument.partition("=")
-            if name in literal and value != "null":
+            if known.get(name) in TEXT and value != "null":
                 # A file may have any name, and an id may look like a number.
-                OmegaConf.update(merged, name, value)
+                OmegaConf.update(merged, name, plain(name, value))
+            elif known.get(name) == TEXTS and value != "null":
+                OmegaConf.update(merged, name, listed(argument, value))
             else:
                 merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
     except YAMLError as error:
-        quoted = f"{name}=\"'{value}'\""
-        raise InputError(
-            f"{argument!r}: has a special meaning; put it in quotes, {quoted}"
-        ) from error
+        raise InputError(f"{argument!r}: {_takes(name, known)}") from error
     except OmegaConfBaseException as error:
-        known = [*dotted(schema()), *(f.name for f in fields(schema))]
-        raise InputError(_setting_message(error, known, COMMAND_HELP[schema])) from error
+        names = [*dotted(schema()), *(f.name for f in fields(schema))]
+        raise InputError(_setting_message(error, names, COMMAND_HELP[schema])) from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise InputError(f"{missing[0]} has no value; give {missing[0]}=VALUE")
@@ -849,9 +836,29 @@ def _setting_message(
         return f"{text}: settings are written NAME=VALUE, a file as data=file data.path=FILE"
     if "Could not find 'data/" in text:
         return f"{text}; a file of yours: data=file data.path=FILE"
-    if any(words in text for words in ("LexerNoViableAlt", "mismatched", "no viable")):
-        return f"{text}: put a value with other than plain letters in quotes, \"NAME='VALUE'\""
+    if override and type(error).__name__ == "OverrideParseException":
+        return _not_parsed(override, text, known, lister)
     return text
+
+
+def _not_parsed(override: str, text: str, known: list[str], lister: str) -> str:
+    """What is wrong with an override that Hydra's grammar does not take, and what it would take."""
+    name, equals, value = override.partition("=")
+    name = name.lstrip("+~")
+    if not equals:
+        return f"{override!r}: settings are written NAME=VALUE"
+    if not name.startswith("hydra.") and name not in known:
+        return _unknown_setting(name, known, lister)
+    types = kinds(TrainCommand())
+    if name in types:
+        return f"{override!r}: {_takes(name, types)} ({text})"
+    return f"{text}; write {shlex.quote(f'{name}={quoted(unquoted(value))}')}"
+
+
+def _takes(name: str, types: Mapping[str, str]) -> str:
+    """What kind of value a setting takes, in words."""
+    kind = types.get(name, "another kind of value")
+    return f"{name} takes {kind.replace(' | ', ' or ').replace('None', 'null')}"
 
 
 def _unknown_setting(name: str, known: list[str], lister: str = "topicell train --cfg job") -> str:

@@ -246,6 +246,60 @@ def test_a_point_that_no_run_can_be_made_of_is_a_failed_trial(topicell, tmp_path
     assert refused.error == "model.n_topics = 1: needs at least 2 topics"
 
 
+@pytest.fixture(scope="module")
+def mostly_failed(topicell, tmp_path_factory):
+    """A finished sweep of which three of five trials ask for more topics than there are cells."""
+    folder = tmp_path_factory.mktemp("mostly_failed")
+    settings = [
+        "model.n_topics=choice(2,3,200,201,202)",
+        "sweep.sampler=grid",
+        "sweep.n_trials=5",
+        "evaluate.n_splits=1",
+    ]
+    done = topicell("train", *SWEEP[:2], *SMALL, *settings, cwd=folder, quick_workers=True)
+    (path,) = folder.glob("sweeps/*/sweep.json")
+    return SimpleNamespace(folder=folder, done=done, path=path, sweep=Sweep.read(path))
+
+
+@pytest.mark.slow
+def test_a_sweep_that_mostly_failed_chooses_and_registers_nothing(mostly_failed):
+    done, folder = mostly_failed.done, mostly_failed.folder
+    assert done.returncode == 1, done.stderr
+    counted = (
+        "Failed trials: 3 of 5 (1 of 1 with K = 200, 1 of 1 with K = 201, 1 of 1 with K = 202)."
+    )
+    assert counted in done.stdout
+    assert "too many trials failed" in done.stderr.splitlines()[-1]
+    assert "more topics than the 160 training cells" in done.stderr.splitlines()[-1]
+    verdict = json.loads(mostly_failed.path.read_text())["verdict"]
+    assert (verdict["kind"], verdict["n_topics"]) == ("too many trials failed", None)
+    assert verdict["failed"] == {"200": 1, "201": 1, "202": 1}
+    assert counted in mostly_failed.path.with_name("report.html").read_text()
+    store = client(TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"))
+    assert not store.search_registered_models()
+    parent = store.get_run(mostly_failed.sweep.parent_id)
+    assert parent.info.status == "FAILED"
+    assert parent.data.tags["topicell.verdict"] == "too many trials failed"
+    assert counted in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.slow
+def test_libraries_say_nothing_while_figures_are_written(topicell, mostly_failed):
+    """fontTools tells of each table of each font in each PDF."""
+    run, folder = mostly_failed.sweep.parent_id, mostly_failed.folder
+    assert list(mostly_failed.path.parent.glob("figures/*.pdf"))
+    lines = (mostly_failed.done.stdout + mostly_failed.done.stderr).splitlines()
+    # The study, five trials, three lines of verdict, the error.
+    assert len(lines) == 10, lines
+    again = topicell("report", f"run={run}", "output=again", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert list((folder / "again" / "figures").glob("*.pdf"))
+    assert (again.stdout, again.stderr) == ("again/report.html\n", "")
+    assert "Failed trials: 3 of 5" in (folder / "again" / "report.html").read_text()
+    for log in mostly_failed.path.parent.glob("*/topicell.log"):
+        assert "glyf" not in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

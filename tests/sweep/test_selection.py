@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from topicell.evaluation.estimates import Estimate, difference, estimate
-from topicell.sweep.selection import STABILITY, Kind, points, select
-from topicell.sweep.trials import PERPLEXITY, TOPICS, Trial
+from topicell.sweep.selection import STABILITY, Kind, outcomes, points, select
+from topicell.sweep.trials import INTERRUPTED, KILLED, PERPLEXITY, TOPICS, Trial
 
 NPMI = "topics/coherence_npmi"
 BOUNDS = (2, 40)
@@ -41,6 +41,17 @@ def trial(n_topics, perplexity, stability=0.9, *, number=None, state="COMPLETE",
 def curve(means, error=1.0):
     """Trials of one split and two replicates, of a standard error each."""
     return [trial(k, [mean - error, mean + error]) for k, mean in means.items()]
+
+
+def failed(n_topics, number, error="NonFiniteError: training stopped", **params):
+    """A trial that failed before it measured anything."""
+    return Trial(
+        number=number,
+        state="FAIL",
+        params={TOPICS: n_topics} | params,
+        n_topics=n_topics,
+        error=error,
+    )
 
 
 def standard_error(values):
@@ -514,3 +525,73 @@ def test_a_better_number_of_topics_that_is_not_stable_is_not_said_to_be_worse():
 def test_without_errors_none_is_spoken_of():
     trials = [trial(k, [mean], None) for k, mean in {3: 110, 5: 100, 7: 100.0001}.items()]
     assert "standard error" not in select(trials, bounds=BOUNDS).sentence
+
+
+def test_failed_trials_are_counted_by_number_of_topics():
+    trials = [
+        *curve({5: 110, 8: 100, 12: 107, 20: 115}),
+        failed(8, 101, lr=0.2),
+        failed(30, 102),
+        # Of a run that was never composed, the settings tell the number of topics.
+        replace(failed(1, 103), n_topics=0),
+    ]
+    verdict = select(trials)
+    assert (verdict.kind, verdict.n_topics) == (Kind.optimum, 8)
+    assert verdict.cautions[0] == (
+        "Failed trials: 3 of 7 (1 of 1 with K = 1, 1 of 2 with K = 8, 1 of 1 with K = 30)."
+    )
+
+
+@pytest.mark.parametrize("n_failed", range(8))
+def test_nothing_is_chosen_where_most_trials_failed(n_failed):
+    sizes = [4, 6, 8, 11, 14, 18, 23, 29]
+    complete = curve({k: 100 + abs(k - 23) for k in sizes[n_failed:]})
+    verdict = select([*complete, *(failed(k, k) for k in sizes[:n_failed])], bounds=(2, 30))
+    told = f"Failed trials: {n_failed} of 8" in " ".join(verdict.cautions)
+    assert told == (n_failed > 0)
+    if n_failed <= 4:
+        assert (verdict.kind, verdict.n_topics, verdict.trial) == (Kind.optimum, 23, 23)
+    else:
+        assert (verdict.kind, verdict.n_topics, verdict.best) == (Kind.failed, None, None)
+        assert verdict.trial is None
+        assert f"{n_failed} of 8 trials failed" in verdict.sentence
+
+
+def test_nothing_is_chosen_where_most_of_the_range_failed():
+    """Many trials of two numbers of topics say nothing of the five that could not be fitted."""
+    complete = [trial(k, [99, 101], number=10 * k + i, lr=i) for k in (2, 3) for i in range(5)]
+    lost = [failed(k, k) for k in (5, 8, 12, 20, 30)]
+    verdict = select([*complete, *lost])
+    assert (verdict.kind, verdict.n_topics) == (Kind.failed, None)
+    assert "all trials of 5 of 7 numbers of topics failed" in verdict.sentence
+
+
+def test_few_measured_numbers_of_topics_are_said_with_those_that_failed():
+    verdict = select([*curve({5: 110, 8: 100}), failed(12, 12), failed(20, 20)])
+    assert verdict.n_topics == 8
+    assert "Numbers of topics measured: 2 (K = 12, 20 failed); try more." in verdict.cautions
+
+
+def test_what_was_interrupted_pruned_or_tried_again_did_not_fail():
+    trials = [
+        *curve({5: 110, 8: 100, 12: 107}),
+        failed(20, 20, INTERRUPTED),
+        failed(21, 21, KILLED),
+        replace(trial(25, [1]), state="PRUNED", values={}),
+        replace(trial(26, [1]), state="RUNNING", values={}),
+        failed(5, 30, "its process was killed by signal 9"),
+    ]
+    assert outcomes(trials) == {5: [False], 8: [False], 12: [False], 25: [False]}
+    assert not any("ailed" in caution for caution in select(trials).cautions)
+
+
+def test_a_perplexity_that_is_no_number_is_a_failure():
+    trials = [*curve({5: 110, 8: 100, 12: 107}), trial(20, [math.nan, 1.0])]
+    assert outcomes(trials)[20] == [True]
+    assert "Failed trials: 1 of 4 (1 of 1 with K = 20)." in select(trials).cautions
+
+
+def test_where_all_failed_the_failures_are_counted_too():
+    verdict = select([failed(5, 0), failed(8, 1)])
+    assert "no trial was completed" in verdict.sentence
+    assert verdict.cautions == ("Failed trials: 2 of 2 (1 of 1 with K = 5, 1 of 1 with K = 8).",)

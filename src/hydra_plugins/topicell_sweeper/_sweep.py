@@ -31,6 +31,7 @@ from topicell.config import (
 from topicell.data.preprocessing import held_in_memory
 from topicell.data.reading import source_digest
 from topicell.sweep.search import Job, Search, SweepError, conclude
+from topicell.sweep.selection import Kind
 from topicell.sweep.study import Study, study_name
 from topicell.sweep.trials import TOPICS, now
 from topicell.sweep.watch import CurrentTrial, working_on
@@ -162,7 +163,7 @@ def _conclude(
             "created": now(),
         },
     )
-    errors = [trial.error for trial in found.trials if trial.error]
+    errors = [trial.error for trial in found.trials if trial.failed]
     if errors and not any(trial.state == "COMPLETE" for trial in found.trials):
         raise SweepError(
             f"none of {len(found.trials)} trials was completed (the last: {errors[-1]}), and none "
@@ -172,6 +173,12 @@ def _conclude(
     for caution in verdict.cautions:
         print(f"  {caution}")
     print(f"report      {folder / 'report.html'}")
+    if verdict.kind is Kind.failed:
+        raise SweepError(
+            f"too many trials failed to choose a number of topics (the last: {errors[-1]}); "
+            "nothing is registered, and none is tried again: fix it, and name another sweep.study "
+            "or raise sweep.n_trials"
+        )
     chosen = next((trial for trial in found.trials if trial.number == verdict.trial), None)
     if chosen is None:
         return

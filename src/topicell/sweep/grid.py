@@ -8,7 +8,7 @@ from pathlib import Path
 
 from topicell.config import RunConfig, dotted
 from topicell.sweep.search import judge
-from topicell.sweep.trials import TOPICS, Sweep, Trial, now
+from topicell.sweep.trials import INTERRUPTED, TOPICS, Sweep, Trial, now
 from topicell.sweep.watch import VALIDATION
 from topicell.tracking.parents import Parent
 from topicell.tracking.stored import NestedRun
@@ -54,7 +54,7 @@ def as_sweep(parent: Parent) -> Sweep:
             ended=run.ended,
             run_id=run.run_id,
             run_name=run.name,
-            error=run.tags.get("topicell.error", ""),
+            error=run.tags.get("topicell.error", INTERRUPTED if run.status == "KILLED" else ""),
         )
         for number, run in enumerate(runs)
     ]

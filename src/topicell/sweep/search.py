@@ -15,7 +15,7 @@ import numpy as np
 
 from topicell.config import InputError, SweepConfig
 from topicell.interrupts import held_interrupts
-from topicell.sweep.selection import MEASURES, Verdict, points, select
+from topicell.sweep.selection import MEASURES, Verdict, outcomes, points, select
 from topicell.sweep.study import Study
 from topicell.sweep.trials import PERPLEXITY, Sweep
 from topicell.sweep.workers import Began, Died, Done, Event, Report, SplitReport, Work, Workers
@@ -300,7 +300,7 @@ def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     # The store may be back that was away for a while.
     parent.try_again()
     folder.mkdir(parents=True, exist_ok=True)
-    sweep.write(folder)
+    sweep.write(folder, as_plain(verdict, sweep))
     parent.keep(("sweep.json",))
     for point in points(sweep.trials):
         metrics = {}
@@ -326,6 +326,19 @@ def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     page.write(sweep, verdict, folder)
     parent.keep(("report.html", "figures"))
     return verdict
+
+
+def as_plain(verdict: Verdict, sweep: Sweep) -> dict[str, Any]:
+    """The verdict as ``sweep.json`` has it, with the failed trials by number of topics."""
+    return {
+        "kind": verdict.kind.value,
+        "n_topics": verdict.n_topics,
+        "best": verdict.best,
+        "trial": verdict.trial,
+        "sentence": verdict.sentence,
+        "cautions": list(verdict.cautions),
+        "failed": {k: sum(failed) for k, failed in outcomes(sweep.trials).items() if any(failed)},
+    }
 
 
 def _states(sweep: Sweep) -> str:

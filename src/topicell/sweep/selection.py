@@ -9,6 +9,9 @@ by this the perplexities of two K can be told apart that one split moves farther
 
 Measures are never rescaled and added: those of one K do not depend on which others were tried,
 and a K that is worse than the best does not change the choice.
+
+Failed trials are counted by K. Where more than half of the trials, or of the numbers of topics,
+failed, nothing is chosen: the lowest perplexity of the few that are left says little.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from enum import Enum
 import numpy as np
 
 from topicell.evaluation.estimates import BySplit, Estimate, difference, estimate
-from topicell.sweep.trials import PERPLEXITY, Trial
+from topicell.sweep.trials import PERPLEXITY, TOPICS, Trial
 
 STABILITY = "topics/stability"
 MEASURES = {
@@ -32,6 +35,8 @@ MEASURES = {
     "topics/used": "Topics in use",
 }
 """What the curves over K show."""
+MOST = 0.5
+"""If a larger share of the trials, or of the numbers of topics, failed, none is chosen."""
 WIDE = 0.5
 """A plateau over more than this share of the range (of its logarithm) is no optimum."""
 FEW = 3
@@ -45,6 +50,7 @@ class Kind(Enum):
     plateau = "plateau"
     edge = "best at the edge of the range"
     none = "no clear optimum"
+    failed = "too many trials failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,26 @@ def points(trials: Sequence[Trial]) -> list[Point]:
     return [of_topics[n_topics] for n_topics in sorted(of_topics)]
 
 
+def outcomes(trials: Sequence[Trial]) -> dict[int, list[bool]]:
+    """Return by number of topics, for each setting that was tried to an end, whether it failed.
+
+    Settings count once: a failed trial that was tried again counts as the second one ended.
+    Interrupted trials do not count, pruned ones did not fail. A perplexity that is NaN is a
+    failure; an infinite one is not, since topics may give a held-out count probability 0. The
+    number of topics is 0 where a trial does not tell it.
+    """
+    ended: dict[int, dict[str, bool]] = {}
+    for trial in trials:
+        perplexities = trial.values.get(PERPLEXITY, {}).values()
+        failed = trial.failed or any(np.isnan(of_split).any() for of_split in perplexities)
+        if failed or trial.state in ("COMPLETE", "PRUNED"):
+            # A run that failed before its settings were recorded is like no other.
+            key = repr(sorted(trial.params.items()) or trial.number)
+            of_topics = ended.setdefault(_n_topics(trial), {})
+            of_topics[key] = failed and of_topics.get(key, True)
+    return {n_topics: list(ended[n_topics].values()) for n_topics in sorted(ended)}
+
+
 def select(
     trials: Sequence[Trial],
     *,
@@ -138,13 +164,16 @@ def select(
     Returns
     -------
     The choice is the smallest stable K whose perplexity is within one standard error of the
-    lowest.
+    lowest; nothing where most of the trials, or of the numbers of topics, failed.
     """
     measured = points(trials)
+    ended = outcomes(trials)
+    cautions = [_of_failures(ended)] if _n_failed(ended)[0] else []
     if not measured:
         sentence = "No clear optimum: no trial was completed, so there is nothing to choose from."
-        return Verdict(Kind.none, None, None, (), None, sentence)
-    cautions = []
+        return Verdict(Kind.none, None, None, (), None, sentence, tuple(cautions))
+    if sentence := _too_many(ended):
+        return Verdict(Kind.failed, None, None, (), None, sentence, tuple(cautions))
     splits = _usual_splits(measured)
     comparable = [point for point in measured if splits <= point.values[PERPLEXITY].keys()]
     if len(comparable) < len(measured):
@@ -157,7 +186,7 @@ def select(
             f"No clear optimum: no number of topics reaches a stability of {stability_floor:g}; "
             "fits from other starts find other topics, so none of them should be built on."
         )
-        return Verdict(Kind.none, None, None, (), None, sentence)
+        return Verdict(Kind.none, None, None, (), None, sentence, tuple(cautions))
     perplexity = {
         point.n_topics: {split: point.values[PERPLEXITY][split] for split in splits}
         for point in stable
@@ -201,12 +230,14 @@ def select(
             "evaluate.n_splits=3 gives error bars."
         )
     if len(measured) < FEW:
-        cautions.append(f"Numbers of topics measured: {len(measured)}; try more.")
+        lost = [n_topics for n_topics, failed in ended.items() if n_topics and all(failed)]
+        why = f" (K = {_listed(lost)} failed)" if lost else ""
+        cautions.append(f"Numbers of topics measured: {len(measured)}{why}; try more.")
     if any(math.isnan(point.stability) for point in measured):
         cautions.append(
             "Fits of one replicate have no stability: the floor is not applied to them."
         )
-    tried = {trial.n_topics for trial in trials if trial.n_topics}
+    tried = {_n_topics(trial) for trial in trials} - {0}
     if kind in (Kind.plateau, Kind.none) and within[-1].n_topics == high > low:
         cautions.append(f"The plateau reaches the edge of the range, K = {high}: larger K may do.")
     elif kind is not Kind.edge and best.n_topics == max(tried) < high:
@@ -224,6 +255,44 @@ def select(
         sentence,
         tuple(cautions),
     )
+
+
+def _of_failures(ended: Mapping[int, Sequence[bool]]) -> str:
+    """Count the failed trials, by K."""
+    n_failed, n_ended = _n_failed(ended)
+    by_topics = ", ".join(
+        f"{sum(failed)} of {len(failed)} with {f'K = {n_topics}' if n_topics else 'no known K'}"
+        for n_topics, failed in ended.items()
+        if any(failed)
+    )
+    return f"Failed trials: {n_failed} of {n_ended} ({by_topics})."
+
+
+def _too_many(ended: Mapping[int, Sequence[bool]]) -> str:
+    """Say that most of the trials or numbers of topics failed; nothing where they did not."""
+    n_failed, n_ended = _n_failed(ended)
+    if n_failed > MOST * n_ended:
+        what = f"{n_failed} of {n_ended} trials failed"
+    elif (n_lost := sum(map(all, ended.values()))) > MOST * len(ended):
+        what = f"all trials of {n_lost} of {len(ended)} numbers of topics failed"
+    else:
+        return ""
+    return (
+        f"No number of topics is chosen: {what}, and the perplexities of the others are too few to "
+        "choose from. Find out why they failed, then sweep again."
+    )
+
+
+def _n_failed(ended: Mapping[int, Sequence[bool]]) -> tuple[int, int]:
+    return sum(map(sum, ended.values())), sum(map(len, ended.values()))
+
+
+def _n_topics(trial: Trial) -> int:
+    """The number of topics of a trial; 0 where it is unknown."""
+    try:
+        return trial.n_topics or int(str(trial.params.get(TOPICS, 0)).strip("'\""))
+    except ValueError:
+        return 0
 
 
 def _in_words(

@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, TrialState
 from topicell.config import InputError, Pruner, Sampler, SweepConfig, without_password
 from topicell.evaluation.estimates import difference
 from topicell.sweep.locks import Locks, locks_of
-from topicell.sweep.trials import PERPLEXITY, Trial
+from topicell.sweep.trials import INTERRUPTED, KILLED, PERPLEXITY, Trial
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ RETRY_OF = "topicell:retry_of"
 """The failed trial whose parameters a trial repeats: that one is not counted."""
 KILLED_BEFORE = "topicell:killed_before"
 """How often the parameters of a trial were taken by a worker that was killed."""
-KILLED = "the sweep was killed"
 DEFINITION = "topicell:definition"
 SECONDS = "topicell:seconds"
 PARENT = "topicell:parent_run"
@@ -250,7 +249,7 @@ class Study:
     def interrupted(self, number: int) -> None:
         """The sweep is stopped while a trial runs: it is run again when the sweep goes on."""
         trial = self._running[number]
-        self.fail(number, "interrupted")
+        self.fail(number, INTERRUPTED)
         self._queue_again(number, trial.params, int(trial.user_attrs.get(KILLED_BEFORE, 0)))
 
     @property

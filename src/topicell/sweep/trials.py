@@ -18,6 +18,9 @@ PERPLEXITY = "valid/perplexity_folded"
 """What is minimised: the test cells stay unseen until the choice is made."""
 TOPICS = "model.n_topics"
 SEED = "seed"
+KILLED = "the sweep was killed"
+INTERRUPTED = "interrupted"
+"""Errors of trials that were stopped from outside."""
 FORMAT = 1
 
 
@@ -50,6 +53,11 @@ class Trial:
     run_name: str = ""
     folder: str = ""
     error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the trial failed by itself: one that was pruned or interrupted did not."""
+        return self.state == "FAIL" and self.error not in (KILLED, INTERRUPTED)
 
     @property
     def others(self) -> dict[str, Any]:
@@ -87,10 +95,11 @@ class Sweep:
     version: str = ""
     created: str = ""
 
-    def write(self, folder: Path) -> Path:
-        """Write ``sweep.json``."""
+    def write(self, folder: Path, verdict: Mapping[str, Any] | None = None) -> Path:
+        """Write ``sweep.json``, with the verdict for whoever reads the file alone."""
         path = folder / "sweep.json"
-        text = json.dumps({"format": FORMAT} | asdict(self), indent=1)
+        of_verdict = {} if verdict is None else {"verdict": verdict}
+        text = json.dumps({"format": FORMAT} | of_verdict | asdict(self), indent=1)
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -100,6 +109,8 @@ class Sweep:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document.pop("format", None) != FORMAT:
             raise InputError(f"{path} was written by another version of topicell; sweep again")
+        # `topicell.sweep.selection.select` gives it again.
+        document.pop("verdict", None)
         document["trials"] = [
             Trial(**(trial | {"curve": {int(e): v for e, v in trial["curve"].items()}}))
             for trial in document["trials"]

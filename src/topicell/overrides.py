@@ -1,0 +1,238 @@
+"""Arguments of the command line, written so that text, paths and patterns are taken literally.
+
+Hydra's grammar reads ``~``, ``^``, ``é``, blanks, brackets and commas as syntax, or not at all. A
+setting that holds text is therefore quoted here before Hydra sees it. Three notations keep their
+meaning: a value in quotes, an interpolation (``${oc.env:HOME}``), and, with ``-m``, a sweep
+(``data.path=a.h5ad,b.h5ad``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from topicell.config import InputError, TrainCommand
+
+TEXT = ("str", "str | None")
+TEXTS = "list[str]"
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+"""Settings of Hydra itself that name a folder; each run or grid has one."""
+PATHS = (
+    *FOLDERS,
+    *("data.path", "report.gene_sets", "resume"),
+    *("run", "input", "output", "theta", "beta", "data", "held_out"),
+)
+"""Settings that name files, of ``train`` and of the other commands."""
+ONE_FILE = ("data.path", "data", "input")
+"""Settings that name the file of the cells."""
+SWEEP = re.compile(r"(choice|glob|shuffle|sort|range|interval|tag|str)\(.*\)", re.DOTALL)
+"""Hydra's functions that make several values of one setting."""
+INTERPOLATION = re.compile(
+    r"(\\*)\$\{(?!\w+(\.\w+)*:|hydra\.|("
+    + "|".join(field.name for field in fields(TrainCommand))
+    + r")[.}])"
+)
+"""Dollar and brace that begin no name which OmegaConf could resolve."""
+CLOSES = {"(": ")", "[": "]", "{": "}"}
+
+
+def kinds(config: Any, prefix: str = "") -> dict[str, str]:
+    """Return the type of each setting, as the dataclasses declare it, by dotted name."""
+    found: dict[str, str] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found |= kinds(value, f"{prefix}{field.name}.")
+        else:
+            found[f"{prefix}{field.name}"] = str(field.type)
+    return found
+
+
+def literal(arguments: Sequence[str], *, multirun: bool) -> list[str]:
+    """Return the arguments of ``train`` with text, paths and patterns in Hydra's quotes.
+
+    Raises
+    ------
+    InputError
+        A list is given where one file is needed, or a list has no end.
+    """
+    known = kinds(TrainCommand()) | dict.fromkeys(FOLDERS, "str")
+    return [_literal(argument, known, multirun=multirun) for argument in arguments]
+
+
+def _literal(argument: str, known: Mapping[str, str], *, multirun: bool) -> str:
+    name, equals, value = argument.partition("=")
+    setting = name.lstrip("+")
+    kind = known.get(setting)
+    if not equals or value.strip().lower() in ("", "null"):
+        return argument
+    if kind in TEXT:
+        return f"{name}={_text(setting, value, multirun=multirun and setting not in FOLDERS)}"
+    if kind == TEXTS:
+        return f"{name}={_texts(argument, value, multirun=multirun)}"
+    return argument
+
+
+def _text(name: str, value: str, *, multirun: bool) -> str:
+    """Quote a text; with ``multirun``, each of several."""
+    if multirun and not _exists(value):
+        if SWEEP.fullmatch(value):
+            return value
+        parts = [part.strip() for part in _split(value)]
+        if len(parts) > 1:
+            return ",".join(quoted(plain(name, part, resolved=True)) for part in parts)
+    return quoted(plain(name, value, resolved=True))
+
+
+def plain(name: str, value: str, *, resolved: bool = False) -> str:
+    """Return a text as it is meant: without quotes around it, ``~`` and ``${`` made unambiguous.
+
+    With `resolved`, interpolations that OmegaConf can resolve keep their meaning, but for a file
+    that is there under just this name.
+
+    Raises
+    ------
+    InputError
+        The setting takes one file, and the value is a list.
+    """
+    there = _exists(value)
+    if name in ONE_FILE and not there:
+        _require_one_file(name, value)
+    dollars = INTERPOLATION if resolved and not there else re.compile(r"(\\*)\$\{")
+    text = dollars.sub(r"\1\1\\${", value if there else unquoted(value))
+    if name not in PATHS or not text.startswith("~"):
+        return text
+    try:
+        home = Path(text).expanduser()
+    except RuntimeError:
+        # There is no such user: a file may begin like that.
+        home = None
+    return str(Path(text).absolute() if home is None or Path(value).exists() else home)
+
+
+def _require_one_file(name: str, value: str) -> None:
+    inside = _inside(value)
+    parts = [unquoted(part.strip()) for part in _split(value if inside is None else inside)]
+    if not any(parts) or (inside is None and (len(parts) < 2 or not all(map(_exists, parts)))):
+        return
+    if len(parts) == 1:
+        raise InputError(f"{name} takes one file, found a list of 1; give {name}={parts[0]}")
+    separate = "; or one run each, topicell train -m data.path=A,B" if name == "data.path" else ""
+    raise InputError(
+        f"{name} takes one file, found a list of {len(parts)}; put them together first: "
+        "anndata.concat([anndata.read_h5ad(file) for file in files], label='sample', "
+        f"index_unique='-').write_h5ad('all.h5ad'){separate}"
+    )
+
+
+def _texts(argument: str, value: str, *, multirun: bool) -> str:
+    """Write a list of texts, given in brackets or without, as Hydra's list of quoted ones."""
+    value = value.strip()
+    if "${" in value or SWEEP.fullmatch(value):
+        return value
+    parts = [part.strip() for part in _split(value)]
+    if len(parts) > 1 and not multirun:
+        if any(_inside(part) is not None for part in parts):
+            # Hydra says that this would be a sweep.
+            return value
+        parts = [f"[{value}]"]
+    written = []
+    for part in parts:
+        _require_end(argument, part)
+        items = [unquoted(part)] if _inside(part) is None else listed(argument, part)
+        written.append(f"[{','.join(map(quoted, items))}]")
+    return ",".join(written)
+
+
+def listed(argument: str, value: str) -> list[str]:
+    """Return the items of a list of texts, which may go without its brackets.
+
+    Raises
+    ------
+    InputError
+        The list begins and has no end.
+    """
+    inside = _inside(value)
+    _require_end(argument, value)
+    parts = _split(value if inside is None else inside, depth=1)
+    return [unquoted(part.strip()) for part in parts if part.strip()]
+
+
+def _require_end(argument: str, value: str) -> None:
+    if value.startswith("[") and "]" not in value:
+        name = argument.partition("=")[0]
+        raise InputError(
+            f"{name} = {value!r}: the list has no end; write {name}=[A,B], without blanks or in "
+            "quotes"
+        )
+
+
+def _inside(value: str) -> str | None:
+    """Return what stands between the brackets of a list; None for what is no list.
+
+    ``[mM][tT]`` is a pattern: its first bracket ends before the last.
+    """
+    if not (value.startswith("[") and value.endswith("]") and len(value) > 1):
+        return None
+    inside = value[1:-1]
+    return inside if len(_split(inside, at="]", depth=1)) == 1 else None
+
+
+def _split(text: str, at: str = ",", depth: int = 2) -> list[str]:
+    r"""Split at the character where it is outside of quotes and brackets.
+
+    Square brackets are nested as deep as `depth`: those of a list, then those of a pattern. Within
+    the latter other brackets are plain characters, as they are after ``\``.
+    """
+    parts, begin, i = [], 0, 0
+    ends: list[str] = []
+    while i < len(text):
+        one = text[i]
+        first = not text[begin:i].strip()
+        if one == "\\":
+            i += 1
+        elif first and one in "'\"" and (end := _end_of_quoted(text, i)) is not None:
+            i = end
+        elif ends and one == ends[-1]:
+            ends.pop()
+        elif one in CLOSES and ends.count("]") < depth:
+            ends.append(CLOSES[one])
+        elif one == at and not ends:
+            parts.append(text[begin:i])
+            begin = i + 1
+        i += 1
+    return [*parts, text[begin:]]
+
+
+def _end_of_quoted(text: str, begin: int) -> int | None:
+    """Return where a quoted value ends; None if it does not."""
+    found = re.compile(rf"(?:\\.|[^\\{text[begin]}])*{text[begin]}", re.DOTALL).match(
+        text, begin + 1
+    )
+    return found.end() - 1 if found else None
+
+
+def quoted(text: str) -> str:
+    """Return a text in the quotes of Hydra's grammar."""
+    # Backslashes count only before a quote.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def unquoted(text: str) -> str:
+    """Return a value without the quotes around it, if it has them."""
+    if len(text) < 2 or text[0] not in "'\"" or _end_of_quoted(text, 0) != len(text) - 1:
+        return text
+    quote = text[0]
+    return re.sub(rf"(\\+)({quote}|\Z)", lambda m: m[1][: len(m[1]) // 2] + m[2], text[1:-1])
+
+
+def _exists(value: str) -> bool:
+    try:
+        return bool(value) and (Path(value).exists() or Path(value).expanduser().exists())
+    except (OSError, ValueError, RuntimeError):
+        # Not the name of a file: whoever reads it says why.
+        return False
