@@ -292,10 +292,13 @@ class PreprocessConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     cache: bool = True
     """Keep the prepared data in the user's cache folder, by digest of data and settings."""
+    cache_limit_mb: int | None = 2000
+    """Size in MB that the cache of prepared data may have: what was used longest ago is removed
+    first, never what was written last; null sets no limit."""
 
     def __post_init__(self) -> None:
         _require_not_negative("preprocess", self, "min_counts_per_cell", "min_cells_per_gene")
-        _require_positive("preprocess", self, "n_variable_genes", "target_sum")
+        _require_positive("preprocess", self, "n_variable_genes", "target_sum", "cache_limit_mb")
 
 
 class ModelKind(Enum):

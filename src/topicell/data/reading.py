@@ -20,9 +20,10 @@ import numpy as np
 
 from topicell.config import DataConfig, InputError
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
-from topicell.data.formats import recognise
+from topicell.data.formats import files_of, recognise
 from topicell.data.formats.h5ad import read_counts_alone, read_h5ad
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
+from topicell.data.frames import plain, require_gene_names
 from topicell.data.simulation import settings_digest, simulate
 from topicell.model.counts import Counts, locate, require_sound
 
@@ -45,7 +46,7 @@ def load(config: DataConfig) -> AnnData:
     """
     if config.name == "file":
         assert config.path is not None, "DataConfig requires a path with name: file"
-        adata = read(config.path, layer=config.layer, backed=config.backed)
+        adata = read(config.path, layer=config.layer, backed=config.backed, **_more(config))
     elif config.name in ("simulated", "pbmc68k", "pbmc_facs"):
         if config.backed:
             raise InputError(f"data.backed = True: needs an h5ad file, which {config.name} is not")
@@ -57,7 +58,7 @@ def load(config: DataConfig) -> AnnData:
     else:
         _require_known(config.name)
         dataset = CATALOGUE[config.name]
-        adata = read(fetch(dataset), layer=config.layer, backed=config.backed)
+        adata = read(fetch(dataset), layer=config.layer, backed=config.backed, **_more(config))
         adata.uns["topicell_source"] |= {
             "name": dataset.name,
             "source": dataset.url,
@@ -73,7 +74,15 @@ def load(config: DataConfig) -> AnnData:
     return adata
 
 
-def read(path: str | Path, *, layer: str | None = None, backed: bool = False) -> AnnData:
+def read(
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    backed: bool = False,
+    modality: str | None = None,
+    gene_names: str | None = None,
+    prefix: str = "",
+) -> AnnData:
     """Read cells from a file or folder; its form is recognised by what it is.
 
     Parameters
@@ -107,13 +116,17 @@ def read(path: str | Path, *, layer: str | None = None, backed: bool = False) ->
     _require_readable(path)
     form = "data"
     try:
-        form, reader = recognise(path)
+        form, reader = recognise(path, modality, prefix)
         if backed and reader is not read_h5ad:
             raise InputError(f"backed=true needs an h5ad file, and this is {form}")
         with warnings.catch_warnings():
             # anndata's remark on repeated names; ours, below, says how many and what was done.
             warnings.filterwarnings("ignore", message=r".* names are not unique")
-            adata = read_counts_alone(path, layer) if backed else with_counts(reader(path), layer)
+            adata = read_counts_alone(path, layer) if backed else reader(path)
+            plain(adata)
+            if not backed:
+                adata = with_counts(adata, layer)
+        require_gene_names(adata.var, gene_names, prefix)
         _require_names(adata.obs_names, "cell")
         _require_names(adata.var_names, "gene")
     except InputError as error:
@@ -184,6 +197,10 @@ def source_digest(config: DataConfig) -> str:
     return hashlib.sha256(what.encode()).hexdigest()
 
 
+def _more(config: DataConfig) -> dict[str, str | None]:
+    return {"modality": config.modality, "gene_names": config.gene_names, "prefix": "data."}
+
+
 def _require_known(name: str) -> None:
     known = [*CATALOGUE, "simulated", "file"]
     if name not in known:
@@ -218,14 +235,17 @@ def _version_of_scanpy() -> str:
 
 
 def _digest_of_path(path: Path) -> str:
-    if path.is_file():
+    """Return the sha256 of a file, or of the names and contents of several that are read as one."""
+    files = files_of(path)
+    if files == [path]:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for member in sorted(path.rglob("*")):
-        if member.is_file():
-            name = member.relative_to(path).as_posix()
-            digest.update(json.dumps([name, _digest_of_path(member)]).encode())
+    folder = path if path.is_dir() else path.parent
+    for member in files:
+        with member.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(json.dumps([member.relative_to(folder).as_posix(), content]).encode())
     return digest.hexdigest()
 
 
