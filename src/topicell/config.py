@@ -208,7 +208,8 @@ class DataConfig(ReadConfig):
     name: str = "pbmc68k"
     """A set of the catalogue, ``simulated``, or ``file``."""
     path: str | None = None
-    """With ``name: file``: h5ad, 10x h5, 10x mtx folder, zarr, csv or tsv (cells in rows)."""
+    """With ``name: file``: h5ad, 10x h5, 10x mtx folder or a file in it, zarr, h5mu, loom, csv or
+    tsv."""
     label_key: str | None = None
     """Column of obs that holds known cell types; null takes the catalogue's, if any."""
     backed: bool = False
@@ -804,7 +805,7 @@ class GivenConfig(ReadConfig):
     """Score and report topics from elsewhere: theta=FILE beta=FILE data=SET-or-FILE."""
 
     theta: str = "???"
-    """Topic proportions of cells: FILE.csv, .tsv, .npy, .npz or .h5ad[:obsm/NAME]."""
+    """Topic proportions of cells: FILE.csv, .tsv, .txt, .npy, .npz or .h5ad[:obsm/NAME]."""
     beta: str = "???"
     """Gene proportions of topics: the same forms; of an h5ad, varm."""
     data: str = "???"

@@ -135,14 +135,15 @@ def _plain_names(frame: pd.DataFrame, where: str) -> None:
         del frame[RESERVED]
         old.remove(RESERVED)
     # anndata stores a column under its name in a group: "" and "." would be the group itself.
-    wanted = [str(name) if str(name).strip("./ ") else "unnamed" for name in old]
-    wanted = ["index" if name == RESERVED else name for name in wanted]
+    fine = [str(name) if str(name).strip("./ ") and name != RESERVED else None for name in old]
     new: list[str] = []
-    for name in wanted:
-        n, unique = 0, name
-        while unique in new or (n and unique in wanted):
+    for place, name in enumerate(fine):
+        first = name or ("index" if old[place] == RESERVED else "unnamed")
+        unique, n = first, 0
+        # The columns whose names can stay have them before any other.
+        while unique in new or (unique in fine and unique != name):
             n += 1
-            unique = f"{name}-{n}"
+            unique = f"{first}-{n}"
         new.append(unique)
     if new == old:
         return
@@ -180,7 +181,9 @@ def _is_plain(dtype: Any) -> bool:
     if isinstance(dtype, np.dtype):
         return dtype.kind in "biufc"
     if isinstance(dtype, pd.CategoricalDtype):
-        return isinstance(dtype.categories.dtype, np.dtype) and dtype.categories.dtype.kind in "biuf"
+        return (
+            isinstance(dtype.categories.dtype, np.dtype) and dtype.categories.dtype.kind in "biuf"
+        )
     # Of the nullable types, anndata writes whole numbers and booleans.
     return (
         getattr(dtype, "kind", "") in ("b", "i", "u")
@@ -225,8 +228,9 @@ def _plain_objects(values: np.ndarray, where: str) -> Any:
         exact = kind == "integer" and not missing.any() and abs(numbers).max(initial=0) < 2**53
         return numbers.astype(np.int64) if exact else numbers
     if kind == "boolean":
-        column = pd.array(np.where(missing, None, values), dtype="boolean")
-        return column if missing.any() else column.to_numpy(dtype=bool)
+        truths = np.zeros(len(values), dtype=bool)
+        truths[~missing] = present.astype(bool)
+        return pd.arrays.BooleanArray(truths, missing) if missing.any() else truths
     if kind in ("mixed", "mixed-integer"):
         warnings.warn(
             f"{where} holds values of several types; they are kept as text",

@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from topicell.config import InputError
 
 _FORMS = (
-    "csv, tsv or txt (.gz too; names in the first column and the header), npy, npz (numpy's or "
+    "csv or tsv (.txt and .gz too; names in the first column and the header), npy, npz (numpy's or "
     "scipy.sparse's), h5ad (FILE.h5ad:obsm/NAME, :varm/NAME or :uns/NAME)"
 )
 _FIELDS = {"theta": "obsm/X_lda", "beta": "varm/lda_topics"}
@@ -74,8 +74,8 @@ def read_topics(
     Parameters
     ----------
     theta, beta
-        Files: csv, tsv or txt (also .gz), with names in the first column and the header; npy; npz of
-        one array or with arrays ``theta`` and ``beta``, and names in ``cells``, ``genes`` and
+        Files: csv, tsv or txt (also .gz), with names in the first column and the header; npy; npz
+        of one array or with arrays ``theta`` and ``beta``, and names in ``cells``, ``genes`` and
         ``topics``; npz of `scipy.sparse.save_npz`; h5ad with a field, as
         ``FILE.h5ad:obsm/NAME``, ``varm/NAME`` or ``uns/NAME``, and without it ``obsm/X_lda`` or
         ``varm/lda_topics``.

@@ -14,7 +14,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -197,7 +197,7 @@ def source_digest(config: DataConfig) -> str:
     return hashlib.sha256(what.encode()).hexdigest()
 
 
-def _more(config: DataConfig) -> dict[str, str | None]:
+def _more(config: DataConfig) -> dict[str, Any]:
     return {"modality": config.modality, "gene_names": config.gene_names, "prefix": "data."}
 
 

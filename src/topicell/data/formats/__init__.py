@@ -104,7 +104,8 @@ def _recognise(
             "is not an HDF5 file in spite of its name; it may be empty, cut off or damaged: copy "
             "or download it again"
         )
-    if mtx.triple_of(path) is not None:
+    sample = mtx.triple_of(path)
+    if sample is not None and len(sample.files) > 1:
         return "10x mtx files", read_mtx
     if suffix == ".mtx":
         raise InputError(
@@ -112,7 +113,9 @@ def _recognise(
             "(features.tsv or genes.tsv, barcodes.tsv); put them beside it and give the folder"
         )
     if packed.is_tar(path):
-        raise InputError(f"is a tar archive; unpack it (tar -xf {path.name}) and give what it holds")
+        raise InputError(
+            f"is a tar archive; unpack it (tar -xf {path.name}) and give what it holds"
+        )
     if suffix in (*SEPARATORS, ".tab"):
         return suffix[1:], read_text
     if path.suffix.lower() == ".zip":
@@ -183,9 +186,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _inner_folders(path: Path) -> list[Path]:
-    """Return the mtx folders inside a folder, without those of all droplets beside filtered ones."""
-    levels = ["*", "*/*", "*/*/*"]
-    folders = [f for level in levels for f in sorted(path.glob(level)) if f.is_dir()]
+    """Return the mtx folders inside a folder; raw ones only without filtered ones beside them."""
+    files = [f for level in ("*", "*/*", "*/*/*") for f in path.glob(f"{level}/*.mtx*")]
+    folders = sorted({file.parent for file in files})
     found = [f for f in folders if (held := mtx.triples(f)) and all(t.complete for t in held)]
     ways = [f.relative_to(path).parts for f in found]
 

@@ -37,7 +37,7 @@ def read_h5mu(path: Path, modality: str | None = None, prefix: str = "") -> AnnD
     import h5py
 
     with h5py.File(path, "r") as file:
-        return read_modality(file, choose_modality(list(file["mod"]), modality, prefix))
+        return read_modality(file, choose_modality(sorted(file["mod"]), modality, prefix))
 
 
 def read_counts_alone(path: Path, layer: str | None) -> AnnData:

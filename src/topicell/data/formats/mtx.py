@@ -185,7 +185,10 @@ def _read_triple(sample: Triple) -> AnnData:
     from anndata import AnnData
 
     folder = sample.matrix.parent
-    for file, names in ((sample.genes, "features.tsv or genes.tsv"), (sample.cells, "barcodes.tsv")):
+    for file, names in (
+        (sample.genes, "features.tsv or genes.tsv"),
+        (sample.cells, "barcodes.tsv"),
+    ):
         if file is not None:
             continue
         if file is sample.genes and list(folder.glob("*peaks.bed*")):
@@ -283,7 +286,7 @@ def _fitted(
     """Return the tables without a header that is one row too many, and whether cells are rows."""
     # Where either side fits, the name of the file says which are the rows.
     usual = bool(_CELLS_IN_ROWS.search(path.name))
-    headed = [bool(_HEADER.fullmatch(table.iloc[0, 0])) for table in (genes, cells)]
+    headed = [bool(_HEADER.fullmatch(str(table.iloc[0, 0]))) for table in (genes, cells)]
     for cells_first in (usual, not usual):
         expected = shape[::-1] if cells_first else shape
         excess = [len(t) - n for t, n in zip((genes, cells), expected, strict=True)]

@@ -43,7 +43,9 @@ def choose_modality(names: list[str], modality: str | None, prefix: str) -> str:
     here = ", ".join(names)
     if modality is not None:
         if modality not in names:
-            raise InputError(f"{prefix}modality = {modality!r}: no such modality; here: {here or 'none'}")
+            raise InputError(
+                f"{prefix}modality = {modality!r}: no such modality; here: {here or 'none'}"
+            )
         return modality
     if len(names) == 1:
         return names[0]

@@ -38,4 +38,5 @@ def named(symbols: Any, ids: Any) -> pd.Index:
             UserWarning,
             stacklevel=3,
         )
-    return pd.Index(names.to_numpy())
+    index: pd.Index = pd.Index(names.to_numpy())
+    return index

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read_zarr(path: Path, modality: str | None = None, prefix: str = "", *, root: str = "") -> AnnData:
+def read_zarr(
+    path: Path, modality: str | None = None, prefix: str = "", *, root: str = ""
+) -> AnnData:
     """Return the AnnData of a zarr folder whose chunks are all there.
 
     Parameters
@@ -47,7 +49,7 @@ def _read_group(group: Any, modality: str | None, prefix: str) -> AnnData:
     import anndata
 
     if is_mudata(group):
-        chosen = choose_modality(list(group["mod"]), modality, prefix)
+        chosen = choose_modality(sorted(group["mod"]), modality, prefix)
         _require_chunks(group, f"mod/{chosen}/")
         return read_modality(group, chosen)
     require_no_modality("AnnData", modality, prefix)
