@@ -1,4 +1,4 @@
-"""Whatever anndata reads, `plain` makes writable, with the same values; genes without names stop."""
+"""What anndata reads, `plain` makes writable, with the same values; genes need names."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ VALUE = st.one_of(TEXT, st.booleans(), st.integers(-(2**40), 2**40), st.floats(a
 def test_any_table_can_be_written(
     columns: list[list[Any]], names: list[Any], index_name: Any, nullable: bool, tmp_path: Path
 ) -> None:
-    frame = pd.DataFrame(dict(enumerate(map(lambda v: np.array(v, object), columns))), index=CELLS)
+    frame = pd.DataFrame({i: np.array(v, object) for i, v in enumerate(columns)}, index=CELLS)
     frame.columns = pd.Index(names[: len(columns)], dtype=object)
     if nullable:
         frame.index = frame.index.astype("string")

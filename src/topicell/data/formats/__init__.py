@@ -94,9 +94,6 @@ def _recognise(
         return _recognise_hdf5(path, modality, prefix)
     if (packing := packed.packing_of_hdf5(path)) is not None:
         return f"an HDF5 file in {packing}", partial(_read_packed, modality=modality, prefix=prefix)
-    if (root := packed.zarr_root(path)) is not None:
-        reader = partial(read_zarr, modality=modality, prefix=prefix, root=root)
-        return "a zarr folder in zip", reader
     if suffix in _CONVERSIONS:
         raise InputError(_CONVERSIONS[suffix])
     if suffix in _HDF5_NAMES:
@@ -118,8 +115,8 @@ def _recognise(
         )
     if suffix in (*SEPARATORS, ".tab"):
         return suffix[1:], read_text
-    if path.suffix.lower() == ".zip":
-        raise InputError("is a zip archive; unpack it and give the file or folder with the counts")
+    if packed.is_zip(path):
+        return "a zarr folder in zip", partial(read_zarr, modality=modality, prefix=prefix)
     raise InputError(f"is of no form that can be read; supported: {FORMS}")
 
 

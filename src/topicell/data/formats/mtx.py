@@ -269,7 +269,7 @@ def _entries(
     at = table[[0, 1]].to_numpy()
     if not ((at >= 1) & (at <= (n_rows, n_columns)) & (at == np.floor(at))).all():
         raise InputError(
-            f"{path.name} has entries beyond its {n_rows} rows × {n_columns} columns; it is "
+            f"{path.name} has entries beyond its {len(genes)} genes × {len(cells)} cells; it is "
             "damaged: copy or download it again"
         )
     row, column = at.astype(np.int64).T - 1

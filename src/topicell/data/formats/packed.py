@@ -1,4 +1,4 @@
-"""Compressed files of forms that can only be read unpacked: HDF5 and zarr."""
+"""Compressed HDF5 files, which can only be read unpacked, and archives, which are not unpacked."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import bz2
 import gzip
 import lzma
 import shutil
-import tarfile
 import tempfile
-import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,15 +33,6 @@ def opened(path: Path) -> Iterator[tuple[str, IO[bytes]] | None]:
     """Yield the compression of a file and its unpacked bytes, or None if it is not compressed."""
     with path.open("rb") as file:
         start = file.read(8)
-    if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if not name.endswith("/")]
-            if len(members) != 1:
-                yield None
-                return
-            with archive.open(members[0]) as stream:
-                yield "zip", stream
-        return
     for magic, name, opener in _OPENERS:
         if start.startswith(magic):
             with opener(path, "rb") as stream:
@@ -57,10 +47,7 @@ def packing_of_hdf5(path: Path) -> str | None:
         if found is None:
             return None
         compression, stream = found
-        try:
-            start = stream.read(_OFFSETS[-1] + len(_HDF5))
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, lzma.LZMAError):
-            return None  # Damaged: its reader says so.
+        start = _start(stream)
         is_hdf5 = any(start[at : at + len(_HDF5)] == _HDF5 for at in _OFFSETS)
         return compression if is_hdf5 else None
 
@@ -84,24 +71,22 @@ def unpacked(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def zarr_root(path: Path) -> str | None:
-    """Return the folder of a zip archive that is a zarr group, "" for the archive itself."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    found = [
-        name.rpartition("/")[0]
-        for name in names
-        if name.count("/") <= 1 and name.rpartition("/")[2] in ("zarr.json", ".zgroup")
-    ]
-    # Of an archive of one folder, the folder; groups inside a group do not count.
-    return min(found, key=len) if found else None
+def is_zip(path: Path) -> bool:
+    """Return whether a file is a zip archive."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def is_tar(path: Path) -> bool:
     """Return whether a file is a tar archive, compressed or not."""
+    with path.open("rb") as file, opened(path) as found:
+        start = _start(file if found is None else found[1])
+    return start[257:262] == b"ustar"
+
+
+def _start(stream: IO[bytes]) -> bytes:
+    """Return the first bytes of a stream; none of one that cannot be unpacked."""
     try:
-        return tarfile.is_tarfile(path)
-    except (OSError, EOFError, lzma.LZMAError):
-        return False
+        return stream.read(_OFFSETS[-1] + len(_HDF5))
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return b""  # Damaged: its reader says so.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read_zarr(
-    path: Path, modality: str | None = None, prefix: str = "", *, root: str = ""
-) -> AnnData:
+def read_zarr(path: Path, modality: str | None = None, prefix: str = "") -> AnnData:
     """Return the AnnData of a zarr folder whose chunks are all there.
 
     Parameters
@@ -31,8 +30,6 @@ def read_zarr(
         Of MuData, which modality.
     prefix
         Put before names of settings in messages.
-    root
-        The group's folder inside the archive.
     """
     import zarr
 
@@ -40,9 +37,13 @@ def read_zarr(
         return _read_group(zarr.open_group(path, mode="r"), modality, prefix)
     store = zarr.storage.ZipStore(path, mode="r")
     try:
-        return _read_group(zarr.open_group(store, mode="r", path=root), modality, prefix)
+        # The archive is the group, or holds one folder of its own name that is.
+        for root in ("", path.stem):
+            with contextlib.suppress(FileNotFoundError):
+                return _read_group(zarr.open_group(store, mode="r", path=root), modality, prefix)
     finally:
         store.close()
+    raise InputError("is a zip archive; unpack it and give the file or folder with the counts")
 
 
 def _read_group(group: Any, modality: str | None, prefix: str) -> AnnData:
