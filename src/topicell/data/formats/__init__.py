@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 FORMS = (
-    "h5ad, h5mu, 10x h5, loom (each may be .gz), 10x folders (matrix.mtx, features.tsv or "
+    "h5ad, 10x h5, h5mu or loom (each may be .gz), 10x folders (matrix.mtx, features.tsv or "
     "genes.tsv, barcodes.tsv; each may be .gz and have a prefix), a zarr folder, or csv/tsv (.gz "
     "too; a header of gene names, a first column of cell names)"
 )
