@@ -448,7 +448,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: mtx_entries(f, "1\n", banner="integer symmetric"),
         "does not begin with",
     ),
-    "mtx alone": (lambda f: mtx(f) / "matrix.mtx", "give the folder"),
+    "mtx alone": (lambda f: (mtx(f) / "matrix.mtx").rename(f / "matrix.mtx"), "give the folder"),
     "everything zero": (lambda f: h5ad(f, x_of() * 0), "preprocess.min_counts_per_cell"),
     "one cell": (lambda f: h5ad(f, x_of(1) + 1), "more topics than the 1 training cells"),
     "one gene": (lambda f: h5ad(f, x_of(12, 1) + 1), "only 1 gene is left"),

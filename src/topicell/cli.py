@@ -74,6 +74,8 @@ usage: topicell COMMAND [SETTING=VALUE ...]
 
 exit codes: 0 done, 1 failed, 2 bad input or setting, 130 interrupted
 HYDRA_FULL_ERROR=1 shows tracebacks; TOPICELL_DATA names the folder of downloaded data
+prepared data are cached in topicell/prepared of the user's cache folder (on Linux
+XDG_CACHE_HOME, else ~/.cache), up to preprocess.cache_limit_mb=2000; see preprocess.cache=false
 """
 
 FULL_ERROR = "HYDRA_FULL_ERROR"

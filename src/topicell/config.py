@@ -208,7 +208,8 @@ class DataConfig(ReadConfig):
     name: str = "pbmc68k"
     """A set of the catalogue, ``simulated``, or ``file``."""
     path: str | None = None
-    """With ``name: file``: h5ad, 10x h5, 10x mtx folder, zarr, csv or tsv (cells in rows)."""
+    """With ``name: file``: h5ad, 10x h5, 10x mtx folder or a file in it, zarr, h5mu, loom, csv or
+    tsv."""
     label_key: str | None = None
     """Column of obs that holds known cell types; null takes the catalogue's, if any."""
     backed: bool = False
@@ -293,10 +294,13 @@ class PreprocessConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     cache: bool = True
     """Keep the prepared data in the user's cache folder, by digest of data and settings."""
+    cache_limit_mb: int | None = 2000
+    """Size in MB that the cache of prepared data may have: what was used longest ago is removed
+    first, never what was written last; null sets no limit."""
 
     def __post_init__(self) -> None:
         _require_not_negative("preprocess", self, "min_counts_per_cell", "min_cells_per_gene")
-        _require_positive("preprocess", self, "n_variable_genes", "target_sum")
+        _require_positive("preprocess", self, "n_variable_genes", "target_sum", "cache_limit_mb")
 
 
 class ModelKind(Enum):
@@ -802,7 +806,7 @@ class GivenConfig(ReadConfig):
     """Score and report topics from elsewhere: theta=FILE beta=FILE data=SET-or-FILE."""
 
     theta: str = "???"
-    """Topic proportions of cells: FILE.csv, .tsv, .npy, .npz or .h5ad[:obsm/NAME]."""
+    """Topic proportions of cells: FILE.csv, .tsv, .txt, .npy, .npz or .h5ad[:obsm/NAME]."""
     beta: str = "???"
     """Gene proportions of topics: the same forms; of an h5ad, varm."""
     data: str = "???"

@@ -41,6 +41,12 @@ def write_csv(frame: pd.DataFrame, folder: Path, role: str, name: str = "csv") -
     return str(path)
 
 
+def write_txt(frame: pd.DataFrame, folder: Path, role: str, separator: str) -> str:
+    path = folder / f"{role}.txt"
+    path.write_text(frame.to_csv(sep=separator, index_label="name"))
+    return str(path)
+
+
 def write_r(frame: pd.DataFrame, folder: Path, role: str) -> str:
     path = folder / f"{role}.tsv"
     path.write_text(frame.to_csv(sep="\t", index_label="name").removeprefix("name\t"))
@@ -100,6 +106,10 @@ NAMED: dict[str, Writer] = {
     "tsv": lambda f, p, r: write_csv(f, p, r, "tsv"),
     "csv.gz": lambda f, p, r: write_csv(f, p, r, "csv.gz"),
     "tsv.gz": lambda f, p, r: write_csv(f, p, r, "TSV.gz"),
+    "txt": lambda f, p, r: write_csv(f, p, r, "txt"),
+    "txt.gz": lambda f, p, r: write_csv(f, p, r, "txt.gz"),
+    "txt of commas": lambda f, p, r: write_txt(f, p, r, ","),
+    "txt of spaces": lambda f, p, r: write_txt(f, p, r, " "),
     "R's tsv": write_r,
     "named npz": write_named_npz,
     "h5ad:uns/frame": write_uns,
@@ -156,6 +166,17 @@ def test_each_form_reads_back_either_way_up(
     for values in (topics.theta_NK, topics.beta_KG):
         assert values.dtype == np.float64
         np.testing.assert_allclose(values.sum(axis=1), 1, rtol=1e-15)
+
+
+def test_the_files_of_cnmf_are_read_as_they_are(tmp_path: Path) -> None:
+    theta, beta = frames()
+    usages, spectra = tmp_path / "x.usages.k_3.dt_0_1.txt", tmp_path / "x.spectra.k_3.dt_0_1.txt"
+    theta.set_axis([1, 2, 3], axis=1).mul(1000).to_csv(usages, sep="\t")
+    beta.T.set_axis([1, 2, 3]).mul(0.1).to_csv(spectra, sep="\t")
+    topics = read_topics(str(usages), str(spectra), CELLS, GENES, normalize=True)
+    assert topics.names == ["1", "2", "3"]
+    np.testing.assert_allclose(topics.theta_NK, theta, rtol=1e-12)
+    np.testing.assert_allclose(topics.beta_KG, beta.T, rtol=1e-12)
 
 
 def test_forms_and_ways_up_can_be_mixed(tmp_path: Path) -> None:

@@ -1,3 +1,7 @@
+import os
+import warnings
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -6,7 +10,14 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
-from topicell.data.preprocessing import column, held_in_memory, prepared, preprocess, split
+from topicell.data.preprocessing import (
+    _bound,
+    column,
+    held_in_memory,
+    prepared,
+    preprocess,
+    split,
+)
 
 
 def make(n_cells=300, n_genes=400, seed=0):
@@ -373,3 +384,83 @@ def test_nothing_is_held_outside_of_the_context(again):
         again(drop_genes=["("])
     again()
     assert again.loads == 7
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A cache folder of three files of 400 kB, oldest first, and files of others."""
+    for age, letter in enumerate("cba"):
+        path = tmp_path / f"{letter * 32}.h5ad"
+        path.write_bytes(bytes(400_000))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    for name in ("mine.h5ad", "notes.txt", "tmpabcdefgh.h5ad", "tmp0000_new.h5ad"):
+        (tmp_path / name).write_bytes(bytes(400_000))
+    os.utime(tmp_path / "mine.h5ad", (1e9, 1e9))
+    os.utime(tmp_path / "tmpabcdefgh.h5ad", (1e9, 1e9))
+    return tmp_path
+
+
+OTHERS = {"mine.h5ad", "notes.txt", "tmp0000_new.h5ad"}
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, "c"), (None, "abc"), (5, "abc")])
+def test_the_cache_is_bounded_and_the_oldest_goes_first(cache, limit, left):
+    """What was written last stays, and so do the files of others; unfinished old ones go."""
+    config = PreprocessConfig(n_variable_genes=50, cache_limit_mb=limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared(make, "x", config, folder=cache)
+    names = {path.name for path in cache.iterdir()}
+    (new,) = names - OTHERS - {f"{letter * 32}.h5ad" for letter in "abc"}
+    assert (cache / new).stat().st_size < 600_000
+    assert names - {new} == OTHERS | {f"{letter * 32}.h5ad" for letter in left}
+
+
+def test_what_was_written_last_stays_even_if_it_is_above_the_limit(cache):
+    newest = cache / f"{'d' * 32}.h5ad"
+    newest.write_bytes(bytes(2_000_000))
+    os.utime(newest, (0, 0))
+    _bound(newest, 1)
+    assert {path.name for path in cache.iterdir()} == OTHERS | {newest.name}
+
+
+def test_a_use_counts_as_new(tmp_path):
+    config = PreprocessConfig(n_variable_genes=50)
+    prepared(make, "a", config, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    os.utime(path, (0, 0))
+    prepared(make, "a", config, folder=tmp_path)
+    assert path.stat().st_mtime > 1e9
+
+
+def test_the_limit_decides_nothing_but_what_is_kept(tmp_path):
+    for limit in (1, 2000, None):
+        prepared(
+            make, "a", PreprocessConfig(n_variable_genes=50, cache_limit_mb=limit), folder=tmp_path
+        )
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(InputError, match=r"preprocess\.cache_limit_mb"):
+        PreprocessConfig(cache_limit_mb=0)
+
+
+def test_what_another_process_removes_is_prepared_again(tmp_path, monkeypatch):
+    config = PreprocessConfig(n_variable_genes=50)
+    first = prepared(make, "a", config, folder=tmp_path)
+    read = anndata.read_h5ad
+
+    def removed(path):
+        path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(anndata, "read_h5ad", removed)
+    again = prepared(make, "a", config, folder=tmp_path)
+    assert_same_cells(again, first)
+    stat, there = Path.stat, list(tmp_path.iterdir())
+
+    def gone(path, **kwargs):
+        if path in there:
+            raise FileNotFoundError(path)
+        return stat(path, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", gone)
+    _bound(tmp_path / "other.h5ad", 1)

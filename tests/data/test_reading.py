@@ -379,7 +379,7 @@ def text_matrix(folder: Path) -> Path:
 BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda f: f / "none.h5ad", "there is no such file.*check the path"),
     "plain folder": (lambda f: f, "is a folder.*name a file in it.*Supported: h5ad"),
-    "unknown form": (lambda f: some_bytes("cells.loom", f), "no form.*supported: h5ad, 10x h5"),
+    "unknown form": (lambda f: some_bytes("cells.abc", f), "no form.*supported: h5ad, 10x h5"),
     "no suffix": (lambda f: some_bytes("cells", f), "supported: h5ad"),
     "lone mtx": (lambda f: some_bytes("matrix.mtx", f), "give the folder"),
     "empty h5ad": (lambda f: some_bytes("cells.h5ad", f, b""), "copy or download it again"),
@@ -572,7 +572,8 @@ def _spin(*_):
 @pytest.mark.parametrize("damage", [_crash, _spin])
 def test_a_file_that_libhdf5_dies_of_is_refused(damage, tmp_path, monkeypatch):
     """As some damaged heaps of strings are; the process that reads is not the one that dies."""
-    AnnData(sp.csr_matrix(np.eye(3, dtype=np.float32))).write_h5ad(tmp_path / "cells.h5ad")
+    genes = pd.DataFrame(index=["a", "b", "c"])
+    AnnData(np.eye(3, dtype=np.float32), var=genes).write_h5ad(tmp_path / "cells.h5ad")
     assert read(tmp_path / "cells.h5ad").n_obs == 3
     monkeypatch.setattr(hdf5, "_read_strings", damage)
     with pytest.raises(InputError, match="libhdf5 cannot read its names"):

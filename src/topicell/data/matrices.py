@@ -9,6 +9,7 @@ Shapes: N cells, K topics, G genes.
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ import scipy.sparse as sp
 from topicell.config import InputError
 
 _FORMS = (
-    "csv or tsv (.gz too; names in the first column and the header), npy, npz (numpy's or "
+    "csv or tsv (.txt and .gz too; names in the first column and the header), npy, npz (numpy's or "
     "scipy.sparse's), h5ad (FILE.h5ad:obsm/NAME, :varm/NAME or :uns/NAME)"
 )
 _FIELDS = {"theta": "obsm/X_lda", "beta": "varm/lda_topics"}
@@ -73,8 +74,8 @@ def read_topics(
     Parameters
     ----------
     theta, beta
-        Files: csv or tsv (also .gz), with names in the first column and the header; npy; npz of
-        one array or with arrays ``theta`` and ``beta``, and names in ``cells``, ``genes`` and
+        Files: csv, tsv or txt (also .gz), with names in the first column and the header; npy; npz
+        of one array or with arrays ``theta`` and ``beta``, and names in ``cells``, ``genes`` and
         ``topics``; npz of `scipy.sparse.save_npz`; h5ad with a field, as
         ``FILE.h5ad:obsm/NAME``, ``varm/NAME`` or ``uns/NAME``, and without it ``obsm/X_lda`` or
         ``varm/lda_topics``.
@@ -176,7 +177,7 @@ def _read(source: str, role: str) -> _Matrix:
     path = Path(name).expanduser()
     if not path.is_file():
         raise InputError(f"there is no such file (looked from {Path.cwd()}); check the path")
-    ending = re.search(r"(?i)\.((csv|tsv)(\.gz)?|npy|npz|h5ad)$", path.name)
+    ending = re.search(r"(?i)\.((csv|tsv|tab|txt)(\.gz)?|npy|npz|h5ad)$", path.name)
     if ending is None:
         raise InputError(f"is of no form that can be read; supported: {_FORMS}")
     form = ending[1].lower()
@@ -185,7 +186,7 @@ def _read(source: str, role: str) -> _Matrix:
             return _from_h5ad(path, field)
         if form in ("npy", "npz"):
             return _from_numpy(path, role)
-        return _from_text(path, "," if form.startswith("csv") else "\t")
+        return _from_text(path, _separator(path, form))
     except (InputError, MemoryError):
         raise
     except Exception as error:  # damage shows as any error of h5py, pandas, numpy or zipfile
@@ -198,6 +199,17 @@ def _read(source: str, role: str) -> _Matrix:
         ) from error
 
 
+def _separator(path: Path, form: str) -> str:
+    """Return the separator of a text file: of .txt, the one that its first line has."""
+    if form.startswith("csv"):
+        return ","
+    if not form.startswith("txt"):
+        return "\t"
+    with (gzip.open if form.endswith("gz") else open)(path, "rb") as file:
+        first = file.readline()
+    return next((mark for mark in ("\t", ",", ";") if mark.encode() in first), r"\s+")
+
+
 def _from_text(path: Path, separator: str) -> _Matrix:
     import pandas as pd
 
@@ -207,7 +219,7 @@ def _from_text(path: Path, separator: str) -> _Matrix:
     first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0].tolist()
     body = pd.read_csv(path, skiprows=1, dtype={0: str}, **options)
     if body.shape[1] < 2:
-        raise InputError("has one column; separate by commas in .csv and by tabs in .tsv")
+        raise InputError("has one column; separate by commas in .csv and by tabs in .tsv and .txt")
     if len(first) == body.shape[1] - 1:  # R writes no name above the column of row names.
         first = ["", *first]
     bare = _are_numbers([*first, *body[0]])

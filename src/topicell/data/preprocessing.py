@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -41,6 +42,10 @@ EMPTY_SHARE = 0.8
 unfiltered, if its deepest cells have far more counts."""
 WARNINGS = "topicell_warnings"
 """Key of uns under which the cache keeps what was warned of, to be said again."""
+_CACHED = re.compile(r"[0-9a-f]{32}\.h5ad")
+_UNFINISHED = re.compile(r"tmp[a-z0-9_]{8}\.h5ad")
+_STALE_SECONDS = 86_400
+"""Age at which a file that is not finished was left by a process that ended."""
 _HELD: ContextVar[dict[Path, AnnData] | None] = ContextVar("held", default=None)
 
 
@@ -208,19 +213,24 @@ def prepared(
         folder = Path(pooch.os_cache("topicell")) / "prepared"
     path = folder / f"{_identity(source_digest, config)}.h5ad"
     held = _HELD.get()
+    adata = None
     if held is not None and path in held:
         adata = held[path].copy()
-        messages = [str(message) for message in adata.uns[WARNINGS]]
     elif path.is_file():
-        adata = anndata.read_h5ad(path)
+        # Another process may remove it at this moment: then it is prepared again.
+        with contextlib.suppress(FileNotFoundError):
+            adata = anndata.read_h5ad(path)
+    if adata is not None:
         messages = [str(message) for message in adata.uns[WARNINGS]]
+        with contextlib.suppress(OSError):  # The time of its last use, if it is still there.
+            os.utime(path)
     else:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             adata = _choose(load(), config)
         messages = [str(w.message) for w in caught if w.category is UserWarning]
         adata.uns[WARNINGS] = np.array(messages, dtype=object)
-        _keep(adata, path)
+        _keep(adata, path, config.cache_limit_mb)
     if held is not None and path not in held:
         held.clear()
         held[path] = adata.copy()
@@ -243,7 +253,7 @@ def held_in_memory() -> Iterator[None]:
 def _identity(source_digest: str, config: PreprocessConfig) -> str:
     """Digest of all that decides the prepared cells: data, settings, libraries, and our code."""
     settings = as_dict(config)
-    del settings["split"], settings["cache"]
+    del settings["split"], settings["cache"], settings["cache_limit_mb"]
     code = hashlib.sha256()
     for module in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(module.read_bytes())
@@ -256,7 +266,7 @@ def _identity(source_digest: str, config: PreprocessConfig) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _keep(adata: AnnData, path: Path) -> None:
+def _keep(adata: AnnData, path: Path, limit_mb: int | None) -> None:
     """Write to the cache: aside, then renamed, so that no reader ever sees half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,12 +277,41 @@ def _keep(adata: AnnData, path: Path) -> None:
             Path(unfinished).replace(path)
         finally:
             Path(unfinished).unlink(missing_ok=True)
+        _bound(path, limit_mb)
     except OSError as error:
         warnings.warn(
             f"prepared data could not be cached in {path.parent}: {error}; set XDG_CACHE_HOME to "
             "a folder you may write to, or preprocess.cache=false",
             stacklevel=3,
         )
+
+
+def _bound(newest: Path, limit_mb: int | None) -> None:
+    """Remove what was used longest ago from the cache of `newest` until it fits the limit.
+
+    Only files of the cache's own names are removed, and never `newest`, even if it is larger than
+    the limit by itself. Other processes may do the same at the same time.
+    """
+    now = time.time()
+    cached: list[tuple[float, int, Path]] = []
+    for file in newest.parent.iterdir():
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            continue
+        if _CACHED.fullmatch(file.name):
+            cached.append((stat.st_mtime, stat.st_size, file))
+        elif _UNFINISHED.fullmatch(file.name) and now - stat.st_mtime > _STALE_SECONDS:
+            file.unlink(missing_ok=True)
+    if limit_mb is None:
+        return
+    total = sum(size for _, size, _ in cached)
+    for _, size, file in sorted(cached):
+        if total <= limit_mb * 1_000_000:
+            break
+        if file != newest:
+            file.unlink(missing_ok=True)
+            total -= size
 
 
 def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:

@@ -22,10 +22,11 @@ import numpy as np
 from topicell.config import DataConfig, InputError, ReadConfig, as_dict
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
 from topicell.data.features import oriented, with_features
-from topicell.data.formats import recognise
+from topicell.data.formats import files_of, recognise
 from topicell.data.formats.h5ad import read_counts_alone, read_h5ad
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
+from topicell.data.frames import plain, require_gene_names
 from topicell.data.simulation import settings_digest, simulate
 from topicell.model.counts import Counts, locate, require_sound
 
@@ -113,7 +114,7 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     _require_readable(path)
     form = "data"
     try:
-        form, reader = recognise(path)
+        form, reader = recognise(path, config.modality, prefix)
         if backed and reader is not read_h5ad:
             raise InputError(f"backed=true needs an h5ad file, and this is {form}")
         with warnings.catch_warnings():
@@ -121,9 +122,14 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
             warnings.filterwarnings("ignore", message=r".* names are not unique")
             if backed:
                 adata = read_counts_alone(path, config.layer, round_values=config.round)
+                plain(adata)
             else:
-                adata = with_counts(reader(path), config.layer, round_values=config.round)
-            adata = with_features(oriented(adata, config, prefix), config, prefix)
+                adata = reader(path)
+                plain(adata)
+                adata = with_counts(adata, config.layer, round_values=config.round)
+            adata = oriented(adata, config, prefix)
+            require_gene_names(adata.var, config.gene_names, prefix)
+            adata = with_features(adata, config, prefix)
         _require_names(adata.obs_names, "cell")
         _require_names(adata.var_names, "gene")
     except InputError as error:
@@ -237,14 +243,17 @@ def _version_of_scanpy() -> str:
 
 
 def _digest_of_path(path: Path) -> str:
-    if path.is_file():
+    """Return the sha256 of a file, or of the names and contents of several that are read as one."""
+    files = files_of(path)
+    if files == [path]:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for member in sorted(path.rglob("*")):
-        if member.is_file():
-            name = member.relative_to(path).as_posix()
-            digest.update(json.dumps([name, _digest_of_path(member)]).encode())
+    folder = path if path.is_dir() else path.parent
+    for member in files:
+        with member.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(json.dumps([member.relative_to(folder).as_posix(), content]).encode())
     return digest.hexdigest()
 
 

@@ -1,16 +1,18 @@
-"""Readers of h5ad files."""
+"""Readers of h5ad files, and of MuData in HDF5."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from topicell.config import InputError
+from topicell.data.formats.mudata import choose_modality, read_modality
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.model.counts import as_counts, locate
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 
@@ -28,6 +30,14 @@ def read_h5ad(path: Path) -> AnnData:
                     "write it with anndata's write_h5ad"
                 )
     return anndata.read_h5ad(path)
+
+
+def read_h5mu(path: Path, modality: str | None = None, prefix: str = "") -> AnnData:
+    """Return one modality of a MuData file; `choose_modality` says which."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return read_modality(file, choose_modality(sorted(file["mod"]), modality, prefix))
 
 
 def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = False) -> AnnData:
@@ -48,8 +58,20 @@ def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = Fal
             X=file.get("X"), layers=file.get("layers", {}), raw=raw, var_names=None
         )
         where, element, _ = locate(outline, layer)
-        var = read_elem(file["raw/var" if where == "raw" else "var"])
+        var = _table(file["raw/var" if where == "raw" else "var"])
         matrix = read_elem(element)
         x = as_counts(matrix, where, genes=var.index, round_values=round_values)
         warn_of_repeats(n_repeated(matrix), where)
-        return AnnData(x, obs=read_elem(file["obs"]), var=var, layers={"counts": x})
+        return AnnData(x, obs=_table(file["obs"]), var=var, layers={"counts": x})
+
+
+def _table(group: Any) -> pd.DataFrame:
+    """Return a table; one without an index is numbered, as anndata does where it reads all."""
+    import pandas as pd
+    from anndata.io import read_elem
+
+    table = read_elem(group)
+    if isinstance(table, pd.DataFrame):
+        return table
+    table = pd.DataFrame(table)
+    return table.set_axis(table.index.astype(str))

@@ -1,34 +1,100 @@
-"""Reader of AnnData in zarr folders."""
+"""Reader of AnnData and MuData in zarr folders, also in one zip archive."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topicell.config import InputError
+from topicell.data.formats.mudata import (
+    choose_modality,
+    is_mudata,
+    read_modality,
+    require_no_modality,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read_zarr(path: Path) -> AnnData:
-    """Return the AnnData of a zarr folder whose chunks are all there."""
-    import anndata
+def read_zarr(path: Path, modality: str | None = None, prefix: str = "") -> AnnData:
+    """Return the AnnData of a zarr folder whose chunks are all there.
+
+    Parameters
+    ----------
+    path
+        The folder, or a zip archive of it.
+    modality
+        Of MuData, which modality.
+    prefix
+        Put before names of settings in messages.
+    """
     import zarr
 
-    group: Any = zarr.open_group(path, mode="r")
-    # zarr takes a missing chunk for zeros, without a word; in these no chunk is all zeros (but
-    # that of the indices if the first gene alone was counted, which is no data to model).
-    arrays = [f"{side}/{group[side].attrs['_index']}" for side in ("obs", "var")]
-    for name in ("X", "raw/X", *(f"layers/{layer}" for layer in group.get("layers", {}))):
-        matrix = group.get(name)
-        if isinstance(matrix, zarr.Group) and "data" in matrix and group[f"{name}/data"].size:
-            arrays += [f"{name}/{part}" for part in ("data", "indices", "indptr")]
+    if path.is_dir():
+        return _read_group(zarr.open_group(path, mode="r"), modality, prefix)
+    store = zarr.storage.ZipStore(path, mode="r")
+    try:
+        # The archive is the group, or holds one folder of its own name that is.
+        for root in ("", path.stem):
+            with contextlib.suppress(FileNotFoundError):
+                return _read_group(zarr.open_group(store, mode="r", path=root), modality, prefix)
+    finally:
+        store.close()
+    raise InputError("is a zip archive; unpack it and give the file or folder with the counts")
+
+
+def _read_group(group: Any, modality: str | None, prefix: str) -> AnnData:
+    import anndata
+
+    if is_mudata(group):
+        chosen = choose_modality(sorted(group["mod"]), modality, prefix)
+        _require_chunks(group, f"mod/{chosen}/")
+        return read_modality(group, chosen)
+    require_no_modality("AnnData", modality, prefix)
+    _require_chunks(group)
+    return anndata.read_zarr(group)
+
+
+def _require_chunks(group: Any, prefix: str = "") -> None:
+    """Refuse an AnnData in which chunks of the counts or of the names are missing.
+
+    zarr takes a missing chunk for zeros, without a word; in these no chunk is all zeros (but that
+    of the indices if the first gene alone was counted, which is no data to model).
+    """
+    import zarr
+
+    arrays = []
+    for side in ("obs", "var"):
+        # A table whose index has no name is refused, or numbered, when it is read.
+        index = group[prefix + side].attrs.get("_index")
+        if index is not None:
+            arrays.append(f"{prefix}{side}/{index}")
+    layers = group.get(f"{prefix}layers", {})
+    for name in ("X", "raw/X", *(f"layers/{layer}" for layer in layers)):
+        matrix = group.get(prefix + name)
+        if isinstance(matrix, zarr.Group) and "data" in matrix and matrix["data"].size:
+            arrays += [f"{prefix}{name}/{part}" for part in ("data", "indices", "indptr")]
     for name in arrays:
-        n_missing = group[name].nchunks - group[name].nchunks_initialized
-        if n_missing:
-            raise InputError(
-                f"{name} lacks {n_missing} of {group[name].nchunks} chunks; the folder was not "
-                "copied whole: copy or make it again"
-            )
-    return anndata.read_zarr(path)
+        for array in _parts(group[name]):
+            # Of a sharded array each file, a shard, holds many chunks.
+            shards = array.shards or array.chunks
+            n_all = math.prod(-(-n // size) for n, size in zip(array.shape, shards, strict=True))
+            chunks = zip(shards, array.chunks, strict=True)
+            n_there = array.nchunks_initialized // math.prod(-(-s // c) for s, c in chunks)
+            if n_there < n_all:
+                raise InputError(
+                    f"{name} lacks {n_all - n_there} of {n_all} chunks; the folder was not copied "
+                    "whole: copy or make it again"
+                )
+
+
+def _parts(element: Any) -> list[Any]:
+    """Return the arrays that decide an element: itself, or those of its encoding."""
+    import zarr
+
+    if isinstance(element, zarr.Group):  # nullable strings
+        return [element[name] for name in ("values", "codes") if name in element]
+    return [element]
