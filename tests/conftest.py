@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 import scipy.sparse as sp
 import sqlalchemy
 import torch
+from hypothesis import HealthCheck, settings
 
 from topicell import interrupts
 from topicell.cli import main
@@ -27,6 +30,81 @@ from topicell.model.training import train
 
 CHECKOUT = Path(__file__).parents[1]
 CHILD = Path(__file__).with_name("child.py")
+
+# No test fails because the machine is slow. Fixtures of Hypothesis tests are folders to write to.
+settings.register_profile(
+    "topicell",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("topicell")
+
+EXTRA_OF = {
+    "gensim": "baselines",
+    "tomotopy": "baselines",
+    "scvi": "baselines",
+    "psycopg": "postgresql",
+    "hydra_plugins.hydra_joblib_launcher": "launchers",
+    "hydra_plugins.hydra_submitit_launcher": "launchers",
+}
+"""The modules that the README's set-up does not install, and the extra that does."""
+CHROMIUM = os.environ.get("TOPICELL_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FIXTURES = {
+    "chromium": "chromium",
+    "facs_folder": "pbmc_facs.RData",
+    "postgresql_programs": "postgresql",
+}
+"""Fixtures that need what the README's set-up does not install, and the name of it in a marker."""
+
+
+def _facs_folder() -> Path | None:
+    for folder in (os.environ.get("TOPICELL_DATA"), CHECKOUT.parent / "shared" / "data"):
+        if folder and (Path(folder) / "pbmc_facs.RData").is_file():
+            return Path(folder).resolve()
+    return None
+
+
+def _postgresql_programs() -> Path | None:
+    found = shutil.which("pg_ctl")
+    folders = [Path(found).resolve().parent] if found else []
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    folders += sorted(versions, key=lambda folder: float(folder.parent.name), reverse=True)
+    for folder in folders:
+        if all((folder / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
+            return folder
+    return None
+
+
+def why_missing(name: str) -> str | None:
+    """Return why something that ``pytest.mark.extras`` names is missing; None if it is here."""
+    if name == "chromium":
+        return None if CHROMIUM else "no Chromium on the path (TOPICELL_CHROMIUM names another)"
+    if name == "pbmc_facs.RData":
+        return None if _facs_folder() else f"no {name} (set TOPICELL_DATA to its folder)"
+    if name == "postgresql":
+        return None if _postgresql_programs() else "no PostgreSQL (initdb, pg_ctl and postgres)"
+    if importlib.util.find_spec(name) is None:
+        return f"{name} is not installed (topicell[{EXTRA_OF[name]}])"
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests whose fixtures need an extra."""
+    for item in items:
+        names = [FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES]
+        if names:
+            item.add_marker(pytest.mark.extras(*names))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose extras are missing; ``-m extras`` selects those tests."""
+    names = [name for marker in item.iter_markers("extras") for name in marker.args]
+    if reasons := list(filter(None, map(why_missing, names))):
+        pytest.skip("; ".join(reasons))
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
@@ -78,12 +156,21 @@ def double_precision():
 
 
 @pytest.fixture(scope="session")
-def facs_folder() -> Path:
-    """The folder of the downloaded FACS set, where this machine has it."""
-    for folder in (os.environ.get("TOPICELL_DATA"), CHECKOUT.parent / "shared" / "data"):
-        if folder and (Path(folder) / "pbmc_facs.RData").is_file():
-            return Path(folder).resolve()
-    pytest.skip("pbmc_facs.RData is not on this machine (set TOPICELL_DATA to its folder)")
+def facs_folder() -> Path | None:
+    """The folder of the downloaded FACS set."""
+    return _facs_folder()
+
+
+@pytest.fixture(scope="session")
+def postgresql_programs() -> Path | None:
+    """The folder of PostgreSQL's programs."""
+    return _postgresql_programs()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str | None:
+    """The path of a Chromium browser."""
+    return CHROMIUM
 
 
 def plant(n_cells, n_genes, n_topics, depth, *, seed=0):

@@ -385,10 +385,10 @@ def test_the_run_of_a_process_that_is_not_gone_is_left_to_it(store, tmp_path):
     assert client(store).get_run(tracker.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.extras("psycopg")
 @pytest.mark.parametrize("answer", [b"", None], ids=["closes", "silent"])
 def test_a_database_that_is_away_is_not_waited_for(answer, tmp_path):
     """MLflow alone tries for minutes."""
-    pytest.importorskip("psycopg", reason="the extra postgresql is not installed")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

@@ -35,7 +35,6 @@ pytestmark = pytest.mark.skipif(fuzz is None, reason="experiments/ is not here")
     derandomize=True,
     database=None,
     max_examples=15,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 @given(rng=st.randoms(use_true_random=False))

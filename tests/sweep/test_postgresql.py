@@ -33,6 +33,8 @@ PASSWORD = "not: to/be@shown"
 ESCAPED = "not%3A%20to%2Fbe%40shown"
 NUMBERS = itertools.count()
 
+pytestmark = pytest.mark.extras("psycopg")
+
 ASKS_AND_WAITS = """
 import json, sys
 from optuna.distributions import json_to_distribution
@@ -110,18 +112,6 @@ for _ in range(int(n)):
 """
 
 
-def binaries():
-    """The folder of PostgreSQL's programs."""
-    found = shutil.which("pg_ctl")
-    folders = [Path(found).resolve().parent] if found else []
-    versions = Path("/usr/lib/postgresql").glob("*/bin")
-    folders += sorted(versions, key=lambda folder: float(folder.parent.name), reverse=True)
-    for folder in folders:
-        if all((folder / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
-            return folder
-    return pytest.skip("PostgreSQL is not on this machine (no initdb, pg_ctl and postgres)")
-
-
 def other_user():
     """Whom the server runs as: it refuses to be root."""
     if os.geteuid() != 0:
@@ -134,10 +124,9 @@ def other_user():
 
 
 @pytest.fixture(scope="session")
-def server():
+def server(postgresql_programs):
     """Where a server runs, as ``HOST:PORT``."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: topicell[postgresql]")
-    programs, user = binaries(), other_user()
+    user = other_user()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,7 +135,7 @@ def server():
     (folder / "password").write_text(PASSWORD)
 
     def run(program, *arguments):
-        command = [programs / program, "-D", data, *arguments]
+        command = [postgresql_programs / program, "-D", data, *arguments]
         done = subprocess.run(
             command, **user, cwd=folder, capture_output=True, text=True, timeout=120, check=False
         )
@@ -527,7 +516,6 @@ def test_a_server_that_cannot_be_reached_is_an_input_error():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"postgresql+psycopg://me:secret@127.0.0.1:{unused.getsockname()[1]}/d"
-        pytest.importorskip("psycopg", reason="psycopg is not installed: topicell[postgresql]")
         for use in (opened, open_storage):
             with pytest.raises(InputError, match=r"sweep\.storage.*cannot be") as refused:
                 use(url)

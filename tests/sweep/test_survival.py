@@ -561,10 +561,16 @@ def test_a_tracking_server_receives_every_point(folder, server, start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(
+            name, marks=pytest.mark.extras(f"hydra_plugins.hydra_{name.partition('_')[0]}_launcher")
+        )
+        for name in ("submitit_local", "joblib")
+    ],
+)
 def test_a_grid_with_another_launcher(launcher, folder, start):
-    plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
-    pytest.importorskip(plugin, reason=f"hydra/launcher={launcher} is an extra")
     settings = ["train.epochs=3", "train.progress=false", "report=off", "model.n_topics=2,3"]
     grid = start("-m", f"hydra/launcher={launcher}", *CORPUS, *settings)
     assert grid.wait() == 0, grid.err
