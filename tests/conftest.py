@@ -27,6 +27,7 @@ from topicell.cli import main
 from topicell.config import ModelConfig, TrainConfig
 from topicell.model.counts import Counts
 from topicell.model.training import train
+from topicell.tracking import store
 
 CHECKOUT = Path(__file__).parents[1]
 CHILD = Path(__file__).with_name("child.py")
@@ -115,6 +116,26 @@ def _trust_the_power(connection, _):
     """
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A SQLite file with MLflow's tables, as `create_store` begins it."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    store._open(f"sqlite:///{path}").search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stores_are_copied(empty_store):
+    """New stores begin as copies, here and in the processes that are started."""
+    spec = importlib.util.spec_from_file_location("functions_of_child", CHILD)
+    child = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(child)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_open", store._open)
+        child.copy_new_stores(store, str(empty_store))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -300,7 +321,7 @@ class Started:
 
 
 @pytest.fixture(scope="session")
-def start_process(tmp_path_factory):
+def start_process(tmp_path_factory, empty_store):
     """Starts processes that have nothing to import any more: they are forked from one that has.
 
     What it gives is called as ``started`` is, in fixtures of any scope; what it starts has to be
@@ -323,7 +344,7 @@ def start_process(tmp_path_factory):
         first.start()
     n_started = 0
 
-    def start(*arguments, cwd=None, env=None, program=None, piped=False, quick_workers=False):
+    def start(*arguments, cwd=None, env=None, program=None, piped=False, **settings):
         nonlocal n_started
         n_started += 1
         said = [folder / f"{n_started}.{stream}" for stream in ("out", "err")]
@@ -349,8 +370,10 @@ def start_process(tmp_path_factory):
             "environment": {k: v for k, v in environment.items() if v is not None},
             "streams": streams,
             "ready": there,
-            "quick_workers": quick_workers,
+            "quick_workers": settings.pop("quick_workers", False),
+            "empty_store": str(empty_store) if settings.pop("copied_store", True) else None,
         }
+        assert not settings
         process = context.Process(
             target=runpy.run_path, args=(str(CHILD), {"given": given}, "child")
         )
@@ -386,6 +409,8 @@ def started(start_process):
     quick_workers
         Its own processes of ``multiprocessing``, as the workers of a sweep, import nothing either.
         They are its children, and have its standard error.
+    copied_store
+        Begin a new SQLite store as a copy of an empty one: the default.
 
     It stands in a session of its own, with the signals of a new interpreter: Ctrl-C is
     ``os.killpg(one.pid, signal.SIGINT)``. When the call returns it can be signalled and killed.
