@@ -93,11 +93,14 @@ def why_missing(name: str) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests whose fixtures need an extra."""
+    """Mark the tests whose fixtures need an extra, and run files with slow tests first."""
     for item in items:
         names = [FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES]
         if names:
             item.add_marker(pytest.mark.extras(*names))
+    # A long file that is begun last leaves all workers but one idle.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -31,6 +31,7 @@ SMALL = [
     "train.progress=false",
     "evaluate.n_coherence_genes=5",
     "report.pdf=false",
+    "report.dpi=40",
 ]
 
 

@@ -85,7 +85,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     history = [{"epoch": e, "train/elbo": -9.0 + e, "valid/elbo": -9.5 + e} for e in range(3)]
     report.add_differential_expression(adata)
-    *_, path = report.write(adata, history, folder, ReportConfig(n_top_genes=8, dpi=50), seed=0)
+    *_, path = report.write(
+        adata, history, folder, ReportConfig(n_top_genes=8, dpi=50, pdf=False), seed=0
+    )
     return adata, path
 
 

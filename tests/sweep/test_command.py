@@ -36,7 +36,9 @@ def swept(topicell, tmp_path_factory):
     """A finished sweep over five numbers of topics, of which four were tried."""
     folder = tmp_path_factory.mktemp("swept")
     elsewhere = {"MLFLOW_TRACKING_URI": None}
-    done = topicell("train", *SWEEP, "sweep.pruner=none", cwd=folder, env=elsewhere)
+    done = topicell(
+        "train", *SWEEP, "sweep.pruner=none", cwd=folder, env=elsewhere, quick_workers=True
+    )
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("sweeps/*/sweep.json")
     tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
@@ -190,6 +192,7 @@ def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(topicell, swept, tmp_
         "-m",
         "model.n_topics=2,3,4",
         "report=off",
+        "report.pdf=false",
         *SMALL,
         cwd=tmp_path,
         quick_workers=True,
@@ -212,6 +215,7 @@ def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(topicell, swept, tmp_
 @pytest.mark.slow
 def test_without_mlflow_the_folder_has_everything(topicell, tmp_path):
     settings = ["tracking=off", "sweep.n_trials=2", "sweep.n_jobs=1", "sweep.sampler=grid"]
+    settings += ["report.pdf=false", "report.dpi=40"]
     done = topicell(
         "train",
         *SWEEP,
@@ -237,6 +241,8 @@ def test_a_point_that_no_run_can_be_made_of_is_a_failed_trial(topicell, tmp_path
         "model.n_topics=range(1,4)",
         "sweep.sampler=grid",
         "sweep.n_trials=2",
+        "report.pdf=false",
+        "report.dpi=40",
     ]
     done = topicell("train", *SWEEP[:2], *settings, *SMALL, cwd=tmp_path, quick_workers=True)
     assert done.returncode == 0, done.stderr

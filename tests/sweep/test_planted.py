@@ -25,7 +25,7 @@ PLANTED = 5
 
 
 def fit(n_topics, folder):
-    simulation = SimulationConfig(n_cells=1000, n_genes=200, n_topics=PLANTED, mean_counts=600)
+    simulation = SimulationConfig(n_cells=600, n_genes=200, n_topics=PLANTED, mean_counts=600)
     config = RunConfig(
         data=DataConfig(name="simulated", simulation=simulation),
         preprocess=PreprocessConfig(n_variable_genes=None),
@@ -35,6 +35,7 @@ def fit(n_topics, folder):
         report=ReportConfig(enabled=False),
     )
     config.evaluate.n_splits = 2
+    config.evaluate.differential_expression = False
     result = run(config, open_tracker(config.tracking, folder))
     return Trial(
         number=n_topics - 3,
