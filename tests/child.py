@@ -8,8 +8,10 @@ it shares with its siblings is the seed of hashes: the order of a set is the sam
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import pickle
 import random
@@ -26,6 +28,7 @@ from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def live(
@@ -54,6 +57,8 @@ def live(
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", trust_the_power)
     if empty_store:
         copy_new_stores(sys.modules["topicell.tracking.store"], empty_store)
+    if hold := environment.get("TOPICELL_TEST_HOLD"):
+        hold_trials(Path(hold))
     if quick_workers:
         util.spawnv_passfds = Nursery(ready).spawn
 
@@ -90,6 +95,20 @@ def copy_new_stores(store: ModuleType, empty_store: str) -> None:
         return open_(uri)
 
     store._open = begin_with_tables
+
+
+def hold_trials(hold: Path) -> None:
+    """Have trials wait in their tenth epoch while a file exists; its text is the first number."""
+    watched = importlib.import_module("topicell.sweep.watch").Watched
+    log_metrics = watched.log_metrics
+
+    def log_and_wait(self: Any, values: dict[str, float], epoch: int | None = None) -> None:
+        log_metrics(self, values, epoch)
+        with contextlib.suppress(FileNotFoundError):
+            while epoch == 9 and int(self.trial.tags["topicell.trial"]) >= int(hold.read_text()):
+                time.sleep(0.02)
+
+    watched.log_metrics = log_and_wait
 
 
 def hear_signals(blocked: set[int] | tuple[()] = ()) -> None:

@@ -64,7 +64,7 @@ def mlflow_server(folder: Path) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 class Proxy:

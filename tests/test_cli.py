@@ -244,7 +244,7 @@ cli.report = command
 cli.main(["report"])
 """
     answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert (answer.returncode, answer.stderr) == (130, "topicell: interrupted\n")
 
@@ -261,7 +261,7 @@ def test_an_interrupted_run_ends_with_code_130_and_is_recorded(number, started):
         assert time.monotonic() < until, "the run did not start"
         time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait(60) == 130, process.stderr
+    assert process.wait(120) == 130, process.stderr
     assert "topicell: interrupted" in process.stderr
     assert [run.info.status for run in in_mlflow()[1]] == ["KILLED"]
 
@@ -445,7 +445,7 @@ def test_the_ui_serves_the_store(run_here, started):
             assert len(json.load(answer)["runs"]) == 1
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        server.wait(120)
     # Nothing of it is left to hold the port.
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -99,7 +99,7 @@ def test_a_process_that_the_system_killed_is_explained():
 
 def test_a_gpu_without_memory_is_named_with_the_knob(started):
     one = started("train", *RUN, "model.n_topics=4", "tracking=off", program=STARVED)
-    assert one.wait(60) == 1
+    assert one.wait(120) == 1
     (line,) = one.stderr.splitlines()
     assert "the GPU's memory is full" in line
     assert "lower train.batch_size, train.n_replicates or model.n_hidden" in line

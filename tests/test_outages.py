@@ -284,7 +284,7 @@ def test_a_killed_run_is_delivered_as_killed(template, started, topicell, tmp_pa
     alive = topicell("sync", "folders=run", cwd=tmp_path)
     assert "still at work" in alive.stdout
     one.kill()
-    one.wait(30)
+    one.wait(120)
     done = topicell("sync", "folders=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")

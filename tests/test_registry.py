@@ -64,7 +64,7 @@ def store(request, tmp_path_factory):
         yield TrackingConfig(uri=address)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(120)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from topicell.tracking.store import client, experiment_id
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 60
+SECONDS = 120
 """Longer than a page or the server takes on a machine that is shared."""
 GRID = [
     "report.pdf=false",
