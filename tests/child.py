@@ -41,6 +41,7 @@ def live(
     *,
     quick_workers: bool,
     empty_store: str | None,
+    draft: bool = False,
 ) -> None:
     """Run a program, or the command line, from a folder; streams are 0 to 2, paths or pipes."""
     os.setsid()
@@ -57,6 +58,9 @@ def live(
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", trust_the_power)
     if empty_store:
         copy_new_stores(sys.modules["topicell.tracking.store"], empty_store)
+    if draft:
+        write = sys.modules["topicell.sweep.page"].write
+        write.__defaults__, write.__kwdefaults__ = (40,), {"pdf": False}
     if hold := environment.get("TOPICELL_TEST_HOLD"):
         hold_trials(Path(hold))
     if quick_workers:

@@ -375,6 +375,7 @@ def start_process(tmp_path_factory, empty_store):
             "ready": there,
             "quick_workers": settings.pop("quick_workers", False),
             "empty_store": str(empty_store) if settings.pop("copied_store", True) else None,
+            "draft": settings.pop("draft", False),
         }
         assert not settings
         process = context.Process(
@@ -414,6 +415,8 @@ def started(start_process):
         They are its children, and have its standard error.
     copied_store
         Begin a new SQLite store as a copy of an empty one: the default.
+    draft
+        Draw the page of a sweep or grid with few dots and without PDFs.
 
     It stands in a session of its own, with the signals of a new interpreter: Ctrl-C is
     ``os.killpg(one.pid, signal.SIGINT)``. When the call returns it can be signalled and killed.
@@ -437,8 +440,8 @@ def started(start_process):
 def topicell(start_process):
     """Runs the command line in a process of its own, as a user does."""
 
-    def command(*arguments, cwd=None, env=None, timeout=300, quick_workers=False):
-        process = start_process(*arguments, cwd=cwd, env=env, quick_workers=quick_workers)
+    def command(*arguments, timeout=300, **settings):
+        process = start_process(*arguments, **settings)
         try:
             process.wait(timeout)
         finally:

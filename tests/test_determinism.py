@@ -101,7 +101,6 @@ RUNS = {
     "sweep": [
         *("sweep=topics", *SMALL, "model.n_topics=range(2,12)", "hydra.sweep.dir=sweeps"),
         *("sweep.n_trials=3", "sweep.n_jobs=1", "sweep.n_startup_trials=1", "evaluate.n_splits=2"),
-        *("report.pdf=false", "report.dpi=30"),
     ],
 }
 SAME = ("second", "cached")

@@ -252,7 +252,8 @@ def test_the_runs_of_a_sweep_arrive_with_their_parent(server, topicell, tmp_path
     sweep += ["sweep.n_trials=2", "sweep.sampler=grid", "sweep.n_jobs=1", "evaluate.n_splits=1"]
     sweep += ["tracking.experiment=sweep", "sweep.register=null"]
     with Proxy(server, "refused") as proxy:
-        done = topicell(*sweep, f"tracking.uri={proxy.uri}", cwd=tmp_path, quick_workers=True)
+        uri = f"tracking.uri={proxy.uri}"
+        done = topicell(*sweep, uri, cwd=tmp_path, quick_workers=True, draft=True)
     assert done.returncode == 0, done.stderr
     config = TrackingConfig(uri=f"http://127.0.0.1:{server}", experiment="sweep")
     synced = topicell("sync", f"tracking.uri={config.uri}", cwd=tmp_path)

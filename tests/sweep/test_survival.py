@@ -71,7 +71,9 @@ class Command:
         self.mark = uuid.uuid4().hex
         self.folder = folder
         environment = {MARK: self.mark, "TOPICELL_TEST_HOLD": str(folder / HOLD)}
-        self.process = start_process("train", *arguments, cwd=folder, env=environment, **settings)
+        self.process = start_process(
+            "train", *arguments, cwd=folder, env=environment, draft=True, **settings
+        )
 
     @property
     def out(self):
