@@ -440,7 +440,7 @@ def started(start_process):
 def topicell(start_process):
     """Runs the command line in a process of its own, as a user does."""
 
-    def command(*arguments, timeout=300, **settings):
+    def command(*arguments, timeout=600, **settings):
         process = start_process(*arguments, **settings)
         try:
             process.wait(timeout)

@@ -64,7 +64,7 @@ def runs(server, start_process, tmp_path_factory):
             begun[fault] = (start_process(*RUN, *tracking, cwd=folder), folder)
         for process, _ in begun.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(120)
+                process.wait(600)
         yield begun
     finally:
         for process, _ in begun.values():
@@ -277,7 +277,7 @@ def test_a_killed_run_is_delivered_as_killed(template, started, topicell, tmp_pa
 
     shutil.copy(template, tmp_path / "mlflow.db")
     one = started(*RUN, "train.epochs=3000", cwd=tmp_path)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     journal = tmp_path / "run" / "metrics.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
         assert time.monotonic() < end
@@ -285,7 +285,7 @@ def test_a_killed_run_is_delivered_as_killed(template, started, topicell, tmp_pa
     alive = topicell("sync", "folders=run", cwd=tmp_path)
     assert "still at work" in alive.stdout
     one.kill()
-    one.wait(120)
+    one.wait(600)
     done = topicell("sync", "folders=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")

@@ -134,7 +134,7 @@ def test_processes_that_start_together_make_one_sound_store(started, tmp_path):
         "create_store(Path(sys.argv[1]))\n"
     )
     processes = [started(path, program=program, copied_store=False) for _ in range(3)]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert [process.wait(600) for process in processes] == [0, 0, 0]
     assert sorted(p.name for p in path.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -16,7 +16,7 @@ from topicell.tracking.store import client, experiment_id
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 120
+SECONDS = 600
 """Longer than a page or the server takes on a machine that is shared."""
 GRID = [
     "report.pdf=false",

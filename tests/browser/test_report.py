@@ -118,7 +118,7 @@ def watched(context, path):
 
 def open_from_disk(page, path):
     page.goto(path.as_uri())
-    page.wait_for_selector("html[data-ready]", timeout=60_000)
+    page.wait_for_selector("html[data-ready]", timeout=600_000)
 
 
 @contextmanager
@@ -894,7 +894,7 @@ def test_it_works_where_mlflow_shows_it(browser, run):
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.evaluate(EMBED, run[1].read_text(encoding="utf-8"))
         report = page.frame_locator("iframe")
-        report.locator("html[data-ready]").wait_for(state="attached", timeout=60_000)
+        report.locator("html[data-ready]").wait_for(state="attached", timeout=600_000)
         for picture in pictures(report):
             assert len(np.unique(picture.reshape(-1, 3), axis=0)) > K
         look_up(report, "gene-2")

@@ -330,7 +330,7 @@ def test_decisions_are_taken_one_at_a_time(processes, url, tmp_path):
     assert [one.hear() for one in both] == ["ready"] * 2
     for one in both:
         one.tell()
-    assert [one.process.wait(120) for one in both] == [0, 0]
+    assert [one.process.wait(600) for one in both] == [0, 0]
     assert counter.read_text() == "400"
 
 
@@ -445,7 +445,7 @@ def test_two_who_join_at_once_use_one_budget(processes, url):
     for one in both:
         one.tell()
     lines = [list(one.process.stdout) for one in both]
-    assert [one.process.wait(120) for one in both] == [0, 0]
+    assert [one.process.wait(600) for one in both] == [0, 0]
     asked = [json.loads(line) for of_one in lines for line in of_one]
     assert sorted(number for number, _ in asked) == list(range(9))
     assert distinct([params for _, params in asked])
@@ -461,7 +461,7 @@ def test_studies_that_start_at_once_in_an_empty_database_do_not_collide(processe
     for one in both:
         one.tell()
     assert [len(list(one.process.stdout)) for one in both] == [1, 1]
-    assert [one.process.wait(120) for one in both] == [0, 0]
+    assert [one.process.wait(600) for one in both] == [0, 0]
 
 
 @pytest.mark.slow

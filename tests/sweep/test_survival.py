@@ -30,7 +30,7 @@ from topicell.config import TrackingConfig, dotted
 from topicell.sweep.study import KILLED, RETRY_OF, open_storage
 from topicell.tracking.store import client, create_store, experiment_id
 
-SECONDS = 120
+SECONDS = 600
 """Longer than anything takes on a machine that is shared."""
 EPOCHS = 40
 """A fit; a trial that is held stays in the first half of it, see `hold`."""
@@ -343,7 +343,7 @@ def interrupt(sweep, number):
 
 def require_interrupted(sweep):
     """A sweep ended as it should after an interrupt."""
-    assert sweep.wait(120) == 130, sweep.err
+    assert sweep.wait(600) == 130, sweep.err
     # Python's own helper, which looks after semaphores, ends when it hears of it.
     eventually(lambda: not sweep.processes())
     said = beside_progress(sweep.err)
@@ -545,7 +545,7 @@ def server(folder):
         yield TrackingConfig(uri=address)
     finally:
         process.terminate()
-        process.wait(120)
+        process.wait(600)
 
 
 @pytest.mark.slow
