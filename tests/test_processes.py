@@ -68,6 +68,8 @@ def test_a_program_ends_as_by_an_interpreter(program, started, monkeypatch, tmp_
         cwd=tmp_path,
         env=environment,
         start_new_session=True,
+        # A shell lets what it runs in the background ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         check=False,
     )
     one = started("a", "b c", program=program, cwd=tmp_path, env={"TAKEN": None, "GIVEN": "2"})
