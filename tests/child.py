@@ -8,12 +8,15 @@ it shares with its siblings is the seed of hashes: the order of a set is the sam
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import pickle
 import random
 import runpy
+import shutil
 import signal
 import socket
 import sqlite3
@@ -24,6 +27,8 @@ from collections.abc import Callable
 from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 
 def live(
@@ -35,6 +40,8 @@ def live(
     ready: Connection,
     *,
     quick_workers: bool,
+    empty_store: str | None,
+    draft: bool = False,
 ) -> None:
     """Run a program, or the command line, from a folder; streams are 0 to 2, paths or pipes."""
     os.setsid()
@@ -49,6 +56,13 @@ def live(
     take(streams)
     sqlalchemy = sys.modules["sqlalchemy"]
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", trust_the_power)
+    if empty_store:
+        copy_new_stores(sys.modules["topicell.tracking.store"], empty_store)
+    if draft:
+        write = sys.modules["topicell.sweep.page"].write
+        write.__defaults__, write.__kwdefaults__ = (40,), {"pdf": False}
+    if hold := environment.get("TOPICELL_TEST_HOLD"):
+        hold_trials(Path(hold))
     if quick_workers:
         util.spawnv_passfds = Nursery(ready).spawn
 
@@ -72,6 +86,33 @@ def trust_the_power(connection: object, _: object) -> None:
     """Do not wait for the disk, as the tests' own process does not."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
+
+
+def copy_new_stores(store: ModuleType, empty_store: str) -> None:
+    """Have MLflow's new SQLite files begin as a copy: to create the tables takes a second."""
+    open_ = store._open
+
+    def begin_with_tables(uri: str) -> object:
+        path = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and path.suffix == ".unfinished" and not path.exists():
+            shutil.copy(empty_store, path)
+        return open_(uri)
+
+    store._open = begin_with_tables
+
+
+def hold_trials(hold: Path) -> None:
+    """Have trials wait in their tenth epoch while a file exists; its text is the first number."""
+    watched = importlib.import_module("topicell.sweep.watch").Watched
+    log_metrics = watched.log_metrics
+
+    def log_and_wait(self: Any, values: dict[str, float], epoch: int | None = None) -> None:
+        log_metrics(self, values, epoch)
+        with contextlib.suppress(FileNotFoundError):
+            while epoch == 9 and int(self.trial.tags["topicell.trial"]) >= int(hold.read_text()):
+                time.sleep(0.02)
+
+    watched.log_metrics = log_and_wait
 
 
 def hear_signals(blocked: set[int] | tuple[()] = ()) -> None:

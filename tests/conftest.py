@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,15 +20,95 @@ import pytest
 import scipy.sparse as sp
 import sqlalchemy
 import torch
+from hypothesis import HealthCheck, settings
 
 from topicell import interrupts
 from topicell.cli import main
 from topicell.config import ModelConfig, TrainConfig
 from topicell.model.counts import Counts
 from topicell.model.training import train
+from topicell.tracking import store
 
 CHECKOUT = Path(__file__).parents[1]
 CHILD = Path(__file__).with_name("child.py")
+
+# No test fails because the machine is slow. Fixtures of Hypothesis tests are folders to write to.
+settings.register_profile(
+    "topicell",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("topicell")
+
+EXTRA_OF = {
+    "gensim": "baselines",
+    "tomotopy": "baselines",
+    "scvi": "baselines",
+    "psycopg": "postgresql",
+    "hydra_plugins.hydra_joblib_launcher": "launchers",
+    "hydra_plugins.hydra_submitit_launcher": "launchers",
+}
+"""The modules that the README's set-up does not install, and the extra that does."""
+CHROMIUM = os.environ.get("TOPICELL_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FIXTURES = {
+    "chromium": "chromium",
+    "facs_folder": "pbmc_facs.RData",
+    "postgresql_programs": "postgresql",
+}
+"""Fixtures that need what the README's set-up does not install, and the name of it in a marker."""
+
+
+def _facs_folder() -> Path | None:
+    for folder in (os.environ.get("TOPICELL_DATA"), CHECKOUT.parent / "shared" / "data"):
+        if folder and (Path(folder) / "pbmc_facs.RData").is_file():
+            return Path(folder).resolve()
+    return None
+
+
+def _postgresql_programs() -> Path | None:
+    found = shutil.which("pg_ctl")
+    folders = [Path(found).resolve().parent] if found else []
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    folders += sorted(versions, key=lambda folder: float(folder.parent.name), reverse=True)
+    for folder in folders:
+        if all((folder / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
+            return folder
+    return None
+
+
+def why_missing(name: str) -> str | None:
+    """Return why something that ``pytest.mark.extras`` names is missing; None if it is here."""
+    if name == "chromium":
+        return None if CHROMIUM else "no Chromium on the path (TOPICELL_CHROMIUM names another)"
+    if name == "pbmc_facs.RData":
+        return None if _facs_folder() else f"no {name} (set TOPICELL_DATA to its folder)"
+    if name == "postgresql":
+        return None if _postgresql_programs() else "no PostgreSQL (initdb, pg_ctl and postgres)"
+    if importlib.util.find_spec(name) is None:
+        return f"{name} is not installed (topicell[{EXTRA_OF[name]}])"
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests whose fixtures need an extra, and run files with slow tests first."""
+    for item in items:
+        names = [FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES]
+        if names:
+            item.add_marker(pytest.mark.extras(*names))
+    # A long file that is begun last leaves all workers but one idle.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose extras are missing; ``-m extras`` selects those tests."""
+    names = [name for marker in item.iter_markers("extras") for name in marker.args]
+    if reasons := list(filter(None, map(why_missing, names))):
+        pytest.skip("; ".join(reasons))
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
@@ -37,6 +119,26 @@ def _trust_the_power(connection, _):
     """
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A SQLite file with MLflow's tables, as `create_store` begins it."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    store._open(f"sqlite:///{path}").search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stores_are_copied(empty_store):
+    """New stores begin as copies, here and in the processes that are started."""
+    spec = importlib.util.spec_from_file_location("functions_of_child", CHILD)
+    child = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(child)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_open", store._open)
+        child.copy_new_stores(store, str(empty_store))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +180,21 @@ def double_precision():
 
 
 @pytest.fixture(scope="session")
-def facs_folder() -> Path:
-    """The folder of the downloaded FACS set, where this machine has it."""
-    for folder in (os.environ.get("TOPICELL_DATA"), CHECKOUT.parent / "shared" / "data"):
-        if folder and (Path(folder) / "pbmc_facs.RData").is_file():
-            return Path(folder).resolve()
-    pytest.skip("pbmc_facs.RData is not on this machine (set TOPICELL_DATA to its folder)")
+def facs_folder() -> Path | None:
+    """The folder of the downloaded FACS set."""
+    return _facs_folder()
+
+
+@pytest.fixture(scope="session")
+def postgresql_programs() -> Path | None:
+    """The folder of PostgreSQL's programs."""
+    return _postgresql_programs()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str | None:
+    """The path of a Chromium browser."""
+    return CHROMIUM
 
 
 def plant(n_cells, n_genes, n_topics, depth, *, seed=0):
@@ -213,7 +324,7 @@ class Started:
 
 
 @pytest.fixture(scope="session")
-def start_process(tmp_path_factory):
+def start_process(tmp_path_factory, empty_store):
     """Starts processes that have nothing to import any more: they are forked from one that has.
 
     What it gives is called as ``started`` is, in fixtures of any scope; what it starts has to be
@@ -236,7 +347,7 @@ def start_process(tmp_path_factory):
         first.start()
     n_started = 0
 
-    def start(*arguments, cwd=None, env=None, program=None, piped=False, quick_workers=False):
+    def start(*arguments, cwd=None, env=None, program=None, piped=False, **settings):
         nonlocal n_started
         n_started += 1
         said = [folder / f"{n_started}.{stream}" for stream in ("out", "err")]
@@ -262,8 +373,11 @@ def start_process(tmp_path_factory):
             "environment": {k: v for k, v in environment.items() if v is not None},
             "streams": streams,
             "ready": there,
-            "quick_workers": quick_workers,
+            "quick_workers": settings.pop("quick_workers", False),
+            "empty_store": str(empty_store) if settings.pop("copied_store", True) else None,
+            "draft": settings.pop("draft", False),
         }
+        assert not settings
         process = context.Process(
             target=runpy.run_path, args=(str(CHILD), {"given": given}, "child")
         )
@@ -299,6 +413,10 @@ def started(start_process):
     quick_workers
         Its own processes of ``multiprocessing``, as the workers of a sweep, import nothing either.
         They are its children, and have its standard error.
+    copied_store
+        Begin a new SQLite store as a copy of an empty one: the default.
+    draft
+        Draw the page of a sweep or grid with few dots and without PDFs.
 
     It stands in a session of its own, with the signals of a new interpreter: Ctrl-C is
     ``os.killpg(one.pid, signal.SIGINT)``. When the call returns it can be signalled and killed.
@@ -322,8 +440,8 @@ def started(start_process):
 def topicell(start_process):
     """Runs the command line in a process of its own, as a user does."""
 
-    def command(*arguments, cwd=None, env=None, timeout=300, quick_workers=False):
-        process = start_process(*arguments, cwd=cwd, env=env, quick_workers=quick_workers)
+    def command(*arguments, timeout=600, **settings):
+        process = start_process(*arguments, **settings)
         try:
             process.wait(timeout)
         finally:

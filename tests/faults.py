@@ -52,7 +52,7 @@ def mlflow_server(folder: Path) -> Iterator[int]:
             command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
         )
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
@@ -64,7 +64,7 @@ def mlflow_server(folder: Path) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(600)
 
 
 class Proxy:

@@ -23,7 +23,7 @@ from anndata.io import write_elem
 from topicell.config import InputError
 from topicell.data.reading import read
 
-SECONDS = 10
+SECONDS = 600
 RECORDS = ("config.yaml", "metrics.jsonl", "model", "adata.h5ad", "scores.csv", "report.html")
 SMALL = [
     "model.n_topics=2",

@@ -41,7 +41,7 @@ def serve(folder):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while time.monotonic() < until and server.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
@@ -64,7 +64,7 @@ def store(request, tmp_path_factory):
         yield TrackingConfig(uri=address)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(600)
 
 
 @dataclass

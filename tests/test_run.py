@@ -266,7 +266,7 @@ def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
         tracking=TrackingConfig(enabled=False),
     )
     config.data.simulation.n_cells = 60
-    config.report.pdf = False
+    config.report = ReportConfig(pdf=False, dpi=30)
     config.preprocess.split.train = 1.0
     config.preprocess.split.valid = config.preprocess.split.test = 0.0
     scores = run(config, open_tracker(config.tracking, tmp_path / "run")).scores

@@ -621,7 +621,7 @@ def test_a_grid_and_a_sweep_keep_the_secrets_of_their_overrides(topicell, tmp_pa
     # Without a report nobody opens the address; it is recorded like any setting.
     secret = f"report.gene_sets='http://user:{quote(AWKWARD, safe='')}@host?token={SECRET}'"
     for command in (["seed=0,1", secret], ["sweep=topics", *ONE_TRIAL, secret]):
-        done = topicell("train", "-m", *SMALL, *command, cwd=tmp_path)
+        done = topicell("train", "-m", *SMALL, *command, cwd=tmp_path, draft=True)
         assert done.returncode == 0, done.stderr
         assert not tells(done.stdout + done.stderr)
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")

@@ -2,7 +2,6 @@ import errno
 import fcntl
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -125,20 +124,17 @@ def test_jobs_of_a_multirun_are_nested_under_one_parent(store, tmp_path):
     assert "mlflow.parentRunId" not in mlflow.get_run(after.run_id).data.tags
 
 
-def _create(path):
-    create_store(path)
-
-
 @pytest.mark.slow
-def test_processes_that_start_together_make_one_sound_store(tmp_path):
+def test_processes_that_start_together_make_one_sound_store(started, tmp_path):
     path = tmp_path / "new" / "mlflow.db"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_create, args=(path,)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from topicell.tracking.store import create_store\n"
+        "create_store(Path(sys.argv[1]))\n"
+    )
+    processes = [started(path, program=program, copied_store=False) for _ in range(3)]
+    assert [process.wait(600) for process in processes] == [0, 0, 0]
     assert sorted(p.name for p in path.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -385,10 +381,10 @@ def test_the_run_of_a_process_that_is_not_gone_is_left_to_it(store, tmp_path):
     assert client(store).get_run(tracker.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.extras("psycopg")
 @pytest.mark.parametrize("answer", [b"", None], ids=["closes", "silent"])
 def test_a_database_that_is_away_is_not_waited_for(answer, tmp_path):
     """MLflow alone tries for minutes."""
-    pytest.importorskip("psycopg", reason="the extra postgresql is not installed")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

@@ -16,10 +16,11 @@ from topicell.tracking.store import client, experiment_id
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 60
+SECONDS = 600
 """Longer than a page or the server takes on a machine that is shared."""
 GRID = [
     "report.pdf=false",
+    "report.dpi=60",
     "model.n_topics=2,3",
     "data=simulated",
     "data.simulation.n_cells=150",
@@ -76,9 +77,9 @@ def address(runs, start_process):
         server.end()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser, address):
-    """A window that sees nothing but the server."""
+    """A window that sees nothing but the server; MLflow's program is loaded into it once."""
     context = browser.new_context(viewport={"width": 1500, "height": 900})
     context.set_default_timeout(1000 * SECONDS)
     server = address.partition("#")[0]
@@ -91,6 +92,14 @@ def run_page(address, run, artifact=""):
     """The address of a run, or of one of its artifacts."""
     place = f"{address.partition('?')[0]}/{run.info.run_id}"
     return f"{place}/artifacts/{artifact}" if artifact else place
+
+
+def open_artifact(page, address, run, artifact):
+    """Open an artifact by its address, from the page of its run."""
+    # MLflow's page of artifacts does not notice that its own address changes.
+    page.goto(run_page(address, run))
+    page.get_by_role("heading", name=name_of(run)).wait_for()
+    page.goto(run_page(address, run, artifact))
 
 
 def name_of(run):
@@ -141,7 +150,7 @@ def test_a_run_is_described_by_scores_and_a_picture(runs, address, page):
 def test_the_report_works_inside(runs, address, page):
     errors = []
     page.on("console", lambda said: errors.append(said.text) if "blob:" in said.text else None)
-    page.goto(run_page(address, runs[1][CHILD], "report.html"))
+    open_artifact(page, address, runs[1][CHILD], "report.html")
     report = page.frame_locator("iframe")
     report.locator("html[data-ready]").wait_for(state="attached")
     report.get_by_role("heading", name="3 topics in simulated").wait_for()
@@ -158,7 +167,7 @@ def test_the_report_works_inside(runs, address, page):
 
 
 def test_the_report_of_the_grid_is_shown(runs, address, page):
-    page.goto(run_page(address, runs[1][PARENT], "report.html"))
+    open_artifact(page, address, runs[1][PARENT], "report.html")
     report = page.frame_locator("iframe")
     report.get_by_role("heading", name="Number of topics of simulated").wait_for()
     for image in report.locator("img").all():
@@ -168,7 +177,7 @@ def test_the_report_of_the_grid_is_shown(runs, address, page):
 def test_figures_and_tables_can_be_looked_at(runs, address, page):
     folder, (_, child, _) = runs
     # By its address: what is clicked on while the page still loads may be forgotten.
-    page.goto(run_page(address, child, "figures/umap_counts_topics.png"))
+    open_artifact(page, address, child, "figures/umap_counts_topics.png")
     picture = page.locator("img[src^='blob:']").first
     picture.wait_for()
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -257,19 +256,10 @@ def test_pbmc68k_refuses_values_that_do_not_stand_for_one_count(
         load_pbmc68k()
 
 
-@pytest.fixture(scope="module")
-def facs_file() -> Path:
-    shared = Path(__file__).parents[3] / "shared" / "data"
-    for folder in (os.environ.get("TOPICELL_DATA"), shared):
-        if folder and (file := Path(folder) / "pbmc_facs.RData").is_file():
-            return file
-    pytest.skip("pbmc_facs.RData is neither in TOPICELL_DATA nor in ../shared/data")
-
-
 def test_pbmc_facs_has_the_published_cells(
-    facs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TOPICELL_DATA", str(facs_file.parent))
+    monkeypatch.setenv("TOPICELL_DATA", str(facs_folder))
     adata = load_pbmc_facs()
     assert adata.shape == (3774, 16791)
     x = adata.layers["counts"]
@@ -294,12 +284,12 @@ def test_pbmc_facs_has_the_published_cells(
     assert source["sha256"] == CATALOGUE["pbmc_facs"].sha256
     assert source["source"] == CATALOGUE["pbmc_facs"].url
 
-    held_out = load_pbmc_facs_test(facs_file)
+    held_out = load_pbmc_facs_test(facs_folder / "pbmc_facs.RData")
     assert held_out.shape == (100, 16791)
     assert list(held_out.var_names) == list(adata.var_names)
     assert not set(held_out.obs_names) & set(adata.obs_names)
 
-    genes, cells = published_facs_fit(facs_file)
+    genes, cells = published_facs_fit(facs_folder / "pbmc_facs.RData")
     assert genes.shape == (16791, 6)
     assert cells.shape == (3774, 6)
     assert list(genes.index) == list(adata.var_names)

@@ -34,8 +34,7 @@ pytestmark = pytest.mark.skipif(fuzz is None, reason="experiments/ is not here")
 @settings(
     derandomize=True,
     database=None,
-    max_examples=15,
-    deadline=None,
+    max_examples=6,
     suppress_health_check=list(HealthCheck),
 )
 @given(rng=st.randoms(use_true_random=False))

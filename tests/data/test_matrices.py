@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topicell.config import InputError
@@ -217,9 +217,7 @@ def test_the_files_of_a_run_read_back_to_what_was_written(tmp_path: Path) -> Non
     assert topics.names == NAMES
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30)
 @given(data=st.data(), form=st.sampled_from(sorted(NAMED)), turn=st.tuples(*[st.booleans()] * 2))
 def test_the_order_of_a_file_changes_nothing(
     data: st.DataObject, form: str, turn: tuple[bool, bool], tmp_path: Path
@@ -257,9 +255,7 @@ def test_topics_are_matched_by_name_or_in_order(tmp_path: Path) -> None:
     assert read_topics(*files, CELLS, GENES).names == ["c", "a", "b"]
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30)
 @given(scale=st.lists(st.floats(1e-290, 1e290), min_size=8, max_size=8))
 def test_normalize_undoes_any_scale_of_rows(scale: list[float], tmp_path: Path) -> None:
     theta, beta = frames()

@@ -20,7 +20,7 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topicell.config import DataConfig, InputError, SimulationConfig
@@ -171,7 +171,7 @@ def test_the_form_is_what_the_file_is_not_what_it_is_called(tmp_path: Path) -> N
     assert list(read(path).obs["depth"]) == list(range(12))
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(
     matrix=st.lists(
         st.lists(st.integers(0, 2**24), min_size=3, max_size=3), min_size=1, max_size=5

@@ -64,7 +64,6 @@ def coherence_by_gensim(measure, x_NG, genes_KT, epsilon, monkeypatch):
 
     It adds epsilon, 1e-12 unless told, to the share of cells with both genes of a pair.
     """
-    pytest.importorskip("gensim")
     from gensim.corpora import Dictionary
     from gensim.models.coherencemodel import CoherenceModel
     from gensim.topic_coherence import direct_confirmation_measure
@@ -89,7 +88,7 @@ def coherence_by_gensim(measure, x_NG, genes_KT, epsilon, monkeypatch):
 @pytest.mark.parametrize(("measure", "oracle"), [(npmi, npmi_by_loops), (umass, umass_by_loops)])
 class TestBoth:
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_is_its_definition(self, measure, oracle, seed):
         x_NG, genes_KT = corpus(seed)
         np.testing.assert_allclose(measure(x_NG, genes_KT), oracle(x_NG, genes_KT), atol=1e-12)
@@ -162,11 +161,12 @@ class TestNpmi:
         np.testing.assert_allclose(npmi(x_NG, genes_KT[:, ::-1]), npmi(x_NG, genes_KT), rtol=1e-12)
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_is_between_minus_one_and_one(self, seed):
         values = npmi(*corpus(seed))
         assert (np.abs(values) <= 1 + 1e-12).all()
 
+    @pytest.mark.extras("gensim")
     @pytest.mark.parametrize("seed", range(5))
     def test_agrees_with_gensim(self, seed, monkeypatch):
         """Up to epsilon where genes meet; at log(p q) / log(epsilon) above -1 where they do not.
@@ -196,6 +196,7 @@ class TestNpmi:
 
 
 class TestUmass:
+    @pytest.mark.extras("gensim")
     @pytest.mark.parametrize("seed", range(5))
     def test_agrees_with_gensim(self, seed, monkeypatch):
         """With the paper's count of 1, a share of 1/N, in place of gensim's 1e-12."""
@@ -204,7 +205,7 @@ class TestUmass:
         np.testing.assert_allclose(umass(x_NG, genes_KT), found, atol=1e-12)
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_is_between_never_and_always_together(self, seed):
         """One more than all cells of the higher gene, which are at least one, and one of N."""
         x_NG, genes_KT = corpus(seed)

@@ -89,7 +89,7 @@ def test_kmeans_has_a_cluster_for_each_label(blobs):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_knn_accuracy_is_its_definition(seed, n_neighbors):
     rng = np.random.default_rng(seed)
     theta_NK = rng.dirichlet(np.ones(4), 24)
@@ -100,7 +100,7 @@ def test_knn_accuracy_is_its_definition(seed, n_neighbors):
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_bounds(seed):
     rng = np.random.default_rng(seed)
     labels = np.r_[["a", "b"], rng.choice(["a", "b", "c"], 18)]

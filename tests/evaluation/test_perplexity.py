@@ -88,7 +88,7 @@ class TestPerplexity:
         assert perplexity(x_NG, np.eye(K), beta_KG) == pytest.approx(math.exp(entropy), rel=1e-5)
 
     @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 8))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_is_never_below_one(self, seed, n_topics, n_genes):
         rng = np.random.default_rng(seed)
         x_NG = sp.csr_matrix(1 + rng.poisson(1.0, (4, n_genes)))
@@ -200,7 +200,7 @@ class TestTruth:
         yield rng.dirichlet(np.ones(8), len(theta_NK)), rng.dirichlet(np.ones(G), 8)
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_in_expectation_nothing_beats_it(self, seed):
         """Expected counts in place of drawn ones: Gibbs' inequality, without sampling error."""
         rng = np.random.default_rng(seed)
@@ -286,7 +286,7 @@ class TestFaultsOfPeers:
 
 class TestThin:
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_halves_are_counts_that_sum_back(self, seed):
         x_NG = sp.csr_matrix(np.random.default_rng(seed).poisson(2.0, (5, 6)), dtype=np.float32)
         first, second = thin(x_NG, seed)
@@ -334,7 +334,7 @@ class TestFoldIn:
         assert theta_NK.dtype == np.float64
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     def test_is_as_likely_as_plain_expectation_maximisation_makes_it(self, seed):
         """Without pseudo-counts the optimum may be on the edge, where EM only creeps."""
         rng = np.random.default_rng(seed)

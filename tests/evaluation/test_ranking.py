@@ -80,7 +80,7 @@ class TestTopGenes:
         st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4),
         st.integers(1, 9),
     )
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_is_a_stable_descending_sort(self, score, n):
         expected = [sorted(range(6), key=lambda g, row=row: (-row[g], g))[:n] for row in score]
         found = top_genes(np.array(score), n)
@@ -96,7 +96,7 @@ class TestTopGenes:
 
 class TestLiftAndRelevance:
     @given(seeds, st.sampled_from([0.0, 0.3, 0.6, 1.0]))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_are_their_definitions(self, seed, weight):
         beta_KG, p_G = topics_and_frequency(seed)
         np.testing.assert_allclose(lift(beta_KG, p_G), lift_by_loops(beta_KG, p_G))
@@ -116,7 +116,7 @@ class TestLiftAndRelevance:
             assert relevance(beta_KG, p_G, weight)[0, 0] == -math.inf
 
     @given(seeds)
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_relevance_ranks_as_probability_at_one_and_as_lift_at_zero(self, seed):
         beta_KG, p_G = topics(seed), np.random.default_rng(seed).dirichlet(np.ones(9))
         for weight, other_KG in [(1, beta_KG), (0, lift(beta_KG, p_G))]:
@@ -124,7 +124,7 @@ class TestLiftAndRelevance:
             np.testing.assert_array_equal(ranked, top_genes(other_KG, 9))
 
     @given(seeds)
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_equal_frequencies_rank_as_probability(self, seed):
         beta_KG, p_G = topics(seed), np.full(9, 1 / 9)
         for score_KG in (lift(beta_KG, p_G), relevance(beta_KG, p_G)):
@@ -222,7 +222,7 @@ class TestFrex:
             frex(topics(0), weight)
 
     @given(seeds, st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_is_its_definition(self, seed, weight):
         beta_KG = topics(seed)
         np.testing.assert_allclose(frex(beta_KG, weight), frex_by_loops(beta_KG, weight))
@@ -264,7 +264,7 @@ class TestExclusivity:
         np.testing.assert_allclose(exclusivity(beta_KG, n), expected)
 
     @given(seeds, st.integers(1, 9))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_is_above_zero_and_at_most_one(self, seed, n):
         found = exclusivity(topics(seed), n)
         assert (found > 0).all()
@@ -286,7 +286,7 @@ class TestExclusivity:
 
 class TestDiversity:
     @given(seeds, st.integers(1, 12))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_is_its_definition(self, seed, n):
         beta_KG = topics(seed)
         lists = [sorted(range(9), key=lambda g, row=row: -row[g])[:n] for row in beta_KG]
@@ -309,7 +309,7 @@ class TestDiversity:
 
 class TestTopicsOfCells:
     @given(seeds, st.sampled_from([0.0, 0.01, 0.1, 0.3]))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_are_their_definitions(self, seed, share):
         theta_NK = cells(seed)
         dominant = [max(range(5), key=lambda k, row=row: row[k]) for row in theta_NK]

@@ -70,7 +70,7 @@ def groups_by_loops(beta_RKG, min_cosine):
 
 class TestMatchTopics:
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_is_the_best_of_all_permutations(self, seed):
         a_KG, b_KG = replicates(seed, n_replicates=2)
         matching = match_topics(a_KG, b_KG)
@@ -90,7 +90,7 @@ class TestMatchTopics:
         assert matching.permutation.tolist() == [0, 1]
 
     @given(st.permutations(range(6)))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_undoes_a_permutation(self, order):
         beta_KG = replicates(0, 1, 6, 10)[0]
         matching = match_topics(beta_KG, beta_KG[order])
@@ -109,7 +109,7 @@ class TestMatchTopics:
 
 class TestStability:
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     def test_is_its_definition(self, seed):
         beta_RKG = replicates(seed, n_replicates=3)
         expected = np.zeros((3, 4))
@@ -163,7 +163,7 @@ class TestStability:
         np.testing.assert_allclose(found.per_topic_RK, stability(beta_RKG).per_topic_RK[order])
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_is_between_zero_and_one(self, seed):
         found = stability(replicates(seed))
         assert (found.per_topic_RK >= 0).all()
@@ -177,7 +177,7 @@ class TestStability:
 
 class TestConsensus:
     @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.8, 0.95]))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_is_its_definition(self, seed, min_cosine):
         beta_RKG = noisy_replicates(seed)
         found = consensus(beta_RKG, min_cosine=min_cosine)
@@ -195,7 +195,7 @@ class TestConsensus:
             assert found.support_C[c] == len(group)
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_is_an_ordered_partition(self, seed):
         found = consensus(noisy_replicates(seed))
         np.testing.assert_allclose(found.beta_CG.sum(1), 1)
@@ -253,7 +253,7 @@ class TestConsensus:
         assert consensus(beta_RKG, min_cosine=0.7).support_C.tolist() == [2, 2]
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_relabelling_topics_and_order_of_replicates_and_genes_change_nothing(self, seed):
         beta_RKG = noisy_replicates(seed)
         rng = np.random.default_rng(seed)

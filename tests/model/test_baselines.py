@@ -1,5 +1,6 @@
 """Other libraries' models: that their topics are theirs, and that nothing else of them is left."""
 
+import importlib
 import logging
 import os
 import random
@@ -16,6 +17,7 @@ import torch
 from topicell.config import InputError, ModelConfig, ModelKind, TrainConfig
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
+from topicell.model import baselines
 from topicell.model.baselines import ADAPTERS, PASSES, fit_baseline, fit_model
 from topicell.model.counts import Counts
 from topicell.model.fit import TopicFit
@@ -36,17 +38,29 @@ FEW = {"sklearn_lda": 10, "sklearn_nmf": 60, "gensim_lda": 3, "tomotopy_lda": 50
 """Passes that are enough to see something."""
 
 
-def require(kind):
-    """Libraries of the extra may be absent; what they warn of on import is theirs."""
+def needs(kind):
+    """Return the marker of a test that needs the library of a model, or none."""
+    extras = ("gensim", "tomotopy", "scvi")
+    return pytest.mark.extras(LIBRARY[kind]) if LIBRARY[kind] in extras else ()
+
+
+def each(kinds):
+    """Parametrize a test by kinds of models."""
+    params = [pytest.param(kind, marks=needs(kind)) for kind in kinds]
+    return pytest.mark.parametrize("kind", params)
+
+
+def load(kind):
+    """Import a library without its own warnings."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pytest.importorskip(LIBRARY[kind])
+        importlib.import_module(LIBRARY[kind])
 
 
 def fit_kind(kind, counts, *, valid=None, seed=0, n_topics=4, n_replicates=1, passes=None, **model):
-    require(kind)
+    load(kind)
     return fit_baseline(
         counts,
         valid,
@@ -90,7 +104,7 @@ def everything_global():
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each(KINDS)
 def test_topics_are_proportions_in_the_order_of_their_own_share(kind, fits):
     fit = fits(kind)
     assert isinstance(fit, PointFit)
@@ -108,7 +122,7 @@ def test_topics_are_proportions_in_the_order_of_their_own_share(kind, fits):
     assert table.index.tolist() == fit.cells.cells.tolist()
 
 
-@pytest.mark.parametrize("kind", SURE)
+@each(SURE)
 def test_the_planted_topics_and_proportions_are_found(kind, fits, planted):
     """On cells that were held out too, and in the order of the topics."""
     fit = fits(kind)
@@ -121,7 +135,7 @@ def test_the_planted_topics_and_proportions_are_found(kind, fits, planted):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each(KINDS)
 def test_inference_repeats_itself(kind, fits, planted):
     """Though libraries start it, or average it, at random; and one replicate after another."""
     fit = fits(kind)
@@ -139,7 +153,7 @@ def test_inference_repeats_itself(kind, fits, planted):
     assert np.abs(fit.theta(cells[[4]])[:, 0] - theta_RNK[:, 4]).max() <= error
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each(KINDS)
 def test_the_same_seed_gives_the_same_fit_and_replicates_have_their_own(kind, fits, planted):
     fit = fits(kind)
     counts = planted[0]
@@ -156,7 +170,7 @@ def test_the_same_seed_gives_the_same_fit_and_replicates_have_their_own(kind, fi
             assert np.abs(beta_KG - other.beta()[0, order]).max() > 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each(KINDS)
 def test_perplexity_and_elbo_are_ours(kind, fits):
     """By hand; above 1, which scvi-tools' own, a reciprocal, is not."""
     fit = fits(kind)
@@ -174,7 +188,7 @@ def test_perplexity_and_elbo_are_ours(kind, fits):
     assert fit.shown == np.argmax(fit.selection_R)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each(KINDS)
 def test_cells_and_genes_without_counts_break_nothing(kind, planted):
     x_NG = planted[0].x[:100].tolil()
     x_NG[[0, 57]] = 0
@@ -199,10 +213,10 @@ def test_cells_and_genes_without_counts_break_nothing(kind, planted):
     assert np.isfinite(fit.perplexity(planted[0][400:]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each(KINDS)
 def test_a_fit_leaves_no_trace_in_the_process(kind, planted, capfd, monkeypatch):
     """Random states, environment, parameters of Pyro, log; whatever level the log is at."""
-    require(kind)
+    load(kind)
     monkeypatch.setenv("XLA_FLAGS", "--mine")
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
@@ -237,18 +251,20 @@ def test_a_state_that_was_changed_in_a_failed_fit_is_restored_too(planted, monke
         torch.manual_seed(0)
         raise RuntimeError("broken")
 
-    monkeypatch.setitem(ADAPTERS, ModelKind.gensim_lda, broken)
+    monkeypatch.setitem(ADAPTERS, ModelKind.sklearn_nmf, broken)
     before = everything_global()
     with pytest.raises(RuntimeError, match="broken"):
-        fit_baseline(planted[0], None, ModelConfig(kind="gensim_lda"), TrainConfig(n_replicates=1))
+        fit_baseline(planted[0], None, ModelConfig(kind="sklearn_nmf"), TrainConfig(n_replicates=1))
     assert everything_global() == before
 
 
+@needs("scvi_lda")
 def test_a_fresh_process_prints_nothing_of_scvi_tools(tmp_path):
-    require("scvi_lda")
+    load("scvi_lda")
     program = """
 import numpy as np, scipy.sparse as sp
 from topicell.config import ModelConfig, TrainConfig
+from topicell.model import baselines
 from topicell.model.baselines import fit_baseline
 from topicell.model.counts import Counts
 x_NG = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (40, 12)).astype(np.float32))
@@ -265,9 +281,10 @@ fit.theta(counts)
     assert not list(tmp_path.iterdir())
 
 
+@needs("scvi_lda")
 def test_an_interrupt_of_scvi_tools_is_an_interrupt(planted, monkeypatch):
     """Lightning would end the process with exit code 1, and be deaf to the next interrupt."""
-    require("scvi_lda")
+    load("scvi_lda")
     import scvi
 
     def interrupted(self, batch, batch_idx):
@@ -354,7 +371,7 @@ PRIORS = {
 @pytest.mark.parametrize(
     ("kind", "priors"),
     [
-        (kind, priors)
+        pytest.param(kind, priors, marks=needs(kind))
         for kind in ("sklearn_lda", "gensim_lda", "tomotopy_lda")
         for priors in PRIORS
         # scikit-learn takes numbers alone.
@@ -363,7 +380,7 @@ PRIORS = {
 )
 def test_topics_are_the_librarys_own_under_the_priors_given(kind, priors, planted):
     """Each library by hand with the seed of the replicate; proportions are in its topics' order."""
-    require(kind)
+    load(kind)
     x_NG, given = planted[0].x[:80], dict(PRIORS[priors])
     # Enough for tomotopy to fit the prior of cells itself, where it may.
     passes = 20 if kind == "tomotopy_lda" else 4
@@ -384,8 +401,9 @@ def test_topics_are_the_librarys_own_under_the_priors_given(kind, priors, plante
         assert np.abs(default.beta() - fit.beta()).max() > 1e-4
 
 
+@needs("scvi_lda")
 def test_scvi_tools_topics_and_inference_are_in_one_order(planted, monkeypatch):
-    require("scvi_lda")
+    load("scvi_lda")
     import scvi
 
     lda, kept = scvi.model.AmortizedLDA, {}
@@ -412,8 +430,9 @@ def test_scvi_tools_topics_and_inference_are_in_one_order(planted, monkeypatch):
     np.testing.assert_allclose(theta_NK, own_NK[:, order], rtol=1e-5)
 
 
+@needs("scvi_lda")
 def test_priors_reach_scvi_tools(planted, monkeypatch):
-    require("scvi_lda")
+    load("scvi_lda")
     import scvi
 
     class SeenError(Exception):
@@ -477,12 +496,27 @@ def test_nmf_is_the_maximum_likelihood_of_the_cells(planted):
         ("sklearn_nmf", {"topic_gene_prior": [1.0] * 120}, "topic_gene_prior has 120 numbers"),
         ("sklearn_lda", {"cell_topic_prior": 5}, "model.cell_topic_prior = 5: .* at most 1"),
         ("sklearn_lda", {"topic_gene_prior": [0.1] * 120}, "model.topic_gene_prior has 120 num"),
-        ("tomotopy_lda", {"topic_gene_prior": [0.1] * 120}, "model.topic_gene_prior has 120 num"),
-        ("gensim_lda", {"topic_gene_prior": [0.1] * 7}, "model.topic_gene_prior has 7 numbers"),
+        pytest.param(
+            "tomotopy_lda",
+            {"topic_gene_prior": [0.1] * 120},
+            "model.topic_gene_prior has 120 num",
+            marks=needs("tomotopy_lda"),
+        ),
+        pytest.param(
+            "gensim_lda",
+            {"topic_gene_prior": [0.1] * 7},
+            "model.topic_gene_prior has 7 numbers",
+            marks=needs("gensim_lda"),
+        ),
         ("sklearn_nmf", {"n_topics": 121}, "model.n_topics = 121: .* 120 genes"),
         ("sklearn_lda", {"n_topics": 501}, "model.n_topics = 501: more topics than"),
         ("sklearn_lda", {"n_hidden": 64}, "model.n_hidden = 64: .*sklearn_lda has no such"),
-        ("gensim_lda", {"init": "random"}, "model.init = 'random': .*gensim_lda has no such"),
+        pytest.param(
+            "gensim_lda",
+            {"init": "random"},
+            "model.init = 'random': .*gensim_lda has no such",
+            marks=needs("gensim_lda"),
+        ),
     ],
 )
 def test_settings_without_effect_are_refused_by_name(kind, given, message, planted):
@@ -520,6 +554,7 @@ def test_libraries_are_told_passes_threads_and_seeds(planted, monkeypatch):
 
     for kind in ADAPTERS:
         monkeypatch.setitem(ADAPTERS, kind, adapter)
+    monkeypatch.setattr(baselines, "require_library", lambda kind: None)
     for kind in KINDS:
         model = ModelConfig(kind=kind, n_topics=4)
         fit = fit_model(planted[0][:9], None, model, TrainConfig(n_replicates=3, threads=None))
@@ -542,6 +577,7 @@ def test_the_own_model_is_fitted_by_the_same_door(planted):
     assert isinstance(fit, AmortizedFit)
 
 
+@needs("scvi_lda")
 def test_a_last_batch_of_one_cell_does_not_stop_scvi_tools(planted):
     """Its mini-batches have 128 cells, and its batch norm needs two."""
     for n_cells in (129, 257):

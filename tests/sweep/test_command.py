@@ -36,7 +36,9 @@ def swept(topicell, tmp_path_factory):
     """A finished sweep over five numbers of topics, of which four were tried."""
     folder = tmp_path_factory.mktemp("swept")
     elsewhere = {"MLFLOW_TRACKING_URI": None}
-    done = topicell("train", *SWEEP, "sweep.pruner=none", cwd=folder, env=elsewhere)
+    done = topicell(
+        "train", *SWEEP, "sweep.pruner=none", cwd=folder, env=elsewhere, quick_workers=True
+    )
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("sweeps/*/sweep.json")
     tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
@@ -160,18 +162,12 @@ def test_its_report_is_made_again_from_the_parent_run(topicell, swept, tmp_path)
 
 @pytest.mark.slow
 def test_the_same_command_concludes_again_and_a_larger_budget_goes_on(topicell, swept):
-    again = topicell("train", *SWEEP, "sweep.pruner=none", cwd=swept.folder, quick_workers=True)
+    quick = {"cwd": swept.folder, "quick_workers": True, "draft": True}
+    again = topicell("train", *SWEEP, "sweep.pruner=none", **quick)
     assert again.returncode == 0, again.stderr
     assert "4 of 4 trials so far" in again.stderr
     assert "trial " not in again.stderr.replace("trials", "")
-    more = topicell(
-        "train",
-        *SWEEP,
-        "sweep.pruner=none",
-        "sweep.n_trials=9",
-        cwd=swept.folder,
-        quick_workers=True,
-    )
+    more = topicell("train", *SWEEP, "sweep.pruner=none", "sweep.n_trials=9", **quick)
     assert more.returncode == 0, more.stderr
     after = Sweep.read(swept.path)
     # The fifth point is the last one that there is.
@@ -192,7 +188,7 @@ def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(topicell, swept, tmp_
         "report=off",
         *SMALL,
         cwd=tmp_path,
-        quick_workers=True,
+        draft=True,
     )
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("multiruns/*/*/report.html")
@@ -219,6 +215,7 @@ def test_without_mlflow_the_folder_has_everything(topicell, tmp_path):
         "sweep.storage=journal:study/log",
         cwd=tmp_path,
         quick_workers=True,
+        draft=True,
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "mlflow.db").exists()
@@ -238,7 +235,9 @@ def test_a_point_that_no_run_can_be_made_of_is_a_failed_trial(topicell, tmp_path
         "sweep.sampler=grid",
         "sweep.n_trials=2",
     ]
-    done = topicell("train", *SWEEP[:2], *settings, *SMALL, cwd=tmp_path, quick_workers=True)
+    done = topicell(
+        "train", *SWEEP[:2], *settings, *SMALL, cwd=tmp_path, quick_workers=True, draft=True
+    )
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("sweeps/*/sweep.json")
     refused, complete = Sweep.read(path).trials

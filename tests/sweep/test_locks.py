@@ -179,7 +179,7 @@ def test_decisions_are_taken_one_at_a_time(processes, url, tmp_path):
     both = [processes(url, "s", counter, 200, script=COUNTS) for _ in range(2)]
     for one in both:
         one.tell("go")
-    assert [one.process.wait(60) for one in both] == [0, 0]
+    assert [one.process.wait(600) for one in both] == [0, 0]
     assert counter.read_text() == "400"
 
 

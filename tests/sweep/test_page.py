@@ -127,7 +127,11 @@ def tables(html: str) -> list[list[list[str]]]:
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep")
     sweep = make_sweep(data=f"cells & {EVIL}")
-    return sweep, directory, page.write(sweep, select(sweep.trials, bounds=(2, 10)), directory)
+    return (
+        sweep,
+        directory,
+        page.write(sweep, select(sweep.trials, bounds=(2, 10)), directory, dpi=40),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +167,7 @@ def test_nothing_is_loaded_from_elsewhere(html):
 
 def test_the_same_sweep_gives_the_same_bytes(written, html, tmp_path):
     sweep, _, _ = written
-    paths = page.write(sweep, select(sweep.trials, bounds=(2, 10)), tmp_path)
+    paths = page.write(sweep, select(sweep.trials, bounds=(2, 10)), tmp_path, dpi=40, pdf=False)
     assert paths[-1].read_text(encoding="utf-8") == html
 
 
@@ -295,7 +299,7 @@ def test_importance_of_several_settings(tmp_path):
     ]
     importance = {"train.amsgrad": 0.25, "model.n_topics": 0.75}
     sweep = make_sweep(trials, space=space, importance=importance)
-    *_, bars, html = page.write(sweep, select(trials), tmp_path)
+    *_, bars, html = page.write(sweep, select(trials), tmp_path, dpi=40, pdf=False)
     assert bars.stem == "importance_bars"
     labels = [attrs.get("aria-label") or "" for _, attrs in Tags(html.read_text()).tags]
     (alt,) = [label for label in labels if "importance" in label]

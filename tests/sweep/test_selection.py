@@ -11,7 +11,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from topicell.evaluation.estimates import Estimate, difference, estimate
@@ -115,7 +115,6 @@ values_of_a_split = st.lists(st.floats(1, 1e4), min_size=2, max_size=5)
 
 
 @given(st.lists(st.tuples(values_of_a_split, values_of_a_split), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_errors_are_their_definition(of_splits):
     a = {str(split): values for split, (values, _) in enumerate(of_splits)}
     b = {str(split): values for split, (_, values) in enumerate(of_splits)}
@@ -327,7 +326,6 @@ def shape(tried):
 
 
 @given(sweeps())
-@settings(deadline=None)
 def test_the_choice_is_its_definition(trials):
     """The smallest stable K within one standard error, of the difference, of the stable best."""
     mean, stable = {}, []
@@ -354,7 +352,6 @@ def test_the_choice_is_its_definition(trials):
 
 
 @given(sweeps())
-@settings(deadline=None)
 def test_the_choice_is_stable_and_no_larger_than_the_best(trials):
     verdict = select(trials, bounds=BOUNDS)
     assume(verdict.n_topics is not None)
@@ -368,7 +365,6 @@ def test_the_choice_is_stable_and_no_larger_than_the_best(trials):
 
 
 @given(sweeps(min_size=2), st.data())
-@settings(deadline=None)
 def test_measures_of_one_number_of_topics_do_not_depend_on_the_others(trials, data):
     kept = data.draw(st.lists(st.sampled_from(trials), min_size=1, unique_by=id))
     together = {point.n_topics: point for point in points(trials)}
@@ -378,7 +374,6 @@ def test_measures_of_one_number_of_topics_do_not_depend_on_the_others(trials, da
 
 
 @given(sweeps(), st.data())
-@settings(deadline=None)
 def test_a_number_of_topics_that_is_worse_changes_nothing(trials, data):
     """Nor does one that is not stable, however low its perplexity."""
     before = select(trials, bounds=BOUNDS)
@@ -401,7 +396,6 @@ def test_a_number_of_topics_that_is_worse_changes_nothing(trials, data):
 
 
 @given(sweeps(), st.data())
-@settings(deadline=None)
 def test_the_order_of_trials_does_not_matter(trials, data):
     shuffled = data.draw(st.permutations(trials))
     assert points(shuffled) == points(trials)
@@ -409,7 +403,6 @@ def test_the_order_of_trials_does_not_matter(trials, data):
 
 
 @given(sweeps(), st.data())
-@settings(deadline=None)
 def test_the_order_of_seeds_does_not_matter(trials, data):
     """Each split as a trial of its own; which of their numbers is named is another matter."""
     alone = [
@@ -430,7 +423,6 @@ def test_the_order_of_seeds_does_not_matter(trials, data):
 
 
 @given(sweeps(), st.lists(st.integers(-60, 400), min_size=4, max_size=4))
-@settings(deadline=None)
 def test_how_hard_a_split_is_changes_neither_choice_nor_differences(trials, hardness):
     def harder(by_split):
         return {s: [v + hardness[int(s)] for v in values] for s, values in by_split.items()}
@@ -449,7 +441,6 @@ def test_how_hard_a_split_is_changes_neither_choice_nor_differences(trials, hard
 
 
 @given(sweeps(), st.integers(-8, 8))
-@settings(deadline=None)
 def test_the_unit_of_perplexity_does_not_matter(trials, power):
     def scaled(by_split):
         return {split: [v * 2.0**power for v in values] for split, values in by_split.items()}
@@ -466,7 +457,6 @@ def test_the_unit_of_perplexity_does_not_matter(trials, power):
     st.lists(st.sampled_from(["PRUNED", "FAIL", "RUNNING", "WAITING"]), min_size=1, max_size=4),
     st.data(),
 )
-@settings(deadline=None)
 def test_only_complete_trials_count(trials, states, data):
     """Even where they have values, and the lowest."""
     others = [

@@ -562,7 +562,7 @@ def test_two_processes_use_one_budget(start_process, url):
             process.stdin.write("\n")
             process.stdin.flush()
         lines = [line for p in (one, two) for line in p.stdout]
-        assert [p.wait(60) for p in (one, two)] == [0, 0]
+        assert [p.wait(600) for p in (one, two)] == [0, 0]
     asked = [json.loads(line) for line in lines]
     assert sorted(number for number, _ in asked) == list(range(7))
     assert distinct([params for _, params in asked])

@@ -30,13 +30,13 @@ from topicell.config import TrackingConfig, dotted
 from topicell.sweep.study import KILLED, RETRY_OF, open_storage
 from topicell.tracking.store import client, create_store, experiment_id
 
-SECONDS = 120
+SECONDS = 600
 """Longer than anything takes on a machine that is shared."""
-EPOCHS = 500
-"""A fit of some seconds, so that it can be met in the middle: half of it is many times as long as
-a look at what has happened."""
+EPOCHS = 40
+"""A fit; a trial that is held stays in the first half of it, see `hold`."""
 N_TRIALS = 4
 MARK = "TOPICELL_TEST_MARK"
+HOLD = "hold"
 CORPUS = [
     "data=simulated",
     "data.simulation.n_cells=120",
@@ -70,8 +70,9 @@ class Command:
     def __init__(self, start_process, folder, *arguments, **settings):
         self.mark = uuid.uuid4().hex
         self.folder = folder
+        environment = {MARK: self.mark, "TOPICELL_TEST_HOLD": str(folder / HOLD)}
         self.process = start_process(
-            "train", *arguments, cwd=folder, env={MARK: self.mark}, **settings
+            "train", *arguments, cwd=folder, env=environment, draft=True, **settings
         )
 
     @property
@@ -156,6 +157,16 @@ def eventually(condition, *commands, seconds=SECONDS):
             assert command.process.poll() is None, command.err
         time.sleep(0.05)
     raise AssertionError("\n".join(["it did not come about", *(c.err for c in commands)]))
+
+
+def hold(folder, first=0):
+    """Have the trials of sweeps with quick workers, from a number on, wait in their tenth epoch."""
+    (folder / HOLD).write_text(str(first))
+
+
+def release(folder):
+    """Let those that wait go on."""
+    (folder / HOLD).unlink()
 
 
 def beside_progress(err):
@@ -265,11 +276,13 @@ def require_whole(folder, n_trials=N_TRIALS):
 
 @pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_tried_again_once(folder, start):
+    hold(folder)
     sweep = start(*LONG)
     number = min(
         eventually(lambda: (at := at_work(folder)) and running_in_mlflow(folder, at), sweep)
     )
     os.kill(worker_of(sweep, number), signal.SIGKILL)
+    release(folder)
     assert sweep.wait() == 0, sweep.err
     require_whole(folder)
 
@@ -310,6 +323,7 @@ def goes_on(folder, start):
     }
     parent = recorded(tracking(folder))[0].info.run_id
     assert before
+    release(folder)
     again = start(*LONG)
     assert again.wait() == 0, again.err
     require_whole(folder)
@@ -329,9 +343,9 @@ def interrupt(sweep, number):
 
 def require_interrupted(sweep):
     """A sweep ended as it should after an interrupt."""
-    assert sweep.wait(30) == 130, sweep.err
+    assert sweep.wait(600) == 130, sweep.err
     # Python's own helper, which looks after semaphores, ends when it hears of it.
-    eventually(lambda: not sweep.processes(), seconds=5)
+    eventually(lambda: not sweep.processes())
     said = beside_progress(sweep.err)
     expected = ["interrupted; the same command goes on from here", "topicell: interrupted"]
     assert said == expected, sweep.err
@@ -340,6 +354,7 @@ def require_interrupted(sweep):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on(number, folder, start):
+    hold(folder, first=2)
     sweep = start(*LONG)
     caught = eventually(lambda: some_done_and_some_at_work(folder), sweep)
     interrupt(sweep, number)
@@ -379,12 +394,13 @@ def test_a_sweep_is_interrupted_while_its_workers_start(folder, start):
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on(folder, start):
+    hold(folder, first=2)
     sweep = start(*LONG)
     caught = eventually(lambda: some_done_and_some_at_work(folder), sweep)
     sweep.process.kill()
     sweep.wait()
     # Its workers hear of it, and end by themselves.
-    eventually(lambda: not sweep.processes(), seconds=60)
+    eventually(lambda: not sweep.processes())
     stopped = in_state(folder, TrialState.RUNNING)
     assert caught <= stopped
     parent, nested = recorded(tracking(folder))
@@ -408,7 +424,7 @@ def test_a_sweep_that_is_killed_while_its_workers_start_leaves_no_run_open(folde
     eventually(lambda: importing(sweep), sweep)
     sweep.process.kill()
     sweep.wait()
-    eventually(lambda: not sweep.processes(), seconds=60)
+    eventually(lambda: not sweep.processes())
     assert "Traceback" not in sweep.err
     again = start(*command)
     assert again.wait() == 0, again.err
@@ -417,6 +433,7 @@ def test_a_sweep_that_is_killed_while_its_workers_start_leaves_no_run_open(folde
 
 @pytest.mark.slow
 def test_one_sweep_at_a_time_unless_they_share(folder, start):
+    hold(folder)
     sweep = start(*LONG)
     eventually(lambda: in_state(folder, TrialState.RUNNING), sweep)
     for other in ([], ["sweep.join=true"]):
@@ -432,6 +449,10 @@ def test_one_sweep_at_a_time_unless_they_share(folder, start):
     before = len(in_state(folder, TrialState.COMPLETE))
     n_trials = before + 4
     together = [start(*LONG, "sweep.join=true", f"sweep.n_trials={n_trials}") for _ in range(2)]
+    # Each has two workers, so that both have trials before any trial ends.
+    running = TrialState.RUNNING
+    eventually(lambda: len(at_work(folder) & in_state(folder, running)) == 4, *together)
+    release(folder)
     assert [one.wait() for one in together] == [0, 0], "\n".join(one.err for one in together)
     require_whole(folder, n_trials)
     told = [{line for line in one.err.splitlines() if "  perplexity " in line} for one in together]
@@ -484,7 +505,7 @@ def test_where_everything_is_refused_the_input_is_bad(settings, words, parents, 
     assert line.startswith("topicell: ")
     assert words in line
     # Python's own helper, which looks after semaphores, ends when it hears of it.
-    eventually(lambda: not sweep.processes(), seconds=5)
+    eventually(lambda: not sweep.processes())
     assert not in_state(folder, TrialState.RUNNING)
     if parents:
         parent, nested = recorded(tracking(folder))
@@ -524,12 +545,12 @@ def server(folder):
         yield TrackingConfig(uri=address)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(600)
 
 
 @pytest.mark.slow
 def test_a_tracking_server_receives_every_point(folder, server, start):
-    epochs = 120
+    epochs = 60
     settings = [f"tracking.uri={server.uri}", "sweep.n_jobs=4", "sweep.n_trials=6"]
     sweep = start(*LONG, *settings, f"train.epochs={epochs}")
     assert sweep.wait(2 * SECONDS) == 0, sweep.err
@@ -561,10 +582,16 @@ def test_a_tracking_server_receives_every_point(folder, server, start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(
+            name, marks=pytest.mark.extras(f"hydra_plugins.hydra_{name.partition('_')[0]}_launcher")
+        )
+        for name in ("submitit_local", "joblib")
+    ],
+)
 def test_a_grid_with_another_launcher(launcher, folder, start):
-    plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
-    pytest.importorskip(plugin, reason=f"hydra/launcher={launcher} is an extra")
     settings = ["train.epochs=3", "train.progress=false", "report=off", "model.n_topics=2,3"]
     grid = start("-m", f"hydra/launcher={launcher}", *CORPUS, *settings)
     assert grid.wait() == 0, grid.err

@@ -73,7 +73,7 @@ def again(sweep):
 
 
 @given(sweeps)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_was_written_is_read_back(sweep):
     read = again(sweep)
     assert read == sweep

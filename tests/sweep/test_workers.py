@@ -15,7 +15,7 @@ from topicell.sweep import workers as module
 from topicell.sweep.watch import Pruned
 from topicell.sweep.workers import Began, Died, Done, Report, SplitReport, Workers
 
-SECONDS = 60
+SECONDS = 600
 
 
 def prepare(prepared=None):
