@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -249,7 +249,7 @@ def train(arguments: list[str]) -> None:
         if full_error_before is not None:
             os.environ[FULL_ERROR] = full_error_before
     if grid is not None:
-        _require_reports(grid)
+        require_reports(sorted(path for path in grid.glob("*") if path.is_dir()))
 
 
 class Job:
@@ -392,15 +392,22 @@ def _report_failure(error: Exception | str | None, folder: Path) -> None:
     raise ReportFailed(message) from (error if isinstance(error, Exception) else None)
 
 
-def _require_reports(folder: Path) -> None:
-    """Fail if the report of a run of a grid did."""
-    from topicell.tracking.record import REPORT_ERROR, records
+def require_reports(folders: Iterable[Path]) -> None:
+    """Fail if the report of any of the runs in these folders did.
 
-    found = [(path, record) for path, record in records(folder) if path != folder]
-    failed = [path for path, record in found if REPORT_ERROR in record.tags]
+    Raises
+    ------
+    ReportFailed
+        It names their folders.
+    """
+    from topicell.tracking.record import RECORD, REPORT_ERROR, Record
+
+    # A folder may be on another machine.
+    there = [folder for folder in folders if (folder / RECORD).is_file()]
+    failed = [folder for folder in there if REPORT_ERROR in Record.read(folder).tags]
     if failed:
         raise ReportFailed(
-            f"the reports of {len(failed)} of {len(found)} runs are incomplete; all else is kept, "
+            f"the reports of {len(failed)} of {len(there)} runs are incomplete; all else is kept, "
             f"and `topicell report run=FOLDER` makes them again: {', '.join(map(str, failed))}"
         )
 
