@@ -327,7 +327,7 @@ def test_transform_keeps_columns_of_the_user(tmp_path, run_here):
     run(config, open_tracker(config.tracking, tmp_path / "run"))
     cells = topicell.load_dataset("simulated", simulation=config.data.simulation)
     mine = list(topics_of_its_own(100))[:-1]
-    cells.obs = cells.obs.assign(**{name: "mine" for name in mine})
+    cells.obs = cells.obs.assign(**dict.fromkeys(mine, "mine"))
     cells.write_h5ad(tmp_path / "new.h5ad")
     settings = (f"run={tmp_path}/run", f"input={tmp_path}/new.h5ad", f"output={tmp_path}/out.h5ad")
     code, _, err = run_here("transform", *settings)

@@ -35,5 +35,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        # In a folder that is none, or may not be written to, there is nothing to remove.
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise
