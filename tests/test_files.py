@@ -18,9 +18,14 @@ def test_a_file_appears_when_it_is_written(tmp_path):
 def test_a_write_that_fails_leaves_what_was_there(error, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(type(error)), whole(path) as unfinished:
-        unfinished.write_text("half")
-        raise error
+
+    def fail():
+        with whole(path) as unfinished:
+            unfinished.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert [found.name for found in tmp_path.iterdir()] == ["table.csv"]
     assert path.read_text() == "old"
 
