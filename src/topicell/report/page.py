@@ -17,7 +17,7 @@ from topicell.config import dotted
 from topicell.evaluation import ranking
 from topicell.report import tables, viewer
 from topicell.report.cautions import cautions, dominance, limits
-from topicell.report.figure_set import folded, shown_topics
+from topicell.report.figure_set import MAX_TOPICS, folded, shown_topics
 from topicell.report.scores import HEADLINES, SCORES, number
 from topicell.report.templates import HERE, template
 
@@ -175,7 +175,7 @@ def render(
                 figures.get(name, ""),
                 not_drawn.get(name, ""),
                 n_cells=f"{adata.n_obs:,}",
-                n_topics=theta_NK.shape[1],
+                n_topics=min(theta_NK.shape[1], MAX_TOPICS),
                 n_epochs=len(history),
             )
             for name in FIGURES
