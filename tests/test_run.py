@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 
 import topicell
-from topicell import report
 from topicell.config import (
     DataConfig,
     InputError,
@@ -276,23 +275,6 @@ def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.slow
-def test_a_failed_report_costs_no_score_and_no_cell(tmp_path, monkeypatch):
-    config = small()
-    config.report.enabled = True
-    monkeypatch.setattr(report, "write", broken)
-    with pytest.raises(RuntimeError, match="no maps today"):
-        run(config, open_tracker(config.tracking, tmp_path / "run"))
-    _, final = read_metrics(tmp_path / "run")
-    assert final["topics/used"] >= 1
-    assert anndata.read_h5ad(tmp_path / "run" / "adata.h5ad").obsm["X_lda"].shape == (100, 3)
-    assert topicell.load(tmp_path / "run" / "model").n_topics == 3
-
-
-def broken(*_):
-    raise RuntimeError("no maps today")
-
-
 def small(**data):
     config = RunConfig(
         data=DataConfig(**{"name": "simulated"} | data),
@@ -306,6 +288,56 @@ def small(**data):
     return config
 
 
+def topics_of_its_own(n_cells):
+    """Columns of obs that look like those of a run, and are none but the last."""
+    words = np.array(["a", "b"])[np.arange(n_cells) % 2]
+    return {
+        "lda_topic_label": words,
+        "lda_topic": words,
+        "lda_topic_0_score": np.arange(n_cells),
+        "lda_topic_": np.arange(n_cells),
+        "lda_topic_٣": np.arange(n_cells),
+        "lda_topic_17": np.arange(n_cells) / n_cells,
+    }
+
+
+def test_only_columns_of_topics_are_replaced_and_it_is_said(tmp_path):
+    cells = topicell.load_dataset("simulated", simulation=small().data.simulation)
+    mine = topics_of_its_own(100)
+    cells.obs = cells.obs.assign(**mine)
+    cells.varm["lda_mine"] = np.ones((cells.n_vars, 1))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    config = small(name="file", path=str(tmp_path / "cells.h5ad"), label_key="lda_topic_label")
+    config.preprocess.cache = False
+    with pytest.warns(UserWarning, match=r"1 columns of topics already \(lda_topic_17\); the new"):
+        result = run(config, open_tracker(config.tracking, tmp_path / "run"))
+    assert "labels/nmi" in result.scores
+    stored = anndata.read_h5ad(tmp_path / "run" / "adata.h5ad")
+    assert "lda_mine" in stored.varm
+    assert "lda_topic_17" not in stored.obs
+    for name, values in list(mine.items())[:-1]:
+        assert stored.obs[name].astype(str).tolist() == [str(value) for value in values]
+    config.data.label_key = "lda_topic_17"
+    with pytest.raises(InputError, match="the run replaces columns of this name"):
+        run(config, open_tracker(config.tracking, tmp_path / "again"))
+
+
+def test_transform_keeps_columns_of_the_user(tmp_path, run_here):
+    config = small()
+    run(config, open_tracker(config.tracking, tmp_path / "run"))
+    cells = topicell.load_dataset("simulated", simulation=config.data.simulation)
+    mine = list(topics_of_its_own(100))[:-1]
+    cells.obs = cells.obs.assign(**dict.fromkeys(mine, "mine"))
+    cells.write_h5ad(tmp_path / "new.h5ad")
+    settings = (f"run={tmp_path}/run", f"input={tmp_path}/new.h5ad", f"output={tmp_path}/out.h5ad")
+    code, _, err = run_here("transform", *settings)
+    assert code == 0, err
+    obs = anndata.read_h5ad(tmp_path / "out.h5ad").obs
+    assert (obs[mine] == "mine").all(axis=None)
+    assert [f"lda_topic_{k}" in obs for k in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:obs of the cells has 3 columns of topics already")
 def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
     simulated = topicell.load_dataset("simulated", simulation=small().data.simulation)
     simulated.obs["leiden"] = simulated.obs["dominant_topic"]

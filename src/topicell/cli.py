@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,6 +39,7 @@ from topicell.config import (
     failure,
     without_password,
 )
+from topicell.files import whole
 from topicell.overrides import TEXT, TEXTS, kinds, listed, literal, plain, quoted, unquoted
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ def train(arguments: list[str]) -> None:
     # Hydra would print errors in its own form and exit with 1; with this set it raises them.
     os.environ[FULL_ERROR] = "1"
     ended = "FAILED"
+    GridParent.folder = None
     try:
         hydra.main(config_path=str(conf_folder()), config_name="config", version_base=None)(job)()
         if job.error is not None:
@@ -244,11 +246,14 @@ def train(arguments: list[str]) -> None:
         ended = "KILLED"
         raise
     finally:
+        grid = GridParent.folder
         GridParent.finish(ended)
         sys.argv = arguments_before
         os.environ.pop(FULL_ERROR)
         if full_error_before is not None:
             os.environ[FULL_ERROR] = full_error_before
+    if grid is not None:
+        require_reports(sorted(path for path in grid.glob("*") if path.is_dir()))
 
 
 class Job:
@@ -329,9 +334,11 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
     config = to_run_config(settings)
     if settings.sweep.enabled and trial is None:
         raise InputError("sweep=topics makes many runs: topicell train -m sweep=topics")
+    from topicell.report import ReportError
     from topicell.run import run
     from topicell.sweep.watch import Watched
     from topicell.tracking.interrupted import ended
+    from topicell.tracking.record import REPORT_ERROR
     from topicell.tracking.runs import open_tracker
 
     # It announces every column of strings that it stores as categories.
@@ -339,13 +346,59 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
     resume = trial is None and _resumes(settings.resume)
     if resume and (record := ended(folder, dotted(config))) is not None:
         _print_ended(folder, record, config)
+        error = record.tags.get(REPORT_ERROR)
+        _report_failure(error and ReportError(error), folder)
         return
     tracker = open_tracker(config.tracking, folder, resume=resume)
     if trial is not None:
-        trial.conclude(run(config, Watched(tracker, trial)).values)
+        result = run(config, Watched(tracker, trial))
+        trial.conclude(result.values)
+    else:
+        result = run(config, tracker)
+        _print_result(result.scores, tracker.directory)
+    _report_failure(result.report_error, tracker.directory)
+
+
+class ReportFailed(Exception):  # noqa: N818 the run did not fail
+    """A run has all but its report; the message is for the user."""
+
+
+def _report_failure(error: Exception | str | None, folder: Path) -> None:
+    """Say that the report of a run failed; in a grid or a sweep, let the other runs go on."""
+    if not error:
         return
-    scores = run(config, tracker).scores
-    _print_result(scores, tracker.directory, reported=config.report.enabled)
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    command = shlex.quote(f"run={os.path.relpath(folder)}")
+    message = (
+        f"the report is incomplete: {error}; all else is kept, and `topicell report {command}` "
+        "makes the report again"
+    )
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        logging.getLogger("topicell").error(message)
+        return
+    raise ReportFailed(message) from (error if isinstance(error, Exception) else None)
+
+
+def require_reports(folders: Iterable[Path]) -> None:
+    """Fail if the report of any of the runs in these folders did.
+
+    Raises
+    ------
+    ReportFailed
+        It names their folders.
+    """
+    from topicell.tracking.record import RECORD, REPORT_ERROR, Record
+
+    # A folder may be on another machine.
+    there = [folder for folder in folders if (folder / RECORD).is_file()]
+    failed = [folder for folder in there if REPORT_ERROR in Record.read(folder).tags]
+    if failed:
+        raise ReportFailed(
+            f"the reports of {len(failed)} of {len(there)} runs are incomplete; all else is kept, "
+            f"and `topicell report run=FOLDER` makes them again: {', '.join(map(str, failed))}"
+        )
 
 
 def to_run_config(settings: DictConfig) -> RunConfig:
@@ -427,16 +480,17 @@ def report(arguments: list[str]) -> None:
     asked = _options(ReportCommand, arguments)
     import tempfile
 
-    from topicell.tracking.stored import PARENT_KINDS, kind_of, store_artifacts
+    from topicell.tracking.stored import PARENT_KINDS, kind_of, replace_report, store_artifacts
 
     kind = kind_of(asked.run, asked.tracking)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _progress_shown():
         if kind in PARENT_KINDS:
             run_id, output = _report_sweep(asked, kind, Path(scratch))
+            if run_id:
+                store_artifacts(run_id, asked.tracking, output)
         else:
             run_id, output = _report_run(asked, arguments, Path(scratch))
-    if run_id:
-        store_artifacts(run_id, asked.tracking, output)
+            replace_report(asked.run, run_id, asked.tracking, output)
     print(output / "report.html")
 
 
@@ -566,11 +620,12 @@ def transform(arguments: list[str]) -> None:
         n_samples=options.n_samples,
     )
     try:
-        if output.suffix == ".csv":
-            frame.to_csv(output, index_label="cell")
-        else:
-            annotate(adata, frame.to_numpy())
-            adata.write_h5ad(output)
+        with whole(output) as unfinished:
+            if output.suffix == ".csv":
+                frame.to_csv(unfinished, index_label="cell")
+            else:
+                annotate(adata, frame.to_numpy())
+                adata.write_h5ad(unfinished)
     except OSError as error:
         raise InputError(f"output = {options.output!r} cannot be written ({error})") from error
     print(f"{output}: {len(frame)} cells × {fit.n_topics} topics")
@@ -589,13 +644,15 @@ def evaluate(arguments: list[str]) -> None:
     folder = Path(config.output or f"evaluations/{now}")
     tracker = open_tracker(config.tracking, folder, "output=FOLDER")
     try:
-        scores = given.evaluate(config, tracker).scores
+        with _progress_shown():
+            result = given.evaluate(config, tracker)
     except InputError:
         # Nothing was recorded: what was made for it goes.
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
-    _print_result(scores, tracker.directory, reported=config.report.enabled)
+    _print_result(result.scores, tracker.directory)
+    _report_failure(result.report_error, tracker.directory)
 
 
 def sync(arguments: list[str]) -> None:
@@ -732,7 +789,7 @@ def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | Non
     return OmegaConf.to_object(merged)
 
 
-def _print_result(scores: Mapping[str, float], directory: Path, *, reported: bool) -> None:
+def _print_result(scores: Mapping[str, float], directory: Path) -> None:
     shown = {
         "test/perplexity_folded": "held-out perplexity per count",
         "given/perplexity": "perplexity of the proportions given",
@@ -747,7 +804,7 @@ def _print_result(scores: Mapping[str, float], directory: Path, *, reported: boo
         if name in scores:
             print(f"{meaning:<32}{scores[name]:10.4g}")
     print(f"run folder  {os.path.relpath(directory)}")
-    if reported:
+    if (directory / "report.html").exists():
         print(f"report      {os.path.relpath(directory / 'report.html')}")
     _print_delivered(directory)
 
@@ -794,10 +851,26 @@ def _show_warning(
         print(f"warning: {message}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def _progress_shown() -> Iterator[None]:
+    """Show on the terminal which step is under way, where Hydra does not."""
+    logger = logging.getLogger("topicell.progress")
+    handler, level = logging.StreamHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _diagnosis(error: BaseException) -> tuple[int, str]:
     """Exit code and the one line that says what was wrong."""
     from hydra.errors import HydraException
 
+    if isinstance(error, ReportFailed):
+        return 1, str(error)
     chain = []
     link: BaseException | None = error
     while link is not None:

@@ -30,6 +30,7 @@ from topicell.evaluation.perplexity import perplexity
 from topicell.model.counts import Counts
 from topicell.model.engines import cpu_threads
 from topicell.model.points import PointFit
+from topicell.progress import step
 from topicell.run import (
     Result,
     check_report,
@@ -38,6 +39,7 @@ from topicell.run import (
     measure,
     parts_of,
     recorded,
+    tags_of,
 )
 from topicell.tracking.runs import Tracker
 
@@ -112,27 +114,29 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
         held_out=parts["test"] if parts["test"].n_cells else None,
     )
     tags = {"device": "cpu", "topicell.kind": "evaluation"}
-    with recorded(config, tracker, adata, tags), cpu_threads(1):
+    with recorded(config, tracker, adata, tags) as last_tags, cpu_threads(1):
         theta_RNK = topics.theta_NK[None]
         given = {
             "given/perplexity": perplexity(cells.x, topics.theta_NK, beta_RKG[0]),
             "given/perplexity_folded": fit.perplexity(cells, seed=config.seed),
             "given/elbo_given_topics": float(fit.elbo_given_topics(cells, seed=config.seed)[0]),
         }
-        measured = measure(
-            fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
-        )
-        scores, values = conclude(
+        with step("measures"):
+            measured = measure(
+                fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
+            )
+        result = conclude(
             fit, theta_RNK, beta_RKG, adata, {str(config.seed): measured}, config, tracker, given
         )
-        infinite = [name for name, value in scores.items() if np.isinf(value)]
+        last_tags.update(tags_of(result))
+        infinite = [name for name, value in result.scores.items() if np.isinf(value)]
         if infinite:
             warnings.warn(
                 f"{', '.join(infinite)}: infinite, because a gene has proportion 0 in every topic "
                 "of a cell that has counts of it; floor=1e-9 gives every gene at least that",
                 stacklevel=2,
             )
-    return Result(fit, scores, values, adata)
+    return result
 
 
 def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:

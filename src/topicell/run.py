@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.perplexity import thin
 from topicell.evaluation.stability import consensus, match_topics, stability
+from topicell.files import whole
 from topicell.interrupts import interrupted
 from topicell.model.baselines import fit_model, require_library
 from topicell.model.checkpoints import Checkpoints
@@ -47,10 +49,11 @@ from topicell.model.fit import TopicFit
 from topicell.model.points import PointFit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.training import check_sizes
+from topicell.progress import step
 from topicell.report.summary import summary
 from topicell.report.tables import write_tables
 from topicell.tracking.provenance import provenance
-from topicell.tracking.record import CHECKPOINTS
+from topicell.tracking.record import CHECKPOINTS, REPORT_ERROR
 from topicell.tracking.runs import Tracker
 
 if TYPE_CHECKING:
@@ -64,17 +67,23 @@ Values = dict[str, dict[str, list[float]]]
 """Values by metric and split."""
 
 
+TOPIC_COLUMN = re.compile(r"lda_topic_\d+", re.ASCII)
+"""Columns of obs that a run writes: the proportion of each topic."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run found: the fit, its scores by metric name, and the annotated cells.
 
     `values` has what the scores summarise: by metric and split, one value a replicate.
+    `report_error` says in one line what the report lacks; None if nothing failed.
     """
 
     fit: TopicFit
     scores: dict[str, float]
     values: Values
     adata: AnnData
+    report_error: report.ReportError | None = None
 
 
 def run(config: RunConfig, tracker: Tracker) -> Result:
@@ -92,12 +101,13 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     InputError
         The data or a setting is bad; nothing was recorded.
     """
-    adata = prepared(
-        lambda: load(config.data),
-        source_digest(config.data),
-        config.preprocess,
-        seed=config.seed,
-    )
+    with step("data"):
+        adata = prepared(
+            lambda: load(config.data),
+            source_digest(config.data),
+            config.preprocess,
+            seed=config.seed,
+        )
     parts = parts_of(adata)
     check_sizes(parts["train"], config.model)
     own = config.model.kind is ModelKind.amortized_lda
@@ -107,7 +117,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         check_precision(config.train.precision, device)
     check_report(adata, config.report)
     with (
-        recorded(config, tracker, adata, {"device": device.type}),
+        recorded(config, tracker, adata, {"device": device.type}) as last_tags,
         # One thread setting for all that is estimated: sums depend on it in their last digits.
         cpu_threads(config.train.threads),
     ):
@@ -126,21 +136,24 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         )
         known = {"speed/fit_seconds": checkpoints.seconds}
         of_cells = Counts.of(adata, "counts")
-        theta_RNK = fit.theta(of_cells, n_samples=config.evaluate.n_samples, seed=config.seed)
+        with step("topic proportions of the cells"):
+            theta_RNK = fit.theta(of_cells, n_samples=config.evaluate.n_samples, seed=config.seed)
         beta_RKG = fit.beta(n_samples=config.evaluate.n_samples, seed=config.seed)
         # A run that is gone on with has measured some splits before.
         measured = dict(tracker.measured)
         first = str(config.seed)
         if first not in measured:
-            measured[first] = measure(
-                fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
-            )
+            with step("measures"):
+                measured[first] = measure(
+                    fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
+                )
             tracker.log_split(first, measured[first])
         for seed, of_split in further_splits(adata, config, tracker):
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
-        scores, values = conclude(fit, theta_RNK, beta_RKG, adata, measured, config, tracker, known)
-    return Result(fit, scores, values, adata)
+        result = conclude(fit, theta_RNK, beta_RKG, adata, measured, config, tracker, known)
+        last_tags.update(tags_of(result))
+    return result
 
 
 def checkpoints_of(config: RunConfig, tracker: Tracker, seed: int) -> Checkpoints:
@@ -193,6 +206,11 @@ def check_report(adata: AnnData, config: ReportConfig) -> None:
         report.require_gene_sets(adata, config)
     labels = labels_of(adata)
     if labels is not None:
+        if TOPIC_COLUMN.fullmatch(str(labels.name)):
+            raise InputError(
+                f"data.label_key = {labels.name!r}: the run replaces columns of this name by its "
+                "topics; rename the column of labels"
+            )
         require_labels(labels)
 
 
@@ -205,15 +223,20 @@ def labels_of(adata: AnnData) -> pd.Series | None:
 @contextlib.contextmanager
 def recorded(
     config: RunConfig | GivenConfig, tracker: Tracker, adata: AnnData, tags: Mapping[str, str]
-) -> Iterator[None]:
-    """Start the record of a run, and end it in whichever way the run ends."""
+) -> Iterator[dict[str, str]]:
+    """Start the record of a run, and end it in whichever way the run ends.
+
+    Yields the tags that are added if it ends well.
+    """
+    last_tags: dict[str, str] = {}
     source = adata.uns["topicell_source"]
     marks = provenance() | dict(tags) | {"topicell.prepared_digest": data_digest(adata)}
     try:
         tracker.start(config, marks)
         tracker.log_dataset(source["name"], source["source"], source["sha256"])
-        yield
-        tracker.finish("FINISHED")
+        yield last_tags
+        with step("delivery to MLflow"):
+            tracker.finish("FINISHED", last_tags or None)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
@@ -234,8 +257,11 @@ def conclude(
     config: RunConfig | GivenConfig,
     tracker: Tracker,
     known: Mapping[str, float],
-) -> tuple[dict[str, float], Values]:
+) -> Result:
     """What comes after the measures: scores, annotated cells, tables, report.
+
+    The model and the scores are written first. A report that fails is an entry of the result, and
+    no error.
 
     Parameters
     ----------
@@ -250,7 +276,7 @@ def conclude(
 
     Returns
     -------
-    The scores by metric name, and the values that they summarise.
+    The scores by metric name, the values that they summarise, and what the report lacks.
     """
     annotate(adata, theta_RNK[fit.shown])
     adata.varm["lda_topics"] = beta_RKG[fit.shown].T.copy()
@@ -261,7 +287,8 @@ def conclude(
     }
     scores = dict(summarized(values, own, fit.shown))
     if isinstance(fit, AmortizedFit) and config.evaluate.n_gap_cells:
-        gap_N = amortization_gap(fit, Counts.of(adata, "counts"), config.evaluate, config.seed)
+        with step("amortization gap"):
+            gap_N = amortization_gap(fit, Counts.of(adata, "counts"), config.evaluate, config.seed)
         adata.obs["amortization_gap"] = gap_N
         scores["inference/amortization_gap"] = float(np.nanmean(gap_N))
     scores |= dict(known) | {"memory/peak_mib": peak_mib()}
@@ -288,22 +315,68 @@ def conclude(
                 [match_topics(beta_RKG[fit.shown], other_KG).cosine for other_KG in beta_RKG]
             ),
         }
-    if config.evaluate.differential_expression:
-        report.add_differential_expression(adata)
     folder = tracker.directory
     fit.save(folder / "model")
+    write_scores(values, folder)
+    failures: list[Exception] = []
     try:
-        write_tables(fit, theta_RNK, beta_RKG, agreed, adata, folder)
-        write_scores(values, folder)
-        tracker.log_summary(
-            summary(adata), f"{report.PICTURE}.png" if config.report.enabled else ""
-        )
-        if config.report.enabled:
-            report.write(adata, fit.history, folder, config.report, config.seed)
+        if config.evaluate.differential_expression:
+            with step("differential expression"), kept_going(failures):
+                report.add_differential_expression(adata)
+        with step("tables"):
+            write_tables(fit, theta_RNK, beta_RKG, agreed, adata, folder)
+        with kept_going(failures):
+            write_report(fit, adata, config, tracker)
     finally:
-        # The cells outlive a table or a report that fails.
-        adata.write_h5ad(folder / "adata.h5ad", compression="gzip")
-    return scores, values
+        # The cells outlive a table that fails, and an interrupt.
+        with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
+            adata.write_h5ad(unfinished, compression="gzip")
+    return Result(fit, scores, values, adata, report_error(failures))
+
+
+def write_report(
+    fit: TopicFit, adata: AnnData, config: RunConfig | GivenConfig, tracker: Tracker
+) -> None:
+    """Write the summary and, if it is enabled, the report."""
+    text, picture = summary(adata), f"{report.PICTURE}.png"
+    tracker.log_summary(text, "")
+    if not config.report.enabled:
+        return
+    try:
+        report.write(adata, fit.history, tracker.directory, config.report, config.seed)
+    finally:
+        if (tracker.directory / picture).exists():
+            tracker.log_summary(text, picture)
+
+
+@contextlib.contextmanager
+def kept_going(failures: list[Exception]) -> Iterator[None]:
+    """Add an error to a list, and go on; an interrupt is no error."""
+    try:
+        yield
+    except Exception as error:
+        if interrupted():
+            raise
+        failures.append(error)
+
+
+def report_error(failures: Sequence[Exception]) -> report.ReportError | None:
+    """Return what failed as one error, None if nothing did."""
+    if not failures:
+        return None
+    error = report.ReportError(
+        "; ".join(
+            str(failed) if isinstance(failed, report.ReportError) else report.described(failed)
+            for failed in failures
+        )
+    )
+    error.__cause__ = failures[0]
+    return error
+
+
+def tags_of(result: Result) -> dict[str, str]:
+    """Return the tag of a run whose report failed."""
+    return {REPORT_ERROR: str(result.report_error)} if result.report_error else {}
 
 
 def require_labels(labels: pd.Series) -> None:
@@ -400,7 +473,7 @@ def summarized(values: Values, own: str, shown: int) -> Iterator[tuple[str, floa
 
 def write_scores(values: Values, folder: Path) -> None:
     """Write ``scores.csv``: each value that a score summarises, by metric, split and replicate."""
-    with (folder / "scores.csv").open("w", newline="") as file:
+    with whole(folder / "scores.csv") as unfinished, unfinished.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["metric", "split", "replicate", "value"])
         for name, by_split in values.items():
@@ -445,13 +518,22 @@ def amortization_gap(
 
 
 def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
-    """Put topics where scverse tools look for them, in place of those of an earlier run."""
-    stale = [name for name in adata.obs if str(name).startswith("lda_topic_")]
+    """Put topics where scverse tools look for them, in place of those of an earlier run.
+
+    Of the columns of obs only ``lda_topic_NUMBER`` are replaced, with a warning.
+    """
+    stale = [str(name) for name in adata.obs if TOPIC_COLUMN.fullmatch(str(name))]
+    if stale:
+        warnings.warn(
+            f"obs of the cells has {len(stale)} columns of topics already ({', '.join(stale[:3])}"
+            f"{', …' if len(stale) > 3 else ''}); the new topics replace them",
+            stacklevel=2,
+        )
     adata.obs = adata.obs.drop(columns=stale)
     for name in ("X_umap_counts", "X_umap_topics"):
         adata.obsm.pop(name, None)
-    for name in [name for name in adata.varm if str(name).startswith("lda_")]:
-        del adata.varm[name]
+    for name in ("lda_topics", *report.DIFFERENTIAL):
+        adata.varm.pop(name, None)
     adata.obsm["X_lda"] = theta_NK
     for topic, proportion_N in enumerate(theta_NK.T):
         adata.obs[f"lda_topic_{topic}"] = proportion_N

@@ -20,7 +20,7 @@ from anndata import AnnData
 from topicell import report
 from topicell.config import ReportConfig
 from topicell.evaluation import ranking
-from topicell.report import page, tables
+from topicell.report import figure_set, figures, page, tables
 
 EVIL = "<script>alert('x')</script>"
 HISTORY = [
@@ -329,3 +329,39 @@ def test_a_sound_run_says_so():
     text = Tags(page.render(adata, HISTORY, {})).text
     assert "No warnings" in text
     assert "near copy of another or unstable." in " ".join(text.split())
+
+
+def test_of_many_topics_the_page_says_which_are_left_out():
+    adata = make_run(n_topics=36)
+    adata.obsm["X_umap_counts"] = adata.obsm["X_umap_topics"] = np.random.default_rng(0).normal(
+        size=(adata.n_obs, 2)
+    )
+    adata.obs["leiden"] = "0"
+    theta = np.asarray(adata.obsm["X_lda"])
+    least = sorted(np.argsort(theta.mean(axis=0))[:6].tolist())
+    topics = figure_set.shown_topics(theta)
+    assert topics == [topic for topic in range(36) if topic not in least]
+    html = page.render(adata, [], {})
+    assert html.count('<article class="card"') == 30
+    assert not any(f'id="topic-{topic}"' in html for topic in least)
+    assert html.count('<option value="topic:') == 36
+    assert f"They leave out 6: {page._ranges(least)}." in html
+    # Every figure of topics draws those, under their own numbers.
+    figure = figures.umap_by_topic(adata.obsm["X_umap_counts"], theta, "title", topics)
+    assert [axes.get_title() for axes in figure.axes[:30]] == [f"Topic {k}" for k in topics]
+    drawing = dict(figure_set.drawings(adata, [], ReportConfig(), 0, None))
+    legend = drawing["structure"]().legends[0]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["6 others", *(f"Topic {k}" for k in topics[::-1])]
+
+
+def test_few_topics_are_all_shown():
+    adata = make_run()
+    assert figure_set.shown_topics(adata.obsm["X_lda"]) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"), [([0], "0"), ([1, 2, 5], "1, 2, 5"), ([0, 2, 3, 4, 9], "0, 2–4, 9")]
+)
+def test_left_out_topics_are_written_shortly(numbers, words):
+    assert page._ranges(numbers) == words

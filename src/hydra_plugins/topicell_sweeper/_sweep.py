@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, space_of
-from topicell.cli import own_process, to_run_config
+from topicell.cli import own_process, require_reports, to_run_config
 from topicell.config import (
     InputError,
     RunConfig,
@@ -82,7 +82,7 @@ def sweep(
                     _say(f"{study.n_others} trials are still run by others who joined the study")
                     ended = "RUNNING"
                     return
-                _conclude(study, settings, parent, folder, base, written, bounds)
+                folders = _conclude(study, settings, parent, folder, base, written, bounds)
             ended = "FINISHED"
         except KeyboardInterrupt:
             ended = "KILLED"
@@ -93,6 +93,7 @@ def sweep(
                 parent.finish(ended)
     finally:
         study.close()
+    require_reports(folders)
 
 
 def _definition(base: RunConfig, written: Mapping[str, str]) -> dict[str, Any]:
@@ -144,7 +145,8 @@ def _conclude(
     base: RunConfig,
     written: Mapping[str, str],
     bounds: tuple[int, int] | None,
-) -> None:
+) -> list[Path]:
+    """Print the verdict; the folders of the trials."""
     found, verdict = conclude(
         study,
         settings,
@@ -179,9 +181,10 @@ def _conclude(
             "nothing is registered, and none is tried again: fix it, and name another sweep.study "
             "or raise sweep.n_trials"
         )
+    folders = [Path(trial.folder) for trial in found.trials if trial.folder]
     chosen = next((trial for trial in found.trials if trial.number == verdict.trial), None)
     if chosen is None:
-        return
+        return folders
     print(f"trial       {chosen.number}, in {chosen.folder}")
     if parent.run_id:
         print(f"MLflow run  {parent.run_id}  (topicell ui)")
@@ -190,6 +193,7 @@ def _conclude(
         number = parent.register(chosen.run_id, Path(chosen.folder), settings.register, tags)
         if number:
             print(f"registered  {settings.register}/champion, version {number}")
+    return folders
 
 
 def _compose(

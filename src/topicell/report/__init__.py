@@ -6,19 +6,25 @@ reported again later. The way: `embedding` → `figure_set` → `page`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from topicell.config import without_password
+from topicell.interrupts import interrupted
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
     from topicell.config import ReportConfig
+    from topicell.report.figure_set import Drawing
 
 __all__ = [
+    "ReportError",
     "add_differential_expression",
     "catch_up",
+    "described",
     "require_enough_cells",
     "require_gene_sets",
     "write",
@@ -26,8 +32,14 @@ __all__ = [
 
 MAIN_FIGURE = "umap_counts_topics"
 """The figure that says most of a run."""
+DIFFERENTIAL = ("lda_rate", "lda_lfc", "lda_lfc_se", "lda_nearest", "lda_p", "lda_q")
+"""Entries of ``varm`` that hold the differential expression of topics."""
 PICTURE = "figures/preview"
 """The same, small enough for a description in MLflow, which shows pictures as large as they are."""
+
+
+class ReportError(Exception):
+    """Parts of a report are missing; all else was written."""
 
 
 def require_enough_cells(adata: AnnData) -> None:
@@ -83,12 +95,9 @@ def add_differential_expression(adata: AnnData) -> None:
     except ValueError as error:
         warnings.warn(f"no differential expression of topics: {error}", stacklevel=2)
         return
-    adata.varm["lda_rate"] = found.rate_KG.T.copy()
-    adata.varm["lda_lfc"] = found.lfc_KG.T.copy()
-    adata.varm["lda_lfc_se"] = found.se_KG.T.copy()
-    adata.varm["lda_nearest"] = found.nearest_KG.T.copy()
-    adata.varm["lda_p"] = found.p_KG.T.copy()
-    adata.varm["lda_q"] = found.q_KG.T.copy()
+    values = found.rate_KG, found.lfc_KG, found.se_KG, found.nearest_KG, found.p_KG, found.q_KG
+    for name, value_KG in zip(DIFFERENTIAL, values, strict=True):
+        adata.varm[name] = value_KG.T.copy()
 
 
 def catch_up(adata: AnnData, directory: Path) -> None:
@@ -101,6 +110,7 @@ def catch_up(adata: AnnData, directory: Path) -> None:
     directory
         Where ``topics/differential_expression.csv`` is written, if it was lacking.
     """
+    from topicell.files import whole
     from topicell.report.tables import differential_table
 
     if "lda_lfc" in adata.varm or "counts" not in adata.layers:
@@ -108,7 +118,8 @@ def catch_up(adata: AnnData, directory: Path) -> None:
     add_differential_expression(adata)
     if "lda_lfc" in adata.varm:
         (directory / "topics").mkdir()
-        differential_table(adata).to_csv(directory / "topics" / "differential_expression.csv")
+        with whole(directory / "topics" / "differential_expression.csv") as unfinished:
+            differential_table(adata).to_csv(unfinished)
 
 
 def write(
@@ -138,38 +149,103 @@ def write(
     Returns
     -------
     The files written: figures, ``topics/enrichment.csv`` if gene sets are given, and the page last.
+
+    Raises
+    ------
+    ReportError
+        Figures could not be drawn or written; the others and the page are there.
     """
+    from topicell.files import whole
+    from topicell.progress import step
     from topicell.report.embedding import embed_counts, embed_topics
-    from topicell.report.figure_set import drawn
-    from topicell.report.figures import as_svg, save
-    from topicell.report.page import FIGURES, render
+    from topicell.report.figure_set import drawings
+    from topicell.report.page import render
 
     if "X_umap_counts" not in adata.obsm or "leiden" not in adata.obs:
-        embed_counts(adata, config, seed)
+        with step("map of the cells by counts"):
+            embed_counts(adata, config, seed)
     if "X_umap_topics" not in adata.obsm:
-        embed_topics(adata, config, seed)
+        with step("map of the cells by topics"):
+            embed_topics(adata, config, seed)
 
     directory = Path(directory)
-    (directory / "figures").mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     paths = []
     sets = _enrichment(adata, config)
     if sets is not None:
         (directory / "topics").mkdir(exist_ok=True)
         paths.append(directory / "topics" / "enrichment.csv")
-        sets.to_csv(paths[-1], index=False)
-    figures = dict(drawn(adata, history, config, seed, sets))
-    for figure in figures.values():
-        # Lay it out once: every file would do it again.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-    images = {name: as_svg(figures[name], name) for name in figures if name in FIGURES}
+        with whole(paths[-1]) as unfinished:
+            sets.to_csv(unfinished, index=False)
+    with step("figures"):
+        files, images, not_drawn, problems = _figures(
+            drawings(adata, history, config, seed, sets), directory / "figures", config
+        )
     page = directory / "report.html"
-    page.write_text(render(adata, history, images, config.n_top_genes, sets), encoding="utf-8")
-    for name, figure in figures.items():
-        paths += save(figure, directory / "figures" / name, config.dpi, pdf=config.pdf)
-    first = figures[MAIN_FIGURE]
-    paths += save(first, directory / PICTURE, int(600 / first.get_figwidth()), pdf=False)
-    return [*paths, page]
+    with step("page"), whole(page) as unfinished:
+        text = render(adata, history, images, config.n_top_genes, sets, not_drawn)
+        unfinished.write_text(text, encoding="utf-8")
+    if problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        first, error = problems[0]
+        raise ReportError(f"{first} ({described(error)}){more}") from error
+    return [*paths, *files, page]
+
+
+def _figures(
+    drawings: Iterator[Drawing], folder: Path, config: ReportConfig
+) -> tuple[list[Path], dict[str, str], dict[str, str], list[tuple[str, Exception]]]:
+    """Draw the figures, and write each; a figure that fails is no loss to the others.
+
+    Returns
+    -------
+    The files; SVG of the figures of the page; what was wrong with those that could not be drawn;
+    and all that failed, with its error.
+    """
+    from topicell.report.figures import as_svg, save
+    from topicell.report.page import FIGURES
+
+    files: list[Path] = []
+    images: dict[str, str] = {}
+    not_drawn: dict[str, str] = {}
+    problems: list[tuple[str, Exception]] = []
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        problems.append(("the figures could not be written", error))
+    writable = not problems
+    for name, draw in drawings:
+        try:
+            figure = draw()
+            # Lay it out once: every file would do it again.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            if name in FIGURES:
+                images[name] = as_svg(figure, name)
+        except Exception as error:
+            if interrupted():
+                raise
+            not_drawn[name] = described(error)
+            problems.append((f"figure {name} could not be drawn", error))
+            continue
+        if not writable:
+            continue
+        try:
+            files += save(figure, folder / name, config.dpi, pdf=config.pdf)
+            if name == MAIN_FIGURE:
+                small = int(600 / figure.get_figwidth())
+                files += save(figure, folder / Path(PICTURE).name, small, pdf=False)
+        except Exception as error:
+            if interrupted():
+                raise
+            problems.append((f"figure {name} could not be written", error))
+    return files, images, not_drawn, problems
+
+
+def described(error: BaseException) -> str:
+    """Return what an error says, in one line without passwords."""
+    message = without_password(" ".join(str(error).split())) or "no message"
+    return f"{type(error).__name__}: {message}"
 
 
 def _enrichment(adata: AnnData, config: ReportConfig) -> pd.DataFrame | None:

@@ -17,7 +17,7 @@ from topicell.config import dotted
 from topicell.evaluation import ranking
 from topicell.report import tables, viewer
 from topicell.report.cautions import cautions, dominance, limits
-from topicell.report.figure_set import folded
+from topicell.report.figure_set import MAX_TOPICS, folded, shown_topics
 from topicell.report.scores import HEADLINES, SCORES, number
 from topicell.report.templates import HERE, template
 
@@ -124,6 +124,7 @@ def render(
     figures: Mapping[str, str],
     n_genes: int = 10,
     sets: pd.DataFrame | None = None,
+    not_drawn: Mapping[str, str] | None = None,
 ) -> str:
     """The report of a run as one HTML page, with all that it shows inside.
 
@@ -139,7 +140,10 @@ def render(
         Genes that the cards give for each topic.
     sets
         Enrichment of gene sets, of `topicell.report.enrichment`.
+    not_drawn
+        Errors of figures that could not be drawn, by the names of `FIGURES`.
     """
+    not_drawn = not_drawn or {}
     run = adata.uns["topicell"]
     scores = json.loads(run["scores"])
     config = json.loads(run["config"])
@@ -163,16 +167,19 @@ def render(
             *cautions(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
             *limits(_n_test(adata), replicated=stability_K is not None, given="theta" in config),
         ],
+        left_out=_left_out(theta_NK),
+        n_topics=theta_NK.shape[1],
         figures=[
             _figure(
                 name,
-                figures[name],
+                figures.get(name, ""),
+                not_drawn.get(name, ""),
                 n_cells=f"{adata.n_obs:,}",
-                n_topics=theta_NK.shape[1],
+                n_topics=min(theta_NK.shape[1], MAX_TOPICS),
                 n_epochs=len(history),
             )
             for name in FIGURES
-            if name in figures
+            if name in figures or name in not_drawn
         ],
         rankings=RANKINGS,
         topics=_topics(adata, theta_NK, beta_KG, _n_replicates(config), n_genes, sets),
@@ -307,7 +314,7 @@ def _known_first(names: Mapping[str, Any], known: Mapping[str, Any]) -> list[str
     return [name for name in known if name in names] + [name for name in names if name not in known]
 
 
-def _figure(name: str, svg: str, **counts: Any) -> dict[str, Any]:
+def _figure(name: str, svg: str, error: str, **counts: Any) -> dict[str, Any]:
     from markupsafe import Markup
 
     caption, alt = FIGURES[name]
@@ -317,7 +324,34 @@ def _figure(name: str, svg: str, **counts: Any) -> dict[str, Any]:
         "alt": alt.format(**counts),
         # drawn by us, its text escaped by matplotlib
         "svg": Markup(svg),
+        "error": error,
     }
+
+
+def _left_out(theta_NK: np.ndarray) -> str:
+    """Which topics cards and figures leave out; empty if none."""
+    topics = shown_topics(theta_NK)
+    if topics is None:
+        return ""
+    left_out = np.delete(np.arange(theta_NK.shape[1]), topics).tolist()
+    return (
+        f"Cards and figures show {len(topics)} of the {theta_NK.shape[1]} topics, those with the "
+        f"largest mean proportion. They leave out {len(left_out)}: {_ranges(left_out)}. Maps, gene "
+        "search and tables have all topics."
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers, with runs of three and more shortened: ``0, 2–5, 7``."""
+    runs: list[list[int]] = []
+    for topic in numbers:
+        if runs and topic == runs[-1][-1] + 1:
+            runs[-1].append(topic)
+        else:
+            runs.append([topic])
+    return ", ".join(
+        f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
+    )
 
 
 def _topics(
@@ -328,7 +362,7 @@ def _topics(
     n_genes: int,
     sets: pd.DataFrame | None,
 ) -> list[dict[str, Any]]:
-    """What the card of each topic says."""
+    """What the card of each topic says, of those that have one."""
     from topicell.report import figures
 
     run = adata.uns["topicell"]
@@ -341,7 +375,9 @@ def _topics(
     dominance_K, mean_K = dominance(theta_NK), theta_NK.mean(axis=0)
     umap_N2 = np.asarray(adata.obsm["X_umap_counts"])
     cards = []
-    for topic, color in enumerate(figures.topic_colors(len(beta_KG))):
+    colors = figures.topic_colors(len(beta_KG))
+    for topic in shown_topics(theta_NK) or range(len(beta_KG)):
+        color = colors[topic]
         card = {
             "name": f"Topic {topic}",
             "number": topic,

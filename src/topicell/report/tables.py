@@ -11,6 +11,7 @@ import pandas as pd
 
 from topicell.evaluation.ranking import RANKINGS, gene_scores, top_genes
 from topicell.evaluation.stability import Consensus
+from topicell.files import whole
 from topicell.model.fit import TopicFit, ranked_table
 
 if TYPE_CHECKING:
@@ -48,27 +49,36 @@ def write_tables(
     folder
         Where to write.
     """
-    topics = folder / "topics"
-    topics.mkdir(exist_ok=True)
-    beta_KG = beta_RKG[fit.shown]
+    (folder / "topics").mkdir(exist_ok=True)
+    (folder / "cells").mkdir(exist_ok=True)
+    for path, table in _tables(fit, theta_RNK[fit.shown], beta_RKG[fit.shown], agreed, adata):
+        with whole(folder / path) as unfinished:
+            table.to_csv(unfinished)
+
+
+def _tables(
+    fit: TopicFit,
+    theta_NK: np.ndarray,
+    beta_KG: np.ndarray,
+    agreed: Consensus | None,
+    adata: AnnData,
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Paths in the run folder, and the tables that belong there."""
     for by in RANKINGS:
         name = "top_genes" if by == "probability" else f"top_genes_{by}"
         score_KG = gene_scores(beta_KG, by, fit.gene_frequency_G)
-        ranked_table(fit.genes, beta_KG, score_KG, fit.n_genes).to_csv(topics / f"{name}.csv")
-    pd.DataFrame(beta_KG.T, index=fit.genes, columns=fit.topic_names).to_csv(
-        topics / "gene_topics.csv", index_label="gene"
-    )
+        yield f"topics/{name}.csv", ranked_table(fit.genes, beta_KG, score_KG, fit.n_genes)
+    genes = pd.DataFrame(beta_KG.T, index=fit.genes, columns=fit.topic_names)
+    yield "topics/gene_topics.csv", genes.rename_axis("gene")
     if agreed is not None:
         names = [f"consensus_{c}" for c in range(len(agreed.support_C))]
-        pd.DataFrame(agreed.beta_CG.T, index=fit.genes, columns=names).to_csv(
-            topics / "consensus_topics.csv", index_label="gene"
-        )
-        consensus_table(agreed, fit, names).to_csv(topics / "consensus.csv")
-    (folder / "cells").mkdir(exist_ok=True)
+        consensus = pd.DataFrame(agreed.beta_CG.T, index=fit.genes, columns=names)
+        yield "topics/consensus_topics.csv", consensus.rename_axis("gene")
+        yield "topics/consensus.csv", consensus_table(agreed, fit, names)
     if "lda_lfc" in adata.varm:
-        differential_table(adata).to_csv(topics / "differential_expression.csv")
-    cells = pd.DataFrame(theta_RNK[fit.shown], index=adata.obs_names, columns=fit.topic_names)
-    cells.to_csv(folder / "cells" / "cell_topics.csv", index_label="cell")
+        yield "topics/differential_expression.csv", differential_table(adata)
+    cells = pd.DataFrame(theta_NK, index=adata.obs_names, columns=fit.topic_names)
+    yield "cells/cell_topics.csv", cells.rename_axis("cell")
 
 
 def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> pd.DataFrame:

@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from topicell.config import InputError
+from topicell.files import whole
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoint"
+REPORT_ERROR = "topicell.report_error"
+"""Tag of a finished run whose report failed; its value says why."""
 _WRITING = threading.Lock()
 
 
@@ -82,15 +85,15 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        path = folder / RECORD
-        unfinished = path.with_name(f".{RECORD}-{os.getpid()}")
         # A call to the store that was given up notes in its thread that it asked.
-        with _WRITING:
-            with unfinished.open("w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
+        with (
+            _WRITING,
+            whole(folder / RECORD) as unfinished,
+            unfinished.open("w", encoding="utf-8") as file,
+        ):
+            json.dump(asdict(self), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:

@@ -28,7 +28,15 @@ from topicell.config import (
 from topicell.tracking.delivery import RECORDS, Delivery, Link, direct, located
 from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
-from topicell.tracking.record import RECORD, Journal, Record, clear, leftovers, milliseconds
+from topicell.tracking.record import (
+    RECORD,
+    REPORT_ERROR,
+    Journal,
+    Record,
+    clear,
+    leftovers,
+    milliseconds,
+)
 from topicell.tracking.store import (
     INTERRUPTED_SECONDS,
     LAST_SECONDS,
@@ -247,7 +255,8 @@ class RunFolder:
                 )
         resumed = int(record.tags.get("topicell.resumed", 0)) + 1
         record.tags["topicell.resumed"] = str(resumed)
-        record.tags.pop("topicell.error", None)
+        for name in ("topicell.error", REPORT_ERROR):
+            record.tags.pop(name, None)
         record.status, record.ended, record.delivered = "RUNNING", None, False
         # What an unfinished run left is made again, and its own.
         made = [self.directory / name for name in ARTIFACTS]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from topicell.config import InputError, TrackingConfig
-from topicell.tracking.store import client, first_line, require_store, shown_uri
+from topicell.tracking.delivery import store_of
+from topicell.tracking.record import RECORD, REPORT_ERROR, Journal, Record
+from topicell.tracking.store import (
+    LAST_SECONDS,
+    Patience,
+    Unreachable,
+    client,
+    first_line,
+    require_store,
+    shown_uri,
+)
 
 PARENT_KINDS = ("multirun", "sweep")
 """Tags of runs that others are nested under."""
@@ -87,6 +100,60 @@ def fetch_run(
 def store_artifacts(run_id: str, config: TrackingConfig, directory: Path) -> None:
     """Add the files of a folder to the artifacts of a stored run."""
     client(config).log_artifacts(run_id, str(directory))
+
+
+def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) -> None:
+    """Give a stored run its new report, and take away the tag that the first one failed.
+
+    Parameters
+    ----------
+    run
+        How the run was named: its id in MLflow, or its folder.
+    run_id
+        Its id in MLflow; empty if it was named by its folder.
+    config
+        The store.
+    made
+        The folder of the new report.
+    """
+    if run_id:
+        tags = client(config).get_run(run_id).data.tags
+        store_artifacts(run_id, config, made)
+        if REPORT_ERROR not in tags:
+            return
+        client(config).delete_tag(run_id, REPORT_ERROR)
+        folder = Path(tags.get("topicell.folder", ""))
+        # The folder may be of another machine, or gone.
+        if (folder / RECORD).is_file() and Record.read(folder).run_id == run_id:
+            _add_report(folder, made)
+        return
+    folder = Path(run)
+    if not (folder / RECORD).is_file() or REPORT_ERROR not in Record.read(folder).tags:
+        return
+    _add_report(folder, made)
+    record = Record.read(folder)
+    if not record.delivered:
+        return
+    try:
+        store = store_of(record, config)
+        patience = Patience(LAST_SECONDS)
+        patience.call(lambda: store_artifacts(record.run_id, store, made))
+        patience.call(lambda: client(store).delete_tag(record.run_id, REPORT_ERROR))
+    except (InputError, Unreachable) as error:
+        warnings.warn(
+            f"MLflow has not received the new report ({error}); `topicell report "
+            f"run={record.run_id}` gives it to MLflow",
+            stacklevel=2,
+        )
+
+
+def _add_report(folder: Path, made: Path) -> None:
+    """Put a report where the first one failed; nothing else has its names."""
+    with contextlib.closing(Journal(folder)):
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        record = Record.read(folder)
+        record.tags.pop(REPORT_ERROR, None)
+        record.write(folder)
 
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:

@@ -23,6 +23,7 @@ from topicell.report.figures.drawing import (
     SMALL,
     grid_shape,
     new_figure,
+    numbered,
     plain,
     short,
     topic_colors,
@@ -90,6 +91,7 @@ def volcanoes(
     p_KG: np.ndarray,
     q_KG: np.ndarray,
     genes: Sequence[str],
+    topics: Sequence[int] | None = None,
     *,
     max_q: float = 0.05,
     min_lfc: float = 1.0,
@@ -105,30 +107,33 @@ def volcanoes(
         p-values, and those adjusted for the number of genes.
     genes
         Names of the genes.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     max_q, min_lfc
         Where a gene differs.
     n_named
         How many genes are named in each panel.
     """
-    n_topics = len(lfc_KG)
+    numbers, colors = numbered(topics, len(lfc_KG))
+    n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
     figure = new_figure(
         2.15 * n_columns + 0.6, 2.05 * n_rows + 0.85, "Genes that set each topic apart"
     )
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     panels = list(grid.ravel())
-    drawn = [_coordinates(lfc_KG[k], p_KG[k], q_KG[k], max_q, min_lfc) for k in range(n_topics)]
+    drawn = [_coordinates(lfc_KG[k], p_KG[k], q_KG[k], max_q, min_lfc) for k in numbers]
     ends = np.array([_limits(x_G, y_G) for x_G, y_G, _ in drawn])
     limits = (float(ends[:, 0].min()), float(ends[:, 1].max()), float(ends[:, 2].max()))
     beyond = False
-    for topic, (axes, color) in enumerate(zip(panels, topic_colors(n_topics), strict=False)):
-        beyond |= _draw(axes, *drawn[topic], color, limits, min_lfc, size=9)
-        n_differ = int(drawn[topic][2].sum())
+    for place, (topic, axes, color) in enumerate(zip(numbers, panels, colors, strict=False)):
+        beyond |= _draw(axes, *drawn[place], color, limits, min_lfc, size=9)
+        n_differ = int(drawn[place][2].sum())
         axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, loc="left", pad=4)
         axes.set_title(f"{n_differ:,}", fontsize=SMALL, color=FAINT, loc="right", pad=4)
         # the lowest panel of a column carries its axis, also where the last row is not full
-        axes.tick_params(axis="x", labelbottom=topic + n_columns >= n_topics)
-        if not np.isfinite(drawn[topic][0]).any():
+        axes.tick_params(axis="x", labelbottom=place + n_columns >= n_topics)
+        if not np.isfinite(drawn[place][0]).any():
             axes.text(
                 0.5,
                 0.5,

@@ -24,6 +24,8 @@ from matplotlib.text import Text
 from matplotlib.textpath import TextToPath
 from matplotlib.transforms import ScaledTranslation
 
+from topicell.files import whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
@@ -102,6 +104,13 @@ def topic_colors(n: int) -> list[str]:
     return PALETTE[:n] + _further_colors(n - len(PALETTE), saturation=0.45)
 
 
+def numbered(topics: Sequence[int] | None, n_topics: int) -> tuple[list[int], list[str]]:
+    """Numbers and colours of the topics that are drawn; of all if None."""
+    numbers = list(range(n_topics)) if topics is None else [int(topic) for topic in topics]
+    colors = topic_colors(n_topics)
+    return numbers, [colors[topic] for topic in numbers]
+
+
 def category_colors(n: int) -> list[str]:
     """Colours of `n` labels or clusters: duller than `topic_colors`, and none of them.
 
@@ -128,11 +137,14 @@ def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path
     -------
     The files. The same input gives the same bytes.
     """
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")[: 1 + pdf]]
+    paths = []
     with _settings({"pdf.fonttype": 42}):
-        for path in paths:
-            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-            figure.savefig(path, dpi=dpi, metadata=metadata)
+        for ending in ("png", "pdf")[: 1 + pdf]:
+            path = stem.with_name(f"{stem.name}.{ending}")
+            metadata = {"CreationDate": None} if ending == "pdf" else None
+            with whole(path) as unfinished:
+                figure.savefig(unfinished, dpi=dpi, metadata=metadata, format=ending)
+            paths.append(path)
     return paths
 
 

@@ -6,7 +6,7 @@ Shape suffixes: K topics, T leading genes; B gene sets of topics.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,10 +29,10 @@ from topicell.report.figures.drawing import (
     grid_shape,
     named_ticks,
     new_figure,
+    numbered,
     plain,
     readable_on,
     short,
-    topic_colors,
     value_bar,
 )
 
@@ -48,7 +48,10 @@ DOT = 90
 
 
 def top_genes(
-    names_KT: Sequence[Sequence[str]], values_KT: np.ndarray | Sequence[Sequence[float]], title: str
+    names_KT: Sequence[Sequence[str]],
+    values_KT: np.ndarray | Sequence[Sequence[float]],
+    title: str,
+    topics: Sequence[int] | None = None,
 ) -> Figure:
     """Horizontal bars of the leading genes of each topic, all on one scale.
 
@@ -60,29 +63,32 @@ def top_genes(
         Their proportions in the topic, each between 0 and 1.
     title
         Heading of the figure.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     """
-    values = np.asarray(values_KT, dtype=float)
+    numbers, colors = numbered(topics, len(names_KT))
+    values = np.asarray(values_KT, dtype=float)[numbers]
     n_topics, n_genes = values.shape
     n_columns, n_rows = grid_shape(n_topics)
-    names = [[short(name, 20) for name in row] for row in names_KT]
+    names = [[short(name, 20) for name in names_KT[topic]] for topic in numbers]
     widest = max(len(name) for row in names for name in row)
     figure = new_figure(
         (1.45 + 0.07 * widest) * n_columns + 0.3, (0.165 * n_genes + 0.5) * n_rows + 0.75, title
     )
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
     panels = grid.ravel()
-    for topic, (axes, color) in enumerate(zip(panels, topic_colors(n_topics), strict=False)):
+    for place, (topic, axes, color) in enumerate(zip(numbers, panels, colors, strict=False)):
         places = np.arange(n_genes)
-        axes.barh(places, values[topic], height=0.74, color=color)
+        axes.barh(places, values[place], height=0.74, color=color)
         axes.set_ylim(n_genes - 0.4, -0.6)
-        axes.set_yticks(places, names[topic], fontsize=SMALL, color=INK, parse_math=False)
+        axes.set_yticks(places, names[place], fontsize=SMALL, color=INK, parse_math=False)
         axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=4)
         plain(axes, axis="x")
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
         # the lowest panel of a column carries its axis, also where the last row is not full
-        axes.tick_params(axis="x", labelbottom=topic + n_columns >= n_topics)
+        axes.tick_params(axis="x", labelbottom=place + n_columns >= n_topics)
     panels[0].set_xlim(0, max(values.max() * 1.05, 1e-9))
     for axes in panels[n_topics:]:
         axes.remove()
@@ -96,6 +102,7 @@ def top_genes_dots(
     expressed_KT: np.ndarray,
     title: str,
     topic_of_T: Sequence[int] | None = None,
+    topics: Sequence[int] | None = None,
 ) -> Figure:
     """Leading genes against topics: a dot is the larger the more of the topic's cells express it.
 
@@ -115,9 +122,13 @@ def top_genes_dots(
         Heading of the figure.
     topic_of_T
         The topic that each gene leads, for a mark above it; genes of a topic stand together.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     """
+    numbers, _ = numbered(topics, len(proportion_KT))
     greatest_T = proportion_KT.max(axis=0)
-    scaled_KT = proportion_KT / np.where(greatest_T > 0, greatest_T, 1)
+    scaled_KT = (proportion_KT / np.where(greatest_T > 0, greatest_T, 1))[numbers]
+    expressed_KT = expressed_KT[numbers]
 
     def draw(axes: Axes, genes: slice) -> None:
         axes.set_facecolor(PAPER)  # with its own inks, as it stays light
@@ -140,7 +151,9 @@ def top_genes_dots(
             )
 
     empty = [" (no cells)" if np.isnan(row).all() else "" for row in expressed_KT]
-    figure, panels = _genes_by_topics(names_T, empty, title, topic_of_T, draw, foot=1.1)
+    figure, panels = _genes_by_topics(
+        names_T, empty, title, topic_of_T, draw, (topics, len(proportion_KT)), foot=1.1
+    )
     _gene_bar(figure, panels, PROPORTION, Normalize(0, 1), "proportion, of the highest topic")
     shares = (0.25, 0.5, 0.75, 1.0)
     style: dict[str, Any] = {"marker": "o", "linestyle": "", "color": FAINT, "markeredgewidth": 0}
@@ -166,6 +179,7 @@ def top_genes_heatmap(
     proportion_KT: np.ndarray,
     title: str,
     topic_of_T: Sequence[int] | None = None,
+    topics: Sequence[int] | None = None,
 ) -> Figure:
     """Leading genes against topics: log2 of the proportion over its mean of all topics.
 
@@ -181,10 +195,13 @@ def top_genes_heatmap(
         Heading of the figure.
     topic_of_T
         The topic that each gene leads, for a mark above it; genes of a topic stand together.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     """
+    numbers, _ = numbered(topics, len(proportion_KT))
     mean_T = proportion_KT.mean(axis=0)
     with np.errstate(divide="ignore"):
-        value_KT = np.log2(proportion_KT / np.where(mean_T > 0, mean_T, np.nan))
+        value_KT = np.log2(proportion_KT / np.where(mean_T > 0, mean_T, np.nan))[numbers]
     norm = Normalize(-4, 4)
 
     def draw(axes: Axes, genes: slice) -> None:
@@ -203,7 +220,13 @@ def top_genes_heatmap(
         )
 
     figure, panels = _genes_by_topics(
-        names_T, [""] * len(proportion_KT), title, topic_of_T, draw, foot=0.6
+        names_T,
+        [""] * len(numbers),
+        title,
+        topic_of_T,
+        draw,
+        (topics, len(proportion_KT)),
+        foot=0.6,
     )
     bar_ends = "both" if np.nan_to_num(np.abs(value_KT)).max(initial=0) > 4 else "neither"
     _gene_bar(figure, panels, DIVERGING, norm, "log2 of proportion / mean", extend=bar_ends)
@@ -215,6 +238,7 @@ def enrichment_bars(
     sets_B: Sequence[str],
     q_B: Sequence[float] | np.ndarray,
     n_topics: int,
+    topics: Sequence[int] | None = None,
     *,
     n_sets: int = 3,
     max_q: float = 0.05,
@@ -227,15 +251,18 @@ def enrichment_bars(
         Topic, gene set and q-value of each test, in any order.
     n_topics
         How many topics there are, also those without tests.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     n_sets
         So many sets are shown of each topic, the lowest q first; those of 1 are not.
     max_q
         Where the line is drawn; bars that do not reach it are pale.
     """
-    topics, q = np.asarray(topics_B), np.asarray(q_B, dtype=float)
+    numbers, colors = numbered(topics, n_topics)
+    topic_B, q = np.asarray(topics_B), np.asarray(q_B, dtype=float)
     best = []
-    for topic in range(n_topics):
-        rows = np.flatnonzero((topics == topic) & (q < 1))
+    for topic in numbers:
+        rows = np.flatnonzero((topic_B == topic) & (q < 1))
         best.append(rows[np.argsort(q[rows], kind="stable")][:n_sets])
     shown = q[np.concatenate(best)] if n_topics else q[:0]
     least = float(shown[shown > 0].min(initial=0.1 * max_q))
@@ -252,7 +279,6 @@ def enrichment_bars(
         "Gene sets enriched in the topics",
     )
     panels = figure.subplots(1, len(columns), squeeze=False).ravel()
-    colors = topic_colors(n_topics)
     for axes, column in zip(panels, columns, strict=True):
         plain(axes, axis="x")
         axes.axvline(-math.log10(max_q), color=FAINT, linewidth=1, linestyle=":", zorder=0.9)
@@ -260,7 +286,7 @@ def enrichment_bars(
         place = 0
         for topic in column:
             places.append(place)
-            labels.append(f"Topic {topic}")
+            labels.append(f"Topic {numbers[topic]}")
             for row in best[topic]:
                 place += 1
                 length = min(-math.log10(q[row]) if q[row] > 0 else math.inf, longest)
@@ -302,11 +328,13 @@ def _genes_by_topics(
     title: str,
     topic_of_T: Sequence[int] | None,
     draw: Callable[[Axes, slice], None],
+    drawn: tuple[Sequence[int] | None, int],
     foot: float,
 ) -> tuple[Figure, list[Axes]]:
     """Panels of genes in columns and topics in rows, filled by `draw`, one below the other.
 
-    Below them are `foot` inches for a legend.
+    `drawn` has the topics that are drawn, as for the figures, and how many there are. Below the
+    panels are `foot` inches for a legend.
     """
     n_topics, n_genes = len(remarks_K), len(names_T)
     n_panels = max(-(-n_genes // WIDEST), 1)
@@ -319,8 +347,9 @@ def _genes_by_topics(
     # a column has the same width in every figure, and in every panel
     n_columns = int((figure.get_figwidth() - 1.2) / 0.2 + 0.01)
     panels = list(figure.subplots(n_panels, 1, squeeze=False).ravel())
-    colors = topic_colors(n_topics)
-    topics = [f"Topic {topic}{remark}" for topic, remark in enumerate(remarks_K)]
+    numbers, colors = numbered(*drawn)
+    topics = [f"Topic {k}{remark}" for k, remark in zip(numbers, remarks_K, strict=True)]
+    color_of = dict(zip(numbers, colors, strict=True))
     for panel, axes in enumerate(panels):
         genes = slice(panel * per_panel, min((panel + 1) * per_panel, n_genes))
         draw(axes, genes)
@@ -336,11 +365,11 @@ def _genes_by_topics(
         axes.set_anchor("NW")
         axes.spines[:].set_visible(False)
         if topic_of_T is not None:
-            _mark_topics(axes, topic_of_T[genes], colors)
+            _mark_topics(axes, topic_of_T[genes], color_of)
     return figure, panels
 
 
-def _mark_topics(axes: Axes, topic_of_T: Sequence[int], colors: Sequence[str]) -> None:
+def _mark_topics(axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, str]) -> None:
     """Above the genes, the topic that they lead: its number on a line of its colour."""
     transform = axes.get_xaxis_transform()
     inch = cast(Figure, axes.get_figure()).dpi_scale_trans
@@ -350,7 +379,7 @@ def _mark_topics(axes: Axes, topic_of_T: Sequence[int], colors: Sequence[str]) -
         axes.plot(
             [start - 0.35, end + 0.35],
             [1, 1],
-            color=colors[topic],
+            color=color_of[topic],
             linewidth=4,
             solid_capstyle="butt",
             transform=transform + ScaledTranslation(0, 5 / 72, inch),

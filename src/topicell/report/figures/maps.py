@@ -30,6 +30,7 @@ from topicell.report.figures.drawing import (
     grid_shape,
     legend_outside,
     new_figure,
+    numbered,
     point_size,
     value_bar,
 )
@@ -38,7 +39,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def umap_by_topic(embedding_N2: np.ndarray, theta_NK: np.ndarray, title: str) -> Figure:
+def umap_by_topic(
+    embedding_N2: np.ndarray,
+    theta_NK: np.ndarray,
+    title: str,
+    topics: Sequence[int] | None = None,
+) -> Figure:
     """One small map a topic, cells coloured by the topic's proportion, on one scale from 0 to 1.
 
     Parameters
@@ -49,13 +55,16 @@ def umap_by_topic(embedding_N2: np.ndarray, theta_NK: np.ndarray, title: str) ->
         Topic proportions of the cells.
     title
         Heading of the figure.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     """
-    n_topics = theta_NK.shape[1]
+    numbers, _ = numbered(topics, theta_NK.shape[1])
+    n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
     figure = new_figure(2.05 * n_columns + 0.9, 2.2 * n_rows + 0.45, title)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     size = point_size(len(theta_NK), panel_inches=1.9)
-    for topic, axes in enumerate(panels[:n_topics]):
+    for topic, axes in zip(numbers, panels, strict=False):
         order = np.argsort(theta_NK[:, topic], kind="stable")  # high values on top
         axes.scatter(
             embedding_N2[order, 0],

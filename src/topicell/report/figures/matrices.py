@@ -24,6 +24,7 @@ from topicell.report.figures.drawing import (
     category_colors,
     named_ticks,
     new_figure,
+    numbered,
     readable_on,
     short,
     topic_colors,
@@ -37,7 +38,7 @@ WRITTEN = 12
 """Matrices of up to so many topics have their values written into them."""
 
 
-def topic_correlation(theta_NK: np.ndarray) -> Figure:
+def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
     """Which topics go together in cells: Pearson correlation of their proportions over cells.
 
     Topics stand in the order of a tree (average linkage), so that like ones are neighbours. The
@@ -48,7 +49,11 @@ def topic_correlation(theta_NK: np.ndarray) -> Figure:
     ----------
     theta_NK
         Topic proportions of the cells.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     """
+    numbers, _ = numbered(topics, theta_NK.shape[1])
+    theta_NK = theta_NK[:, numbers]
     centred_NK = theta_NK - theta_NK.mean(axis=0)
     norm_K = np.linalg.norm(centred_NK, axis=0)
     # what rounding leaves of a constant is none
@@ -57,6 +62,7 @@ def topic_correlation(theta_NK: np.ndarray) -> Figure:
     strongest = np.nan_to_num(np.abs(_off_diagonal(value_KK))).max(initial=0.1)
     return _topics_by_topics(
         value_KK,
+        numbers,
         "Correlation of topics over cells",
         "Pearson correlation",
         DIVERGING,
@@ -64,7 +70,7 @@ def topic_correlation(theta_NK: np.ndarray) -> Figure:
     )
 
 
-def topic_similarity(beta_KG: np.ndarray) -> Figure:
+def topic_similarity(beta_KG: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
     """Which topics have the same genes: cosine similarity of their gene proportions.
 
     Drawn as `topic_correlation`; the colours begin at the least alike.
@@ -73,11 +79,16 @@ def topic_similarity(beta_KG: np.ndarray) -> Figure:
     ----------
     beta_KG
         Gene proportions of the topics.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     """
+    numbers, _ = numbered(topics, len(beta_KG))
+    beta_KG = beta_KG[numbers]
     unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
     value_KK = unit_KG @ unit_KG.T
     return _topics_by_topics(
         value_KK,
+        numbers,
         "Similarity of topics in genes",
         "cosine similarity",
         PROPORTION,
@@ -86,7 +97,10 @@ def topic_similarity(beta_KG: np.ndarray) -> Figure:
 
 
 def topic_by_label(
-    theta_NK: np.ndarray, labels: Sequence[Any], title: str = "Topics by label"
+    theta_NK: np.ndarray,
+    labels: Sequence[Any],
+    title: str = "Topics by label",
+    topics: Sequence[int] | None = None,
 ) -> Figure:
     """Mean proportion of each topic in the cells of each label.
 
@@ -101,7 +115,11 @@ def topic_by_label(
         Label of each cell; missing ones are allowed.
     title
         Heading of the figure.
+    topics
+        Numbers of the topics that are drawn; None draws all.
     """
+    numbers, _ = numbered(topics, theta_NK.shape[1])
+    theta_NK = theta_NK[:, numbers]
     codes_N, names = category_codes(labels)
     means = [theta_NK[codes_N == code].mean(axis=0) for code in range(len(names))]
     mean_LK = np.array(means).reshape(-1, theta_NK.shape[1])
@@ -118,7 +136,7 @@ def topic_by_label(
     return _matrix(
         value_RC[:, columns],
         (entries, colors),
-        _numbers(columns),
+        _numbers(np.array(numbers)[columns]),
         title,
         "mean proportion",
         PROPORTION,
@@ -127,7 +145,10 @@ def topic_by_label(
 
 
 def stability_matrix(
-    cosine_RK: np.ndarray, shown: int, support_K: Sequence[int] | None = None
+    cosine_RK: np.ndarray,
+    shown: int,
+    support_K: Sequence[int] | None = None,
+    topics: Sequence[int] | None = None,
 ) -> Figure:
     """How well the topics of one replicate are found again in each of the others.
 
@@ -142,6 +163,8 @@ def stability_matrix(
         The replicate shown; its own row is left out.
     support_K
         In how many of the R replicates each topic was found.
+    topics
+        Numbers of the topics that are drawn; None draws all.
 
     Raises
     ------
@@ -159,6 +182,9 @@ def stability_matrix(
     >>> support_K = agreed.support_C[agreed.member_RK[1]]
     >>> figure = stability_matrix(cosine_RK, 1, support_K)
     """
+    numbers, _ = numbered(topics, cosine_RK.shape[1])
+    cosine_RK = cosine_RK[:, numbers]
+    support_K = None if support_K is None else [support_K[topic] for topic in numbers]
     n_replicates, n_topics = cosine_RK.shape
     if n_replicates < 2:
         raise ValueError("cosine_RK has 1 replicate: none to compare it with, 2 are the least")
@@ -175,7 +201,7 @@ def stability_matrix(
     figure = _matrix(
         value_RC,
         (entries, None),
-        _numbers(range(n_topics)),
+        _numbers(numbers),
         f"Topics of replicate {shown} in the others",
         "cosine similarity",
         PROPORTION,
@@ -190,12 +216,17 @@ def stability_matrix(
 
 
 def _topics_by_topics(
-    value_KK: np.ndarray, title: str, unit: str, colors: Colormap, norm: Normalize
+    value_KK: np.ndarray,
+    numbers: Sequence[int],
+    title: str,
+    unit: str,
+    colors: Colormap,
+    norm: Normalize,
 ) -> Figure:
     order = _order_of_likeness(value_KK)
     value_KK = value_KK[np.ix_(order, order)]
     np.fill_diagonal(value_KK, np.nan)
-    names, swatches = _numbers(order)
+    names, swatches = _numbers(np.array(numbers)[order])
     rows = [f"Topic {name}" for name in names]
     return _matrix(value_KK, (rows, swatches), (names, swatches), title, unit, colors, norm)
 

@@ -16,17 +16,22 @@ from scipy.cluster.hierarchy import linkage
 from topicell.report.figures.drawing import (
     INK,
     MISSING,
+    NOTHING,
     SMALL,
     category_codes,
     legend_outside,
     new_figure,
+    numbered,
     short,
-    topic_colors,
 )
 
 
 def structure_plot(
-    theta_NK: np.ndarray, groups: Sequence[Any] | None, seed: int, max_cells: int = 2000
+    theta_NK: np.ndarray,
+    groups: Sequence[Any] | None,
+    seed: int,
+    max_cells: int = 2000,
+    topics: Sequence[int] | None = None,
 ) -> Figure:
     """Topic proportions of single cells as stacked bars, side by side, by group.
 
@@ -44,7 +49,16 @@ def structure_plot(
     max_cells
         About how many cells are shown: shares of the groups are kept, but of each group at least
         20 cells are there, or all it has.
+    topics
+        Numbers of the topics that are drawn, the others together in grey; None draws all.
     """
+    numbers, colors = numbered(topics, theta_NK.shape[1])
+    labels = [f"Topic {topic}" for topic in numbers]
+    if len(numbers) < theta_NK.shape[1]:
+        others_N = np.delete(theta_NK, numbers, axis=1).sum(axis=1)
+        labels.append(f"{theta_NK.shape[1] - len(numbers)} others")
+        colors.append(NOTHING)
+        theta_NK = np.column_stack([theta_NK[:, numbers], others_N])
     n_cells, n_topics = theta_NK.shape
     codes_N, names = category_codes(["all"] * n_cells if groups is None else groups)
     if (codes_N < 0).any():
@@ -78,7 +92,6 @@ def structure_plot(
     height = 3.5 if groups is None else 3.7 + 0.058 * max(len(name) for name in names)
     figure = new_figure(width, height, "Topic proportions of the cells")
     axes = figure.add_subplot()
-    colors = topic_colors(n_topics)
     for topic in range(n_topics):
         axes.stairs(
             upper[:, topic],
@@ -87,7 +100,7 @@ def structure_plot(
             fill=True,
             color=colors[topic],
             linewidth=0,
-            label=f"Topic {topic}",
+            label=labels[topic],
             rasterized=True,
         )
     axes.set_xlim(0, edges[-1])
@@ -111,7 +124,6 @@ def structure_plot(
         )
         axes.tick_params(axis="x", length=2, pad=2)
     handles = [Patch(color=color) for color in colors]
-    labels = [f"Topic {topic}" for topic in range(n_topics)]
     # the legend reads from top to bottom as the bars do
     legend_outside(figure, handles[::-1], labels[::-1], -(-n_topics // 18), "outside right upper")
     return figure

@@ -1,0 +1,42 @@
+"""A step is named once it has taken long, and not before."""
+
+import logging
+import threading
+
+import pytest
+
+from topicell import progress
+
+
+@pytest.fixture
+def timers(monkeypatch):
+    """Timers that are fired by the test."""
+    made = []
+
+    class Timer(threading.Timer):
+        def start(self):
+            made.append(self)
+
+        def cancel(self):
+            made.remove(self)
+
+    monkeypatch.setattr(threading, "Timer", Timer)
+    return made
+
+
+def test_a_long_step_is_named_once(timers, caplog):
+    caplog.set_level(logging.INFO)
+    with progress.step("figures"):
+        (timer,) = timers
+        assert timer.interval == progress.SECONDS
+        assert timer.daemon
+        assert not caplog.messages
+        timer.function(*timer.args)
+    assert caplog.messages == ["figures …"]
+    assert not timers
+
+
+def test_a_step_that_fails_is_not_named_later(timers):
+    with pytest.raises(RuntimeError), progress.step("figures"):
+        raise RuntimeError
+    assert not timers

@@ -1,0 +1,332 @@
+"""A report that fails costs no fit: model, tables, scores and cells are kept, and it is said."""
+
+import errno
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from anndata import AnnData
+
+import topicell
+from topicell.config import TrackingConfig
+from topicell.interrupts import interrupt
+from topicell.report import embedding, figure_set, figures, page
+from topicell.tracking.record import REPORT_ERROR, Record
+from topicell.tracking.runs import RunFolder
+from topicell.tracking.store import client
+
+SMALL = (
+    "data=simulated",
+    "data.simulation.n_cells=60",
+    "data.simulation.n_genes=30",
+    "preprocess.n_variable_genes=null",
+    "model.n_topics=2",
+    "model.n_hidden=4",
+    "train.n_replicates=1",
+    "train.epochs=1",
+    "train.progress=false",
+    "evaluate.n_gap_cells=0",
+    "report.pdf=false",
+    "report.dpi=20",
+)
+DRAWN = ("umap_counts_topics", "structure", "volcanoes")
+KEPT = {
+    "adata.h5ad",
+    "cells/cell_topics.csv",
+    "config.yaml",
+    "metrics.jsonl",
+    "model/model.json",
+    "model/weights.safetensors",
+    "scores.csv",
+    "summary.md",
+    "topics/differential_expression.csv",
+    "topics/gene_topics.csv",
+    "topics/top_genes.csv",
+    "topics/top_genes_frex.csv",
+    "topics/top_genes_lift.csv",
+    "topics/top_genes_relevance.csv",
+}
+"""Artifacts of a run, whatever becomes of its report."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One store for all runs of the module: it takes seconds to make."""
+    return TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Maps without UMAP, and three figures."""
+
+    def counts(adata, *_):
+        adata.obsm["X_pca"] = adata.obsm["X_umap_counts"] = np.arange(2.0 * adata.n_obs).reshape(
+            -1, 2
+        )
+        adata.obs["leiden"] = "0"
+
+    def topics(adata, *_):
+        adata.obsm["X_umap_topics"] = adata.obsm["X_umap_counts"]
+
+    monkeypatch.setattr(embedding, "embed_counts", counts)
+    monkeypatch.setattr(embedding, "embed_topics", topics)
+    every = figure_set.drawings
+    monkeypatch.setattr(
+        figure_set, "drawings", lambda *given: (d for d in every(*given) if d[0] in DRAWN)
+    )
+
+
+def broken(*_, **__):
+    raise RuntimeError("<b>no</b>\nlink at postgresql://me:secret@host/db")
+
+
+ONE_LINE = "RuntimeError: <b>no</b> link at postgresql://me:***@host/db"
+
+
+def break_maps(monkeypatch):
+    monkeypatch.setattr(embedding, "embed_counts", broken)
+    return ONE_LINE
+
+
+def break_one_figure(monkeypatch):
+    monkeypatch.setattr(figures, "volcanoes", broken)
+    return f"figure volcanoes could not be drawn ({ONE_LINE})"
+
+
+def break_main_figure(monkeypatch):
+    monkeypatch.setattr(figures, "umap_by_topic", broken)
+    return f"figure umap_counts_topics could not be drawn ({ONE_LINE})"
+
+
+def break_page(monkeypatch):
+    monkeypatch.setattr(page, "render", broken)
+    return ONE_LINE
+
+
+def break_folder_of_figures(monkeypatch):
+    """A file has its name, so root cannot write there either."""
+    start = RunFolder.start
+
+    def started(self, *given):
+        start(self, *given)
+        (self.directory / "figures").write_text("")
+
+    monkeypatch.setattr(RunFolder, "start", started)
+    return "the figures could not be written (FileExistsError: "
+
+
+def break_one_file(monkeypatch):
+    """The disk is full when the third figure is written; what was written of it goes."""
+    savefig = figures.drawing.Figure.savefig
+
+    def full(self, target, **given):
+        savefig(self, target, **given)
+        if isinstance(target, Path) and target.name.startswith(".volcanoes"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(figures.drawing.Figure, "savefig", full)
+    return "figure volcanoes could not be written (OSError: [Errno 28] No space left on device)"
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def uploaded(store, run_id, folder=""):
+    found = set()
+    for item in client(store).list_artifacts(run_id, folder):
+        found |= uploaded(store, run_id, item.path) if item.is_dir else {item.path}
+    return found
+
+
+FAULTS = {
+    break_maps: set(),
+    break_one_figure: {"report.html", "figures/preview.png"}
+    | {f"figures/{name}.png" for name in DRAWN[:2]},
+    break_main_figure: {"report.html"} | {f"figures/{name}.png" for name in DRAWN[1:]},
+    break_page: {"figures/preview.png"} | {f"figures/{name}.png" for name in DRAWN},
+    break_folder_of_figures: {"report.html", "figures"},
+    break_one_file: {"report.html", "figures/preview.png"}
+    | {f"figures/{name}.png" for name in DRAWN[:2]},
+}
+"""What breaks, and what there is of the report all the same."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_report_that_fails_costs_no_fit(fault, run_here, monkeypatch, store):
+    words = fault(monkeypatch)
+    code, out, err = run_here("train", *SMALL, f"tracking.uri={store.uri}", "hydra.run.dir=a run")
+    assert code == 1, err
+    *_, line = err.splitlines()
+    assert line.startswith(f"topicell: the report is incomplete: {words}")
+    assert line.endswith(
+        "all else is kept, and `topicell report 'run=a run'` makes the report again"
+    )
+    assert "ELBO" in out
+    assert ("report.html" in out) == ("report.html" in FAULTS[fault])
+
+    folder = Path("a run")
+    assert files(folder) == KEPT | FAULTS[fault] | {"run.json", "topicell.log"}
+    assert topicell.load(folder / "model").n_topics == 2
+    assert anndata.read_h5ad(folder / "adata.h5ad").obsm["X_lda"].shape == (60, 2)
+    record = Record.read(folder)
+    assert record.status == "FINISHED"
+    assert record.tags[REPORT_ERROR].startswith(words)
+    stored = client(store).get_run(record.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.tags[REPORT_ERROR] == record.tags[REPORT_ERROR]
+    assert uploaded(store, record.run_id) == KEPT | FAULTS[fault]
+    # No picture that is not there is pointed at.
+    pictured = "figures/preview.png" in (folder / "summary.md").read_text()
+    assert pictured == ("figures/preview.png" in FAULTS[fault])
+
+
+def test_a_figure_that_fails_leaves_its_place_on_the_page(run_here, monkeypatch):
+    break_one_figure(monkeypatch)
+    assert run_here("train", *SMALL, "tracking=off", "hydra.run.dir=run")[0] == 1
+    html = Path("run/report.html").read_text()
+    figures_of_page = html.partition('<h2 id="h-figures">')[2].partition('<h2 id="h-scores">')[0]
+    assert figures_of_page.count("<figure ") == 3
+    assert figures_of_page.count("<svg ") == 2
+    assert (
+        "<strong>Volcano plots of the genes of 2 topics</strong><p>could not be drawn: "
+        "RuntimeError: &lt;b&gt;no&lt;/b&gt; link at postgresql://me:***@host/db</p>"
+    ) in figures_of_page
+
+
+@pytest.mark.parametrize("by", ["folder", "id"])
+def test_the_report_is_made_again_and_the_tag_goes(by, run_here, store):
+    with pytest.MonkeyPatch.context() as patch:
+        break_maps(patch)
+        tracked = f"tracking.uri={store.uri}"
+        assert run_here("train", *SMALL, tracked, "hydra.run.dir=run")[0] == 1
+        run_id = Record.read(Path("run")).run_id
+        # It has ended, so there is nothing to resume; that its report failed is said again.
+        code, out, err = run_here("train", *SMALL, tracked, "hydra.run.dir=run", "resume=true")
+        assert code == 1
+        assert "(it had ended)" in out
+        assert ONE_LINE in err
+    named = "run" if by == "folder" else run_id
+    code, out, err = run_here("report", f"run={named}", tracked, "output=again")
+    assert code == 0, err
+    assert out.splitlines() == ["again/report.html"]
+    made = {"report.html", "figures/preview.png"} | {f"figures/{name}.png" for name in DRAWN}
+    assert files(Path("again")) == made
+    assert made <= files(Path("run"))
+    assert REPORT_ERROR not in Record.read(Path("run")).tags
+    assert REPORT_ERROR not in client(store).get_run(run_id).data.tags
+    assert made <= uploaded(store, run_id)
+
+
+def test_mlflow_that_is_away_costs_neither_fit_nor_report(run_here):
+    away = "tracking.uri=http://127.0.0.1:9"
+    code, out, err = run_here("train", *SMALL, away, "hydra.run.dir=run")
+    assert code == 0, err
+    assert "topicell sync folders=run" in err
+    assert "kept aside" in out
+    assert files(Path("run")) >= KEPT | {"report.html", "figures/preview.png"}
+
+
+def test_the_jobs_of_a_grid_go_on_when_the_report_of_one_fails(run_here, monkeypatch):
+    structure_plot = figures.structure_plot
+
+    def breaks_for_two(theta_NK, *given, **settings):
+        return (broken if theta_NK.shape[1] == 2 else structure_plot)(theta_NK, *given, **settings)
+
+    monkeypatch.setattr(figures, "structure_plot", breaks_for_two)
+    grid = [setting for setting in SMALL if "n_topics" not in setting]
+    grid += ["model.n_topics=2,3", "tracking=off", "hydra.sweep.dir=grid"]
+    code, _, err = run_here("train", "-m", *grid)
+    assert code == 1
+    assert f"figure structure could not be drawn ({ONE_LINE})" in err
+    assert "`topicell report run=grid/0` makes the report again" in err
+    assert err.splitlines()[-1].startswith("topicell: the reports of 1 of 2 runs are incomplete")
+    tags = [Record.read(Path(f"grid/{job}")).tags for job in (0, 1)]
+    assert [REPORT_ERROR in of_job for of_job in tags] == [True, False]
+    assert Path("grid/1/report.html").exists()
+
+
+def test_differential_expression_that_fails_is_said_and_made_up_for(run_here, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("topicell.evaluation.differential.differential_expression", broken)
+        code, _, err = run_here("train", *SMALL, "tracking=off", "hydra.run.dir=run")
+    assert code == 1
+    assert ONE_LINE in err
+    made = {"report.html", "figures/preview.png"} | {f"figures/{name}.png" for name in DRAWN[:2]}
+    lacking = {"topics/differential_expression.csv"}
+    assert files(Path("run")) == (KEPT | made | {"run.json", "topicell.log"}) - lacking
+    assert run_here("report", "run=run", "tracking=off", "output=again")[0] == 0
+    assert files(Path("run")) >= KEPT | made
+
+
+def test_topics_from_elsewhere_keep_their_scores_too(run_here, monkeypatch):
+    rng = np.random.default_rng(0)
+    theta_NK, beta_KG = rng.dirichlet(np.ones(2), 40), rng.dirichlet(np.ones(20), 2)
+    cells = AnnData(rng.poisson(200 * theta_NK @ beta_KG).astype(np.float32))
+    cells.obs_names = [f"c{i}" for i in range(40)]
+    cells.var_names = [f"g{i}" for i in range(20)]
+    cells.write_h5ad("cells.h5ad")
+    topicell_style = cells.to_df()
+    for name, values, index in (
+        ("theta", theta_NK, topicell_style.index),
+        ("beta", beta_KG.T, topicell_style.columns),
+    ):
+        type(topicell_style)(values, index, ["k0", "k1"]).to_csv(f"{name}.csv")
+    break_page(monkeypatch)
+    given = ("theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "report.pdf=false")
+    code, out, err = run_here("evaluate", *given, "tracking=off", "output=out")
+    assert code == 1
+    assert f"the report is incomplete: {ONE_LINE}" in err
+    assert "perplexity of the proportions given" in out
+    record = Record.read(Path("out"))
+    assert (record.status, record.tags[REPORT_ERROR]) == ("FINISHED", ONE_LINE)
+    assert Path("out/adata.h5ad").exists()
+
+
+def test_an_interrupt_in_the_report_is_an_interrupt(run_here, monkeypatch):
+    def struck(*_):
+        try:
+            interrupt(15, None)
+        except KeyboardInterrupt:
+            raise TypeError("as compiled code makes of it") from None
+
+    monkeypatch.setattr(figures, "structure_plot", lambda *_, **__: struck())
+    assert run_here("train", *SMALL, "tracking=off", "hydra.run.dir=run")[0] == 130
+    record = Record.read(Path("run"))
+    assert record.status == "KILLED"
+    assert REPORT_ERROR not in record.tags
+
+
+def write_half(adata, path, **_):
+    Path(path).write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_cells_that_cannot_be_written_leave_no_half_file(run_here, monkeypatch):
+    monkeypatch.setattr(AnnData, "write_h5ad", write_half)
+    code, _, err = run_here(
+        "train", *SMALL, "report=off", "tracking=off", "preprocess.cache=false", "hydra.run.dir=run"
+    )
+    assert code == 1
+    assert "the disk is full" in err
+    lacking = {"adata.h5ad"}
+    assert {name for name in files(Path("run")) if "checkpoint" not in name} == (
+        KEPT | {"run.json", "topicell.log"}
+    ) - lacking
+    assert json.loads(Path("run/run.json").read_text())["status"] == "FAILED"
+
+
+@pytest.mark.filterwarnings("ignore:obs of the cells has 2 columns of topics already")
+@pytest.mark.parametrize("suffix", [".h5ad", ".csv"])
+def test_proportions_that_cannot_be_written_leave_no_half_file(suffix, run_here, monkeypatch):
+    assert run_here("train", *SMALL, "report=off", "tracking=off", "hydra.run.dir=run")[0] == 0
+    before = set(Path().iterdir())
+    monkeypatch.setattr(AnnData, "write_h5ad", write_half)
+    monkeypatch.setattr("pandas.DataFrame.to_csv", write_half)
+    output = f"output=mapped{suffix}"
+    code, _, err = run_here("transform", "run=run", "input=run/adata.h5ad", output)
+    assert code == 2
+    assert "cannot be written" in err
+    assert set(Path().iterdir()) == before
