@@ -79,6 +79,7 @@ def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
         config.beta,
         whole.obs_names,
         whole.var_names,
+        gene_ids=whole.var.get("gene_ids"),
         normalize=config.normalize,
     )
     # All genes are there to log-normalise by; those of the topics are then measured.

@@ -63,6 +63,7 @@ def read_topics(
     cell_names: Iterable[str],
     gene_names: Iterable[str],
     *,
+    gene_ids: Iterable[str] | None = None,
     normalize: bool = False,
 ) -> Topics:
     r"""Read a pair of matrices, either way up, and put them in the order of the data.
@@ -81,6 +82,8 @@ def read_topics(
         ``varm/lda_topics``.
     cell_names, gene_names
         Those of the data.
+    gene_ids
+        Identifiers of the same genes: beta may have these in place of the names.
     normalize
         Rescale each cell of theta and each topic of beta to sum to 1, whatever the sum was. Where
         both have other sums they are factors, as of NMF: a topic's sum in beta then goes to its
@@ -110,7 +113,12 @@ def read_topics(
     with _about(about_theta):
         theta_NK, cells, theta_topics = _aligned(_read(theta, "theta"), all_cells, "cell")
     with _about(about_beta):
-        beta_GK, genes, beta_topics = _aligned(_read(beta, "beta"), all_genes, "gene")
+        matrix = _read(beta, "beta")
+        given = {name for side in matrix.names for name in side or ()}
+        ids = list(map(str, gene_ids or ()))
+        if len(given.intersection(ids)) > len(given.intersection(all_genes)):
+            all_genes = ids
+        beta_GK, genes, beta_topics = _aligned(matrix, all_genes, "gene")
 
     n_topics = theta_NK.shape[1]
     if n_topics != beta_GK.shape[1] or n_topics < 2:

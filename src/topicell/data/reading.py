@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from topicell.config import DataConfig, InputError, ReadConfig, as_dict
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
@@ -28,11 +29,14 @@ from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
 from topicell.data.frames import plain, require_gene_names
 from topicell.data.simulation import settings_digest, simulate
-from topicell.model.counts import Counts, locate, require_sound
+from topicell.model.counts import TOLERANCE, Counts, locate, require_sound
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+ROUNDED = "topicell_rounded"
+"""Key of uns: how many values were rounded to counts."""
 
 
 def load(config: DataConfig) -> AnnData:
@@ -158,6 +162,12 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
         "label_key": "",
     }
     return adata
+
+
+def _n_not_whole(matrix: Any) -> int:
+    """Return how many values of a matrix are no whole numbers, but for noise."""
+    values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
+    return int((np.abs(values - np.rint(values)) > TOLERANCE).sum())
 
 
 def data_digest(adata: AnnData) -> str:
@@ -314,6 +324,11 @@ def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False
         adata.X = x
         del adata.raw
     adata.layers["counts"] = x
+    if round_values and (n_rounded := _n_not_whole(matrix)):
+        warnings.warn(
+            f"{where}: {n_rounded} values are not whole and were rounded (round=true)", stacklevel=2
+        )
+        adata.uns[ROUNDED] = n_rounded
     # It says that X holds logarithms, which is true no more; scanpy would act on it.
     adata.uns.pop("log1p", None)
     return adata

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from topicell.evaluation import ranking
+from topicell.genes import is_of
 
 FEW_TEST_CELLS = 30
 USED_SHARE = 0.01
@@ -19,8 +19,6 @@ COMMON_COSINE = 0.9
 PRESENT = 0.05
 COMMON_SHARE = 0.8
 """...a proportion above `PRESENT` in more than this share of them, is a background."""
-HOUSEKEEPING = re.compile(r"^(RP[SL](?!6K)P?\d|RPSA$|MT-|MTRNR)", re.IGNORECASE)
-"""Ribosomal proteins and mitochondrial transcripts, human and mouse."""
 HOUSEKEEPING_SHARE = 0.5
 """A topic with more than this share of its mass on such genes tells little of cell types."""
 STABLE = 0.7
@@ -86,7 +84,9 @@ def cautions(
             )
 
 
-def limits(n_test: int, *, replicated: bool, given: bool = False) -> Iterator[tuple[str, str]]:
+def limits(
+    n_test: int, *, replicated: bool, given: bool = False, n_rounded: int = 0
+) -> Iterator[tuple[str, str]]:
     """What the scores cannot tell: (heading, explanation).
 
     Parameters
@@ -97,7 +97,15 @@ def limits(n_test: int, *, replicated: bool, given: bool = False) -> Iterator[tu
         Whether there are several replicates.
     given
         Whether the topics come from elsewhere.
+    n_rounded
+        How many values were rounded to counts.
     """
+    if n_rounded:
+        yield (
+            "The counts were rounded",
+            f"{n_rounded:,} values of the file were not whole (corrected or expected counts) and "
+            "were rounded to the nearest number. Perplexity and ELBO are of the rounded counts.",
+        )
     if given and not n_test:
         yield (
             "No cell is known to be held out",
@@ -138,7 +146,8 @@ def _backgrounds(
         )
     if genes is None:
         return
-    housekeeping_G = np.array([bool(HOUSEKEEPING.match(str(gene))) for gene in genes])
+    names = [str(gene) for gene in genes]
+    housekeeping_G = is_of("ribosomal", names) | is_of("mitochondrial", names)
     share_K = beta_KG[:, housekeeping_G].sum(axis=1)
     heavy = np.flatnonzero(share_K > HOUSEKEEPING_SHARE)
     if len(heavy):

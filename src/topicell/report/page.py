@@ -165,7 +165,12 @@ def render(
         scores=[score(name, scores[name]) for name in _known_first(scores, SCORES)],
         cautions=[
             *cautions(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
-            *limits(_n_test(adata), replicated=stability_K is not None, given="theta" in config),
+            *limits(
+                _n_test(adata),
+                replicated=stability_K is not None,
+                given="theta" in config,
+                n_rounded=int(adata.uns.get("topicell_rounded", 0)),
+            ),
         ],
         left_out=_left_out(theta_NK),
         n_topics=theta_NK.shape[1],
