@@ -37,6 +37,19 @@ INITIAL_TOPIC_SCALE = -3.0
 """Start of ρ: softplus(−3) ≈ 0.05, a posterior of β that is narrow from the first step."""
 
 
+LEAST_PROPORTION = 1e-28
+"""Added to the proportion of each gene: single precision can underflow to 0 for a gene that no
+topic uses, and the slope x / p of a deep cell then overflows. Proportions above 1e-20 are left as
+they are, bit for bit."""
+FARTHEST = 32.0
+"""Bound of a posterior mean's distance from the prior's, and of ρ, in standard deviations of the
+prior."""
+LOWEST_RHO = -40.0
+"""Lower bound of ρ: s ≈ 4e-18, which is no spread at all, and whose square is still a number of
+single precision. Without the bound one step of Adam can move ρ of a cell that is far from the
+others by 50, and s underflows to 0: an infinite KL."""
+
+
 def laplace_prior(concentration: Tensor) -> tuple[Tensor, Tensor]:
     """Normal approximation of a Dirichlet in the softmax basis.
 
@@ -84,9 +97,7 @@ class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats of each bag, shape (...): a gene without counts adds nothing."""
-        # Single precision can underflow to a proportion of 0 for a gene that no topic uses.
-        tiny = torch.finfo(self.proportions.dtype).tiny
-        return (value * self.proportions.clamp_min(tiny).log()).sum(-1)
+        return (value * (self.proportions + LEAST_PROPORTION).log()).sum(-1)
 
 
 class ReplicateLinear(nn.Module):
@@ -157,6 +168,8 @@ class Encoder(nn.Module):
     library_size: Tensor
     prior_mean: Tensor
     prior_scale: Tensor
+    mean_bounds: Tensor
+    rho_bounds: Tensor
 
     def __init__(
         self,
@@ -181,6 +194,11 @@ class Encoder(nn.Module):
         self.register_buffer("library_size", torch.tensor(1e4))
         self.register_buffer("prior_mean", prior_mean, persistent=False)
         self.register_buffer("prior_scale", prior_scale, persistent=False)
+        reach = FARTHEST * prior_scale
+        mean_bounds = torch.stack([prior_mean - reach, prior_mean + reach])
+        rho_bounds = torch.stack([torch.full_like(reach, LOWEST_RHO), reach])
+        self.register_buffer("mean_bounds", mean_bounds, persistent=False)
+        self.register_buffer("rho_bounds", rho_bounds, persistent=False)
 
     def forward(self, x_BG: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the topic logits, each of shape (R, B, K)."""
@@ -193,7 +211,11 @@ class Encoder(nn.Module):
         return torch.log1p(x_BG * (self.library_size / total_B1))
 
     def heads(self, first_RBH: Tensor) -> tuple[Tensor, Tensor]:
-        """From the first layer's values to m and ρ, where s = softplus(ρ), each (R, B, K)."""
+        """From the first layer's values to m and ρ, where s = softplus(ρ), each (R, B, K).
+
+        Both are bounded, so that a cell unlike all others has a finite posterior. The bounds are
+        far outside of the values of ordinary cells, which they leave as they are.
+        """
         value = first_RBH
         for depth, norm in enumerate(self.norms):
             if depth:
@@ -203,7 +225,27 @@ class Encoder(nn.Module):
         if self.mean_norm is not None and self.mean_spread is not None:
             spread_R1K = self.prior_scale * self.mean_spread.exp()
             m_RBK = self.prior_mean + spread_R1K * self.mean_norm(m_RBK)
-        return m_RBK, self.scale(value)
+        rho_RBK = self.scale(value)
+        return (
+            _Bounded.apply(m_RBK, *self.mean_bounds),
+            _Bounded.apply(rho_RBK, *self.rho_bounds),
+        )
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp, with the gradient of the identity: a value beyond its bound is pulled back.
+
+    The gradient of `torch.clamp` is 0 there, and has another memory layout everywhere, by which
+    sums differ in their last bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return value.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return gradient, None, None
 
 
 class TopicProgram(nn.Module):
