@@ -19,6 +19,7 @@ Autoencoding variational inference for topic models, arXiv:1703.01488.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -270,6 +271,7 @@ class TopicProgram(nn.Module):
         super().__init__()
         R, K, G = n_replicates, config.n_topics, n_genes
         self.n_replicates, self.n_topics, self.n_genes = R, K, G
+        self.config = config
         alpha = laplace_prior(concentrations(config.cell_topic_prior, K, K))
         eta = laplace_prior(concentrations(config.topic_gene_prior, G, K))
         # The settings hold the priors; the saved weights do not repeat them.
@@ -279,6 +281,25 @@ class TopicProgram(nn.Module):
         self.encoder = Encoder(R, G, config, *alpha)
         self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
         self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
+
+    def by_replicate(self) -> dict[str, Tensor]:
+        """Return what the state has of each replicate, by name, each of shape (R, values)."""
+        return {
+            name: value.view(self.n_replicates, -1)
+            for name, value in self.state_dict().items()
+            if value.dim()
+        }
+
+    def of_replicates(self, replicates: Sequence[int]) -> TopicProgram:
+        """Return a program of these replicates alone, with their state."""
+        kept = TopicProgram(self.n_genes, len(replicates), self.config)
+        kept.to(self.topic_mean.device)
+        state = self.state_dict() | {
+            name: value[list(replicates)].view_as(kept.state_dict()[name])
+            for name, value in self.by_replicate().items()
+        }
+        kept.load_state_dict(state)
+        return kept
 
     def topic_posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of b in q(b), each of shape (R, K, G)."""
