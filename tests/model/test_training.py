@@ -278,6 +278,23 @@ def of_depth(mean_counts, spread):
     return Counts(sp.csr_matrix(x_NG.astype(np.float32)), *names), beta_KG
 
 
+@pytest.mark.parametrize("factor", [30, 300])
+def test_wells_far_deeper_than_the_others_do_not_break_the_fit(factor):
+    """One step of Adam moves the scale of their posterior to 0, where it is not bounded."""
+    generator = np.random.default_rng(0)
+    # Strongly overdispersed, so that each well has genes of its own.
+    rate = generator.lognormal(0, 1, 200) * generator.gamma(0.3, 1 / 0.3, (150, 200))
+    rate *= 1e4 / rate.sum(1, keepdims=True)
+    rate[:5] *= factor
+    names = [np.array([f"{i}" for i in range(n)], dtype=object) for n in rate.shape]
+    counts = Counts(sp.csr_matrix(generator.poisson(rate).astype(np.float32)), *names)
+    config = TrainConfig(n_replicates=2, epochs=80, progress=False)
+    fit = train(counts, None, ModelConfig(), config)
+    assert fit.n_replicates == 2
+    assert np.isfinite(fit.selection_R).all()
+    assert np.isfinite(fit.amortization_gap(counts[np.arange(20)])).all()
+
+
 def test_early_stopping_goes_back_to_the_best_epoch(planted):
     counts = planted[0]
     stopped = quick(

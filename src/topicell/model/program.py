@@ -226,11 +226,13 @@ class Encoder(nn.Module):
         if self.mean_norm is not None and self.mean_spread is not None:
             spread_R1K = self.prior_scale * self.mean_spread.exp()
             m_RBK = self.prior_mean + spread_R1K * self.mean_norm(m_RBK)
-        rho_RBK = self.scale(value)
-        return (
-            _Bounded.apply(m_RBK, *self.mean_bounds),
-            _Bounded.apply(rho_RBK, *self.rho_bounds),
-        )
+        return bounded(m_RBK, self.mean_bounds), bounded(self.scale(value), self.rho_bounds)
+
+
+def bounded(value: Tensor, bounds: Tensor) -> Tensor:
+    """Clamp to the two rows of `bounds`, with the gradient of the identity."""
+    result: Tensor = _Bounded.apply(value, *bounds)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Bounded(torch.autograd.Function):
@@ -245,7 +247,7 @@ class _Bounded(torch.autograd.Function):
         return value.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient, None, None
 
 
