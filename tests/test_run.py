@@ -25,7 +25,7 @@ from topicell.config import (
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
 from topicell.model.counts import Counts
-from topicell.run import parts_of, require_labels, run, split_seeds
+from topicell.run import parts_of, require_labels, run, split_seeds, warn_of_infinite
 from topicell.tracking.runs import ARTIFACTS as ARTIFACT_NAMES
 from topicell.tracking.runs import RECORDS, open_tracker
 from topicell.tracking.store import client
@@ -540,3 +540,9 @@ def test_neighbouring_seeds_share_no_split():
     drawn = [value for seed in range(200) for value in split_seeds(seed, 5)]
     assert len(set(drawn)) == 1000
     assert all(type(value) is int and 0 <= value < 2**32 for value in drawn)
+
+
+def test_scores_that_are_not_finite_are_named():
+    warn_of_infinite({"a": 1.0, "b": 0.0})
+    with pytest.warns(UserWarning, match="not finite: a, c, d;"):
+        warn_of_infinite({"a": np.nan, "b": 1.0, "c": np.inf, "d": -np.inf})

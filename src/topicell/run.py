@@ -292,6 +292,7 @@ def conclude(
         adata.obs["amortization_gap"] = gap_N
         scores["inference/amortization_gap"] = float(np.nanmean(gap_N))
     scores |= dict(known) | {"memory/peak_mib": peak_mib()}
+    warn_of_infinite(scores)
     tracker.log_metrics(scores)
 
     source = adata.uns["topicell_source"]
@@ -469,6 +470,16 @@ def summarized(values: Values, own: str, shown: int) -> Iterator[tuple[str, floa
         if len(by_split) > 1:
             means = [np.mean(of_split) for of_split in by_split.values()]
             yield f"{name}_se", float(np.std(means, ddof=1) / np.sqrt(len(means)))
+
+
+def warn_of_infinite(scores: Mapping[str, float]) -> None:
+    """Warn of scores that are infinite or NaN."""
+    names = [name for name, score in scores.items() if not np.isfinite(score)]
+    if names:
+        warnings.warn(
+            f"not finite: {', '.join(names)}; do not choose settings or compare models by these",
+            stacklevel=3,
+        )
 
 
 def write_scores(values: Values, folder: Path) -> None:

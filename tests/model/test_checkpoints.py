@@ -95,6 +95,30 @@ def test_from_every_checkpoint_the_fit_ends_with_the_same_bytes(
         assert [untimed(epoch) for epoch in heard] == [untimed(epoch) for epoch in epochs]
 
 
+@pytest.mark.filterwarnings("ignore:1 of 2 replicates were dropped")
+def test_a_fit_with_a_failed_replicate_goes_on_with_the_same_bytes(shallow, tmp_path, monkeypatch):
+    stepped = Optimizer.step
+
+    def step(self, *arguments, **settings):
+        stepped(self, *arguments, **settings)
+        if self.adam.steps[0] == 6:
+            with torch.no_grad():
+                self.program.topic_mean[0] = torch.nan
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    monkeypatch.setattr(module, "KEPT", 10_000)
+    counts = shallow[0]
+    whole, _ = fit(counts[np.arange(300)], counts[np.arange(300, 400)], Always(tmp_path, 1))
+    assert whole.n_replicates == 1
+    for path in sorted(tmp_path.glob("step-*"))[2::4]:
+        folder = tmp_path / f"from-{path.stem}"
+        folder.mkdir()
+        (folder / path.name).write_bytes(path.read_bytes())
+        checkpoints = Checkpoints(folder, "999s")
+        resumed, _ = fit(counts[np.arange(300)], counts[np.arange(300, 400)], checkpoints)
+        same(whole, resumed)
+
+
 def test_the_last_two_are_kept(shallow, tmp_path):
     fit(shallow[0], checkpoints=Checkpoints(tmp_path, 1))
     n_batches = 4

@@ -201,3 +201,14 @@ def test_genes_are_ranked_by_other_scores_too(fitted, by):
         assert table[f"topic_{k}"].tolist() == genes.tolist()
     with pytest.raises(InputError, match="must be one of probability, lift"):
         fitted.top_genes(by="best")
+
+
+@pytest.mark.parametrize(
+    ("selection", "selected"),
+    [([np.nan, -3.0, -2.0], 2), ([np.inf, -3.0, -2.0], 2), ([-np.inf, np.nan, -2.0], 2)],
+)
+def test_a_replicate_whose_elbo_is_not_finite_is_not_selected(
+    fitted, monkeypatch, selection, selected
+):
+    monkeypatch.setattr(fitted, "selection_R", np.array(selection))
+    assert fitted.shown == selected

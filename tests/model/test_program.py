@@ -59,7 +59,7 @@ def test_the_likelihood_is_the_multinomial_without_its_coefficient():
 def test_a_gene_that_underflows_costs_much_but_stays_finite():
     p = torch.tensor([1.0, 0.0])
     assert BagOfWords(p).log_prob(torch.tensor([3.0, 0.0])).item() == 0
-    assert -math.inf < BagOfWords(p).log_prob(torch.tensor([3.0, 1.0])).item() < -100
+    assert -math.inf < BagOfWords(p).log_prob(torch.tensor([3.0, 1.0])).item() < -60
 
 
 @pytest.mark.parametrize("kl_weight", [0.001, 0.3, 1.0])

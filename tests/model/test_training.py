@@ -2,12 +2,14 @@ import math
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from topicell.config import (
     AnnealingConfig,
     AnnealingShape,
     EarlyStoppingConfig,
+    Engine,
     Init,
     InputError,
     ModelConfig,
@@ -18,6 +20,8 @@ from topicell.evaluation.perplexity import elbo_perplexity
 from topicell.evaluation.ranking import used_topics
 from topicell.evaluation.stability import match_topics
 from topicell.model import engines
+from topicell.model.counts import Counts
+from topicell.model.estimates import ELBOTerms
 from topicell.model.minibatches import sparse_is_there, sparse_wins
 from topicell.model.training import (
     NonFiniteError,
@@ -167,6 +171,128 @@ def test_default_epochs_aim_for_a_number_of_steps_within_bounds():
 def test_a_non_finite_term_stops_with_its_step_and_name(planted):
     with pytest.raises(NonFiniteError, match=r"step \d+ \(epoch \d+\).*not finite"):
         quick(planted[0], epochs=50, learning_rate=1e30)
+
+
+def spoil(monkeypatch, replicates, *, after=5):
+    """Make weights of the replicates NaN after so many steps."""
+    stepped, taken = engines.Optimizer.step, []
+
+    def step(self, *arguments, **settings):
+        stepped(self, *arguments, **settings)
+        taken.append(None)
+        if len(taken) == after:
+            with torch.no_grad():
+                self.program.topic_mean[replicates, 0, 0] = torch.nan
+
+    monkeypatch.setattr(engines.Optimizer, "step", step)
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+@pytest.mark.parametrize("with_valid", [True, False])
+def test_a_replicate_that_fails_is_dropped_and_changes_no_other(
+    planted, monkeypatch, engine, with_valid
+):
+    counts = planted[0][np.arange(300)]
+    valid = planted[0][np.arange(300, 350)] if with_valid else None
+    settings = {"n_replicates": 3, "engine": engine}
+    whole = quick(counts, valid, **settings)
+    spoil(monkeypatch, [0])
+    with pytest.warns(UserWarning, match=r"1 of 3 replicates were dropped.*replicate 0: .* step 6"):
+        fit = quick(counts, valid, **settings)
+    assert fit.n_replicates == 2
+    for name, value in whole.program.by_replicate().items():
+        assert torch.equal(fit.program.by_replicate()[name], value[1:]), name
+    np.testing.assert_array_equal(fit.order_RK, whole.order_RK[1:])
+    np.testing.assert_allclose(fit.selection_R, whole.selection_R[1:], rtol=1e-6)
+    np.testing.assert_allclose(fit.theta(), whole.theta()[1:], atol=1e-6)
+    assert [row.get("train/failed_replicates", 0) for row in fit.history] == [0, 1, 1]
+    assert all(math.isfinite(value) for row in fit.history for value in row.values())
+
+
+def test_a_fit_of_which_every_replicate_fails_ends(planted, monkeypatch):
+    spoil(monkeypatch, [0, 1])
+    message = r"stopped at step 8 .*replicate 0: .*; replicate 1: .*lower train\.learning_rate"
+    with pytest.raises(NonFiniteError, match=message):
+        quick(planted[0])
+
+
+def test_a_replicate_without_a_finite_final_elbo_is_dropped(planted, monkeypatch):
+    selection = {2: [-np.inf, -5.0], 1: [-5.0]}
+
+    def per_cell(self, n_train):
+        return np.array(selection[len(self.kl_topics)])
+
+    monkeypatch.setattr(ELBOTerms, "per_cell", per_cell)
+    with pytest.warns(UserWarning, match="replicate 0: the final ELBO"):
+        fit = quick(planted[0])
+    assert fit.selection_R.tolist() == [-5.0]
+    selection[2] = [-np.inf, np.nan]
+    with pytest.raises(NonFiniteError, match="the final ELBO"):
+        quick(planted[0])
+
+
+DEPTHS = [(mean, spread) for mean in (1e1, 1e3, 1e5, 1e7) for spread in (0.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("mean_counts", "spread", "engine"),
+    [(*depth, Engine.fused) for depth in DEPTHS] + [(1e7, 2.0, Engine.pyro)],
+)
+def test_cells_of_any_depth_are_fitted(mean_counts, spread, engine):
+    counts, beta_KG = of_depth(mean_counts, spread)
+    rows = np.arange(counts.n_cells)
+    fit = train(
+        counts[rows[:160]],
+        counts[rows[160:]],
+        ModelConfig(n_topics=4, n_hidden=32),
+        TrainConfig(n_replicates=2, epochs=40, batch_size=64, engine=engine, progress=False),
+    )
+    assert fit.n_replicates == 2
+    held_out = fit.held_out
+    scores = [
+        fit.selection_R,
+        fit.elbo_by_replicate(),
+        fit.elbo_by_replicate(held_out),
+        fit.elbo_given_topics(held_out),
+        fit.perplexity_by_replicate(held_out),
+        fit.perplexity_by_replicate(held_out, folded=False),
+        fit.amortization_gap(held_out),
+        [value for row in fit.history for value in row.values()],
+    ]
+    for score in scores:
+        assert np.isfinite(score).all()
+    assert (fit.perplexity_by_replicate(held_out) < counts.n_genes).all()
+    if mean_counts >= 1e3:
+        assert match_topics(beta_KG, fit.beta()[fit.shown]).cosine.mean() > 0.9
+
+
+def of_depth(mean_counts, spread):
+    """Return 200 cells × 100 genes of four topics, with log-normal library sizes."""
+    generator = np.random.default_rng(0)
+    beta_KG = generator.dirichlet(np.full(100, 0.1), 4)
+    theta_NK = generator.dirichlet(np.full(4, 0.1), 200)
+    library_N = generator.lognormal(np.log(mean_counts) - spread**2 / 2, spread, 200)
+    p_NG = theta_NK @ beta_KG
+    x_NG = generator.multinomial(np.maximum(library_N, 1).astype(int), p_NG / p_NG.sum(1)[:, None])
+    names = [np.array([f"{i}" for i in range(n)], dtype=object) for n in x_NG.shape]
+    return Counts(sp.csr_matrix(x_NG.astype(np.float32)), *names), beta_KG
+
+
+@pytest.mark.parametrize("factor", [30, 300])
+def test_wells_far_deeper_than_the_others_do_not_break_the_fit(factor):
+    """One step of Adam moves the scale of their posterior to 0, where it is not bounded."""
+    generator = np.random.default_rng(0)
+    # Strongly overdispersed, so that each well has genes of its own.
+    rate = generator.lognormal(0, 1, 200) * generator.gamma(0.3, 1 / 0.3, (150, 200))
+    rate *= 1e4 / rate.sum(1, keepdims=True)
+    rate[:5] *= factor
+    names = [np.array([f"{i}" for i in range(n)], dtype=object) for n in rate.shape]
+    counts = Counts(sp.csr_matrix(generator.poisson(rate).astype(np.float32)), *names)
+    config = TrainConfig(n_replicates=2, epochs=80, progress=False)
+    fit = train(counts, None, ModelConfig(), config)
+    assert fit.n_replicates == 2
+    assert np.isfinite(fit.selection_R).all()
+    assert np.isfinite(fit.amortization_gap(counts[np.arange(20)])).all()
 
 
 def test_early_stopping_goes_back_to_the_best_epoch(planted):

@@ -133,8 +133,9 @@ class TopicFit(ABC):
 
     @property
     def shown(self) -> int:
-        """The replicate shown: the one of the highest ELBO on validation cells."""
-        return int(np.argmax(self.selection_R))
+        """The replicate shown: the one of the highest finite ELBO on validation cells."""
+        finite = np.isfinite(self.selection_R)
+        return int(np.argmax(np.where(finite, self.selection_R, -np.inf)))
 
     @property
     def topic_names(self) -> list[str]:

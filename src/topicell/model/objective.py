@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from topicell.model.minibatches import Batch, DenseBatch, SparseBatch
-from topicell.model.program import TopicProgram
+from topicell.model.program import LEAST_PROPORTION, TopicProgram
 
 
 class Terms(NamedTuple):
@@ -191,7 +191,7 @@ class _DenseLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BG: Tensor, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
-        probability = (theta_RBK @ beta_RKG).clamp_min_(torch.finfo(theta_RBK.dtype).tiny)
+        probability = (theta_RBK @ beta_RKG).add_(LEAST_PROPORTION)
         ctx.save_for_backward(x_BG / probability, theta_RBK, beta_RKG)
         return probability.log_().mul_(x_BG).sum(-1)
 
@@ -212,14 +212,13 @@ class _SparseLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, batch: SparseBatch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
-        tiny = torch.finfo(theta_RBK.dtype).tiny
         pattern = batch.by_cell.with_values(batch.counts)
         probability_Rn = torch.stack(
             [
                 torch.sparse.sampled_addmm(pattern, theta_BK, beta_KG, beta=0.0).values()
                 for theta_BK, beta_KG in zip(theta_RBK, beta_RKG, strict=True)
             ]
-        ).clamp_min_(tiny)
+        ).add_(LEAST_PROPORTION)
         ctx.batch = batch
         ctx.save_for_backward(theta_RBK, beta_RKG, batch.counts / probability_Rn)
         nats_Rn = probability_Rn.log_().mul_(batch.counts)

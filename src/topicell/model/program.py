@@ -19,6 +19,7 @@ Autoencoding variational inference for topic models, arXiv:1703.01488.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -35,6 +36,19 @@ from topicell.config import ModelConfig
 
 INITIAL_TOPIC_SCALE = -3.0
 """Start of ρ: softplus(−3) ≈ 0.05, a posterior of β that is narrow from the first step."""
+
+
+LEAST_PROPORTION = 1e-28
+"""Added to the proportion of each gene: single precision can underflow to 0 for a gene that no
+topic uses, and the slope x / p of a deep cell then overflows. Proportions above 1e-20 are left as
+they are, bit for bit."""
+FARTHEST = 32.0
+"""Bound of a posterior mean's distance from the prior's, and of ρ, in standard deviations of the
+prior."""
+LOWEST_RHO = -40.0
+"""Lower bound of ρ: s ≈ 4e-18, which is no spread at all, and whose square is still a number of
+single precision. Without the bound one step of Adam can move ρ of a cell that is far from the
+others by 50, and s underflows to 0: an infinite KL."""
 
 
 def laplace_prior(concentration: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,9 +98,7 @@ class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats of each bag, shape (...): a gene without counts adds nothing."""
-        # Single precision can underflow to a proportion of 0 for a gene that no topic uses.
-        tiny = torch.finfo(self.proportions.dtype).tiny
-        return (value * self.proportions.clamp_min(tiny).log()).sum(-1)
+        return (value * (self.proportions + LEAST_PROPORTION).log()).sum(-1)
 
 
 class ReplicateLinear(nn.Module):
@@ -157,6 +169,8 @@ class Encoder(nn.Module):
     library_size: Tensor
     prior_mean: Tensor
     prior_scale: Tensor
+    mean_bounds: Tensor
+    rho_bounds: Tensor
 
     def __init__(
         self,
@@ -181,6 +195,11 @@ class Encoder(nn.Module):
         self.register_buffer("library_size", torch.tensor(1e4))
         self.register_buffer("prior_mean", prior_mean, persistent=False)
         self.register_buffer("prior_scale", prior_scale, persistent=False)
+        reach = FARTHEST * prior_scale
+        mean_bounds = torch.stack([prior_mean - reach, prior_mean + reach])
+        rho_bounds = torch.stack([torch.full_like(reach, LOWEST_RHO), reach])
+        self.register_buffer("mean_bounds", mean_bounds, persistent=False)
+        self.register_buffer("rho_bounds", rho_bounds, persistent=False)
 
     def forward(self, x_BG: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the topic logits, each of shape (R, B, K)."""
@@ -193,7 +212,11 @@ class Encoder(nn.Module):
         return torch.log1p(x_BG * (self.library_size / total_B1))
 
     def heads(self, first_RBH: Tensor) -> tuple[Tensor, Tensor]:
-        """From the first layer's values to m and ρ, where s = softplus(ρ), each (R, B, K)."""
+        """From the first layer's values to m and ρ, where s = softplus(ρ), each (R, B, K).
+
+        Both are bounded, so that a cell unlike all others has a finite posterior. The bounds are
+        far outside of the values of ordinary cells, which they leave as they are.
+        """
         value = first_RBH
         for depth, norm in enumerate(self.norms):
             if depth:
@@ -203,7 +226,29 @@ class Encoder(nn.Module):
         if self.mean_norm is not None and self.mean_spread is not None:
             spread_R1K = self.prior_scale * self.mean_spread.exp()
             m_RBK = self.prior_mean + spread_R1K * self.mean_norm(m_RBK)
-        return m_RBK, self.scale(value)
+        return bounded(m_RBK, self.mean_bounds), bounded(self.scale(value), self.rho_bounds)
+
+
+def bounded(value: Tensor, bounds: Tensor) -> Tensor:
+    """Clamp to the two rows of `bounds`, with the gradient of the identity."""
+    result: Tensor = _Bounded.apply(value, *bounds)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp, with the gradient of the identity: a value beyond its bound is pulled back.
+
+    The gradient of `torch.clamp` is 0 there, and has another memory layout everywhere, by which
+    sums differ in their last bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return value.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient, None, None
 
 
 class TopicProgram(nn.Module):
@@ -228,6 +273,7 @@ class TopicProgram(nn.Module):
         super().__init__()
         R, K, G = n_replicates, config.n_topics, n_genes
         self.n_replicates, self.n_topics, self.n_genes = R, K, G
+        self.config = config
         alpha = laplace_prior(concentrations(config.cell_topic_prior, K, K))
         eta = laplace_prior(concentrations(config.topic_gene_prior, G, K))
         # The settings hold the priors; the saved weights do not repeat them.
@@ -237,6 +283,25 @@ class TopicProgram(nn.Module):
         self.encoder = Encoder(R, G, config, *alpha)
         self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
         self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
+
+    def by_replicate(self) -> dict[str, Tensor]:
+        """Return what the state has of each replicate, by name, each of shape (R, values)."""
+        return {
+            name: value.view(self.n_replicates, -1)
+            for name, value in self.state_dict().items()
+            if value.dim()
+        }
+
+    def of_replicates(self, replicates: Sequence[int]) -> TopicProgram:
+        """Return a program of these replicates alone, with their state."""
+        kept = TopicProgram(self.n_genes, len(replicates), self.config)
+        kept.to(self.topic_mean.device)
+        state = self.state_dict() | {
+            name: value[list(replicates)].view_as(kept.state_dict()[name])
+            for name, value in self.by_replicate().items()
+        }
+        kept.load_state_dict(state)
+        return kept
 
     def topic_posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of b in q(b), each of shape (R, K, G)."""

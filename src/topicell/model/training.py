@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,7 +56,7 @@ EpochMetrics = dict[str, float]
 
 
 class NonFiniteError(ArithmeticError):
-    """A term of the ELBO is no longer finite: the message names the step and the term."""
+    """No replicate has finite terms and weights: the message names the step and the terms."""
 
 
 def train(
@@ -102,7 +102,12 @@ def train(
     InputError
         More topics than cells, or a prior whose length is not the number of genes.
     NonFiniteError
-        A term became NaN or infinite.
+        A term or weight became NaN or infinite in every replicate.
+
+    Warns
+    -----
+    UserWarning
+        It did in some replicates: they are not in the fit.
     """
     check_sizes(counts, model)
     device = resolve_device(config.device)
@@ -171,10 +176,12 @@ def train(
                         interrupt.pass_on()
 
             means = optimizer.means()
-            require_finite(means, program, state.step, state.epoch)
+            state.note_failures(not_finite(means, program))
             metrics: EpochMetrics = {"epoch": first_epoch + state.epoch}
             for name, value_R in means.items():
-                metrics |= summarize(f"train/{name}", value_R)
+                metrics |= summarize(f"train/{name}", value_R[state.sound])
+            if state.failed:
+                metrics["train/failed_replicates"] = float(len(state.failed))
             kl_weight = annealing_weight((state.step - 1) / n_batches, length, annealing)
             metrics["train/kl_weight"] = kl_weight
             metrics["train/learning_rate"] = learning_rate((state.step - 1) / n_steps, config)
@@ -183,7 +190,7 @@ def train(
             )
             if validation is not None:
                 try:
-                    elbo_R, perplexity_R = validation.measure(program, counts.n_cells)
+                    elbo_R, perplexity_R = validation.measure(program, counts.n_cells, state.sound)
                 except KeyboardInterrupt:
                     state.keep(checkpoints)
                     raise
@@ -213,8 +220,43 @@ def train(
             # What comes after a long fit can be interrupted too.
             state.ended = True
             state.keep(checkpoints)
-        program.eval()
-        return AmortizedFit.of(program, counts, valid, model, seed=seed, history=state.history)
+        return fit_of(state, counts, valid, model, seed)
+
+
+def fit_of(
+    state: State, counts: Counts, valid: Counts | None, model: ModelConfig, seed: int
+) -> AmortizedFit:
+    """Make the fit of a trained program, without the replicates that failed.
+
+    Raises
+    ------
+    NonFiniteError
+        The ELBO that replicates are selected by is finite for none of them.
+
+    Warns
+    -----
+    UserWarning
+        Replicates were dropped.
+    """
+    while True:
+        program = state.program.of_replicates(state.sound) if state.failed else state.program
+        fit = AmortizedFit.of(program, counts, valid, model, seed=seed, history=state.history)
+        failed = {
+            replicate: "the final ELBO"
+            for replicate, elbo in zip(state.sound, fit.selection_R, strict=True)
+            if not math.isfinite(elbo)
+        }
+        if not failed:
+            break
+        state.note_failures(failed)
+    if state.failed:
+        warnings.warn(
+            f"{len(state.failed)} of {state.program.n_replicates} replicates were dropped, because "
+            f"values are not finite ({state.described_failures()}); the fit has the others. A "
+            "lower train.learning_rate may keep all",
+            stacklevel=3,
+        )
+    return fit
 
 
 def progress_bar(n_epochs: int, *, shown: bool) -> Any:
@@ -283,13 +325,17 @@ class Validation:
 
         return cls(ready(valid.x), ready(observed), completed, seed)
 
-    def measure(self, program: TopicProgram, n_train: int) -> tuple[np.ndarray, np.ndarray]:
-        """ELBO (nats per cell) and amortized perplexity of each replicate, shapes (R,)."""
+    def measure(
+        self, program: TopicProgram, n_train: int, replicates: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ELBO (nats per cell) and amortized perplexity of the replicates given, shapes (R,)."""
         program.eval()
         terms = elbo_terms(program, self.cells(), n_samples=2, seed=self.seed)
-        elbo_R = terms.per_cell(n_train)
-        theta_RNK = mean_theta(program, self.observed(), n_samples=16, seed=self.seed)
-        beta_RKG = mean_beta(program, n_samples=16, seed=self.seed)
+        elbo_R = terms.per_cell(n_train)[replicates]
+        theta_RNK = mean_theta(
+            program, self.observed(), n_samples=16, seed=self.seed, replicates=replicates
+        )
+        beta_RKG = mean_beta(program, n_samples=16, seed=self.seed)[replicates]
         perplexity_R = np.array(
             [
                 perplexity(self.completed, theta, beta)
@@ -329,6 +375,8 @@ class State:
     ended: bool = False
     history: list[EpochMetrics] = field(default_factory=list)
     best: Best = field(default_factory=Best)
+    failed: dict[int, str] = field(default_factory=dict)
+    """Replicates that had a value that is not finite: which, and since when."""
     _order: dict[str, Any] = field(default_factory=dict)
     """State of `seeds` before it shuffled the cells of this epoch."""
     _began: float = 0.0
@@ -338,6 +386,26 @@ class State:
     def seconds(self) -> float:
         """Seconds that this epoch has taken."""
         return self._seconds_before + time.perf_counter() - self._began
+
+    @property
+    def sound(self) -> list[int]:
+        """The other replicates."""
+        return [r for r in range(self.program.n_replicates) if r not in self.failed]
+
+    def note_failures(self, names: dict[int, str]) -> None:
+        """Note what is not finite in which replicates; stop where no sound one is left."""
+        when = f"step {self.step} (epoch {self.epoch})"
+        for replicate in sorted(names.keys() - self.failed.keys()):
+            self.failed[replicate] = f"{names[replicate]} at {when}"
+        if not self.sound:
+            raise NonFiniteError(
+                f"training stopped at {when}: in each replicate a value is not finite "
+                f"({self.described_failures()}); lower train.learning_rate"
+            )
+
+    def described_failures(self) -> str:
+        """Return the failed replicates in words."""
+        return "; ".join(f"replicate {r}: {what}" for r, what in self.failed.items())
 
     def begin_epoch(self) -> None:
         """To be called before the cells are shuffled."""
@@ -368,6 +436,7 @@ class State:
             "ended": self.ended,
             "history": self.history,
             "best": [self.best.score, self.best.n_waited],
+            "failed": list(self.failed.items()),
             "order": self._order,
             "n_seen": self.optimizer.n_seen,
             "epoch_seconds": self.seconds,
@@ -401,6 +470,8 @@ class State:
         self.seeds.bit_generator.state = self._order = document["order"]
         for name in ("epoch", "batch", "step", "ended", "history"):
             setattr(self, name, document[name])
+        # A checkpoint of an earlier version has none.
+        self.failed = dict(document.get("failed", []))
         self._seconds_before = document["epoch_seconds"]
         score, n_waited = document["best"]
         device = self.optimizer.sums.device
@@ -442,21 +513,20 @@ def _require_same_shape(start: AmortizedFit, program: TopicProgram) -> None:
             )
 
 
-def require_finite(
-    means: dict[str, np.ndarray], program: TopicProgram, step: int, epoch: int
-) -> None:
-    """Stop at the first epoch that left a term or a weight infinite or NaN, and say which."""
-    broken = [
-        f"{name} of replicate {replicate}"
-        for name, value_R in means.items()
-        for replicate in np.flatnonzero(~np.isfinite(value_R))
-        if name not in ("loss", "elbo")
-    ] or [name for name, value in program.named_parameters() if not value.isfinite().all()]
-    if broken:
-        raise NonFiniteError(
-            f"training stopped at step {step} (epoch {epoch}): {', '.join(broken)} is not finite; "
-            "lower train.learning_rate"
-        )
+def not_finite(means: dict[str, np.ndarray], program: TopicProgram) -> dict[int, str]:
+    """Return the names of the terms, or else the weights, that are not finite, by replicate."""
+    of_terms = {n: np.isfinite(v) for n, v in means.items() if n not in ("loss", "elbo")}
+    states = program.by_replicate()
+    finite = torch.stack([value.isfinite().all(1) for value in states.values()]).cpu().numpy()
+    of_weights = dict(zip(states, finite, strict=True))
+    found = {}
+    for replicate in range(program.n_replicates):
+        for of in (of_terms, of_weights):
+            names = [name for name, finite_R in of.items() if not finite_R[replicate]]
+            if names:
+                found[replicate] = ", ".join(names)
+                break
+    return found
 
 
 @contextlib.contextmanager
