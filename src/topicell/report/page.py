@@ -160,7 +160,7 @@ def render(
         cells=_cells(adata, theta_NK, beta_KG, groupings),
         groupings=[grouping["name"] for grouping in groupings],
         data=_data_line(adata, given="theta" in config),
-        model=_model_line(config, theta_NK.shape[1], len(history)),
+        model=_model_line(config, theta_NK.shape[1], len(history), _n_replicates(run)),
         headlines=[score(name, scores[name]) for name in HEADLINES if name in scores],
         scores=[score(name, scores[name]) for name in _known_first(scores, SCORES)],
         cautions=[
@@ -187,7 +187,7 @@ def render(
             if name in figures or name in not_drawn
         ],
         rankings=RANKINGS,
-        topics=_topics(adata, theta_NK, beta_KG, _n_replicates(config), n_genes, sets),
+        topics=_topics(adata, theta_NK, beta_KG, _n_replicates(run), n_genes, sets),
         tables=[
             (name, meaning, _packed(table))
             for name, meaning, table in tables.of_page(adata, scores, sets)
@@ -230,18 +230,18 @@ def _data_line(adata: AnnData, *, given: bool) -> str:
     return line
 
 
-def _n_replicates(config: Mapping[str, Any]) -> int:
-    return int(config.get("train", {}).get("n_replicates", 1))
+def _n_replicates(run: Mapping[str, Any]) -> int:
+    """Return how many replicates the fit has: those that failed are not in it."""
+    return len(run["topic_matches"]) if "topic_matches" in run else 1
 
 
-def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int) -> str:
+def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_replicates: int) -> str:
     if "theta" in config:
         return f"{n_topics} topics from {config['beta']}, proportions from {config['theta']}"
     kind = config.get("model", {}).get("kind", "amortized_lda")
     line = MODELS[kind].format(n_topics=n_topics)
     if n_epochs:
         line += f", {n_epochs} epoch{'s' * (n_epochs > 1)}"
-    n_replicates = _n_replicates(config)
     if n_replicates > 1:
         line += (
             f"; {n_replicates} replicates, and the one of the highest ELBO on validation cells is "
