@@ -57,8 +57,7 @@ def choose_modality(names: list[str], modality: str | None, prefix: str) -> str:
         )
     others = ", ".join(name for name in names if name != known[0])
     warnings.warn(
-        f"of MuData, the modality {known[0]} is read, and not {others}; {prefix}modality=NAME "
-        "takes another",
+        f"MuData: modality {known[0]!r} is read, {others} not; {prefix}modality=NAME takes another",
         UserWarning,
         stacklevel=3,
     )
