@@ -464,6 +464,7 @@ def test_tables_hold_what_the_comparison_found(tmp_path):
     assert drawn == {f"{name}.{end}" for name in names for end in ("png", "pdf")}
 
 
+@pytest.mark.slow
 def test_folders_need_no_mlflow():
     for name in "ab":
         store(Path(name))
@@ -482,6 +483,7 @@ def test_folders_need_no_mlflow():
     assert not Path("mlflow.db").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*columns of topics already")
 @pytest.mark.slow
 def test_real_runs_by_id_and_by_folder(topicell, run_here):
     small = [

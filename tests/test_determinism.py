@@ -313,6 +313,7 @@ def mapped(adata, theta, seed):
     return found | {"leiden": tuple(adata.obs["leiden"])}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_global_random_states_are_neither_read_nor_moved():
     simulation = SimulationConfig(n_cells=120, n_genes=50, n_topics=3)

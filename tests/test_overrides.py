@@ -18,7 +18,7 @@ SMALL = [
     *("data=file", "preprocess=all_genes", "model.n_topics=3", "model.n_hidden=8"),
     *("train.epochs=1", "train.n_replicates=1", "train.progress=false"),
     *("evaluate.n_coherence_genes=5", "evaluate.differential_expression=false"),
-    *("tracking=off", "report=off"),
+    *("tracking=off", "report=off", "preprocess.drop_genes=[]"),
 ]
 ODD = [
     "~nobody's file.h5ad",
@@ -38,7 +38,9 @@ ODD = [
 def cells(name):
     """A file of 40 cells and 30 genes."""
     x = np.random.default_rng(0).poisson(2.0, size=(40, 30)).astype(np.float32)
-    anndata.AnnData(x).write_h5ad(name)
+    adata = anndata.AnnData(x)
+    adata.var_names = [f"g{i}" for i in range(adata.n_vars)]
+    adata.write_h5ad(name)
 
 
 def value_of(argument, **settings):

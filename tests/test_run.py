@@ -111,7 +111,7 @@ def shipped(tmp_path_factory):
     """The default run, on the set that scanpy ships."""
     folder = tmp_path_factory.mktemp("default")
     config = RunConfig(
-        preprocess=PreprocessConfig(n_variable_genes=None),
+        preprocess=PreprocessConfig(n_variable_genes=None, drop_genes=[]),
         train=TrainConfig(progress=False),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )
@@ -259,7 +259,7 @@ def test_the_page_opens_without_a_network(shipped):
 def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
     config = RunConfig(
         data=DataConfig(name="simulated"),
-        preprocess=PreprocessConfig(n_variable_genes=None),
+        preprocess=PreprocessConfig(n_variable_genes=None, drop_genes=[]),
         model=ModelConfig(n_topics=3),
         train=TrainConfig(epochs=2, n_replicates=1, progress=False),
         tracking=TrackingConfig(enabled=False),
@@ -278,7 +278,7 @@ def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
 def small(**data):
     config = RunConfig(
         data=DataConfig(**{"name": "simulated"} | data),
-        preprocess=PreprocessConfig(n_variable_genes=None),
+        preprocess=PreprocessConfig(n_variable_genes=None, drop_genes=[]),
         model=ModelConfig(n_topics=3, n_hidden=8),
         train=TrainConfig(epochs=2, n_replicates=2, progress=False),
         tracking=TrackingConfig(enabled=False),
@@ -337,6 +337,7 @@ def test_transform_keeps_columns_of_the_user(tmp_path, run_here):
     assert [f"lda_topic_{k}" in obs for k in range(4)] == [True, True, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:obs of the cells has 3 columns of topics already")
 def test_labels_in_a_column_that_a_run_writes_itself_are_kept(tmp_path):
     simulated = topicell.load_dataset("simulated", simulation=small().data.simulation)
@@ -383,7 +384,7 @@ def test_too_few_cells_for_a_map_are_refused_before_anything_runs(tmp_path):
 def test_planted_topics_of_a_simulated_corpus_are_recovered(tmp_path):
     config = RunConfig(
         data=DataConfig(name="simulated"),
-        preprocess=PreprocessConfig(n_variable_genes=None),
+        preprocess=PreprocessConfig(n_variable_genes=None, drop_genes=[]),
         train=TrainConfig(progress=False),
         tracking=TrackingConfig(enabled=False),
     )

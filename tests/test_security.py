@@ -397,6 +397,7 @@ def test_a_run_id_is_no_path(run, registry, run_here):
         assert set(Path.cwd().parent.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_names_from_data_name_no_files(tmp_path, run_here):
     from topicell import report
     from topicell.config import ReportConfig

@@ -152,6 +152,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
         result = conclude(fit, theta_RNK, beta_RKG, adata, measured, config, tracker, known)
+        warn_of_infinite(result.scores)
         last_tags.update(tags_of(result))
     return result
 
@@ -292,7 +293,6 @@ def conclude(
         adata.obs["amortization_gap"] = gap_N
         scores["inference/amortization_gap"] = float(np.nanmean(gap_N))
     scores |= dict(known) | {"memory/peak_mib": peak_mib()}
-    warn_of_infinite(scores)
     tracker.log_metrics(scores)
 
     source = adata.uns["topicell_source"]

@@ -193,6 +193,7 @@ def everything(folder) -> dict[str, list[bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes_in_any_thread(tmp_path):
     before = dict(mpl.rcParams)
     once = everything(tmp_path / "once")

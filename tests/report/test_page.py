@@ -242,6 +242,7 @@ def test_a_table_that_is_too_large_is_named(written, monkeypatch):
     assert "cell_topics.csv: cells × topics; too large for a page" in Tags(html).text
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph 31")
 def test_what_xml_does_not_know_and_very_many_groups_are_drawn(tmp_path):
     adata = make_run(n_cells=200)
@@ -298,6 +299,7 @@ def test_without_labels_history_scores_or_split(tmp_path):
     assert "epoch" not in text.split("Before you read on")[0]
 
 
+@pytest.mark.slow
 def test_page_of_four_thousand_cells_is_small(tmp_path):
     adata = make_run(n_cells=4000, n_topics=10)
     rng = np.random.default_rng(0)

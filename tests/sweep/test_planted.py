@@ -28,7 +28,7 @@ def fit(n_topics, folder):
     simulation = SimulationConfig(n_cells=600, n_genes=200, n_topics=PLANTED, mean_counts=600)
     config = RunConfig(
         data=DataConfig(name="simulated", simulation=simulation),
-        preprocess=PreprocessConfig(n_variable_genes=None),
+        preprocess=PreprocessConfig(n_variable_genes=None, drop_genes=[]),
         model=ModelConfig(n_topics=n_topics),
         train=TrainConfig(n_replicates=2, progress=False),
         tracking=TrackingConfig(enabled=False),

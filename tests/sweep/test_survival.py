@@ -30,6 +30,8 @@ from topicell.config import TrackingConfig, dotted
 from topicell.sweep.study import KILLED, RETRY_OF, open_storage
 from topicell.tracking.store import client, create_store, experiment_id
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 600
 """Longer than anything takes on a machine that is shared."""
 EPOCHS = 40
@@ -274,7 +276,6 @@ def require_whole(folder, n_trials=N_TRIALS):
     assert runs.keys() <= {trial.number for trial in trials}
 
 
-@pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_tried_again_once(folder, start):
     hold(folder)
     sweep = start(*LONG)
@@ -351,7 +352,6 @@ def require_interrupted(sweep):
     assert said == expected, sweep.err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on(number, folder, start):
     hold(folder, first=2)
@@ -392,7 +392,6 @@ def test_a_sweep_is_interrupted_while_its_workers_start(folder, start):
     assert {run.info.status for run in (parent, *nested)} == {"KILLED"}
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_goes_on(folder, start):
     hold(folder, first=2)
     sweep = start(*LONG)
@@ -417,7 +416,6 @@ def test_a_killed_sweep_goes_on(folder, start):
     assert {runs[number].info.status for number in caught} <= {"KILLED", "FINISHED"}
 
 
-@pytest.mark.slow
 def test_a_sweep_that_is_killed_while_its_workers_start_leaves_no_run_open(folder, start):
     command = [*SHORT, "model.n_topics=range(2,10)", "sweep.n_trials=2"]
     sweep = start(*command, quick_workers=False)
@@ -431,7 +429,6 @@ def test_a_sweep_that_is_killed_while_its_workers_start_leaves_no_run_open(folde
     require_whole(folder, 2)
 
 
-@pytest.mark.slow
 def test_one_sweep_at_a_time_unless_they_share(folder, start):
     hold(folder)
     sweep = start(*LONG)
@@ -462,7 +459,6 @@ def test_one_sweep_at_a_time_unless_they_share(folder, start):
     assert any("K = " in one.out for one in together)
 
 
-@pytest.mark.slow
 def test_trials_that_fail_are_recorded_and_the_sweep_goes_on(folder, start):
     crashes = [*SHORT, "model.n_topics=choice(3,500,4)", "sweep.sampler=grid", "sweep.n_jobs=1"]
     strict = start(*crashes, "sweep.max_failure_rate=0")
@@ -489,7 +485,6 @@ def test_trials_that_fail_are_recorded_and_the_sweep_goes_on(folder, start):
     assert run.data.tags["topicell.error"] == failed.user_attrs["error"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words", "parents"),
     [
@@ -548,7 +543,6 @@ def server(folder):
         process.wait(600)
 
 
-@pytest.mark.slow
 def test_a_tracking_server_receives_every_point(folder, server, start):
     epochs = 60
     settings = [f"tracking.uri={server.uri}", "sweep.n_jobs=4", "sweep.n_trials=6"]
@@ -581,7 +575,6 @@ def test_a_tracking_server_receives_every_point(folder, server, start):
         assert run.data.params == {name: str(value) for name, value in settings.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [

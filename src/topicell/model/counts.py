@@ -255,9 +255,11 @@ def as_counts(
         # In double precision: integers, of few bits above all, wrap around when they are added.
         x = x.astype(np.float64)
         x.sum_duplicates()
-    whole = np.rint(x.data) if x.data.dtype.kind == "f" else x.data
-    with np.errstate(invalid="ignore"):
-        off = np.abs(x.data - whole) > TOLERANCE
+    whole, off = x.data, np.zeros(x.nnz, dtype=bool)
+    if x.data.dtype.kind == "f":
+        whole = np.rint(x.data)
+        with np.errstate(invalid="ignore"):
+            off = np.abs(x.data - whole) > TOLERANCE
     if round_values and off.any():
         _require_not_normalised(x, where)
         off = np.zeros(x.nnz, dtype=bool)
@@ -316,8 +318,8 @@ def require_sound(matrix: Any, where: str) -> None:
 
 
 def _whole_mend(x: sp.csr_matrix) -> str:
-    if _look_normalised(x):
-        return "they look normalised, and the model needs raw counts"
+    if kind := _normalisation(x):
+        return f"they look {kind}, and the model needs raw counts"
     if x.data.size and np.nanmax(x.data) < 20:
         return (
             "they look log-normalised, and the model needs raw counts; only if they are corrected "
@@ -329,23 +331,24 @@ def _whole_mend(x: sp.csr_matrix) -> str:
     )
 
 
-def _look_normalised(x: sp.csr_matrix) -> bool:
-    """Whether all cells have one total, of the values or of what they are logarithms of."""
-    for values in (x.data, np.expm1(np.minimum(x.data, 80.0))):
+def _normalisation(x: sp.csr_matrix) -> str:
+    """Return how values are normalised, if all cells have one total of them or of their exponents."""
+    logged = np.expm1(np.minimum(x.data, 80.0))
+    for kind, values in (("normalised", x.data), ("log-normalised", logged)):
         totals = np.asarray(
             sp.csr_matrix((values, x.indices, x.indptr), shape=x.shape).sum(1, dtype=np.float64)
         ).ravel()
         totals = totals[totals > 0]
         if len(totals) > 2 and np.ptp(totals) < 1e-3 * totals.max():
-            return True
-    return False
+            return kind
+    return ""
 
 
 def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
-    if _look_normalised(x):
+    if kind := _normalisation(x):
         raise InputError(
             f"{where}: round=true is for corrected or expected counts, and these values are "
-            "normalised: all cells have one total; give the raw counts"
+            f"{kind}: all cells have one total; give the raw counts"
         )
 
 
