@@ -332,7 +332,7 @@ def _whole_mend(x: sp.csr_matrix) -> str:
 
 
 def _normalisation(x: sp.csr_matrix) -> str:
-    """Return how values are normalised, if all cells have one total of them or their exponentials."""
+    """Return how values are normalised, if all cells have one total; else an empty text."""
     logged = np.expm1(np.minimum(x.data, 80.0))
     for kind, values in (("normalised", x.data), ("log-normalised", logged)):
         totals = np.asarray(
