@@ -111,7 +111,7 @@ def shipped(tmp_path_factory):
     """The default run, on the set that scanpy ships."""
     folder = tmp_path_factory.mktemp("default")
     config = RunConfig(
-        preprocess=PreprocessConfig(n_variable_genes=None, drop_genes=[]),
+        preprocess=PreprocessConfig(n_variable_genes=None),
         train=TrainConfig(progress=False),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
     )

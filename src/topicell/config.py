@@ -39,11 +39,19 @@ def failure(error: BaseException) -> str:
             "read an h5ad with data.backed=true"
         )
         return f"memory is full ({message}); {mend}"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in message:
+    if disk_is_full(error) or "No space left on device" in message:
         mend = "free it, then the same command with resume=true goes on; report.pdf=false, "
         return f"the disk is full ({message}); {mend}report=off and fewer replicates write less"
     return f"{type(error).__name__}: {message}"
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, is of a disk without room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _require(condition: bool, knob: str, found: object, mend: str) -> None:

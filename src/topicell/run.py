@@ -31,6 +31,7 @@ from topicell.config import (
     ReportConfig,
     RunConfig,
     as_dict,
+    disk_is_full,
     failure,
 )
 from topicell.data.preprocessing import PARTS, column, prepared, split
@@ -328,10 +329,17 @@ def conclude(
             write_tables(fit, theta_RNK, beta_RKG, agreed, adata, folder)
         with kept_going(failures):
             write_report(fit, adata, config, tracker)
+    except OSError as error:
+        failures.append(error)
+        raise
     finally:
-        # The cells outlive a table that fails, and an interrupt.
-        with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
-            adata.write_h5ad(unfinished, compression="gzip")
+        # The cells outlive a table that fails, and an interrupt. On a full disk libhdf5 can end the
+        # process.
+        if not any(map(disk_is_full, failures)):
+            with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
+                adata.write_h5ad(unfinished, compression="gzip")
+    for failed in filter(disk_is_full, failures):
+        raise failed
     return Result(fit, scores, values, adata, report_error(failures))
 
 
