@@ -321,6 +321,7 @@ def conclude(
     fit.save(folder / "model")
     write_scores(values, folder)
     failures: list[Exception] = []
+    no_room = False
     try:
         if config.evaluate.differential_expression:
             with step("differential expression"), kept_going(failures):
@@ -330,16 +331,14 @@ def conclude(
         with kept_going(failures):
             write_report(fit, adata, config, tracker)
     except OSError as error:
-        failures.append(error)
+        no_room = disk_is_full(error)
         raise
     finally:
         # The cells outlive a table that fails, and an interrupt. On a full disk libhdf5 can end the
         # process.
-        if not any(map(disk_is_full, failures)):
+        if not no_room:
             with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
                 adata.write_h5ad(unfinished, compression="gzip")
-    for failed in filter(disk_is_full, failures):
-        raise failed
     return Result(fit, scores, values, adata, report_error(failures))
 
 
