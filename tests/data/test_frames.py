@@ -10,6 +10,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
@@ -80,7 +81,6 @@ def test_columns_of_any_type_are_written_with_their_values(kind: str, tmp_path: 
 
 
 def test_arrow_columns_are_written_with_their_values(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
     adata = cells(
         text=pd.array(["a", None, "b", "b"], dtype=pd.ArrowDtype(pa.string())),
         numbers=pd.array([1, None, 2, 3], dtype=pd.ArrowDtype(pa.int64())),

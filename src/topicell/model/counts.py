@@ -161,7 +161,7 @@ class Counts:
     ) -> np.ndarray:
         """Return where each gene stands here, -1 if it does not, shape (len(genes),)."""
         best = np.full(len(genes), -1)
-        # Of two ways that find as many genes the first is taken: names before identifiers.
+        # The first of two ways that find as many genes is taken: names before identifiers.
         for wanted, here in product((genes, ids), (self.genes, self.ids)):
             if wanted is None or here is None:
                 continue
