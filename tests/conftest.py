@@ -22,10 +22,10 @@ import sqlalchemy
 import torch
 from hypothesis import HealthCheck, settings
 
-from topicell import interrupts, progress
+from topicell import progress, signals
 from topicell.cli import main
 from topicell.config import ModelConfig, TrainConfig
-from topicell.model.counts import Counts
+from topicell.counts import Counts
 from topicell.model.training import train
 from topicell.tracking import store
 
@@ -161,7 +161,7 @@ def _strict(monkeypatch):
     monkeypatch.setattr(progress, "SECONDS", 1e6)
     torch.set_num_threads(1)
     pyro.enable_validation(True)
-    interrupts.forget()
+    signals.forget()
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +251,7 @@ PRELOADED = [
     "sqlalchemy.dialects.postgresql.psycopg",
     "topicell.api",
     "topicell.comparison",
-    "topicell.given",
+    "topicell.evaluate",
     "topicell.report.compare",
     "topicell.run",
     "topicell.sweep.page",

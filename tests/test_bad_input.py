@@ -20,8 +20,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.io import write_elem
 
-from topicell.config import InputError
 from topicell.data.reading import read
+from topicell.errors import InputError
 
 SECONDS = 600
 RECORDS = ("config.yaml", "metrics.jsonl", "model", "adata.h5ad", "scores.csv", "report.html")

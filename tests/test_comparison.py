@@ -20,7 +20,8 @@ from topicell.comparison.obstacles import cautions
 from topicell.comparison.rules import RULES
 from topicell.comparison.runs import parameters, read_run
 from topicell.comparison.scoring import difference, scores, summarized
-from topicell.config import InputError, RunConfig, TrackingConfig, as_dict
+from topicell.config import RunConfig, TrackingConfig, as_dict
+from topicell.errors import InputError
 from topicell.report.compare import write
 from topicell.report.compared import MEANINGS
 

@@ -10,9 +10,8 @@ from topicell.config import (
     DataConfig,
     EarlyStoppingConfig,
     EvaluateConfig,
-    GivenConfig,
+    ExternalConfig,
     Init,
-    InputError,
     ModelConfig,
     PreprocessConfig,
     ReportConfig,
@@ -25,6 +24,7 @@ from topicell.config import (
     checkpoint_interval,
     dotted,
 )
+from topicell.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def groups(schema=TrainCommand, prefix=""):
 
 NUMBERS = [
     (prefix, schema, f)
-    for prefix, schema in [*groups(), ("", GivenConfig)]
+    for prefix, schema in [*groups(), ("", ExternalConfig)]
     for f in fields(schema)
     if f.name.endswith("_prior") or {"int", "float"} & set(str(f.type).split(" | "))
 ]
@@ -125,7 +125,7 @@ def test_the_walk_finds_the_numbers():
 )
 def test_no_number_may_be_nan_infinite_negative_or_boundless(prefix, schema, knob):
     """Also of a knob that is added later: no exception has been needed so far."""
-    given = {"theta": "a", "beta": "b", "data": "c"} if schema is GivenConfig else {}
+    given = {"theta": "a", "beta": "b", "data": "c"} if schema is ExternalConfig else {}
     wrong = [math.nan, math.inf, -math.inf, -1, True, "many", [], {}]
     if "int" in str(knob.type).split(" | "):
         wrong += [1.5, 1e30, 10**30, -(10**30)]

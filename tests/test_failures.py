@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from topicell.config import failure
+from topicell.errors import failure
 from topicell.sweep.search import _how
 
 RUN = (

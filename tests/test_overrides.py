@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topicell.config import InputError
+from topicell.errors import InputError
 from topicell.overrides import literal, quoted, unquoted
 
 PARSER = OverridesParser.create()

@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from topicell.config import InputError, TrackingConfig
-from topicell.model.fit import TopicFit
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
+from topicell.model.loading import load_fit
 from topicell.tracking.registry import CODE, REQUIRED, fetch_model, register
 from topicell.tracking.store import client, experiment_id
 
@@ -188,7 +189,7 @@ def test_registering_again_moves_the_alias(run, tmp_path, fitted):
         found = mlflow.get_model_version_by_alias("moved", "champion")
         assert (str(found.version), found.tags, found.run_id) == (number, tags, run_id)
     for which in ("champion", "1"):
-        fit = TopicFit.load(fetch_model(f"moved/{which}", run.store, tmp_path / which))
+        fit = load_fit(fetch_model(f"moved/{which}", run.store, tmp_path / which))
         assert np.array_equal(fit.beta(), fitted.beta())
 
 

@@ -11,8 +11,8 @@ from anndata import AnnData
 
 import topicell
 from topicell.config import TrackingConfig
-from topicell.interrupts import interrupt
 from topicell.report import embedding, figure_set, figures, page
+from topicell.signals import interrupt
 from topicell.tracking.record import REPORT_ERROR, Record
 from topicell.tracking.runs import RunFolder
 from topicell.tracking.store import client

@@ -14,7 +14,6 @@ import pytest
 import topicell
 from topicell.config import (
     DataConfig,
-    InputError,
     ModelConfig,
     PreprocessConfig,
     ReportConfig,
@@ -22,9 +21,10 @@ from topicell.config import (
     TrackingConfig,
     TrainConfig,
 )
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
-from topicell.model.counts import Counts
 from topicell.run import parts_of, require_labels, run, split_seeds, warn_of_infinite
 from topicell.tracking.runs import ARTIFACTS as ARTIFACT_NAMES
 from topicell.tracking.runs import RECORDS, open_tracker

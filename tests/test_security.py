@@ -32,8 +32,9 @@ import yaml
 import zarr
 
 import topicell.data.reading
-from topicell.config import InputError, SweepConfig, TrackingConfig, as_dict
+from topicell.config import SweepConfig, TrackingConfig, as_dict
 from topicell.data.catalogue import CATALOGUE, Dataset, fetch, load_pbmc_facs
+from topicell.errors import InputError
 from topicell.tracking.registry import fetch_model, register
 from topicell.tracking.store import client, experiment_id
 from topicell.tracking.ui import ui_address, ui_command

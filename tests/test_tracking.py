@@ -13,7 +13,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from topicell.config import InputError, RunConfig, TrackingConfig, as_dict, dotted
+from topicell.config import RunConfig, TrackingConfig, as_dict, dotted
+from topicell.errors import InputError
 from topicell.tracking.delivery import RECORDS, deliver
 from topicell.tracking.parents import Parent
 from topicell.tracking.provenance import provenance

@@ -19,11 +19,11 @@ import pandas as pd
 import torch
 
 from topicell.config import EvaluateConfig, ModelConfig, SimulationConfig, TrainConfig
+from topicell.counts import Counts
 from topicell.data.simulation import simulate
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.stability import consensus, stability
-from topicell.model.counts import Counts
 from topicell.model.training import train
 
 HERE = Path(__file__).parent

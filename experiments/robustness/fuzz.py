@@ -43,9 +43,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from topicell.cli import to_run_config
-from topicell.config import InputError, RunConfig, TrainCommand, as_dict, dotted
+from topicell.config import RunConfig, TrainCommand, as_dict, dotted
+from topicell.counts import MAX_COUNT, Counts
 from topicell.data.reading import read
-from topicell.model.counts import MAX_COUNT, Counts
+from topicell.errors import InputError
 
 SECONDS_EACH = 10
 LATE = f"no answer within {SECONDS_EACH} s"

@@ -28,7 +28,7 @@ Read = Callable[[Any], tuple[np.ndarray, list[float]]]
 def topicell(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
     """Ours: the defaults with `budget` epochs."""
     from topicell.config import Engine, ModelConfig, TrainConfig
-    from topicell.model.counts import Counts
+    from topicell.counts import Counts
     from topicell.model.training import train
 
     cells, genes = (np.arange(n).astype(str).astype(object) for n in x.shape)

@@ -24,8 +24,8 @@ import scipy.sparse as sp
 import torch
 
 from topicell.config import Device, Engine, ModelConfig, Precision, TrainConfig
+from topicell.counts import Counts
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
-from topicell.model.counts import Counts
 from topicell.model.engines import matrix_precision
 from topicell.model.minibatches import DenseBatch
 from topicell.model.objective import encode, log_likelihood, logistic_normal

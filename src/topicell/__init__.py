@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topicell.api import fit, load, load_dataset, preprocess
-    from topicell.config import InputError
-    from topicell.model.counts import Counts
+    from topicell.counts import Counts
+    from topicell.errors import InputError
     from topicell.model.fit import TopicFit
     from topicell.scvi_style import AmortizedLDA
 
@@ -24,8 +24,8 @@ _HOMES = {
     "load": "topicell.api",
     "load_dataset": "topicell.api",
     "preprocess": "topicell.api",
-    "InputError": "topicell.config",
-    "Counts": "topicell.model.counts",
+    "InputError": "topicell.errors",
+    "Counts": "topicell.counts",
     "TopicFit": "topicell.model.fit",
 }
 

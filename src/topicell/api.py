@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topicell.config import (
-    DataConfig,
-    InputError,
-    ModelConfig,
-    PreprocessConfig,
-    ReadConfig,
-    TrainConfig,
-)
-from topicell.model.baselines import fit_model
-from topicell.model.counts import Counts
+from topicell.config import DataConfig, ModelConfig, PreprocessConfig, ReadConfig, TrainConfig
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.model.fit import TopicFit
+from topicell.model.loading import load_fit
+from topicell.model.registry import fit_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -101,8 +96,8 @@ def fit(
     valid_share
         Share of the cells that are held out for validation, drawn by the seed.
     settings
-        Further fields of `topicell.config.ModelConfig` and `topicell.config.TrainConfig`; as
-        ``kind``, `topicell.config.ModelKind` or its name.
+        Further fields of `topicell.config.ModelConfig` and `topicell.config.TrainConfig`; ``kind``
+        is a name of `topicell.model.registry.MODELS`.
 
     Raises
     ------
@@ -136,7 +131,7 @@ def fit(
 
 def load(path: str | Path) -> TopicFit:
     """Read a fit that was written by `TopicFit.save` or by a run (its ``model`` folder)."""
-    return TopicFit.load(path)
+    return load_fit(path)
 
 
 def _sort_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -25,10 +25,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from topicell import interrupts
+from topicell import signals
 from topicell.config import (
-    GivenConfig,
-    InputError,
+    ExternalConfig,
     ReadConfig,
     ReportConfig,
     RunConfig,
@@ -36,11 +35,11 @@ from topicell.config import (
     TrackingConfig,
     TrainCommand,
     dotted,
-    failure,
-    without_password,
 )
+from topicell.errors import InputError, failure
 from topicell.files import whole
 from topicell.overrides import TEXT, TEXTS, kinds, listed, literal, plain, quoted, unquoted
+from topicell.redaction import without_password
 
 if TYPE_CHECKING:
     from topicell.sweep.watch import CurrentTrial
@@ -145,7 +144,7 @@ COMMAND_HELP = {
     ReportCommand: "topicell report --help",
     CompareCommand: "topicell compare --help",
     TransformCommand: "topicell transform --help",
-    GivenConfig: "topicell evaluate --help",
+    ExternalConfig: "topicell evaluate --help",
     SyncCommand: "topicell sync --help",
     UICommand: "topicell ui --help",
 }
@@ -187,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail(130, "interrupted")
     except Exception as error:
-        if interrupts.interrupted():
+        if signals.interrupted():
             _fail(130, "interrupted")
         if wants_traceback:
             import traceback
@@ -201,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def own_process() -> None:
     """What holds in every process of ours: how warnings are shown, and what ends it."""
     warnings.showwarning = _show_warning
-    interrupts.hear()
+    signals.install_handlers()
 
 
 class Discreet(logging.Formatter):
@@ -599,7 +598,7 @@ def transform(arguments: list[str]) -> None:
     import tempfile
 
     from topicell.data.reading import read
-    from topicell.model.fit import TopicFit
+    from topicell.model.loading import load_fit
     from topicell.run import annotate
     from topicell.tracking.registry import fetch_model
     from topicell.tracking.stored import fetch_run
@@ -611,7 +610,7 @@ def transform(arguments: list[str]) -> None:
         else:
             run, _ = fetch_run(options.run, options.tracking, Path(scratch), ("model",))
             folder = run / "model"
-        fit = TopicFit.load(folder)
+        fit = load_fit(folder)
     frame = fit.transform(
         adata,
         fill_missing=options.fill_missing,
@@ -633,10 +632,10 @@ def transform(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Measure and report topics from elsewhere, in a folder and an MLflow run of their own."""
-    config = _options(GivenConfig, arguments)
+    config = _options(ExternalConfig, arguments)
     from datetime import datetime
 
-    from topicell import given
+    from topicell import evaluate as external
     from topicell.tracking.runs import open_tracker
 
     logging.getLogger("anndata").setLevel(logging.WARNING)
@@ -645,7 +644,7 @@ def evaluate(arguments: list[str]) -> None:
     tracker = open_tracker(config.tracking, folder, "output=FOLDER")
     try:
         with _progress_shown():
-            result = given.evaluate(config, tracker)
+            result = external.evaluate(config, tracker)
     except InputError:
         # Nothing was recorded: what was made for it goes.
         with contextlib.suppress(OSError):

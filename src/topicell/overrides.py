@@ -14,7 +14,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from topicell.config import InputError, TrainCommand
+from topicell.config import TrainCommand
+from topicell.errors import InputError
 
 TEXT = ("str", "str | None")
 TEXTS = "list[str]"

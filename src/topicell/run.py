@@ -22,37 +22,25 @@ import numpy as np
 import scipy.sparse as sp
 
 from topicell import report
-from topicell.config import (
-    Device,
-    EvaluateConfig,
-    GivenConfig,
-    InputError,
-    ModelKind,
-    ReportConfig,
-    RunConfig,
-    as_dict,
-    disk_is_full,
-    failure,
-)
+from topicell.config import Device, EvaluateConfig, ExternalConfig, ReportConfig, RunConfig, as_dict
+from topicell.counts import Counts
 from topicell.data.preprocessing import PARTS, column, prepared, split
 from topicell.data.reading import data_digest, load, source_digest
+from topicell.errors import InputError, disk_is_full, failure
 from topicell.evaluation import topic_scores
 from topicell.evaluation.labels import label_scores
 from topicell.evaluation.perplexity import thin
 from topicell.evaluation.stability import consensus, match_topics, stability
 from topicell.files import whole
-from topicell.interrupts import interrupted
-from topicell.model.baselines import fit_model, require_library
 from topicell.model.checkpoints import Checkpoints
-from topicell.model.counts import Counts
 from topicell.model.engines import check_precision, cpu_threads, resolve_device
 from topicell.model.fit import TopicFit
-from topicell.model.points import PointFit
-from topicell.model.posterior import AmortizedFit
-from topicell.model.training import check_sizes
+from topicell.model.registry import fit_model, require_model
+from topicell.model.sizes import check_sizes
 from topicell.progress import step
 from topicell.report.summary import summary
 from topicell.report.tables import write_tables
+from topicell.signals import interrupted
 from topicell.tracking.provenance import provenance
 from topicell.tracking.record import CHECKPOINTS, REPORT_ERROR
 from topicell.tracking.runs import Tracker
@@ -102,6 +90,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     InputError
         The data or a setting is bad; nothing was recorded.
     """
+    spec = require_model(config.model, config.train)
     with step("data"):
         adata = prepared(
             lambda: load(config.data),
@@ -111,10 +100,8 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         )
     parts = parts_of(adata)
     check_sizes(parts["train"], config.model)
-    own = config.model.kind is ModelKind.amortized_lda
-    device = resolve_device(config.train.device if own else Device.cpu)
-    require_library(config.model.kind)
-    if own:
+    device = resolve_device(config.train.device if spec.on_gpu else Device.cpu)
+    if spec.on_gpu:
         check_precision(config.train.precision, device)
     check_report(adata, config.report)
     with (
@@ -224,7 +211,7 @@ def labels_of(adata: AnnData) -> pd.Series | None:
 
 @contextlib.contextmanager
 def recorded(
-    config: RunConfig | GivenConfig, tracker: Tracker, adata: AnnData, tags: Mapping[str, str]
+    config: RunConfig | ExternalConfig, tracker: Tracker, adata: AnnData, tags: Mapping[str, str]
 ) -> Iterator[dict[str, str]]:
     """Start the record of a run, and end it in whichever way the run ends.
 
@@ -256,7 +243,7 @@ def conclude(
     beta_RKG: np.ndarray,
     adata: AnnData,
     measured: Mapping[str, Measured],
-    config: RunConfig | GivenConfig,
+    config: RunConfig | ExternalConfig,
     tracker: Tracker,
     known: Mapping[str, float],
 ) -> Result:
@@ -288,7 +275,7 @@ def conclude(
         for name in measured[own]
     }
     scores = dict(summarized(values, own, fit.shown))
-    if isinstance(fit, AmortizedFit) and config.evaluate.n_gap_cells:
+    if fit.has_encoder and config.evaluate.n_gap_cells:
         with step("amortization gap"):
             gap_N = amortization_gap(fit, Counts.of(adata, "counts"), config.evaluate, config.seed)
         adata.obs["amortization_gap"] = gap_N
@@ -343,7 +330,7 @@ def conclude(
 
 
 def write_report(
-    fit: TopicFit, adata: AnnData, config: RunConfig | GivenConfig, tracker: Tracker
+    fit: TopicFit, adata: AnnData, config: RunConfig | ExternalConfig, tracker: Tracker
 ) -> None:
     """Write the summary and, if it is enabled, the report."""
     text, picture = summary(adata), f"{report.PICTURE}.png"
@@ -417,16 +404,14 @@ def measure(
         ).tolist()
     if test.n_cells:
         ways = {"test/perplexity_folded": True}
-        if isinstance(fit, AmortizedFit):
-            ways["test/perplexity_amortized"] = False
-        elif isinstance(fit, PointFit) and fit.infer:
-            ways["test/perplexity_own"] = False
+        if fit.own_perplexity:
+            ways[fit.own_perplexity] = False
         for name, folded in ways.items():
             by_replicate[name] = fit.perplexity_by_replicate(
                 test, folded=folded, n_samples=config.n_samples, seed=seed
             ).tolist()
         by_replicate["test/elbo_given_topics"] = fit.elbo_given_topics(test, seed=seed).tolist()
-    if isinstance(fit, AmortizedFit):
+    if fit.has_encoder:
         for part in ("train", "valid", "test"):
             if parts[part].n_cells:
                 # The curves by epoch have the names train/elbo and valid/elbo.
@@ -522,9 +507,7 @@ def replicate_scores(
         )
 
 
-def amortization_gap(
-    fit: AmortizedFit, cells: Counts, config: EvaluateConfig, seed: int
-) -> np.ndarray:
+def amortization_gap(fit: TopicFit, cells: Counts, config: EvaluateConfig, seed: int) -> np.ndarray:
     """Gap of each cell under the replicate shown, nats; NaN for cells that were not drawn."""
     drawn = np.arange(cells.n_cells)
     if cells.n_cells > config.n_gap_cells:

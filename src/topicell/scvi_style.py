@@ -24,13 +24,14 @@ from topicell.config import (
     AnnealingShape,
     Device,
     EarlyStoppingConfig,
-    InputError,
     ModelConfig,
     TrainConfig,
 )
-from topicell.model.counts import Counts
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.model.engines import resolve_device
-from topicell.model.fit import TopicFit, write_folder
+from topicell.model.fit import write_folder
+from topicell.model.loading import load_fit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.training import train
 
@@ -630,11 +631,9 @@ class AmortizedLDA:
         }
         _warn_of("load", given, LOAD_WITHOUT_EFFECT, 3)
         folder = Path(dir_path, prefix or "")
-        fitted = TopicFit.load(folder)
+        fitted = load_fit(folder)
         if not isinstance(fitted, AmortizedFit):
-            raise InputError(
-                f"{folder} holds a fit of {fitted.model.kind.value}; use topicell.load"
-            )
+            raise InputError(f"{folder} holds a fit of {fitted.model.kind}; use topicell.load")
         if adata is None:
             if not (folder / "adata.h5ad").exists():
                 raise InputError(f"{folder} was saved without its AnnData: pass adata=…")

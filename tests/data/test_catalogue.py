@@ -14,7 +14,6 @@ import anndata
 import numpy as np
 import pytest
 
-from topicell.config import InputError
 from topicell.data.catalogue import (
     CATALOGUE,
     Dataset,
@@ -25,6 +24,7 @@ from topicell.data.catalogue import (
     load_pbmc_facs_test,
     published_facs_fit,
 )
+from topicell.errors import InputError
 
 BODY = bytes(range(256)) * 400
 

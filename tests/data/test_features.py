@@ -14,10 +14,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import topicell
-from topicell.config import DataConfig, InputError, PreprocessConfig
+from topicell.config import DataConfig, PreprocessConfig
 from topicell.data.formats import text
 from topicell.data.preprocessing import preprocess
 from topicell.data.reading import load, read
+from topicell.errors import InputError
 
 SYMBOLS = ["MT-ND1", "MT-CO1", "RPL3", "RPS6", "GAPDH", "CD4", "GENE1", "GENE2", "GENE3"]
 IDS = [f"ENSG{i:011d}" for i in range(100, 100 + len(SYMBOLS))]

@@ -25,8 +25,9 @@ import zarr
 from anndata import AnnData
 from anndata.io import write_elem
 
-from topicell.config import DataConfig, InputError
+from topicell.config import DataConfig
 from topicell.data.reading import read, source_digest
+from topicell.errors import InputError
 
 CELLS = [f"c{i}-1" for i in range(6)]
 GENES = [f"G{i}" for i in range(5)]

@@ -16,9 +16,9 @@ from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from topicell.config import InputError
 from topicell.data.frames import plain, require_gene_names
 from topicell.data.reading import read
+from topicell.errors import InputError
 
 N = 4
 CELLS = [f"c{i}" for i in range(N)]

@@ -16,8 +16,8 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topicell.config import InputError
 from topicell.data.matrices import Topics, read_topics
+from topicell.errors import InputError
 
 CELLS = [f"cell{i}" for i in range(8)]
 GENES = [f"G{i}" for i in range(6)]

@@ -9,7 +9,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig
+from topicell.config import Flavor, PreprocessConfig, SplitConfig
 from topicell.data.preprocessing import (
     _bound,
     column,
@@ -18,6 +18,7 @@ from topicell.data.preprocessing import (
     preprocess,
     split,
 )
+from topicell.errors import InputError
 
 
 def make(n_cells=300, n_genes=400, seed=0):

@@ -23,11 +23,12 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topicell.config import DataConfig, InputError, SimulationConfig
+from topicell.config import DataConfig, SimulationConfig
 from topicell.data import reading
 from topicell.data.catalogue import CATALOGUE
 from topicell.data.formats import hdf5, text
 from topicell.data.reading import data_digest, load, read, source_digest
+from topicell.errors import InputError
 
 
 def cells(seed: int = 0, n_cells: int = 12, n_genes: int = 7) -> AnnData:

@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from topicell.config import (
-    EarlyStoppingConfig,
-    Engine,
-    InputError,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from topicell.config import EarlyStoppingConfig, Engine, ModelConfig, RunConfig, TrainConfig
 from topicell.config import checkpoint_interval as interval
+from topicell.errors import InputError
 from topicell.model import checkpoints as module
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import Optimizer

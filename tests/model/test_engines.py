@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from topicell.config import Device, Engine, InputError, ModelConfig, Precision, TrainConfig
+from topicell.config import Device, Engine, ModelConfig, Precision, TrainConfig
+from topicell.errors import InputError
 from topicell.model import engines
 from topicell.model.engines import (
     BETAS,

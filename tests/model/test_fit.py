@@ -8,10 +8,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from topicell.config import InputError, ModelConfig, TrainConfig
+from topicell.config import ModelConfig, TrainConfig
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.ranking import gene_scores
-from topicell.model.counts import Counts
-from topicell.model.fit import TopicFit, write_folder
+from topicell.model.fit import write_folder
+from topicell.model.loading import load_fit
 from topicell.model.training import train
 
 
@@ -106,12 +108,12 @@ def test_a_new_process_gives_theta_to_the_last_digit(fitted, planted, tmp_path):
     program = """
 import sys, numpy as np, scipy.sparse as sp, torch
 torch.set_num_threads(1)
-from topicell.model.counts import Counts
-from topicell.model.fit import TopicFit
+from topicell.counts import Counts
+from topicell.model.loading import load_fit
 data = np.load("x.npz")
 genes = data["genes"].astype(object)
 counts = Counts(sp.csr_matrix(data["x"]), np.arange(len(data["x"])).astype(object), genes)
-fit = TopicFit.load("model")
+fit = load_fit("model")
 np.savez("out.npz", theta=fit.theta(counts, seed=4), beta=fit.beta(seed=4), elbo=fit.elbo(counts))
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
@@ -124,7 +126,7 @@ np.savez("out.npz", theta=fit.theta(counts, seed=4), beta=fit.beta(seed=4), elbo
 def test_a_saved_model_holds_no_pickle_and_its_history(fitted, tmp_path):
     folder = fitted.save(tmp_path / "model")
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "weights.safetensors"]
-    loaded = TopicFit.load(folder)
+    loaded = load_fit(folder)
     assert loaded.history == json.loads(json.dumps(fitted.history))
     assert loaded.model == fitted.model
     assert loaded.shown == fitted.shown
@@ -168,7 +170,7 @@ def test_what_is_no_saved_model_is_refused(fitted, tmp_path, spoil):
         document |= {"format": 99} if spoil == "later" else {"model": {"n_topics": 4}}
         (folder / "model.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=str(folder)):
-        TopicFit.load(folder)
+        load_fit(folder)
 
 
 def test_prediction_leaves_pyros_global_state_alone(fitted, planted):

@@ -9,11 +9,12 @@ import safetensors.torch
 import scipy.sparse as sp
 import torch
 
-from topicell.config import InputError, ModelConfig
+from topicell.config import ModelConfig
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
-from topicell.model.counts import Counts
 from topicell.model.estimates import elbo_given, theta_given
-from topicell.model.fit import TopicFit
+from topicell.model.loading import load_fit
 from topicell.model.points import PointFit
 
 
@@ -174,7 +175,7 @@ def test_what_was_saved_comes_back_without_the_librarys_inference(planted, tmp_p
     topics = np.stack([beta_KG, perturbed(beta_KG, 0.1)])
     given = [lambda x, beta_KG=beta_KG: fold_in(x, beta_KG) for beta_KG in topics]
     fit = PointFit.of(topics, given, counts[:100], None, model, seed=0)
-    loaded = TopicFit.load(fit.save(tmp_path / "model"))
+    loaded = load_fit(fit.save(tmp_path / "model"))
     assert isinstance(loaded, PointFit)
     assert loaded.model == model
     assert loaded.genes.tolist() == counts.genes.tolist()
@@ -223,7 +224,7 @@ def test_what_is_no_saved_model_is_said(planted_fit, tmp_path, spoil, message):
         document["model"]["n_topics"] = 5
     (folder / "model.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=message) as error:
-        TopicFit.load(folder)
+        load_fit(folder)
     assert str(folder) in str(error.value)
 
 

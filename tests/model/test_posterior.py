@@ -6,11 +6,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from topicell.config import InputError, ModelConfig, TrainConfig
+from topicell.config import ModelConfig, TrainConfig
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.stability import match_topics
-from topicell.model.counts import Counts
 from topicell.model.estimates import Refinement, chunks, encoded
-from topicell.model.fit import TopicFit
+from topicell.model.loading import load_fit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.refinement import cell_elbo, quasi_normal
 from topicell.model.training import train
@@ -134,7 +135,7 @@ def test_refining_changes_neither_the_fit_nor_the_random_state(fitted):
 
 
 def test_the_same_seed_refines_to_the_same_bytes_after_loading_too(fitted, tmp_path):
-    loaded = TopicFit.load(fitted.save(tmp_path / "model"))
+    loaded = load_fit(fitted.save(tmp_path / "model"))
     cells = fitted.held_out
     assert isinstance(loaded, AmortizedFit)
     for refined in (fitted, loaded):

@@ -11,16 +11,16 @@ from topicell.config import (
     EarlyStoppingConfig,
     Engine,
     Init,
-    InputError,
     ModelConfig,
     Schedule,
     TrainConfig,
 )
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.perplexity import elbo_perplexity
 from topicell.evaluation.ranking import used_topics
 from topicell.evaluation.stability import match_topics
 from topicell.model import engines
-from topicell.model.counts import Counts
 from topicell.model.estimates import ELBOTerms
 from topicell.model.minibatches import sparse_is_there, sparse_wins
 from topicell.model.training import (

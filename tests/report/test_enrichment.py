@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import hypergeom
 
 import topicell
-from topicell.config import InputError
+from topicell.errors import InputError
 from topicell.evaluation.ranking import gene_scores, top_genes
 from topicell.report import enrichment as module
 from topicell.report.enrichment import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from topicell.config import InputError
+from topicell.errors import InputError
 from topicell.sweep.locks import DatabaseLocks, FileLocks, locks_of
 
 OBEYS = """

@@ -22,7 +22,8 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from topicell.config import InputError, Sampler, SweepConfig
+from topicell.config import Sampler, SweepConfig
+from topicell.errors import InputError
 from topicell.sweep import study as module
 from topicell.sweep.locks import DatabaseLocks, locks_of
 from topicell.sweep.study import KILLED, Study, open_storage

@@ -20,7 +20,7 @@ from optuna.distributions import (
 from optuna.distributions import distribution_to_json as as_json
 
 from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, distribution, space_of
-from topicell.config import InputError
+from topicell.errors import InputError
 
 PARSER = OverridesParser.create()
 

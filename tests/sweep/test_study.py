@@ -18,7 +18,8 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from topicell.config import InputError, Pruner, Sampler, SweepConfig
+from topicell.config import Pruner, Sampler, SweepConfig
+from topicell.errors import InputError
 from topicell.sweep import study as module
 from topicell.sweep.study import (
     KILLED,

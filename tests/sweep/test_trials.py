@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topicell.config import InputError
+from topicell.errors import InputError
 from topicell.sweep.trials import FORMAT, PERPLEXITY, SEED, TOPICS, Sweep, Trial
 
 words = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from topicell.config import InputError
+from topicell.errors import InputError
 from topicell.sweep import workers as module
 from topicell.sweep.watch import Pruned
 from topicell.sweep.workers import Began, Died, Done, Report, SplitReport, Workers

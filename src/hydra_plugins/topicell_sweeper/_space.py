@@ -23,7 +23,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from topicell.config import InputError
+from topicell.errors import InputError
 from topicell.sweep.trials import TOPICS
 
 INCOMPARABLE = (

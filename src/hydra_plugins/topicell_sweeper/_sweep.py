@@ -20,16 +20,11 @@ from tqdm import tqdm
 
 from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, space_of
 from topicell.cli import own_process, require_reports, to_run_config
-from topicell.config import (
-    InputError,
-    RunConfig,
-    SweepConfig,
-    as_dict,
-    dotted,
-    without_password,
-)
+from topicell.config import RunConfig, SweepConfig, as_dict, dotted
 from topicell.data.preprocessing import held_in_memory
 from topicell.data.reading import source_digest
+from topicell.errors import InputError
+from topicell.redaction import without_password
 from topicell.sweep.search import Job, Search, SweepError, conclude
 from topicell.sweep.selection import Kind
 from topicell.sweep.study import Study, study_name

@@ -18,7 +18,8 @@ from topicell.comparison.matching import pair_topics
 from topicell.comparison.obstacles import cautions
 from topicell.comparison.runs import StoredRun, folder_of, parameters, read_run
 from topicell.comparison.scoring import scores
-from topicell.config import InputError, TrackingConfig
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
 from topicell.report.compared import Comparison
 
 USAGE = "topicell compare runs=[RUN_ID,RUN_ID] (run ids of MLflow or run folders)"

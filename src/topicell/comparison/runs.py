@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from topicell.config import InputError, TrackingConfig, dotted
+from topicell.config import TrackingConfig, dotted
+from topicell.errors import InputError
 from topicell.evaluation.estimates import BySplit
 from topicell.report.compared import Side
 from topicell.tracking.stored import (

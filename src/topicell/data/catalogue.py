@@ -21,8 +21,8 @@ from urllib.parse import urljoin, urlsplit
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import InputError
-from topicell.model.counts import as_counts
+from topicell.counts import as_counts
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

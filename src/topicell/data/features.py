@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell import genes
-from topicell.config import InputError, Orientation, ReadConfig
+from topicell.config import Orientation, ReadConfig
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 _FORMS = (
     "csv or tsv (.txt and .gz too; names in the first column and the header), npy, npz (numpy's or "

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell import genes
-from topicell.config import Flavor, InputError, PreprocessConfig, SplitConfig, as_dict
+from topicell.config import Flavor, PreprocessConfig, SplitConfig, as_dict
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import DataConfig, InputError, ReadConfig, as_dict
+from topicell.config import DataConfig, ReadConfig, as_dict
+from topicell.counts import TOLERANCE, Counts, locate, require_sound
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
 from topicell.data.features import oriented, with_features
 from topicell.data.formats import files_of, recognise
@@ -29,7 +30,7 @@ from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
 from topicell.data.frames import plain, require_gene_names
 from topicell.data.simulation import settings_digest, simulate
-from topicell.model.counts import TOLERANCE, Counts, locate, require_sound
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -303,7 +304,7 @@ def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False
     adata
         Cells × features.
     layer
-        As in `topicell.model.counts.locate`.
+        As in `topicell.counts.locate`.
     round_values
         Round values that are not whole instead of refusing.
     """

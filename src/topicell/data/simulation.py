@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import LARGEST, InputError, SimulationConfig
-from topicell.model.counts import as_counts
+from topicell.config import SimulationConfig
+from topicell.config.checks import LARGEST
+from topicell.counts import as_counts
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData

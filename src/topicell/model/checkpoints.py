@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topicell.config import checkpoint_interval
-from topicell.interrupts import Interrupt, held_interrupts
+from topicell.signals import Interrupt, held_interrupts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from topicell.config import Device, Engine, InputError, Precision, TrainConfig
+from topicell.config import Device, Engine, Precision, TrainConfig
+from topicell.errors import InputError
 from topicell.model.minibatches import Batch, DenseBatch, DeviceCounts, sparse_batches, sparse_wins
 from topicell.model.objective import Terms, negative_elbo
 from topicell.model.program import TopicELBO, TopicProgram

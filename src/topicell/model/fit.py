@@ -12,19 +12,20 @@ import shutil
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from topicell.config import Init, InputError, ModelConfig, ModelKind, as_dict
+from topicell.config import ModelConfig, as_dict
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.ranking import gene_scores, top_genes
 from topicell.evaluation.stability import Consensus, consensus
-from topicell.model.counts import Counts
 from topicell.model.estimates import elbo_given
 from topicell.model.program import concentrations, laplace_prior
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the saved form."""
+
+EpochMetrics = dict[str, float]
+"""Metrics of one epoch, by name."""
 
 
 class TopicFit(ABC):
@@ -115,6 +119,19 @@ class TopicFit(ABC):
     @abstractmethod
     def _document(self) -> dict[str, Any]:
         """What else is saved, as JSON."""
+
+    @property
+    @abstractmethod
+    def own_perplexity(self) -> str:
+        """Metric name of the perplexity by the model's own inference; empty if it has none."""
+
+    @property
+    @abstractmethod
+    def has_encoder(self) -> bool:
+        """Whether the model has an encoder and a posterior of its topics.
+
+        Only then it has an ELBO of its own and an amortization gap.
+        """
 
     @property
     def n_replicates(self) -> int:
@@ -436,62 +453,10 @@ class TopicFit(ABC):
 
     @staticmethod
     def load(path: str | Path) -> TopicFit:
-        """Read a model written by `save`; it holds no cells.
+        """Read a saved fit: the earlier name of `topicell.load`, which registered models call."""
+        from topicell import load
 
-        Raises
-        ------
-        InputError
-            The folder is not a saved model, or is of another format.
-        """
-        import safetensors.torch
-
-        from topicell.model.points import PointFit
-        from topicell.model.posterior import AmortizedFit
-
-        path = Path(path)
-        try:
-            document = json.loads((path / "model.json").read_text())
-            weights = safetensors.torch.load_file(path / "weights.safetensors")
-            if document["format"] != FORMAT:
-                age = "a later" if document["format"] > FORMAT else "an earlier"
-                raise InputError(
-                    f"a model saved by {age} topicell, in format {document['format']}; this one "
-                    f"reads format {FORMAT}"
-                )
-            settings = document["model"]
-            model = ModelConfig(
-                **settings | {"init": Init(settings["init"]), "kind": ModelKind(settings["kind"])}
-            )
-            kind = AmortizedFit if "order" in document else PointFit
-            return kind.restored(
-                weights,
-                document,
-                model=model,
-                genes=np.array(document["genes"], dtype=object),
-                gene_ids=document.get("gene_ids"),
-                gene_frequency_G=np.array(document["gene_frequency"]),
-                selection_R=np.array(document["selection"]),
-                n_train=document["n_train"],
-                history=document["history"],
-            )
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except (
-            *(OSError, ValueError, KeyError, TypeError, RuntimeError),
-            safetensors.SafetensorError,
-        ) as error:
-            what = " ".join(str(error).split())
-            raise InputError(
-                f"{path} is not a saved model ({type(error).__name__}: {what}); it needs "
-                "model.json and weights.safetensors, as written by save"
-            ) from error
-
-    @classmethod
-    @abstractmethod
-    def restored(
-        cls, weights: Mapping[str, Tensor], document: Mapping[str, Any], **shared: Any
-    ) -> Self:
-        """The fit that `save` wrote as weights and document; `shared` is what all kinds have."""
+        return load(path)
 
     def _replicate(self, replicate: int | None) -> int:
         if replicate is None:

@@ -10,8 +10,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from topicell.config import InputError, ModelConfig
-from topicell.model.counts import Counts
+from topicell.config import ModelConfig
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.model.estimates import theta_given
 from topicell.model.fit import TopicFit, require_samples
 
@@ -74,6 +75,16 @@ class PointFit(TopicFit):
         if len(beta_RKG) > 1:
             fit.selection_R = fit.elbo_given_topics(judged, seed=seed)
         return fit
+
+    @property
+    def own_perplexity(self) -> str:
+        """Metric name of the perplexity by the library's inference; empty after loading."""
+        return "test/perplexity_own" if self.infer else ""
+
+    @property
+    def has_encoder(self) -> bool:
+        """False."""
+        return False
 
     def theta(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from topicell.config import ModelConfig
-from topicell.model.counts import Counts
+from topicell.counts import Counts
 from topicell.model.estimates import (
     amortization_gap,
     chunks,
@@ -67,6 +67,16 @@ class AmortizedFit(TopicFit):
             cells=counts,
             held_out=valid if valid is not None and valid.n_cells else None,
         )
+
+    @property
+    def own_perplexity(self) -> str:
+        """Metric name of the perplexity by the encoder."""
+        return "test/perplexity_amortized"
+
+    @property
+    def has_encoder(self) -> bool:
+        """True."""
+        return True
 
     def theta(
         self,

@@ -22,16 +22,11 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from topicell.config import (
-    AnnealingShape,
-    EarlyStoppingConfig,
-    InputError,
-    ModelConfig,
-    TrainConfig,
-)
+from topicell.config import AnnealingShape, EarlyStoppingConfig, ModelConfig, TrainConfig
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.perplexity import perplexity, thin
 from topicell.model.checkpoints import Checkpoints
-from topicell.model.counts import Counts
 from topicell.model.engines import (
     Optimizer,
     check_precision,
@@ -40,10 +35,12 @@ from topicell.model.engines import (
     resolve_device,
 )
 from topicell.model.estimates import chunks, elbo_terms, mean_beta, mean_theta
+from topicell.model.fit import EpochMetrics
 from topicell.model.minibatches import Batch, shuffled
 from topicell.model.posterior import AmortizedFit
 from topicell.model.program import TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
+from topicell.model.sizes import check_sizes
 from topicell.model.starts import initial_topics
 
 STEPS = 250
@@ -52,7 +49,6 @@ EPOCHS = (3, 200)
 """Fewest and most epochs by default."""
 HELD_NONZEROS = 10_000_000
 """Validation cells of so few non-zeros are held in the form that is computed with."""
-EpochMetrics = dict[str, float]
 
 
 class NonFiniteError(ArithmeticError):
@@ -278,23 +274,6 @@ def describe(metrics: EpochMetrics) -> str:
     if "valid/perplexity" in metrics:
         words.append(f"valid. perplexity {metrics['valid/perplexity']:.2f}")
     return ", ".join([*words, f"KL weight {metrics['train/kl_weight']:.2f}"])
-
-
-def check_sizes(counts: Counts, model: ModelConfig) -> None:
-    """Refuse what cannot be fitted: more topics than cells, a prior of the wrong length."""
-    if model.n_topics > counts.n_cells:
-        raise InputError(
-            f"model.n_topics = {model.n_topics}: more topics than the {counts.n_cells} training "
-            "cells; ask for fewer topics"
-        )
-    if counts.n_genes < 2:
-        raise InputError("only 1 gene is left to model, and topics need 2 at least")
-    prior = model.topic_gene_prior
-    if prior is not None and not isinstance(prior, (int, float)) and len(prior) != counts.n_genes:
-        raise InputError(
-            f"model.topic_gene_prior has {len(prior)} numbers for {counts.n_genes} genes; give one "
-            "a gene, or one for all"
-        )
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:

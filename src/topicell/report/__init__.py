@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topicell.config import without_password
-from topicell.interrupts import interrupted
+from topicell.redaction import without_password
+from topicell.signals import interrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def require_enough_cells(adata: AnnData) -> None:
     InputError
         There are fewer cells than a map needs.
     """
-    from topicell.config import InputError
+    from topicell.errors import InputError
     from topicell.report.embedding import MIN_CELLS
 
     if adata.n_obs < MIN_CELLS:

@@ -19,7 +19,7 @@ from typing import NoReturn
 import numpy as np
 import pandas as pd
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 BLOOD = "blood"
 """Names the sets that come with topicell."""

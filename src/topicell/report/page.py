@@ -15,6 +15,7 @@ import pandas as pd
 
 from topicell.config import dotted
 from topicell.evaluation import ranking
+from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
 from topicell.report.cautions import cautions, dominance, limits
 from topicell.report.figure_set import MAX_TOPICS, folded, shown_topics
@@ -23,16 +24,6 @@ from topicell.report.templates import HERE, template
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-MODELS = {
-    "amortized_lda": "latent Dirichlet allocation with {n_topics} topics and amortized inference",
-    "sklearn_lda": "scikit-learn's LatentDirichletAllocation with {n_topics} topics",
-    "sklearn_nmf": "scikit-learn's NMF with {n_topics} components, Kullback-Leibler loss",
-    "gensim_lda": "gensim's LdaModel with {n_topics} topics",
-    "tomotopy_lda": "tomotopy's LDAModel with {n_topics} topics, Gibbs sampling",
-    "scvi_lda": "scvi-tools' AmortizedLDA with {n_topics} topics",
-}
-"""What each kind of model is called."""
 
 _MAP = "Each point is a cell; distances over more than a neighbourhood mean little in a UMAP."
 FIGURES = {
@@ -239,7 +230,7 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_repli
     if "theta" in config:
         return f"{n_topics} topics from {config['beta']}, proportions from {config['theta']}"
     kind = config.get("model", {}).get("kind", "amortized_lda")
-    line = MODELS[kind].format(n_topics=n_topics)
+    line = model_spec(kind).title.format(n_topics=n_topics)
     if n_epochs:
         line += f", {n_epochs} epoch{'s' * (n_epochs > 1)}"
     if n_replicates > 1:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 
 class Locks(ABC):

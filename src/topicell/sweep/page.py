@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from topicell.config import without_password
 from topicell.evaluation.estimates import Estimate, difference, estimate
+from topicell.redaction import without_password
 from topicell.report.templates import template
 from topicell.sweep.selection import (
     MEASURES,

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from topicell.config import InputError, SweepConfig
-from topicell.interrupts import held_interrupts
+from topicell.config import SweepConfig
+from topicell.errors import InputError
+from topicell.signals import held_interrupts
 from topicell.sweep.selection import MEASURES, Verdict, outcomes, points, select
 from topicell.sweep.study import Study
 from topicell.sweep.trials import PERPLEXITY, Sweep

@@ -33,8 +33,10 @@ from optuna.storages import JournalStorage, RDBStorage, fail_stale_trials
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from topicell.config import InputError, Pruner, Sampler, SweepConfig, without_password
+from topicell.config import Pruner, Sampler, SweepConfig
+from topicell.errors import InputError
 from topicell.evaluation.estimates import difference
+from topicell.redaction import without_password
 from topicell.sweep.locks import Locks, locks_of
 from topicell.sweep.trials import INTERRUPTED, KILLED, PERPLEXITY, Trial
 

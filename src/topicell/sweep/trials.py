@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 PERPLEXITY = "valid/perplexity_folded"
 """What is minimised: the test cells stay unseen until the choice is made."""

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
-from topicell.config import GivenConfig, RunConfig
+from topicell.config import ExternalConfig, RunConfig
 from topicell.sweep.trials import PERPLEXITY
 from topicell.tracking.runs import Tracker
 
@@ -91,7 +91,7 @@ class Watched:
         self.pruned_at = ""
         self._n_splits = 0
 
-    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+    def start(self, config: RunConfig | ExternalConfig, tags: Mapping[str, str]) -> None:
         """Start the record, and say so."""
         self.tracker.start(config, dict(tags) | dict(self.trial.tags))
         self.run_id = self.tracker.run_id

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from topicell.config import InputError, failure
-from topicell.interrupts import interrupt, interrupted
+from topicell.errors import InputError, failure
+from topicell.signals import interrupt, interrupted
 from topicell.sweep.watch import CurrentTrial, Pruned
 
 GRACE_SECONDS = 20.0

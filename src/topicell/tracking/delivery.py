@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from topicell.config import InputError, TrackingConfig, as_dict
+from topicell.config import TrackingConfig, as_dict
+from topicell.errors import InputError
 from topicell.tracking.record import (
     METRICS,
     Journal,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from topicell.config import InputError, TrackingConfig
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
 from topicell.tracking.record import RECORD, Record, is_alive, records
 from topicell.tracking.store import client, first_line, require_store, shown_uri
 

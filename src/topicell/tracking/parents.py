@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topicell.config import InputError, TrackingConfig
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
 from topicell.tracking.delivery import (
     PARENT_KEY,
     PARENT_RUN,

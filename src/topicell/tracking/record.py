@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from topicell.config import InputError
+from topicell.errors import InputError
 from topicell.files import whole
 
 RECORD = "run.json"

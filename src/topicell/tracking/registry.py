@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from topicell.config import InputError, TrackingConfig
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
 from topicell.tracking.store import client, first_line, is_server, require_store, shown_uri
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def register(
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
-    from topicell.model.fit import TopicFit
+    from topicell.model.loading import load_fit
 
-    fit = TopicFit.load(folder / "model")
+    fit = load_fit(folder / "model")
     store = client(config)
     # It announces that it waits for what is there already.
     logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
@@ -172,7 +173,7 @@ def _save(fit: TopicFit, weights: Path, path: Path, logged: Any) -> None:
 
 
 def fetch_model(model: str, config: TrackingConfig, destination: Path) -> Path:
-    """Copy the saved fit of a registered model, for `TopicFit.load`.
+    """Copy the saved fit of a registered model, for `topicell.model.loading.load_fit`.
 
     Parameters
     ----------

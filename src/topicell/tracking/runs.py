@@ -17,14 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from topicell.config import (
-    GivenConfig,
-    InputError,
-    RunConfig,
-    TrackingConfig,
-    as_dict,
-    dotted,
-)
+from topicell.config import ExternalConfig, RunConfig, TrackingConfig, as_dict, dotted
+from topicell.errors import InputError
 from topicell.tracking.delivery import RECORDS, Delivery, Link, direct, located
 from topicell.tracking.interrupted import require_same_settings
 from topicell.tracking.provenance import source_tags
@@ -76,7 +70,7 @@ class Tracker(Protocol):
     def run_id(self) -> str:
         """The run's id in MLflow, if it has one."""
 
-    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+    def start(self, config: RunConfig | ExternalConfig, tags: Mapping[str, str]) -> None:
         """Record every resolved knob, and where the code came from."""
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
@@ -152,7 +146,7 @@ class RunFolder:
                 f"choose another with {knob}"
             )
 
-    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+    def start(self, config: RunConfig | ExternalConfig, tags: Mapping[str, str]) -> None:
         """Write ``config.yaml`` and ``run.json``; go on with the run that has them already.
 
         Raises
@@ -229,14 +223,14 @@ class RunFolder:
                 raise
         clear(self.directory, self.record)
 
-    def _write_settings(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+    def _write_settings(self, config: RunConfig | ExternalConfig, tags: Mapping[str, str]) -> None:
         import yaml
 
         lines = "".join(f"# {name}: {value}\n" for name, value in tags.items())
         text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
         (self.directory / "config.yaml").write_text(lines + text, encoding="utf-8")
 
-    def _go_on(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+    def _go_on(self, config: RunConfig | ExternalConfig, tags: Mapping[str, str]) -> None:
         record = self.record
         assert record is not None
         require_same_settings(record, dotted(config), self.directory)
@@ -318,7 +312,7 @@ class MLflowRun:
         """The run's id in MLflow; empty if MLflow could not be reached."""
         return self.folder.record.run_id if self.folder.record else ""
 
-    def start(self, config: RunConfig | GivenConfig, tags: Mapping[str, str]) -> None:
+    def start(self, config: RunConfig | ExternalConfig, tags: Mapping[str, str]) -> None:
         """Create the run, nested under the parent of a multirun, with every knob as parameter."""
         self.folder.start(config, tags)
         record = self.folder.record

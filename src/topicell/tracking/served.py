@@ -1,7 +1,8 @@
-"""What a registered model runs: MLflow copies this file beside the weights, and runs the copy.
+"""The code of a registered model: MLflow copies this file beside the weights, and runs the copy.
 
-Nothing imports this module. The input is the counts as floats: MLflow enforces the signature
-before `predict`, and casts every number to them but int64.
+Nothing imports this module. The copy must run with later versions of topicell, so it imports public
+names only. The input is the counts as floats: MLflow enforces the signature before `predict`, and
+casts every number to float, except int64.
 """
 
 import warnings
@@ -21,17 +22,15 @@ class TopicProportions(PythonModel):  # type: ignore[misc]  # mlflow is untyped
 
     def load_context(self, context: Any) -> None:
         """Read the saved fit."""
-        from topicell.model.fit import TopicFit
+        from topicell import load
 
-        self.fit = TopicFit.load(context.artifacts["fit"])
+        self.fit = load(context.artifacts["fit"])
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
-        """`TopicFit.transform` of the rows, which keep their names."""
-        from topicell.model.counts import Counts, as_counts
+        """Return `TopicFit.transform` of the rows, which keep their names."""
+        from anndata import AnnData
 
-        cells, genes = (axis.to_numpy(object) for axis in model_input.axes)
-        x = as_counts(model_input.to_numpy(), "the DataFrame", genes=genes)
-        return self.fit.transform(Counts(x, cells, genes), **params)
+        return self.fit.transform(AnnData(model_input), **params)
 
 
 set_model(TopicProportions())

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from topicell.config import InputError, TrackingConfig, without_password
-from topicell.interrupts import held_interrupts
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
+from topicell.redaction import without_password
+from topicell.signals import held_interrupts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from topicell.config import InputError, TrackingConfig
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
 from topicell.tracking.delivery import store_of
 from topicell.tracking.record import RECORD, REPORT_ERROR, Journal, Record
 from topicell.tracking.store import (

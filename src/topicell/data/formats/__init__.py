@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topicell.config import InputError
 from topicell.data.formats import mtx, packed
 from topicell.data.formats.h5ad import read_h5ad, read_h5mu
 from topicell.data.formats.hdf5 import require_survivable, require_written
@@ -18,6 +17,7 @@ from topicell.data.formats.mudata import is_mudata, require_no_modality
 from topicell.data.formats.tenx import is_10x_h5, read_10x_h5
 from topicell.data.formats.text import SEPARATORS, read_text
 from topicell.data.formats.zarr_folder import read_zarr
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData

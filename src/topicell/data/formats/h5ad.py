@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from topicell.config import InputError
+from topicell.counts import as_counts, locate
 from topicell.data.formats.mudata import choose_modality, read_modality
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
-from topicell.model.counts import as_counts, locate
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 _HDF5_SECONDS = 3
 """Seconds of the processor in which the strings of a small HDF5 file are read many times over."""

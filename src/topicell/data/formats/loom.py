@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import InputError
 from topicell.data.formats.names import named
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

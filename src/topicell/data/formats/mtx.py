@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import InputError
+from topicell.counts import require_sound
 from topicell.data.formats.names import named
 from topicell.data.formats.repeats import warn_of_repeats
-from topicell.model.counts import require_sound
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

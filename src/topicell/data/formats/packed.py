@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from topicell.config import InputError
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from topicell.model.counts import COMPRESSED
+from topicell.counts import COMPRESSED
 
 
 def n_repeated(matrix: Any) -> int:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.config import InputError
+from topicell.counts import require_sound
 from topicell.data.formats.names import named
-from topicell.model.counts import require_sound
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import scipy.sparse as sp
 
 from topicell import genes
-from topicell.config import InputError
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

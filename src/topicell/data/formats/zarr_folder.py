@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topicell.config import InputError
 from topicell.data.formats.mudata import (
     choose_modality,
     is_mudata,
     read_modality,
     require_no_modality,
 )
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,19 +15,19 @@ import numpy as np
 
 from topicell.config import (
     DataConfig,
-    GivenConfig,
-    InputError,
+    ExternalConfig,
     ModelConfig,
     PreprocessConfig,
     ReadConfig,
     SplitConfig,
 )
+from topicell.counts import Counts
 from topicell.data.catalogue import CATALOGUE
 from topicell.data.matrices import read_topics
 from topicell.data.preprocessing import preprocess
 from topicell.data.reading import load
+from topicell.errors import InputError
 from topicell.evaluation.perplexity import perplexity
-from topicell.model.counts import Counts
 from topicell.model.engines import cpu_threads
 from topicell.model.points import PointFit
 from topicell.progress import step
@@ -51,7 +51,7 @@ HEADERS = ("cell", "cells", "cell_id", "barcode", "barcodes", "index", "name", "
 """What a first line that names no cell may say."""
 
 
-def evaluate(config: GivenConfig, tracker: Tracker) -> Result:
+def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
     """Measure, report and record topics from elsewhere, like those of a run.
 
     Parameters

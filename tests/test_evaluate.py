@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from topicell.config import GivenConfig, InputError, ReportConfig, TrackingConfig
+from topicell.config import ExternalConfig, ReportConfig, TrackingConfig
+from topicell.errors import InputError
+from topicell.evaluate import evaluate, held_out_cells
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
-from topicell.given import evaluate, held_out_cells
 from topicell.tracking.runs import open_tracker
 from topicell.tracking.store import client
 from topicell.tracking.stored import read_metrics
@@ -37,7 +38,7 @@ def brought(tmp_path):
 
 
 def scored(folder, output="out", report=False, tracking=False, **settings):
-    config = GivenConfig(
+    config = ExternalConfig(
         **{
             "theta": str(folder / "theta.csv"),
             "beta": str(folder / "beta.csv"),

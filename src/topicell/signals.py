@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: they end a command alike, wait where they must, and are not lost."""
+"""Ctrl-C and SIGTERM end a command in the same way, and can be delayed until work is saved."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from typing import Any, NoReturn
 _CAME: list[int] = []
 
 
-def hear() -> None:
-    """Have SIGTERM, by which a scheduler ends a process, do what Ctrl-C does; forget what came."""
+def install_handlers() -> None:
+    """Treat SIGTERM, with which a scheduler ends a process, like Ctrl-C; clear past interrupts."""
     forget()
     signal.signal(signal.SIGTERM, interrupt)
-    # What is ignored stays so, as under nohup.
+    # An ignored signal stays ignored, as under nohup.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = _interrupt_again
 
 
 def interrupt(number: int, _: FrameType | None) -> NoReturn:
-    """Handle a signal as Python does, and remember that it came."""
+    """Handle a signal as Python does, and remember it."""
     _CAME.append(number)
     raise KeyboardInterrupt
 
 
 def interrupted() -> bool:
-    """Whether this process was interrupted, whatever error it dies of.
+    """Return whether this process was interrupted, whatever the error that ends it.
 
-    Compiled code may make another of the interrupt: pybind11, in which it strikes while an argument
-    is converted, says that the argument has the wrong type.
+    Compiled code can turn an interrupt into another error: pybind11 reports a wrong type if it is
+    interrupted while it converts an argument.
     """
     return bool(_CAME)
 
 
 def forget() -> None:
-    """Begin anew: nothing came."""
+    """Clear past interrupts."""
     _CAME.clear()
 
 
 @dataclass(slots=True)
 class Interrupt:
-    """A signal that waits, and who handles it then."""
+    """Signals that are delayed, and their earlier handlers."""
 
     before: dict[int, Any] = field(default_factory=dict)
     came: list[tuple[int, FrameType | None]] = field(default_factory=list)
 
     def hold(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: remember the first, and wait no longer at the second."""
+        """Handle a signal: remember the first, pass on at the second."""
         self.came.append((number, frame))
         if len(self.came) > 1:
             self.pass_on()
 
     def pass_on(self) -> None:
-        """Give what came to the handler that was there before."""
+        """Give the first signal to its earlier handler."""
         came, self.came = self.came, []
         for number, frame in came[:1]:
             self.before[number](number, frame)
@@ -67,10 +67,10 @@ class Interrupt:
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Interrupt]:
-    """Let Ctrl-C and SIGTERM wait until what is being done is whole, as `Interrupt.pass_on` says.
+    """Delay Ctrl-C and SIGTERM until the block ends or calls `Interrupt.pass_on`.
 
-    The second one is not held. Elsewhere than in the main thread, which alone receives signals,
-    nothing is.
+    The second signal is not delayed. Outside the main thread, which alone receives signals, nothing
+    is.
     """
     held = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -78,7 +78,7 @@ def held_interrupts() -> Iterator[Interrupt]:
         return
     numbers: tuple[int, int] = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:
-        # What is ignored stays so, as under nohup.
+        # An ignored signal stays ignored, as under nohup.
         if callable(signal.getsignal(number)):
             held.before[number] = signal.signal(number, held.hold)
     try:
@@ -90,10 +90,10 @@ def held_interrupts() -> Iterator[Interrupt]:
 
 
 def _interrupt_again(unraisable: Any) -> None:
-    """Interrupt once more where Python dropped an interrupt.
+    """Interrupt again after Python dropped an interrupt.
 
-    An exception in a weak reference's callback or in a ``__del__`` (SQLAlchemy has such, and a run
-    with MLflow is often inside them) is printed and forgotten: Ctrl-C would be lost.
+    Python prints and forgets an exception in a weak reference's callback or in ``__del__``.
+    SQLAlchemy has such callbacks, and a run with MLflow is often inside them: Ctrl-C would be lost.
     """
     if unraisable.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(unraisable)

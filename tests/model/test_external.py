@@ -7,6 +7,8 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyro
@@ -14,15 +16,16 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from topicell.config import InputError, ModelConfig, ModelKind, TrainConfig
+from topicell.config import ModelConfig, TrainConfig
+from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
-from topicell.model import baselines
-from topicell.model.baselines import ADAPTERS, PASSES, fit_baseline, fit_model
-from topicell.model.counts import Counts
-from topicell.model.fit import TopicFit
+from topicell.model.external.library import fit_library
+from topicell.model.loading import load_fit
 from topicell.model.points import PointFit
 from topicell.model.posterior import AmortizedFit
+from topicell.model.registry import MODELS, fit_model
 
 LIBRARY = {
     "sklearn_lda": "sklearn",
@@ -36,6 +39,14 @@ SURE = KINDS[:-1]
 """Those that converge in few passes; a few epochs of scvi-tools find nothing."""
 FEW = {"sklearn_lda": 10, "sklearn_nmf": 60, "gensim_lda": 3, "tomotopy_lda": 50, "scvi_lda": 2}
 """Passes that are enough to see something."""
+PASSES = {
+    "sklearn_lda": 100,
+    "sklearn_nmf": 300,
+    "gensim_lda": 20,
+    "tomotopy_lda": 500,
+    "scvi_lda": 1000,
+}
+"""Passes by default."""
 
 
 def needs(kind):
@@ -61,7 +72,7 @@ def load(kind):
 
 def fit_kind(kind, counts, *, valid=None, seed=0, n_topics=4, n_replicates=1, passes=None, **model):
     load(kind)
-    return fit_baseline(
+    return fit_model(
         counts,
         valid,
         ModelConfig(kind=kind, n_topics=n_topics, **model),
@@ -251,10 +262,11 @@ def test_a_state_that_was_changed_in_a_failed_fit_is_restored_too(planted, monke
         torch.manual_seed(0)
         raise RuntimeError("broken")
 
-    monkeypatch.setitem(ADAPTERS, ModelKind.sklearn_nmf, broken)
+    fit = partial(fit_library, broken, 1)
+    monkeypatch.setitem(MODELS, "sklearn_nmf", replace(MODELS["sklearn_nmf"], fit=fit))
     before = everything_global()
     with pytest.raises(RuntimeError, match="broken"):
-        fit_baseline(planted[0], None, ModelConfig(kind="sklearn_nmf"), TrainConfig(n_replicates=1))
+        fit_model(planted[0], None, ModelConfig(kind="sklearn_nmf"), TrainConfig(n_replicates=1))
     assert everything_global() == before
 
 
@@ -264,12 +276,11 @@ def test_a_fresh_process_prints_nothing_of_scvi_tools(tmp_path):
     program = """
 import numpy as np, scipy.sparse as sp
 from topicell.config import ModelConfig, TrainConfig
-from topicell.model import baselines
-from topicell.model.baselines import fit_baseline
-from topicell.model.counts import Counts
+from topicell.model.registry import MODELS, fit_model
+from topicell.counts import Counts
 x_NG = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (40, 12)).astype(np.float32))
 counts = Counts(x_NG, np.arange(40).astype(object), np.arange(12).astype(object))
-fit = fit_baseline(
+fit = fit_model(
     counts, None, ModelConfig(kind="scvi_lda", n_topics=2), TrainConfig(n_replicates=1, epochs=1)
 )
 fit.theta(counts)
@@ -530,7 +541,7 @@ def test_settings_without_effect_are_refused_by_name(kind, given, message, plant
 def test_settings_of_training_without_effect_are_refused_by_name(knob, value, planted):
     for kind in KINDS:
         with pytest.raises(InputError, match=f"train.{knob} = {value}: .*{kind} has no such"):
-            fit_baseline(planted[0], None, ModelConfig(kind=kind), TrainConfig(**{knob: value}))
+            fit_model(planted[0], None, ModelConfig(kind=kind), TrainConfig(**{knob: value}))
 
 
 @pytest.mark.parametrize("kind", KINDS[2:])
@@ -541,7 +552,7 @@ def test_a_library_that_is_missing_is_named_with_the_extra(kind, planted, monkey
     model = ModelConfig(kind=kind, n_topics=4)
     before = everything_global()
     with pytest.raises(InputError, match=rf"{kind}.*{LIBRARY[kind]}.*topicell\[baselines\]"):
-        fit_baseline(planted[0], None, model, TrainConfig(n_replicates=1))
+        fit_model(planted[0], None, model, TrainConfig(n_replicates=1))
     assert everything_global() == before
 
 
@@ -552,10 +563,11 @@ def test_libraries_are_told_passes_threads_and_seeds(planted, monkeypatch):
         told.append(settings)
         return np.ones((4, 120)), lambda x: np.ones((x.shape[0], 4))
 
-    for kind in ADAPTERS:
-        monkeypatch.setitem(ADAPTERS, kind, adapter)
-    monkeypatch.setattr(baselines, "require_library", lambda kind: None)
-    for kind in KINDS:
+    for kind, passes in PASSES.items():
+        spec = MODELS[kind]
+        assert spec.fit.args[1] == passes
+        fit = partial(fit_library, adapter, passes)
+        monkeypatch.setitem(MODELS, kind, replace(spec, fit=fit, library=""))
         model = ModelConfig(kind=kind, n_topics=4)
         fit = fit_model(planted[0][:9], None, model, TrainConfig(n_replicates=3, threads=None))
         np.testing.assert_allclose(fit.beta(), 1 / 120)
@@ -563,15 +575,14 @@ def test_libraries_are_told_passes_threads_and_seeds(planted, monkeypatch):
         few = TrainConfig(n_replicates=1, epochs=7, threads=2)
         fit_model(planted[0][:9], None, model, few, seed=1)
         *three, one = told[-4:]
-        assert {settings.passes for settings in three} == {PASSES[ModelKind(kind)]}
+        assert {settings.passes for settings in three} == {passes}
         assert {settings.threads for settings in three} == {1}
         assert (one.passes, one.threads, one.n_topics) == (7, 2, 4)
         assert len({settings.seed for settings in told[-4:]}) == 4
         assert all(0 <= settings.seed < 2**31 for settings in told)
-    assert set(PASSES) == set(ADAPTERS) == set(ModelKind) - {ModelKind.amortized_lda}
 
 
-def test_the_own_model_is_fitted_by_the_same_door(planted):
+def test_topicells_own_model_is_fitted_by_the_same_function(planted):
     config = TrainConfig(n_replicates=1, epochs=1, progress=False)
     fit = fit_model(planted[0], None, ModelConfig(n_topics=4, n_hidden=8), config)
     assert isinstance(fit, AmortizedFit)
@@ -587,8 +598,8 @@ def test_a_last_batch_of_one_cell_does_not_stop_scvi_tools(planted):
 
 def test_a_saved_baseline_needs_no_library(fits, tmp_path):
     fit = fits("sklearn_lda")
-    loaded = TopicFit.load(fit.save(tmp_path / "model"))
-    assert loaded.model.kind is ModelKind.sklearn_lda
+    loaded = load_fit(fit.save(tmp_path / "model"))
+    assert loaded.model.kind == "sklearn_lda"
     cells = fit.held_out
     assert np.array_equal(loaded.beta(), fit.beta())
     assert np.array_equal(loaded.selection_R, fit.selection_R)

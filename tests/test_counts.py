@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from topicell.config import InputError
-from topicell.model.counts import MAX_COUNT, Counts, as_counts
+from topicell.counts import MAX_COUNT, Counts, as_counts
+from topicell.errors import InputError
 
 X = np.array([[0, 3, 1], [2, 0, 0]], dtype=float)
 

@@ -1,0 +1,376 @@
+"""Counts: a sparse matrix of whole numbers with the names of its cells and genes.
+
+This is the form in which cells enter the model. `Counts.of` is the door from AnnData (or
+anything that has its attributes); it refuses what is not a count matrix, and says where the
+counts might be instead. Needs numpy and scipy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from topicell.errors import InputError
+from topicell.genes import without_version
+
+MAX_COUNT = 2**24
+"""Largest count: single precision holds every whole number up to here, and none beyond."""
+
+TOLERANCE = 1e-3
+"""How far a value may be from a whole number and be that number: noise of arithmetic."""
+
+COMPRESSED = (sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array)
+"""Forms of a sparse matrix that have rows, or columns, one after another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts of cells × genes.
+
+    Attributes
+    ----------
+    x
+        Compressed sparse rows, float32, shape (N, G); whole, finite, not negative.
+    cells, genes
+        Names, shapes (N,) and (G,).
+    ids
+        Identifiers of the genes beside their names (``var["gene_ids"]``), shape (G,), or None.
+    """
+
+    x: sp.csr_matrix
+    cells: np.ndarray
+    genes: np.ndarray
+    ids: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, data: Any, layer: str | None = None, *, round_values: bool = False) -> Self:
+        """The counts of an AnnData.
+
+        Parameters
+        ----------
+        data
+            AnnData, in memory or backed, its matrix dense or sparse; or Counts, passed through.
+        layer
+            Name of the layer, ``"raw"``, or None for ``layers["counts"]`` if there is one, else X.
+        round_values
+            Round values that are not whole instead of refusing.
+
+        Raises
+        ------
+        InputError
+            The layer does not exist, or does not hold counts.
+        """
+        if isinstance(data, cls):
+            return data
+        where, matrix, genes = locate(data, layer)
+        x = as_counts(
+            matrix,
+            where,
+            genes=genes,
+            alternatives=lambda: _other_count_matrices(data, where),
+            round_values=round_values,
+        )
+        var = getattr(data.raw if where == "raw" else data, "var", {})
+        ids = np.asarray(var["gene_ids"].astype(str), dtype=object) if "gene_ids" in var else None
+        return cls(
+            x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object), ids
+        )
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.x.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return int(self.x.shape[1])
+
+    def gene_frequency(self) -> np.ndarray:
+        """Share of each gene in all counts, shape (G,)."""
+        total_G = np.asarray(self.x.sum(0, dtype=np.float64)).ravel()
+        frequency_G: np.ndarray = total_G / total_G.sum()
+        return frequency_G
+
+    def __getitem__(self, rows: Any) -> Counts:
+        """A subset of the cells, by index or mask, with their names."""
+        return Counts(self.x[rows], self.cells[rows], self.genes, self.ids)
+
+    def with_genes(
+        self,
+        genes: Sequence[str] | np.ndarray,
+        *,
+        ids: Sequence[str] | np.ndarray | None = None,
+        fill_missing: bool = False,
+    ) -> Counts:
+        """Return the same cells with these genes in this order; genes not named are dropped.
+
+        Genes are matched by name or by identifier, whichever finds most of them: files of one
+        experiment may name genes by symbols here and by identifiers there.
+
+        Parameters
+        ----------
+        genes
+            Names to select, in the order of the result.
+        ids
+            Their identifiers, if they are known.
+        fill_missing
+            Give zeros to genes that are not here instead of refusing.
+
+        Raises
+        ------
+        InputError
+            Genes are missing (without `fill_missing`), or none is here at all.
+        """
+        wanted = np.asarray(genes, dtype=object)
+        if np.array_equal(wanted, self.genes):
+            return self
+        source = self._places(wanted, ids)
+        found = np.flatnonzero(source >= 0)
+        missing = [str(name) for name in wanted[source < 0]]
+        if missing and (not fill_missing or not len(found)):
+            shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise InputError(
+                f"{len(missing)} of the model's {len(wanted)} genes are not in the data ({shown}); "
+                + (
+                    "pass fill_missing=true to count them as zero"
+                    if len(found)
+                    else "are the gene names of the same kind (symbols, Ensembl ids)?"
+                )
+            )
+        selection = sp.csr_matrix(
+            (np.ones(len(found), np.float32), (source[found], found)),
+            shape=(self.n_genes, len(wanted)),
+        )
+        chosen = None if ids is None else np.asarray(ids, dtype=object)
+        return Counts((self.x @ selection).tocsr(), self.cells, wanted, chosen)
+
+    def n_missing(
+        self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None = None
+    ) -> int:
+        """Return how many of these genes are not here, by name or by identifier."""
+        return int((self._places(genes, ids) < 0).sum())
+
+    def _places(
+        self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None
+    ) -> np.ndarray:
+        """Return where each gene stands here, -1 if it does not, shape (len(genes),)."""
+        best = np.full(len(genes), -1)
+        # The first of two ways that find as many genes is taken: names before identifiers.
+        for wanted, here in product((genes, ids), (self.genes, self.ids)):
+            if wanted is None or here is None:
+                continue
+            position = {
+                without_version(str(name)): i for i, name in reversed(list(enumerate(here)))
+            }
+            position |= {str(name): i for i, name in reversed(list(enumerate(here)))}
+            places = np.array(
+                [position.get(n, position.get(without_version(n), -1)) for n in map(str, wanted)]
+            )
+            found = places[places >= 0]
+            if len(np.unique(found)) == len(found) > (best >= 0).sum():
+                best = places
+        return best
+
+
+def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
+    """Where a matrix stands in an AnnData: its name for messages, itself, its gene names."""
+    if layer is None:
+        layer = "counts" if "counts" in data.layers else "X"
+    if layer == "X":
+        if data.X is None:
+            raise InputError(
+                f"X is empty; name the layer that holds counts (here: {sorted(data.layers)})"
+            )
+        return "X", data.X, data.var_names
+    if layer == "raw":
+        if data.raw is None:
+            raise InputError("layer 'raw': the AnnData has no raw; leave the layer out to use X")
+        return "raw", data.raw.X, data.raw.var_names
+    if layer not in data.layers:
+        here = ", ".join(sorted(data.layers)) or "none"
+        raise InputError(f"layer {layer!r} does not exist; layers here: {here}")
+    return f"layers[{layer!r}]", data.layers[layer], data.var_names
+
+
+def as_counts(
+    matrix: Any,
+    where: str,
+    *,
+    genes: Any = None,
+    alternatives: Callable[[], list[str]] = list,
+    round_values: bool = False,
+) -> sp.csr_matrix:
+    """A matrix as compressed sparse rows of float32, if it holds counts.
+
+    Parameters
+    ----------
+    matrix
+        Dense or sparse, or backed by a file (anything with ``to_memory`` or ``__array__``).
+    where
+        Name of the matrix, for messages.
+    genes
+        Gene names, for messages.
+    alternatives
+        Finds the places where counts might be instead, for messages.
+    round_values
+        Round values that are not whole, as of corrected or expected counts, instead of refusing.
+        Values within `TOLERANCE` of a whole number are rounded in any case.
+
+    Raises
+    ------
+    InputError
+        Not two-dimensional, empty, not numbers, damaged, or an entry is NaN, infinite, negative,
+        not whole, or too large for single precision; or values to be rounded are normalised.
+    """
+    if hasattr(matrix, "to_memory"):
+        matrix = matrix.to_memory()
+    if not sp.issparse(matrix):
+        matrix = np.asarray(matrix)
+    if matrix.ndim != 2:
+        raise InputError(f"{where} has {matrix.ndim} dimensions; counts are cells × genes")
+    require_sound(matrix, where)
+    if 0 in matrix.shape:
+        raise InputError(
+            f"{where} is empty: {matrix.shape[0]} cells × {matrix.shape[1]} genes; check the file"
+        )
+    if matrix.dtype.kind not in "biuf":
+        raise InputError(f"{where} holds {matrix.dtype} values, not numbers")
+    # scipy.sparse knows neither half precision nor the other order of bytes.
+    known = np.dtype(np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("="))
+    if known != matrix.dtype:
+        matrix = matrix.astype(known)
+    if isinstance(matrix, COMPRESSED):
+        # Its indices, which a file may have without sign, in a type that scipy calculates with.
+        parts = (matrix.data, matrix.indices, matrix.indptr)
+        matrix = type(matrix)(parts, shape=matrix.shape)
+    x = sp.csr_matrix(matrix)
+    x.prune()
+    if sp.issparse(matrix) and not x.has_canonical_format:
+        # In double precision: integers, of few bits above all, wrap around when they are added.
+        x = x.astype(np.float64)
+        x.sum_duplicates()
+    whole, off = x.data, np.zeros(x.nnz, dtype=bool)
+    if x.data.dtype.kind == "f":
+        whole = np.rint(x.data)
+        with np.errstate(invalid="ignore"):
+            off = np.abs(x.data - whole) > TOLERANCE
+    if round_values and off.any():
+        _require_not_normalised(x, where)
+        off = np.zeros(x.nnz, dtype=bool)
+    for bad, what, mend in (
+        (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
+        (np.isinf(x.data), "infinite", "counts are finite"),
+        (whole < 0, "negative", "scaled or corrected values are not counts"),
+        (off, "not whole", _whole_mend(x)),
+        (x.data > MAX_COUNT, f"above {MAX_COUNT}", "that is no count of molecules"),
+    ):
+        if bad.any():
+            entry = int(np.argmax(bad))
+            row = int(np.searchsorted(x.indptr, entry, side="right") - 1)
+            column = int(x.indices[entry])
+            places = alternatives()
+            hint = f"; counts may be in {' or '.join(places)}" if places else ""
+            gene = f"gene {genes[column]}" if genes is not None else f"column {column}"
+            raise InputError(
+                f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:.10g} in row "
+                f"{row}, {gene}); {mend}{hint}"
+            )
+    x = sp.csr_matrix((whole.astype(np.float32), x.indices, x.indptr), shape=x.shape)
+    x.eliminate_zeros()
+    return x
+
+
+def require_sound(matrix: Any, where: str) -> None:
+    """Refuse compressed rows or columns whose indices point past their ends.
+
+    scipy trusts them: its compiled loops would read and write memory that is not theirs. Its own
+    `check_format` looks no further where the last row is said to end at 0.
+
+    Raises
+    ------
+    InputError
+        The index arrays do not belong to the matrix.
+    """
+    if not isinstance(matrix, COMPRESSED):
+        return
+    n_major, n_minor = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+    data, indices, indptr = matrix.data, matrix.indices, matrix.indptr
+    sound = (
+        data.ndim == indices.ndim == indptr.ndim == 1
+        and {indices.dtype.kind, indptr.dtype.kind} <= {"i", "u"}
+        and len(indptr) == n_major + 1
+        and indptr[0] == 0
+        and bool((indptr[1:] >= indptr[:-1]).all())
+        and len(indices) == len(data) >= indptr[-1]
+        and (not len(indices) or 0 <= indices.min() <= indices.max() < n_minor)
+    )
+    if not sound:
+        raise InputError(
+            f"{where} is damaged: its {matrix.format} indices do not fit its shape "
+            f"{matrix.shape}; write it again"
+        )
+
+
+def _whole_mend(x: sp.csr_matrix) -> str:
+    if kind := _normalisation(x):
+        return f"they look {kind}, and the model needs raw counts"
+    if x.data.size and np.nanmax(x.data) < 20:
+        return (
+            "they look log-normalised, and the model needs raw counts; only if they are corrected "
+            "or expected counts, round=true (data.round=true of topicell train) rounds them"
+        )
+    return (
+        "the model needs raw counts; if these are corrected or expected counts (of SoupX, "
+        "CellBender, RSEM, salmon), round=true (data.round=true of topicell train) rounds them"
+    )
+
+
+def _normalisation(x: sp.csr_matrix) -> str:
+    """Return how values are normalised, if all cells have one total; else an empty text."""
+    logged = np.expm1(np.minimum(x.data, 80.0))
+    for kind, values in (("normalised", x.data), ("log-normalised", logged)):
+        totals = np.asarray(
+            sp.csr_matrix((values, x.indices, x.indptr), shape=x.shape).sum(1, dtype=np.float64)
+        ).ravel()
+        totals = totals[totals > 0]
+        if len(totals) > 2 and np.ptp(totals) < 1e-3 * totals.max():
+            return kind
+    return ""
+
+
+def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
+    if kind := _normalisation(x):
+        raise InputError(
+            f"{where}: round=true is for corrected or expected counts, and these values are "
+            f"{kind}: all cells have one total; give the raw counts"
+        )
+
+
+def _other_count_matrices(data: Any, where: str) -> list[str]:
+    """Names of the matrices of an AnnData that do hold counts, judged by their first rows."""
+    candidates = {name: data.layers[name] for name in data.layers}
+    if data.X is not None:
+        candidates["X"] = data.X
+    if data.raw is not None:
+        candidates["raw"] = data.raw.X
+    found = []
+    for name, matrix in candidates.items():
+        if where in (name, f"layers[{name!r}]"):
+            continue
+        try:
+            require_sound(matrix, name)
+        except InputError:
+            continue
+        head = matrix[: min(100, matrix.shape[0])]
+        values = head.data if sp.issparse(head) else np.asarray(head)
+        if values.dtype.kind not in "biuf" or not values.any():
+            continue
+        if bool(((values >= 0) & (values == np.floor(values))).all()):
+            found.append(f"layer {name!r}")
+    return found

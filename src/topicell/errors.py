@@ -1,0 +1,39 @@
+"""Errors for users, and the one line in which a failed run says why it failed."""
+
+from __future__ import annotations
+
+import errno
+
+from topicell.redaction import without_password
+
+
+class InputError(ValueError):
+    """Bad data or a bad setting: the message says what was found, where, and how to fix it."""
+
+
+def failure(error: BaseException) -> str:
+    """Return in one line why a run failed, with the settings that save memory or disk space."""
+    message = without_password(" ".join(str(error).split())) or "no message"
+    if type(error).__name__ == "OutOfMemoryError":
+        # torch's error, which is not imported here.
+        fix = "lower train.batch_size, train.n_replicates or model.n_hidden, or train.device=cpu"
+        return f"the GPU's memory is full ({message[:120]}); {fix}"
+    if isinstance(error, MemoryError):
+        fix = (
+            "lower train.n_replicates or preprocess.n_variable_genes, of a sweep sweep.n_jobs, or "
+            "read an h5ad with data.backed=true"
+        )
+        return f"memory is full ({message}); {fix}"
+    if disk_is_full(error) or "No space left on device" in message:
+        fix = "free it, then the same command with resume=true goes on; report.pdf=false, "
+        return f"the disk is full ({message}); {fix}report=off and fewer replicates write less"
+    return f"{type(error).__name__}: {message}"
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Return whether an error, or one of its causes, is due to a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

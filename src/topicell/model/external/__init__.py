@@ -1,0 +1,1 @@
+"""Topic models of other libraries, one file each; `library` fits them."""

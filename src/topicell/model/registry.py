@@ -1,0 +1,207 @@
+"""The table of models: what each is called, how it is fitted, and which settings it has.
+
+To add a model, write one file that defines its fit function, and add one row to `MODELS`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from topicell.config import ModelConfig, TrainConfig, as_dict
+from topicell.counts import Counts
+from topicell.errors import InputError
+from topicell.model.checkpoints import Checkpoints
+from topicell.model.external import gensim, scvi, sklearn, tomotopy
+from topicell.model.external.library import Library, fit_library
+from topicell.model.fit import EpochMetrics, TopicFit
+from topicell.model.points import PointFit
+from topicell.model.posterior import AmortizedFit
+from topicell.model.training import train
+
+
+class FitFunction(Protocol):
+    """Fit a model: `topicell.model.training.train` says what the arguments are."""
+
+    def __call__(
+        self,
+        counts: Counts,
+        valid: Counts | None,
+        model: ModelConfig,
+        config: TrainConfig,
+        /,
+        *,
+        seed: int,
+        on_epoch: Callable[[EpochMetrics], None] | None,
+        checkpoints: Checkpoints | None,
+    ) -> TopicFit:
+        """Return the fit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model: one row of the table.
+
+    Attributes
+    ----------
+    name
+        Value of ``model.kind``.
+    title
+        Name in reports, with ``{n_topics}`` in place of the number of topics.
+    fit
+        Fit the model.
+    restore
+        Make a fit again of its saved weights and document, and the arguments of `TopicFit`.
+    settings
+        Names of the settings in the groups ``model`` and ``train`` that have an effect; None if all
+        have.
+    library
+        Module that must be installed, of the extra ``baselines``; empty if none.
+    on_gpu
+        Whether ``train.device`` and ``train.precision`` have an effect.
+    """
+
+    name: str
+    title: str
+    fit: FitFunction
+    restore: Callable[..., TopicFit]
+    settings: frozenset[str] | None = None
+    library: str = ""
+    on_gpu: bool = False
+
+
+LIBRARY_SETTINGS = frozenset(
+    {
+        *("model.kind", "model.n_topics", "model.cell_topic_prior", "model.topic_gene_prior"),
+        *("train.n_replicates", "train.epochs", "train.threads", "train.progress"),
+    }
+)
+"""Settings of other libraries' models."""
+
+
+def _library(name: str, title: str, library: Library, passes: int, module: str = "") -> ModelSpec:
+    """Return the row of another library's model, with its default number of passes."""
+    fit = partial(fit_library, library, passes)
+    return ModelSpec(name, title, fit, PointFit.restored, LIBRARY_SETTINGS, module)
+
+
+def _restore_lda(
+    weights: Mapping[str, Tensor], document: Mapping[str, Any], /, **shared: Any
+) -> TopicFit:
+    # External topics are saved under the default kind, without an encoder.
+    kind = AmortizedFit if "order" in document else PointFit
+    return kind.restored(weights, document, **shared)
+
+
+MODELS = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            "amortized_lda",
+            "latent Dirichlet allocation with {n_topics} topics and amortized inference",
+            train,
+            _restore_lda,
+            on_gpu=True,
+        ),
+        # The passes are those of experiments/speed; those of scvi-tools are its tutorial's.
+        _library(
+            "sklearn_lda",
+            "scikit-learn's LatentDirichletAllocation with {n_topics} topics",
+            sklearn.lda,
+            100,
+        ),
+        _library(
+            "sklearn_nmf",
+            "scikit-learn's NMF with {n_topics} components, Kullback-Leibler loss",
+            sklearn.nmf,
+            300,
+        ),
+        _library(
+            "gensim_lda", "gensim's LdaModel with {n_topics} topics", gensim.lda, 20, "gensim"
+        ),
+        _library(
+            "tomotopy_lda",
+            "tomotopy's LDAModel with {n_topics} topics, Gibbs sampling",
+            tomotopy.lda,
+            500,
+            "tomotopy",
+        ),
+        _library(
+            "scvi_lda", "scvi-tools' AmortizedLDA with {n_topics} topics", scvi.lda, 1000, "scvi"
+        ),
+    )
+}
+"""All models by name."""
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Return a model of the table.
+
+    Raises
+    ------
+    InputError
+        There is none of this name.
+    """
+    if name not in MODELS:
+        near = get_close_matches(str(name), MODELS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"model.kind = {name!r}: must be one of {', '.join(MODELS)}{hint}")
+    return MODELS[name]
+
+
+def require_model(model: ModelConfig, train: TrainConfig) -> ModelSpec:
+    """Return the model that the settings name, if it can be fitted with them.
+
+    Raises
+    ------
+    InputError
+        There is no such model, a setting has no effect on it, or its library is not installed.
+    """
+    spec = model_spec(model.kind)
+    groups: dict[str, Any] = {"model": model, "train": train}
+    for group, config in groups.items():
+        default = type(config)()
+        for f in fields(config):
+            name, value = f"{group}.{f.name}", getattr(config, f.name)
+            if spec.settings is None or name in spec.settings or value == getattr(default, f.name):
+                continue
+            raise InputError(
+                f"{name} = {as_dict(value)!r}: model.kind={spec.name} has no such setting; leave "
+                "it out"
+            )
+    if spec.library and importlib.util.find_spec(spec.library) is None:
+        raise InputError(
+            f"model.kind = {spec.name!r} needs {spec.library}, which is not installed; "
+            "pip install 'topicell[baselines]'"
+        )
+    return spec
+
+
+def fit_model(
+    counts: Counts,
+    valid: Counts | None,
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> TopicFit:
+    """Fit the model that ``model.kind`` names.
+
+    The arguments are those of `topicell.model.training.train`.
+
+    Raises
+    ------
+    InputError
+        The model or its settings cannot be had, or the data are too few for it.
+    """
+    fit = require_model(model, config).fit
+    return fit(counts, valid, model, config, seed=seed, on_epoch=on_epoch, checkpoints=checkpoints)
