@@ -18,7 +18,8 @@ from torch.nn.functional import softplus
 import topicell
 from topicell.model.estimates import chunks, encoded, mean_beta
 from topicell.model.minibatches import Batch
-from topicell.model.objective import log_likelihood, logistic_normal
+from topicell.model.mixture import log_likelihood
+from topicell.model.priors import logistic_normal
 from topicell.model.program import TopicProgram
 from topicell.model.refinement import cell_elbo, quasi_normal, refine
 
@@ -32,7 +33,7 @@ def main() -> None:
     adata = topicell.preprocess(topicell.load_dataset("pbmc_facs"))
     fit = topicell.fit(adata, n_topics=10, n_replicates=1, progress=False)
     program, batches = fit.program, list(chunks(fit.program, fit.cells.x))
-    prior = (program.cell_prior_mean, program.cell_prior_scale)
+    prior = (program.cell_prior, program.likelihood)
     beta_RKG = torch.from_numpy(mean_beta(program, n_samples=64, seed=0))
 
     def judged(posteriors: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -98,7 +99,7 @@ def adam(
         for noise_K in some:
             theta, kl = logistic_normal(
                 *(mean, rho, noise_K.expand_as(mean)),
-                *(program.cell_prior_mean, program.cell_prior_scale),
+                program.cell_prior,
             )
             loss = loss - (log_likelihood(batch, theta, beta_RKG) - kl).sum() / n_draws
         optimizer.zero_grad()

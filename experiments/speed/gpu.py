@@ -28,7 +28,9 @@ from topicell.counts import Counts
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.model.engines import matrix_precision
 from topicell.model.minibatches import DenseBatch
-from topicell.model.objective import encode, log_likelihood, logistic_normal
+from topicell.model.mixture import log_likelihood
+from topicell.model.objective import encode
+from topicell.model.priors import logistic_normal
 from topicell.model.program import TopicProgram
 from topicell.model.training import train
 
@@ -127,8 +129,7 @@ def difference_to_cpu(x: sp.csr_matrix, device: torch.device, precision: Precisi
                 program.topic_mean,
                 program.topic_rho,
                 topic_noise.to(place),
-                program.topic_prior_mean,
-                program.topic_prior_scale,
+                program.topic_prior,
             )
             bfloat16 = precision is Precision.bfloat16 and place.type == "cuda"
             m_RBK, rho_RBK = encode(program, batch, bfloat16=bfloat16)
@@ -136,8 +137,7 @@ def difference_to_cpu(x: sp.csr_matrix, device: torch.device, precision: Precisi
                 m_RBK,
                 rho_RBK,
                 cell_noise.to(place),
-                program.cell_prior_mean,
-                program.cell_prior_scale,
+                program.cell_prior,
             )
             nats = log_likelihood(batch, theta_RBK, beta_RKG)
         found.append([term.sum(-1).cpu() for term in (nats, kl_cells, kl_topics)])

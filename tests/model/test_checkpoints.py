@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from topicell.config import EarlyStoppingConfig, Engine, ModelConfig, RunConfig, TrainConfig
+from topicell.config import EarlyStoppingConfig, Engine, ModelConfig, TrainConfig
 from topicell.config import checkpoint_interval as interval
 from topicell.errors import InputError
 from topicell.model import checkpoints as module
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import Optimizer
+from topicell.model.registry import require_model
 from topicell.model.training import Validation, train
 
 MODEL = ModelConfig(n_topics=4, n_hidden=16, dropout=0.1)
@@ -251,7 +252,7 @@ def test_the_interval_is_epochs_or_seconds():
 
 def test_other_kinds_of_model_refuse_the_setting():
     with pytest.raises(InputError, match="checkpoint_every"):
-        RunConfig(model=ModelConfig(kind="sklearn_lda"), train=TrainConfig(checkpoint_every=3))
+        require_model(ModelConfig(kind="sklearn_lda"), TrainConfig(checkpoint_every=3))
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,9 @@ import torch
 
 from topicell.config import ModelConfig
 from topicell.model.minibatches import DenseBatch, in_order, sparse_batches, sparse_is_there
-from topicell.model.objective import (
-    _SparseProduct,
-    encode,
-    log_likelihood,
-    logistic_normal,
-    negative_elbo,
-    softmax,
-)
+from topicell.model.mixture import log_likelihood
+from topicell.model.objective import _SparseProduct, encode, negative_elbo
+from topicell.model.priors import NormalPrior, logistic_normal, softmax
 from topicell.model.program import TopicELBO, TopicProgram
 
 R, B, G, K, N = 3, 30, 20, 4, 500
@@ -144,7 +139,7 @@ def test_gradients_of_a_logistic_normal_draw(n):
     noise, prior_mean, prior_scale = torch.randn(2, 3, n), torch.randn(n), torch.rand(n) + 0.5
 
     def draw(mean, rho):
-        return logistic_normal(mean, rho, noise, prior_mean, prior_scale)
+        return logistic_normal(mean, rho, noise, NormalPrior(prior_mean, prior_scale))
 
     assert torch.autograd.gradcheck(draw, (mean, rho))
     q = torch.distributions.Normal(mean, torch.nn.functional.softplus(rho))

@@ -15,6 +15,7 @@ from topicell.errors import InputError
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.model.estimates import elbo_given, theta_given
 from topicell.model.loading import load_fit
+from topicell.model.mixture import MIXTURE
 from topicell.model.points import PointFit
 
 
@@ -75,14 +76,16 @@ def test_a_gene_that_no_topic_has_makes_its_cells_impossible(planted):
     elbo_R = fit.elbo_given_topics()
     assert np.isfinite(elbo_R[0])
     assert elbo_R[1] == -math.inf
-    by_cell_RN = elbo_given(fit.beta_RKG, fit.prior(), few.x, n_samples=8, seed=0)
+    by_cell_RN = elbo_given(fit.beta_RKG, fit.prior(), fit.likelihood, few.x, n_samples=8, seed=0)
     assert np.array_equal(np.isinf(by_cell_RN), np.stack([np.zeros(60, bool), has_it]))
     assert 0 < has_it.sum() < 60
     assert np.isfinite(fit.elbo_given_topics(few[~has_it])).all()
     # The proportions are those of the cell's other counts.
     x_NG = few.x.tolil()
     x_NG[:, gene] = 0
-    expected = theta_given(without[None], fit.prior(), x_NG.tocsr(), n_samples=256, seed=0)
+    expected = theta_given(
+        without[None], fit.prior(), fit.likelihood, x_NG.tocsr(), n_samples=256, seed=0
+    )
     np.testing.assert_allclose(fit.theta(replicates=[1]), expected, atol=1e-4)
     assert fit.perplexity_by_replicate(few)[1] == math.inf
 
@@ -239,7 +242,9 @@ def test_cells_are_matched_by_gene_name_and_empty_ones_get_the_prior(planted_fit
     with pytest.warns(UserWarning, match="1 cells have no count"):
         theta = planted_fit.transform(cells)
     np.testing.assert_allclose(theta.loc["empty"], 0.25, atol=0.02)
-    by_cell_RN = elbo_given(planted_fit.beta(), planted_fit.prior(), x_NG, n_samples=64, seed=0)
+    by_cell_RN = elbo_given(
+        planted_fit.beta(), planted_fit.prior(), MIXTURE, x_NG, n_samples=64, seed=0
+    )
     np.testing.assert_allclose(by_cell_RN[:, 2], 0, atol=1e-4)
 
 
@@ -274,5 +279,6 @@ def test_points_have_no_elbo_of_their_own_and_say_so(planted):
     with pytest.raises(InputError, match="no amortization gap"):
         fit.amortization_gap(counts)
     # Whatever prior a library was told, in whichever order: one prior for all.
-    mean_K, scale_K = fit.prior()
+    prior = fit.prior()
+    mean_K, scale_K = prior.mean, prior.scale
     assert len(set(mean_K.tolist())) == len(set(scale_K.tolist())) == 1

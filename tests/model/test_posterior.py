@@ -44,7 +44,7 @@ def independent_elbo(fit, counts, *, refine, n_samples=512, seed=77):
             for _ in range(n_samples)
         ]
         noise_SK = quasi_normal(n_samples, fit.n_topics, seed, m_RKG)
-        prior = (program.cell_prior_mean, program.cell_prior_scale)
+        prior = (program.cell_prior, program.likelihood)
         return cell_elbo(batch, *posterior, *prior, noise_SK, topics).numpy()
 
 

@@ -10,11 +10,10 @@ import torch
 from scipy.optimize import minimize
 
 from topicell.model.minibatches import DenseBatch, in_order, sparse_batches, sparse_is_there
-from topicell.model.program import concentrations, laplace_prior
+from topicell.model.mixture import MIXTURE, Slopes
+from topicell.model.priors import NormalPrior
 from topicell.model.refinement import (
-    _Slopes,
     cell_elbo,
-    normal_kl,
     quasi_normal,
     refine,
 )
@@ -36,7 +35,7 @@ def make_batch(form, x_NG):
 
 
 def make_prior(n_topics, concentration=None):
-    return laplace_prior(concentrations(concentration, n_topics, n_topics))
+    return NormalPrior.dirichlet(concentration, n_topics, n_topics), MIXTURE
 
 
 def elbo(x_NG, posterior, beta_KG, prior, *, n_samples=2048, seed=99):
@@ -58,7 +57,7 @@ def adam(x_NG, beta_KG, prior, start, *, n_steps=500, n_draws=16):
         half = torch.randn(n_draws // 2, 1, len(beta_KG), generator=generator)
         theta = (mean + log_scale.exp() * torch.cat([half, -half])).softmax(-1)
         likelihood = (x_NG * (theta @ beta_KG).clamp_min(1e-300).log()).sum(-1).mean(0)
-        divergence = normal_kl(mean, log_scale.exp(), *prior).sum(-1)
+        divergence = prior[0].kl(mean, log_scale.exp())
         optimizer.zero_grad()
         (divergence - likelihood).sum().backward()
         optimizer.step()
@@ -121,7 +120,7 @@ def test_slopes_and_curvatures_are_those_of_the_likelihood(form):
         there = probability > 0
         return (x_G[there] * probability[there].log()).sum()
 
-    slopes = _Slopes(make_batch(form, x_BG), beta_KG)
+    slopes = Slopes(make_batch(form, x_BG), beta_KG)
     first_BK = slopes.first(logits_BK.softmax(-1))
     slope_BK, curvature_BK = slopes.both(logits_BK.softmax(-1))
     for cell, x_G in enumerate(torch.from_numpy(x_BG)):
@@ -184,8 +183,8 @@ def test_a_cell_without_counts_gets_the_prior(form, concentration, corpus):
     prior = make_prior(4, concentration)
     for cells in (x_NG, x_NG[19:]):
         mean, scale = refine(make_batch(form, cells), beta_KG, *prior, seed=0)
-        torch.testing.assert_close(mean[-1], prior[0], atol=1e-4, rtol=0)
-        torch.testing.assert_close(scale[-1], prior[1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(mean[-1], prior[0].mean, atol=1e-4, rtol=0)
+        torch.testing.assert_close(scale[-1], prior[0].scale, atol=1e-4, rtol=0)
         of_empty = elbo(x_NG[19:], (mean[-1:], scale[-1:]), beta_KG, prior, n_samples=4)
         assert of_empty.item() == pytest.approx(0, abs=1e-7)
 
@@ -196,7 +195,7 @@ def test_the_elbo_is_below_the_evidence_and_at_the_best_of_its_family(pair):
     prior = make_prior(2, [0.7, 0.3])
     posterior = refine(make_batch("dense", x_NG), beta_KG, *prior, seed=0)
     by_draws_N = elbo(x_NG, posterior, beta_KG, prior).numpy()
-    (m, s), topics = (part.numpy() for part in prior), beta_KG.numpy()
+    m, s, topics = (part.numpy() for part in (prior[0].mean, prior[0].scale, beta_KG))
     place_N4 = torch.cat([posterior[0], posterior[1].log()], 1).numpy()
     grid = np.linspace(-60, 60, 200_001)
     density = np.exp(-0.5 * (grid - (m[0] - m[1])) ** 2 / (s**2).sum())
@@ -231,7 +230,7 @@ def test_the_mean_proportion_is_that_of_the_exact_posterior(pair):
     share = 1 / (1 + np.exp(-grid))
     for x_G, refined in zip(x_NG, refined_N, strict=True):
         log_density = likelihood_of_two(x_G, beta_KG.numpy(), grid)
-        log_density -= 0.25 * grid**2 / float(prior[1][0]) ** 2
+        log_density -= 0.25 * grid**2 / float(prior[0].scale[0]) ** 2
         density = np.exp(log_density - log_density.max())
         assert float(refined) == pytest.approx((share * density).sum() / density.sum(), abs=0.02)
 
@@ -247,7 +246,7 @@ def test_a_patient_optimiser_gets_hardly_higher(n_topics, n_counts, below):
     x_NG, beta_KG = draw(n_topics, n_counts)
     prior = make_prior(n_topics)
     posterior = refine(make_batch("dense", x_NG), beta_KG, *prior, seed=0)
-    vague = tuple(part.expand(len(x_NG), -1) for part in (prior[0], prior[1] / 3))
+    vague = tuple(part.expand(len(x_NG), -1) for part in (prior[0].mean, prior[0].scale / 3))
     best = np.max(
         [
             elbo(x_NG, adam(x_NG, beta_KG, prior, start), beta_KG, prior).numpy()
@@ -302,11 +301,13 @@ def test_extremes_stay_finite(concentration):
     beta_KG[:, 7] = 0
     beta_KG[:, 8] = torch.tensor([1e-12, 0, 0, 0])
     x_NG[4, 8] = 3
-    beta_KG, prior = beta_KG.float(), tuple(p.float() for p in make_prior(4, concentration))
+    beta_KG, prior = beta_KG.float(), make_prior(4, concentration)
+    prior[0].float()
     batch = DenseBatch(torch.from_numpy(x_NG).float())
     posterior = refine(batch, beta_KG, *prior, seed=0)
     assert all(part.isfinite().all() for part in posterior)
-    vague = tuple(part.double().expand(8, -1) for part in prior)
+    prior[0].double()
+    vague = tuple(part.expand(8, -1) for part in (prior[0].mean, prior[0].scale))
     sharp = tuple(part.double() for part in posterior)
     gain = elbo(x_NG, sharp, beta_KG.double(), prior) - elbo(x_NG, vague, beta_KG.double(), prior)
     assert (gain > -1e-3).all()
@@ -353,7 +354,7 @@ def test_cell_elbo_is_of_each_replicate_and_draw_by_itself(form, corpus):
     for r in range(2):
         for cell, x_G in enumerate(torch.from_numpy(x_NG.toarray())):
             q = torch.distributions.Normal(mean[r, cell], scale[r, cell])
-            p = torch.distributions.Normal(*prior)
+            p = torch.distributions.Normal(prior[0].mean, prior[0].scale)
             expected = -torch.distributions.kl_divergence(q, p).sum()
             for noise_K, beta_RKG in zip(noise_SK, beta_SRKG, strict=True):
                 theta_K = (q.loc + q.scale * noise_K).softmax(-1)

@@ -7,6 +7,7 @@ import torch
 
 from topicell.config import Init
 from topicell.evaluation.stability import match_topics
+from topicell.model.priors import NormalPrior
 from topicell.model.starts import best_clusters, initial_topics, leading_axes
 
 
@@ -16,8 +17,7 @@ def test_starts(planted):
         n_replicates=2,
         n_topics=4,
         n_genes=counts.n_genes,
-        topic_prior_mean=torch.zeros(counts.n_genes),
-        topic_prior_scale=torch.full((counts.n_genes,), 2.0),
+        topic_prior=NormalPrior(torch.zeros(counts.n_genes), torch.full((counts.n_genes,), 2.0)),
     )
     background = initial_topics(counts.x, program, Init.background, 1, 0)
     frequency = np.asarray(counts.x.sum(0)).ravel()

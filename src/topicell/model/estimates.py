@@ -23,9 +23,11 @@ from topicell.model.minibatches import (
     sparse_batches,
     sparse_is_there,
 )
-from topicell.model.objective import encode, log_likelihood, softmax
-from topicell.model.program import TopicProgram
-from topicell.model.refinement import cell_elbo, normal_kl, quasi_normal, refine
+from topicell.model.mixture import MIXTURE
+from topicell.model.objective import encode
+from topicell.model.priors import NormalPrior, softmax
+from topicell.model.program import Likelihood, TopicProgram
+from topicell.model.refinement import cell_elbo, quasi_normal, refine
 
 CHUNK = 512
 """Cells that are computed at a time."""
@@ -117,11 +119,10 @@ class Refinement:
     ) -> None:
         self.program = program
         self.replicates = list(replicates)
-        self.prior = (program.cell_prior_mean, program.cell_prior_scale)
         self.seed = seed
-        # What is optimised takes the mean topics; what is judged takes draws of them.
-        beta_RKG = mean_beta(program, n_samples=64, seed=seed)[self.replicates]
-        self.beta_RKG = torch.from_numpy(beta_RKG).to(program.topic_mean)
+        # A posterior is optimised for the mean topics, and measured on draws of topics.
+        topics_RKG = mean_topics(program, n_samples=64, seed=seed)[self.replicates]
+        self.topics_RKG = torch.from_numpy(topics_RKG).to(program.topic_mean)
         self.noise_SK = quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
 
     @torch.no_grad()
@@ -132,8 +133,10 @@ class Refinement:
         """
         m_RBK, s_RBK = (part[self.replicates] for part in encoded(self.program, batch))
         # On other draws than those that it is judged on.
+        prior, likelihood = self.program.cell_prior, self.program.likelihood
         refined = [
-            refine(batch, beta_KG, *self.prior, seed=self.seed + 1) for beta_KG in self.beta_RKG
+            refine(batch, topics_KG, prior, likelihood, seed=self.seed + 1)
+            for topics_KG in self.topics_RKG
         ]
         mean_RBK, scale_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         gain_RB = self._elbo(batch, mean_RBK, scale_RBK) - self._elbo(batch, m_RBK, s_RBK)
@@ -153,9 +156,10 @@ class Refinement:
         def draws() -> Iterator[Tensor]:
             for _ in self.noise_SK:
                 noise_KG = _normal((self.program.n_topics, self.program.n_genes), generator, m_RKG)
-                yield (m_RKG + s_RKG * noise_KG).softmax(-1)
+                yield likelihood.topics(m_RKG + s_RKG * noise_KG)
 
-        return cell_elbo(batch, m_RBK, s_RBK, *self.prior, self.noise_SK, draws())
+        prior, likelihood = self.program.cell_prior, self.program.likelihood
+        return cell_elbo(batch, m_RBK, s_RBK, prior, likelihood, self.noise_SK, draws())
 
 
 def amortization_gap(
@@ -173,14 +177,18 @@ def amortization_gap(
 
 @torch.no_grad()
 def mean_beta(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray:
-    """E_q[β] of each topic, shape (R, K, G)."""
-    m_RKG, s_RKG = program.topic_posterior()
-    generator = torch.Generator().manual_seed(seed)
-    beta_RKG = torch.zeros_like(m_RKG)
-    for _ in range(n_samples):
-        noise_G = _normal((program.n_genes,), generator, m_RKG)
-        beta_RKG += (m_RKG + s_RKG * noise_G).softmax(-1)
-    return (beta_RKG / n_samples).cpu().numpy()
+    """Return E_q[β] of each topic, β = softmax(b), shape (R, K, G)."""
+    posterior = program.topic_posterior()
+    beta_RKG = MIXTURE.mean_topics(*posterior, n_samples=n_samples, seed=seed)
+    return beta_RKG.cpu().numpy()
+
+
+@torch.no_grad()
+def mean_topics(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray:
+    """Return the topics of the program's likelihood that stand for q(b), shape (R, K, G)."""
+    posterior = program.topic_posterior()
+    topics_RKG = program.likelihood.mean_topics(*posterior, n_samples=n_samples, seed=seed)
+    return topics_RKG.cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,68 +228,74 @@ def elbo_terms(
         s_RBK = softplus(rho_RBK)
         log_likelihood_RB = torch.zeros_like(m_RBK[..., 0])
         for noise_KG in noise_SKG:
-            beta_RKG = (m_RKG + s_RKG * noise_KG).softmax(-1)
+            topics_RKG = program.likelihood.topics(m_RKG + s_RKG * noise_KG)
             noise_BK = _normal((batch.n_cells, program.n_topics), generator, m_RKG)
             theta_RBK = softmax(m_RBK + s_RBK * noise_BK)
-            log_likelihood_RB += log_likelihood(batch, theta_RBK, beta_RKG)
+            log_likelihood_RB += program.likelihood.log_likelihood(batch, theta_RBK, topics_RKG)
         reconstruction.append((log_likelihood_RB / n_samples).cpu().numpy())
-        prior = (program.cell_prior_mean, program.cell_prior_scale)
-        kl_cells.append(normal_kl(m_RBK, s_RBK, *prior).sum(-1).cpu().numpy())
-    prior = (program.topic_prior_mean, program.topic_prior_scale)
+        kl_cells.append(program.cell_prior.kl(m_RBK, s_RBK).cpu().numpy())
     return ELBOTerms(
         np.concatenate(reconstruction, axis=1),
         np.concatenate(kl_cells, axis=1),
-        normal_kl(m_RKG, s_RKG, *prior).sum((-2, -1)).cpu().numpy(),
+        program.topic_prior.kl(m_RKG, s_RKG, axes=2).cpu().numpy(),
     )
 
 
 def theta_given(
-    beta_RKG: np.ndarray,
-    prior: tuple[Tensor, Tensor],
+    topics_RKG: np.ndarray,
+    prior: NormalPrior,
+    likelihood: Likelihood,
     x_NG: sp.csr_matrix,
     *,
     n_samples: int,
     seed: int,
 ) -> np.ndarray:
-    """E_q[θ] of each cell with q optimised for it and the topics known, shape (R, N, K)."""
-    noise_SK = quasi_normal(n_samples, beta_RKG.shape[1], seed, prior[0])
+    """Return E_q[θ] of each cell, with q optimised for it and the topics known, shape (R, N, K)."""
+    noise_SK = quasi_normal(n_samples, topics_RKG.shape[1], seed, prior.mean)
     parts = [
         mean_softmax(m_RBK, s_RBK, noise_SK).numpy()
-        for _, _, m_RBK, s_RBK in _posteriors_given(beta_RKG, prior, x_NG, seed)
+        for _, _, m_RBK, s_RBK in _posteriors_given(topics_RKG, prior, likelihood, x_NG, seed)
     ]
     return np.concatenate(parts, axis=1)
 
 
 def elbo_given(
-    beta_RKG: np.ndarray,
-    prior: tuple[Tensor, Tensor],
+    topics_RKG: np.ndarray,
+    prior: NormalPrior,
+    likelihood: Likelihood,
     x_NG: sp.csr_matrix,
     *,
     n_samples: int,
     seed: int,
 ) -> np.ndarray:
-    """ELBO of each cell with q optimised for it and the topics known, nats, shape (R, N).
+    """Return the ELBO of each cell, with q optimised for it and the topics known, nats, (R, N).
 
-    Minus infinity for a cell with a count of a gene that no topic has.
+    It is minus infinity for a cell with a count that has probability 0 whatever its θ.
     """
-    noise_SK = quasi_normal(n_samples, beta_RKG.shape[1], seed, prior[0])
+    noise_SK = quasi_normal(n_samples, topics_RKG.shape[1], seed, prior.mean)
     # Other draws than those that q was optimised on.
     parts = [
-        cell_elbo(batch, m_RBK, s_RBK, *prior, noise_SK, [topics] * n_samples).numpy()
-        for batch, topics, m_RBK, s_RBK in _posteriors_given(beta_RKG, prior, x_NG, seed + 1)
+        cell_elbo(batch, m_RBK, s_RBK, prior, likelihood, noise_SK, [topics] * n_samples).numpy()
+        for batch, topics, m_RBK, s_RBK in _posteriors_given(
+            topics_RKG, prior, likelihood, x_NG, seed + 1
+        )
     ]
     elbo_RN = np.concatenate(parts, axis=1)
-    for elbo_N, beta_KG in zip(elbo_RN, beta_RKG, strict=True):
-        elbo_N[x_NG[:, ~beta_KG.any(0)].getnnz(1) > 0] = -np.inf
+    for elbo_N, topics_KG in zip(elbo_RN, topics_RKG, strict=True):
+        elbo_N[likelihood.impossible(x_NG, topics_KG)] = -np.inf
     return elbo_RN
 
 
 def _posteriors_given(
-    beta_RKG: np.ndarray, prior: tuple[Tensor, Tensor], x_NG: sp.csr_matrix, seed: int
+    topics_RKG: np.ndarray,
+    prior: NormalPrior,
+    likelihood: Likelihood,
+    x_NG: sp.csr_matrix,
+    seed: int,
 ) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
-    """Of each chunk of cells: itself, the topics, and mean and deviation of q(t), (R, B, K)."""
-    topics = torch.from_numpy(beta_RKG).to(prior[0])
+    """Yield each chunk of cells, the topics, and mean and deviation of q(t), each (R, B, K)."""
+    topics = torch.from_numpy(topics_RKG).to(prior.mean)
     for batch in _chunks(x_NG, topics.device, library_size=1.0):
-        refined = [refine(batch, beta_KG, *prior, seed=seed) for beta_KG in topics]
+        refined = [refine(batch, t_KG, prior, likelihood, seed=seed) for t_KG in topics]
         m_RBK, s_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         yield batch, topics, m_RBK, s_RBK

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from topicell.config import ModelConfig, as_dict
 from topicell.counts import Counts
 from topicell.errors import InputError
-from topicell.evaluation.perplexity import fold_in, perplexity, thin
+from topicell.evaluation.perplexity import thin
 from topicell.evaluation.ranking import gene_scores, top_genes
 from topicell.evaluation.stability import Consensus, consensus
 from topicell.model.estimates import elbo_given
-from topicell.model.program import concentrations, laplace_prior
+from topicell.model.priors import NormalPrior
+from topicell.model.program import Likelihood
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +111,18 @@ class TopicFit(ABC):
     @abstractmethod
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
+
+    @abstractmethod
+    def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
+        """Return the topics as the likelihood uses them, all replicates, shape (R, K, G).
+
+        They are `beta` where cells mix topics.
+        """
+
+    @property
+    @abstractmethod
+    def likelihood(self) -> Likelihood:
+        """How topics, and the proportions of a cell, make its counts."""
 
     @abstractmethod
     def _weights(self) -> dict[str, Any]:
@@ -354,18 +366,17 @@ class TopicFit(ABC):
         topic has.
         """
         require_samples(n_samples)
-        beta_RKG = self.beta(seed=seed)
+        topics_RKG = self.topics(seed=seed)
         cells = self._counts(data, layer)
-        elbo_RN = elbo_given(beta_RKG, self.prior(), cells.x, n_samples=n_samples, seed=seed)
+        elbo_RN = elbo_given(
+            topics_RKG, self.prior(), self.likelihood, cells.x, n_samples=n_samples, seed=seed
+        )
         elbo_R: np.ndarray = elbo_RN.mean(1, dtype=np.float64)
         return elbo_R
 
-    def prior(self) -> tuple[Tensor, Tensor]:
-        """The prior under which topics are taken as given: Dirichlet(1/K), whatever fitted them.
-
-        Mean and standard deviation of the topic logits of a cell, each of shape (K,).
-        """
-        return laplace_prior(concentrations(None, self.n_topics, self.n_topics))
+    def prior(self) -> NormalPrior:
+        """Return the prior of θ where topics are taken as known: Dirichlet(1/K) for every model."""
+        return NormalPrior.dirichlet(None, self.n_topics, self.n_topics)
 
     def perplexity_by_replicate(
         self,
@@ -385,17 +396,17 @@ class TopicFit(ABC):
         if data is None and self.held_out is not None:
             data = self.held_out
         observed, completed = thin(self._counts(data, layer).x, seed)
-        beta_RKG = self.beta(n_samples=n_samples, seed=seed)
+        topics_RKG = self.topics(n_samples=n_samples, seed=seed)
         if folded:
-            theta_RNK = np.stack([fold_in(observed, beta_KG) for beta_KG in beta_RKG])
+            theta_RNK = np.stack([self.likelihood.fold_in(observed, t_KG) for t_KG in topics_RKG])
         else:
             cells = np.arange(observed.shape[0]).astype(object)
             half = Counts(observed, cells, self.genes)
             theta_RNK = self.theta(half, n_samples=n_samples, seed=seed)
         return np.array(
             [
-                perplexity(completed, theta_NK, beta_KG)
-                for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True)
+                self.likelihood.perplexity(completed, theta_NK, topics_KG)
+                for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True)
             ]
         )
 

@@ -15,6 +15,8 @@ from topicell.counts import Counts
 from topicell.errors import InputError
 from topicell.model.estimates import theta_given
 from topicell.model.fit import TopicFit, require_samples
+from topicell.model.mixture import MIXTURE
+from topicell.model.program import Likelihood
 
 Inference = Callable[[sp.csr_matrix], np.ndarray]
 """A library's own way from counts (N, G) to topic proportions (N, K)."""
@@ -105,11 +107,27 @@ class PointFit(TopicFit):
         chosen = self._replicates(replicates)
         if self.infer and not refine:
             return np.stack([self.infer[r](x) for r in chosen])
-        return theta_given(self.beta_RKG[chosen], self.prior(), x, n_samples=n_samples, seed=seed)
+        return theta_given(
+            self.beta_RKG[chosen],
+            self.prior(),
+            self.likelihood,
+            x,
+            n_samples=n_samples,
+            seed=seed,
+        )
 
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Gene proportions of topics, all replicates, shape (R, K, G); points need no samples."""
         return self.beta_RKG
+
+    def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
+        """Return the gene proportions, shape (R, K, G)."""
+        return self.beta_RKG
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Cells mix topics."""
+        return MIXTURE
 
     def elbo_by_replicate(self, data: Any = None, **options: Any) -> np.ndarray:
         """Points have no posterior of topics, and so no ELBO of their own."""

@@ -16,9 +16,11 @@ from topicell.model.estimates import (
     elbo_terms,
     mean_beta,
     mean_theta,
+    mean_topics,
 )
 from topicell.model.fit import TopicFit, require_samples
-from topicell.model.program import TopicProgram
+from topicell.model.mixture import MIXTURE
+from topicell.model.program import Likelihood, TopicProgram
 
 
 class AmortizedFit(TopicFit):
@@ -106,6 +108,17 @@ class AmortizedFit(TopicFit):
         beta_RKG = mean_beta(self.program, n_samples=n_samples, seed=seed)
         return np.take_along_axis(beta_RKG, self.order_RK[:, :, None], axis=1)
 
+    def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
+        """Return the topics that stand for q(b) in the likelihood, shape (R, K, G)."""
+        require_samples(n_samples)
+        topics_RKG = mean_topics(self.program, n_samples=n_samples, seed=seed)
+        return np.take_along_axis(topics_RKG, self.order_RK[:, :, None], axis=1)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the program."""
+        return self.program.likelihood
+
     def elbo_by_replicate(
         self,
         data: Any = None,
@@ -160,9 +173,14 @@ class AmortizedFit(TopicFit):
 
     @classmethod
     def restored(
-        cls, weights: Mapping[str, Tensor], document: Mapping[str, Any], **shared: Any
+        cls,
+        weights: Mapping[str, Tensor],
+        document: Mapping[str, Any],
+        likelihood: Likelihood = MIXTURE,
+        **shared: Any,
     ) -> Self:
-        """The fit that was saved."""
-        program = TopicProgram(len(shared["genes"]), len(shared["selection_R"]), shared["model"])
+        """Return the fit that was saved."""
+        n_genes, n_replicates = len(shared["genes"]), len(shared["selection_R"])
+        program = TopicProgram(n_genes, n_replicates, shared["model"], likelihood)
         program.load_state_dict(weights)
         return cls(program, np.array(document["order"]), **shared)

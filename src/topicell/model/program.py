@@ -21,9 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import pyro
+import scipy.sparse as sp
 import torch
 from pyro import poutine
 from pyro.distributions import Normal, TorchDistribution
@@ -33,15 +35,14 @@ from torch.distributions import constraints, kl_divergence
 from torch.nn.functional import dropout, relu, softplus
 
 from topicell.config import ModelConfig
+from topicell.model.minibatches import Batch
+from topicell.model.mixture import MIXTURE
+from topicell.model.priors import NormalPrior
 
 INITIAL_TOPIC_SCALE = -3.0
 """Start of ρ: softplus(−3) ≈ 0.05, a posterior of β that is narrow from the first step."""
 
 
-LEAST_PROPORTION = 1e-28
-"""Added to the proportion of each gene: single precision can underflow to 0 for a gene that no
-topic uses, and the slope x / p of a deep cell then overflows. Proportions above 1e-20 are left as
-they are, bit for bit."""
 FARTHEST = 32.0
 """Bound of a posterior mean's distance from the prior's, and of ρ, in standard deviations of the
 prior."""
@@ -51,54 +52,83 @@ single precision. Without the bound one step of Adam can move ρ of a cell that 
 others by 50, and s underflows to 0: an infinite KL."""
 
 
-def laplace_prior(concentration: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal approximation of a Dirichlet in the softmax basis.
+class Slopes(Protocol):
+    """Derivatives of the log-likelihood f of B cells by their topic logits t, θ = softmax(t)."""
 
-    Parameters
-    ----------
-    concentration
-        Dirichlet concentrations, shape (..., n).
+    def mode(self) -> Tensor:
+        """Return a θ of each cell to start from, shape (B, K)."""
+        ...
 
-    Returns
-    -------
-    Mean and standard deviation of each logit, shape (..., n) (Srivastava & Sutton 2017, eq. 3).
+    def both(self, theta_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ∂f/∂t_k and −∂²f/∂t_k², each of shape (B, K)."""
+        ...
+
+
+class Likelihood(Protocol):
+    """How topics, and the topic proportions of a cell, make its counts.
+
+    `topics` are what the likelihood uses of the topic logits b; `Mixture` says what each method
+    returns.
     """
-    n = concentration.shape[-1]
-    log_concentration = concentration.log()
-    mean = log_concentration - log_concentration.mean(-1, keepdim=True)
-    inverse = 1 / concentration
-    variance = inverse * (1 - 2 / n) + inverse.sum(-1, keepdim=True) / n**2
-    return mean, variance.sqrt()
 
+    def topics(self, b: Tensor) -> Tensor:
+        """Return topics of logits."""
+        ...
 
-def concentrations(prior: Any, length: int, n_topics: int) -> Tensor:
-    """A prior as a vector: 1/K for None, one number repeated, or the numbers given."""
-    if prior is None:
-        prior = 1 / n_topics
-    if isinstance(prior, (int, float)):
-        return torch.full((length,), float(prior))
-    return torch.tensor([float(value) for value in prior])
+    def draw(
+        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: NormalPrior
+    ) -> tuple[Tensor, Tensor]:
+        """Return drawn topics and the KL of q(b)."""
+        ...
+
+    def log_proportions(self, theta: Tensor, topics: Tensor) -> Tensor:
+        """Return log-proportions of genes in cells."""
+        ...
+
+    def log_likelihood(self, batch: Batch, theta_RBK: Tensor, topics_RKG: Tensor) -> Tensor:
+        """Return nats of each cell."""
+        ...
+
+    def slopes(self, batch: Batch, topics_KG: Tensor) -> Slopes:
+        """Return derivatives of the log-likelihood."""
+        ...
+
+    def mean_topics(self, mean: Tensor, scale: Tensor, *, n_samples: int, seed: int) -> Tensor:
+        """Return the topics that stand for a posterior of b."""
+        ...
+
+    def fold_in(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
+        """Return topic proportions of new cells."""
+        ...
+
+    def perplexity(self, x_NG: sp.csr_matrix, theta_NK: np.ndarray, topics_KG: np.ndarray) -> float:
+        """Return the perplexity per count."""
+        ...
+
+    def impossible(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
+        """Return which cells have a count of probability 0."""
+        ...
 
 
 class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
-    """Counts given the proportions of genes, without the multinomial coefficient.
+    """Counts given the log-proportions of genes, without the multinomial coefficient.
 
     Parameters
     ----------
-    proportions
-        Shape (..., G), on the simplex.
+    log_proportions
+        Shape (..., G).
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {"proportions": constraints.simplex}
+    arg_constraints: ClassVar[dict[str, Any]] = {"log_proportions": constraints.real_vector}
     support = constraints.independent(constraints.nonnegative, 1)
 
-    def __init__(self, proportions: Tensor, validate_args: bool | None = None) -> None:
-        self.proportions = proportions
-        super().__init__(proportions.shape[:-1], proportions.shape[-1:], validate_args)
+    def __init__(self, log_proportions: Tensor, validate_args: bool | None = None) -> None:
+        self.log_proportions = log_proportions
+        super().__init__(log_proportions.shape[:-1], log_proportions.shape[-1:], validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Nats of each bag, shape (...): a gene without counts adds nothing."""
-        return (value * (self.proportions + LEAST_PROPORTION).log()).sum(-1)
+        """Return the nats of each bag, shape (...)."""
+        return (value * self.log_proportions).sum(-1)
 
 
 class ReplicateLinear(nn.Module):
@@ -160,15 +190,13 @@ class Encoder(nn.Module):
         R and G.
     config
         Number and width of hidden layers, dropout, whether the means are normalised.
-    prior_mean, prior_scale
-        Shape (K,): normalised means have the prior's mean over the cells of a batch, and its scale
-        times one learned factor for all topics. So no topic can leave the posterior of all cells
-        and die, and shallow cells, of which less is known, can stay nearer to the prior's mean.
+    prior
+        The prior of the topic logits: normalised means have its mean over the cells of a batch, and
+        its scale times one learned factor for all topics. So no topic can leave the posterior of
+        all cells and die, and shallow cells, of which less is known, can stay nearer to the mean.
     """
 
     library_size: Tensor
-    prior_mean: Tensor
-    prior_scale: Tensor
     mean_bounds: Tensor
     rho_bounds: Tensor
 
@@ -177,8 +205,7 @@ class Encoder(nn.Module):
         n_replicates: int,
         n_genes: int,
         config: ModelConfig,
-        prior_mean: Tensor,
-        prior_scale: Tensor,
+        prior: NormalPrior,
     ) -> None:
         super().__init__()
         R, K, H = n_replicates, config.n_topics, config.n_hidden
@@ -193,10 +220,9 @@ class Encoder(nn.Module):
         self.mean_norm = ReplicateNorm(R, K, affine=False) if config.normalize_means else None
         self.mean_spread = nn.Parameter(torch.zeros(R, 1, 1)) if config.normalize_means else None
         self.register_buffer("library_size", torch.tensor(1e4))
-        self.register_buffer("prior_mean", prior_mean, persistent=False)
-        self.register_buffer("prior_scale", prior_scale, persistent=False)
-        reach = FARTHEST * prior_scale
-        mean_bounds = torch.stack([prior_mean - reach, prior_mean + reach])
+        self.prior = prior
+        reach = FARTHEST * prior.scale
+        mean_bounds = torch.stack([prior.mean - reach, prior.mean + reach])
         rho_bounds = torch.stack([torch.full_like(reach, LOWEST_RHO), reach])
         self.register_buffer("mean_bounds", mean_bounds, persistent=False)
         self.register_buffer("rho_bounds", rho_bounds, persistent=False)
@@ -224,8 +250,8 @@ class Encoder(nn.Module):
             value = dropout(relu(norm(value)), self.dropout, self.training)
         m_RBK = self.mean(value)
         if self.mean_norm is not None and self.mean_spread is not None:
-            spread_R1K = self.prior_scale * self.mean_spread.exp()
-            m_RBK = self.prior_mean + spread_R1K * self.mean_norm(m_RBK)
+            spread_R1K = self.prior.scale * self.mean_spread.exp()
+            m_RBK = self.prior.mean + spread_R1K * self.mean_norm(m_RBK)
         return bounded(m_RBK, self.mean_bounds), bounded(self.scale(value), self.rho_bounds)
 
 
@@ -262,25 +288,30 @@ class TopicProgram(nn.Module):
         R.
     config
         Topics, priors and encoder.
+    likelihood
+        How topics and proportions make the counts.
+
+    Attributes
+    ----------
+    cell_prior, topic_prior
+        Priors of the topic logits of a cell, and of the gene logits of a topic.
     """
 
-    cell_prior_mean: Tensor
-    cell_prior_scale: Tensor
-    topic_prior_mean: Tensor
-    topic_prior_scale: Tensor
-
-    def __init__(self, n_genes: int, n_replicates: int, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        n_genes: int,
+        n_replicates: int,
+        config: ModelConfig,
+        likelihood: Likelihood = MIXTURE,
+    ) -> None:
         super().__init__()
         R, K, G = n_replicates, config.n_topics, n_genes
         self.n_replicates, self.n_topics, self.n_genes = R, K, G
         self.config = config
-        alpha = laplace_prior(concentrations(config.cell_topic_prior, K, K))
-        eta = laplace_prior(concentrations(config.topic_gene_prior, G, K))
-        # The settings hold the priors; the saved weights do not repeat them.
-        for name, (mean, scale) in {"cell": alpha, "topic": eta}.items():
-            self.register_buffer(f"{name}_prior_mean", mean, persistent=False)
-            self.register_buffer(f"{name}_prior_scale", scale, persistent=False)
-        self.encoder = Encoder(R, G, config, *alpha)
+        self.likelihood = likelihood
+        self.cell_prior = NormalPrior.dirichlet(config.cell_topic_prior, K, K)
+        self.topic_prior = NormalPrior.dirichlet(config.topic_gene_prior, G, K)
+        self.encoder = Encoder(R, G, config, self.cell_prior)
         self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
         self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
 
@@ -294,7 +325,7 @@ class TopicProgram(nn.Module):
 
     def of_replicates(self, replicates: Sequence[int]) -> TopicProgram:
         """Return a program of these replicates alone, with their state."""
-        kept = TopicProgram(self.n_genes, len(replicates), self.config)
+        kept = TopicProgram(self.n_genes, len(replicates), self.config, self.likelihood)
         kept.to(self.topic_mean.device)
         state = self.state_dict() | {
             name: value[list(replicates)].view_as(kept.state_dict()[name])
@@ -313,15 +344,16 @@ class TopicProgram(nn.Module):
         annealed = poutine.scale(scale=kl_weight)
         with replicates:
             with topics, annealed:
-                prior_b = Normal(self.topic_prior_mean, self.topic_prior_scale).to_event(1)
+                prior_b = Normal(self.topic_prior.mean, self.topic_prior.scale).to_event(1)
                 b_RKG = pyro.sample("topic_logits", prior_b)
-            beta_RKG = b_RKG.softmax(-1)
+            topics_RKG = self.likelihood.topics(b_RKG)
             with cells:
                 with annealed:
-                    prior_t = Normal(self.cell_prior_mean, self.cell_prior_scale).to_event(1)
+                    prior_t = Normal(self.cell_prior.mean, self.cell_prior.scale).to_event(1)
                     t_RBK = pyro.sample("cell_logits", prior_t)
                 theta_RBK = t_RBK.softmax(-1)
-                pyro.sample("counts", BagOfWords(theta_RBK @ beta_RKG), obs=x_BG)
+                log_p_RBG = self.likelihood.log_proportions(theta_RBK, topics_RKG)
+                pyro.sample("counts", BagOfWords(log_p_RBG), obs=x_BG)
 
     def guide(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
         """Posterior q(b) q(t | x) of the same mini-batch."""

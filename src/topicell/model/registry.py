@@ -23,6 +23,7 @@ from topicell.model.external.library import Library, fit_library
 from topicell.model.fit import EpochMetrics, TopicFit
 from topicell.model.points import PointFit
 from topicell.model.posterior import AmortizedFit
+from topicell.model.prodlda import PRODUCT
 from topicell.model.training import train
 
 
@@ -108,6 +109,13 @@ MODELS = {
             "latent Dirichlet allocation with {n_topics} topics and amortized inference",
             train,
             _restore_lda,
+            on_gpu=True,
+        ),
+        ModelSpec(
+            "prodlda",
+            "ProdLDA, a product of {n_topics} topics, with amortized inference",
+            partial(train, likelihood=PRODUCT),
+            partial(AmortizedFit.restored, likelihood=PRODUCT),
             on_gpu=True,
         ),
         # The passes are those of experiments/speed; those of scvi-tools are its tutorial's.

@@ -32,7 +32,7 @@ def initial_topics(
     R, K, G = program.n_replicates, program.n_topics, program.n_genes
     generator = torch.Generator().manual_seed(seed)
     noise_RKG = torch.randn(R, K, G, generator=generator)
-    mean_G, scale_G = program.topic_prior_mean.cpu(), program.topic_prior_scale.cpu()
+    mean_G, scale_G = program.topic_prior.mean.cpu(), program.topic_prior.scale.cpu()
     if init is Init.random:
         return mean_G + scale_G * noise_RKG
     total_G = np.asarray(x_NG.sum(0), dtype=np.float64).ravel()

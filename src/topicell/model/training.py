@@ -25,7 +25,7 @@ from torch import Tensor
 from topicell.config import AnnealingShape, EarlyStoppingConfig, ModelConfig, TrainConfig
 from topicell.counts import Counts
 from topicell.errors import InputError
-from topicell.evaluation.perplexity import perplexity, thin
+from topicell.evaluation.perplexity import thin
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import (
     Optimizer,
@@ -34,11 +34,12 @@ from topicell.model.engines import (
     matrix_precision,
     resolve_device,
 )
-from topicell.model.estimates import chunks, elbo_terms, mean_beta, mean_theta
+from topicell.model.estimates import chunks, elbo_terms, mean_theta, mean_topics
 from topicell.model.fit import EpochMetrics
 from topicell.model.minibatches import Batch, shuffled
+from topicell.model.mixture import MIXTURE
 from topicell.model.posterior import AmortizedFit
-from topicell.model.program import TopicProgram
+from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.sizes import check_sizes
 from topicell.model.starts import initial_topics
@@ -62,6 +63,7 @@ def train(
     config: TrainConfig,
     *,
     seed: int = 0,
+    likelihood: Likelihood = MIXTURE,
     start: AmortizedFit | None = None,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     checkpoints: Checkpoints | None = None,
@@ -78,6 +80,8 @@ def train(
         The model's and the training's settings.
     seed
         Decides starts, mini-batches and noise.
+    likelihood
+        How topics and proportions make the counts: `topicell.model.mixture` for LDA.
     start
         A fit to go on from, with the same genes and settings of the model: its weights and its
         history are kept, the warm-up is left out, and the rate runs through a new cycle.
@@ -133,7 +137,8 @@ def train(
         matrix_precision(config.precision, device),
         progress_bar(n_epochs, shown=config.progress) as bar,
     ):
-        program = TopicProgram(counts.n_genes, config.n_replicates, model).to(device)
+        program = TopicProgram(counts.n_genes, config.n_replicates, model, likelihood)
+        program.to(device)
         if start is None:
             with torch.no_grad():
                 program.topic_mean.copy_(
@@ -314,11 +319,11 @@ class Validation:
         theta_RNK = mean_theta(
             program, self.observed(), n_samples=16, seed=self.seed, replicates=replicates
         )
-        beta_RKG = mean_beta(program, n_samples=16, seed=self.seed)[replicates]
+        topics_RKG = mean_topics(program, n_samples=16, seed=self.seed)[replicates]
         perplexity_R = np.array(
             [
-                perplexity(self.completed, theta, beta)
-                for theta, beta in zip(theta_RNK, beta_RKG, strict=True)
+                program.likelihood.perplexity(self.completed, theta_NK, topics_KG)
+                for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True)
             ]
         )
         return elbo_R, perplexity_R

@@ -1,0 +1,206 @@
+r"""The likelihood of latent Dirichlet allocation: a cell mixes the gene proportions of topics.
+
+:math:`\log p(x_c \mid \theta_c, \beta) = \sum_g x_{cg} \log (\theta_c \beta)_g` with
+:math:`\beta_k = \mathrm{softmax}(b_k)`.
+
+Shapes: R replicates, B cells of a mini-batch, G genes, K topics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from topicell.evaluation.perplexity import fold_in, perplexity
+from topicell.model.minibatches import Batch, DenseBatch, SparseBatch
+from topicell.model.priors import NormalPrior, logistic_normal
+
+LEAST_PROPORTION = 1e-28
+"""Added to the proportion of each gene: single precision can underflow to 0 for a gene that no
+topic uses, and the slope x / p of a deep cell then overflows. Proportions above 1e-20 are left as
+they are, bit for bit."""
+EM_STEPS = 25
+PSEUDO_COUNT = 0.1
+UNLIKELY = 1e-15
+"""Counts of a probability below this do not move the posterior: their slopes would overflow."""
+
+
+class Mixture:
+    """The likelihood as `topicell.model.program.Likelihood`; its topics are gene proportions β."""
+
+    def topics(self, b: Tensor) -> Tensor:
+        """Return β = softmax(b), shape (..., K, G)."""
+        return b.softmax(-1)
+
+    def draw(
+        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: NormalPrior
+    ) -> tuple[Tensor, Tensor]:
+        """Return a draw of β, (..., K, G), and the KL of q(b) from its prior, (..., K)."""
+        return logistic_normal(mean, rho, noise, prior)
+
+    def log_proportions(self, theta: Tensor, topics: Tensor) -> Tensor:
+        """Return the log-proportion of each gene in each cell, shape (..., B, G)."""
+        return (theta @ topics + LEAST_PROPORTION).log()
+
+    def log_likelihood(self, batch: Batch, theta_RBK: Tensor, topics_RKG: Tensor) -> Tensor:
+        """Return the log-likelihood of each cell's counts, in nats, shape (R, B)."""
+        return log_likelihood(batch, theta_RBK, topics_RKG)
+
+    def slopes(self, batch: Batch, topics_KG: Tensor) -> Slopes:
+        """Return the derivatives of the log-likelihood of cells."""
+        return Slopes(batch, topics_KG)
+
+    def mean_topics(self, mean: Tensor, scale: Tensor, *, n_samples: int, seed: int) -> Tensor:
+        """Return E[softmax(b)] of b ~ Normal(mean, scale), by draws, shape (R, K, G)."""
+        generator = torch.Generator().manual_seed(seed)
+        beta_RKG = torch.zeros_like(mean)
+        for _ in range(n_samples):
+            # Drawn on the CPU, so that devices agree.
+            noise_G = torch.randn((mean.shape[-1],), generator=generator).to(mean)
+            beta_RKG += (mean + scale * noise_G).softmax(-1)
+        return beta_RKG / n_samples
+
+    def fold_in(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
+        """Return topic proportions of new cells, shape (N, K), by EM."""
+        return fold_in(x_NG, topics_KG)
+
+    def perplexity(self, x_NG: sp.csr_matrix, theta_NK: np.ndarray, topics_KG: np.ndarray) -> float:
+        """Return the perplexity per count."""
+        return perplexity(x_NG, theta_NK, topics_KG)
+
+    def impossible(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
+        """Return which cells have a count of probability 0 whatever their θ, shape (N,)."""
+        found: np.ndarray = x_NG[:, ~topics_KG.any(0)].getnnz(1) > 0
+        return found
+
+
+MIXTURE = Mixture()
+
+
+def log_likelihood(batch: Batch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
+    """Nats of each cell's bag of words under each replicate, shape (R, B)."""
+    if isinstance(batch, DenseBatch):
+        result: Tensor = _DenseLikelihood.apply(batch.counts, theta_RBK, beta_RKG)
+    else:
+        result = _SparseLikelihood.apply(batch, theta_RBK, beta_RKG)
+    return result
+
+
+def multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
+    """A sparse matrix times a dense one, written to `out`."""
+    # torch.mm would fill and copy another matrix on its way to `out`.
+    torch.addmm(out, matrix, values, beta=0, out=out)
+
+
+class _DenseLikelihood(torch.autograd.Function):
+    """Σ_g x log(θβ), whose derivative by θβ is x / θβ."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BG: Tensor, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
+        probability = (theta_RBK @ beta_RKG).add_(LEAST_PROPORTION)
+        ctx.save_for_backward(x_BG / probability, theta_RBK, beta_RKG)
+        return probability.log_().mul_(x_BG).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_RB: Tensor) -> Any:
+        ratio_RBG, theta_RBK, beta_RKG = ctx.saved_tensors
+        # A cell's weight goes to the small factor, not to cells × genes.
+        return (
+            None,
+            (ratio_RBG @ beta_RKG.mT) * d_RB.unsqueeze(-1),
+            (theta_RBK * d_RB.unsqueeze(-1)).mT @ ratio_RBG,
+        )
+
+
+class _SparseLikelihood(torch.autograd.Function):
+    """The same at the non-zeros alone: a gene without counts adds nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: SparseBatch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
+        pattern = batch.by_cell.with_values(batch.counts)
+        probability_Rn = torch.stack(
+            [
+                torch.sparse.sampled_addmm(pattern, theta_BK, beta_KG, beta=0.0).values()
+                for theta_BK, beta_KG in zip(theta_RBK, beta_RKG, strict=True)
+            ]
+        ).add_(LEAST_PROPORTION)
+        ctx.batch = batch
+        ctx.save_for_backward(theta_RBK, beta_RKG, batch.counts / probability_Rn)
+        nats_Rn = probability_Rn.log_().mul_(batch.counts)
+        starts = batch.by_cell.starts.long().expand(len(nats_Rn), -1).contiguous()
+        return torch.segment_reduce(nats_Rn, "sum", offsets=starts, axis=1, unsafe=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_RB: Tensor) -> Any:
+        batch: SparseBatch = ctx.batch
+        theta_RBK, beta_RKG, ratio_Rn = ctx.saved_tensors
+        d_RB1 = d_RB.unsqueeze(-1)
+        weighted_RBK, beta_RGK = (theta_RBK * d_RB1).contiguous(), beta_RKG.mT.contiguous()
+        d_theta, d_beta = torch.empty_like(weighted_RBK), torch.empty_like(beta_RGK)
+        for r, ratio in enumerate(ratio_Rn):
+            by_gene = ratio.index_select(0, batch.order)
+            multiply(batch.by_cell.with_values(ratio), beta_RGK[r], d_theta[r])
+            multiply(batch.by_gene.with_values(by_gene), weighted_RBK[r], d_beta[r])
+        return None, d_theta * d_RB1, d_beta.mT
+
+
+class Slopes:
+    """First and second derivatives of the log-likelihood by the topic logits t, θ = softmax(t)."""
+
+    def __init__(self, batch: Batch, beta_KG: Tensor) -> None:
+        self.batch = batch
+        self.beta_KG = beta_KG
+        self.beta_GK = beta_KG.T.contiguous()
+        self.squared_GK = self.beta_GK.square()
+        self.pattern = (
+            None if isinstance(batch, DenseBatch) else batch.by_cell.with_values(batch.counts)
+        )
+
+    def first(self, theta_BK: Tensor) -> Tensor:
+        """Return ∂f/∂θ_k = Σ_g x_g β_kg / p_g, shape (B, K)."""
+        return self._product(self._ratios(theta_BK)[0], self.beta_GK)
+
+    def mode(self) -> Tensor:
+        """Return the θ of each cell that EM finds, from uniform proportions, shape (B, K)."""
+        n_topics = len(self.beta_KG)
+        theta_BK = self.beta_KG.new_full((self.batch.n_cells, n_topics), 1 / n_topics)
+        for _ in range(EM_STEPS):
+            expected_BK = theta_BK * self.first(theta_BK) + PSEUDO_COUNT
+            theta_BK = expected_BK / expected_BK.sum(1, keepdim=True)
+        return theta_BK
+
+    def both(self, theta_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ∂f/∂t_k and −∂²f/∂t_k², each of shape (B, K)."""
+        ratio, probability = self._ratios(theta_BK)
+        expected_BK = theta_BK * self._product(ratio, self.beta_GK)
+        squared_BK = theta_BK.square() * self._product(ratio / probability, self.squared_GK)
+        # n, less the counts that no topic explains.
+        share_BK = expected_BK.sum(1, keepdim=True) * theta_BK
+        return expected_BK - share_BK, squared_BK - expected_BK + share_BK * (1 - theta_BK)
+
+    def _ratios(self, theta_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x / p and p, at all genes or at the non-zeros."""
+        if self.pattern is None:
+            probability = theta_BK @ self.beta_KG
+        else:
+            probability = torch.sparse.sampled_addmm(
+                self.pattern, theta_BK.contiguous(), self.beta_KG, beta=0.0
+            ).values()
+        likely = probability > UNLIKELY
+        probability = probability.clamp_min(UNLIKELY)
+        return (self.batch.counts / probability).mul_(likely), probability
+
+    def _product(self, values: Tensor, factor_GK: Tensor) -> Tensor:
+        if self.pattern is None:
+            return values @ factor_GK
+        assert isinstance(self.batch, SparseBatch)
+        result = factor_GK.new_empty(self.batch.n_cells, factor_GK.shape[1])
+        multiply(self.batch.by_cell.with_values(values), factor_GK, result)
+        return result
