@@ -21,8 +21,7 @@ import torch
 from topicell.config import EvaluateConfig, ModelConfig, SimulationConfig, TrainConfig
 from topicell.counts import Counts
 from topicell.data.simulation import simulate
-from topicell.evaluation import topic_scores
-from topicell.evaluation.labels import label_scores
+from topicell.evaluation.metrics import METRICS, Replicate
 from topicell.evaluation.stability import consensus, stability
 from topicell.model.training import train
 
@@ -57,26 +56,29 @@ def measured(n_cells: int, depth: int, *, repeats: int) -> dict[str, float]:
     config = EvaluateConfig()
     theta_RNK, beta_RKG = fit.theta(), fit.beta()
 
-    def scores_of_topics() -> list[object]:
-        return [
-            list(topic_scores(cells.x, theta_NK, beta_KG))
+    def scores(group: str) -> list[object]:
+        """Compute the metrics of a group for each replicate."""
+        rows = [row for name, row in METRICS.items() if row.compute and name.startswith(group)]
+        replicates = [
+            Replicate(
+                x_NG=cells.x,
+                theta_NK=theta_NK,
+                beta_KG=beta_KG,
+                labels=labels,
+                n_neighbors=config.n_neighbors,
+            )
             for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True)
         ]
-
-    def scores_of_labels() -> list[object]:
-        return [
-            list(label_scores(theta_NK, labels, n_neighbors=config.n_neighbors))
-            for theta_NK in theta_RNK
-        ]
+        return [row.compute(replicate) for replicate in replicates for row in rows]
 
     groups: dict[str, Callable[[], object]] = {
         "θ and β, 256 samples": lambda: (fit.theta(), fit.beta()),
         "ELBO, 10 samples": lambda: fit.elbo_by_replicate(n_samples=config.n_elbo_samples),
         "perplexity, folded": lambda: fit.perplexity_by_replicate(cells),
         "perplexity, amortized": lambda: fit.perplexity_by_replicate(cells, folded=False),
-        "coherence, diversity, exclusivity, used": scores_of_topics,
+        "coherence, diversity, exclusivity, used": lambda: scores("topics/"),
         "stability, consensus": lambda: (stability(beta_RKG), consensus(beta_RKG)),
-        "labels": scores_of_labels,
+        "labels": lambda: scores("labels/"),
     }
     row: dict[str, float] = {
         "cells": n_cells,

@@ -19,8 +19,7 @@ import torch
 
 import topicell
 from topicell.config import SplitConfig
-from topicell.evaluation import topic_scores
-from topicell.evaluation.labels import label_scores
+from topicell.evaluation.metrics import Replicate, replicate_scores
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 
 HERE = Path(__file__).parent
@@ -46,14 +45,20 @@ def main() -> None:
     beta = model.get_feature_by_topic().to_numpy().T
     theta = model.get_latent_representation(prepared.copy()).to_numpy()
     observed, completed = thin(prepared[~is_train].layers["counts"], SEED)
+    replicate = Replicate(
+        x_NG=train.layers["counts"],
+        theta_NK=theta,
+        beta_KG=beta,
+        labels=prepared.obs["celltype"].to_numpy(),
+        seed=SEED,
+    )
     # Its get_elbo returns the loss of the whole training set: minus the ELBO.
     scores = {
         "seconds": seconds,
         "elbo_per_cell": -abs(float(model.get_elbo())) / train.n_obs,
         "its_own_perplexity": float(model.get_perplexity()),
         "test/perplexity_folded": perplexity(completed, fold_in(observed, beta), beta),
-        **dict(topic_scores(train.layers["counts"], theta, beta)),
-        **dict(label_scores(theta, prepared.obs["celltype"].to_numpy(), seed=SEED)),
+        **dict(replicate_scores(replicate)),
     }
     scores = {name: float(np.round(value, 4)) for name, value in scores.items()}
     (HERE / "scvi.json").write_text(json.dumps(scores, indent=1) + "\n")

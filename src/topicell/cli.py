@@ -789,19 +789,11 @@ def _options(schema: type, arguments: list[str], stored: Mapping[str, Any] | Non
 
 
 def _print_result(scores: Mapping[str, float], directory: Path) -> None:
-    shown = {
-        "test/perplexity_folded": "held-out perplexity per count",
-        "given/perplexity": "perplexity of the proportions given",
-        "given/perplexity_folded": "perplexity of half the counts",
-        "fit/train_elbo": "ELBO, nats per training cell",
-        "topics/used": "topics used",
-        "topics/coherence_npmi": "coherence (NPMI)",
-        "topics/stability": "stability over replicates",
-        "speed/fit_seconds": "seconds to fit",
-    }
-    for name, meaning in shown.items():
-        if name in scores:
-            print(f"{meaning:<32}{scores[name]:10.4g}")
+    from topicell.evaluation.metrics import METRICS
+
+    for name, row in METRICS.items():
+        if row.printed and name in scores:
+            print(f"{row.title:<32}{scores[name]:10.4g}")
     print(f"run folder  {os.path.relpath(directory)}")
     if (directory / "report.html").exists():
         print(f"report      {os.path.relpath(directory / 'report.html')}")

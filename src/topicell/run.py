@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
 from topicell import report
 from topicell.config import Device, EvaluateConfig, ExternalConfig, ReportConfig, RunConfig, as_dict
@@ -27,8 +26,7 @@ from topicell.counts import Counts
 from topicell.data.preprocessing import PARTS, column, prepared, split
 from topicell.data.reading import data_digest, load, source_digest
 from topicell.errors import InputError, disk_is_full, failure
-from topicell.evaluation import topic_scores
-from topicell.evaluation.labels import label_scores
+from topicell.evaluation.metrics import Replicate, replicate_scores
 from topicell.evaluation.perplexity import thin
 from topicell.evaluation.stability import consensus, match_topics, stability
 from topicell.files import whole
@@ -420,7 +418,20 @@ def measure(
                     parts[part], n_samples=config.n_elbo_samples, seed=seed
                 ).tolist()
     of_topics = [
-        dict(replicate_scores(parts["train"].x, theta_NK, beta_KG, labels, config, seed))
+        dict(
+            replicate_scores(
+                Replicate(
+                    x_NG=parts["train"].x,
+                    theta_NK=theta_NK,
+                    beta_KG=beta_KG,
+                    labels=None if labels is None else labels.to_numpy(),
+                    n_coherence_genes=config.n_coherence_genes,
+                    n_diversity_genes=config.n_diversity_genes,
+                    n_neighbors=config.n_neighbors,
+                    seed=seed,
+                )
+            )
+        )
         for theta_NK, beta_KG in zip(theta_RNK, beta_RKG, strict=True)
     ]
     for name in of_topics[0]:
@@ -483,28 +494,6 @@ def write_scores(values: Values, folder: Path) -> None:
             for seed, of_split in by_split.items():
                 for replicate, value in enumerate(of_split):
                     table.writerow([name, seed, replicate, value])
-
-
-def replicate_scores(
-    x_NG: sp.csr_matrix,
-    theta_NK: np.ndarray,
-    beta_KG: np.ndarray,
-    labels: pd.Series | None,
-    config: EvaluateConfig,
-    seed: int,
-) -> Iterator[tuple[str, float]]:
-    """The measures of one replicate that ask for nothing but its topics."""
-    yield from topic_scores(
-        x_NG,
-        theta_NK,
-        beta_KG,
-        n_coherence_genes=config.n_coherence_genes,
-        n_diversity_genes=config.n_diversity_genes,
-    )
-    if labels is not None:
-        yield from label_scores(
-            theta_NK, labels.to_numpy(), n_neighbors=config.n_neighbors, seed=seed
-        )
 
 
 def amortization_gap(fit: TopicFit, cells: Counts, config: EvaluateConfig, seed: int) -> np.ndarray:

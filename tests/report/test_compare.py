@@ -294,7 +294,8 @@ def test_matched_topics_lie_on_the_diagonal(rows, columns):
 
 def test_curves_of_the_runs_share_their_panels():
     other = [{"epoch": 0, "valid/perplexity": 5.0}]
-    figure = drawn.training_overlay([HISTORY, [], other], ["A", "B", "C"])
+    curves = dict.fromkeys(("valid/elbo", "valid/perplexity"), ("Title", "unit"))
+    figure = drawn.training_overlay([HISTORY, [], other], ["A", "B", "C"], curves)
     elbo, perplexity = figure.axes
     (line,) = elbo.lines
     assert line.get_ydata().tolist() == [row["valid/elbo"] for row in HISTORY]

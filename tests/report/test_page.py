@@ -20,7 +20,9 @@ from anndata import AnnData
 from topicell import report
 from topicell.config import ReportConfig
 from topicell.evaluation import ranking
+from topicell.evaluation.metrics import METRICS, Metric
 from topicell.report import figure_set, figures, page, tables
+from topicell.report.summary import summary
 
 EVIL = "<script>alert('x')</script>"
 HISTORY = [
@@ -194,6 +196,19 @@ def test_scores_are_all_there_and_explained(html):
     assert "not defined" in text
     assert "our/new_score" in text
     assert "−3" in text
+
+
+def test_a_metric_with_a_row_in_the_table_is_named_and_explained(written, monkeypatch):
+    """tests/evaluation/test_metrics.py has the rest of a run with a toy metric."""
+    toy = Metric(name="our/new_score", title="Toy score", meaning="A toy.", better=1, headline=True)
+    monkeypatch.setitem(METRICS, toy.name, toy)
+    adata, _, _ = written
+    text = " ".join(Tags(page.render(adata, HISTORY, {})).text.split())
+    # once at the head of the page, once in the table of all scores
+    assert text.count("Toy score") == 2
+    assert text.count("A toy. Higher is better.") == 2
+    assert "Toy score −3" in summary(adata)
+    assert "A toy. Higher is better." in summary(adata)
 
 
 def test_cards_hold_the_leading_genes_of_each_ranking(written, html):

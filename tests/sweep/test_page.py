@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from topicell.evaluation.estimates import difference
+from topicell.evaluation.metrics import metric
 from topicell.sweep import page
 from topicell.sweep.selection import MEASURES, points, select
 from topicell.sweep.trials import PERPLEXITY, Sweep, Trial
@@ -217,7 +218,7 @@ def test_numbers_of_topics_are_those_of_the_selection():
     verdict = select(sweep.trials, bounds=(2, 10))
     assert (verdict.n_topics, verdict.best) == (6, 8)
     head, *rows = tables(render(sweep))[0]
-    assert head[:1] + head[4:-1] == ["K", *list(MEASURES.values())[1:]]
+    assert head[:1] + head[4:-1] == ["K", *(metric(name).title for name in MEASURES[1:])]
     measured = points(sweep.trials)
     best = next(point for point in measured if point.n_topics == 8)
     assert [int(row[0]) for row in rows] == [point.n_topics for point in measured]
@@ -227,7 +228,7 @@ def test_numbers_of_topics_are_those_of_the_selection():
         if point is not best:
             above = difference(point.values[PERPLEXITY], best.values[PERPLEXITY])
             assert row[3] == f"{above.mean:+.3f} ± {above.se:.3f}".replace("-", "−")
-        for cell, name in zip(row[4:7], list(MEASURES)[1:4], strict=True):
+        for cell, name in zip(row[4:7], MEASURES[1:4], strict=True):
             found = point.estimate(name)
             assert cell == f"{found.mean:.3f} ± {found.se:.3f}"
         assert row[-1] == ", ".join(map(str, point.trials))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from topicell.comparison.rules import linked, same_source, what_differs
 from topicell.comparison.runs import StoredRun, as_text
 from topicell.evaluation.estimates import BySplit
-from topicell.report.compared import MEANINGS
+from topicell.evaluation.metrics import metric
 
 OBSTACLES = {
     "counts": ("Different data", ""),
@@ -44,7 +44,7 @@ def cautions(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
     for name in dict.fromkeys(name for run in runs for name in run.values):
         obstacle = what_differs(name, [run for run in runs if name in run.values])
         if obstacle:
-            lost.setdefault(obstacle, []).append(MEANINGS.get(name, (name, ""))[0])
+            lost.setdefault(obstacle, []).append(metric(name).title)
 
     other_data = list(_other_data(runs))
     if other_data:

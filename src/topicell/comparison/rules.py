@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 
@@ -10,40 +10,12 @@ import numpy as np
 import pandas as pd
 
 from topicell.comparison.runs import StoredRun
-
-RULES: Mapping[str, tuple[int, tuple[str, ...]]] = {
-    "valid/perplexity": (-1, ("counts", "split")),
-    "test/perplexity": (-1, ("counts", "split")),
-    "test/elbo": (1, ("counts", "split")),
-    "test/elbo_given_topics": (1, ("counts", "split", "topics")),
-    "fit/train_elbo": (0, ("counts", "split")),
-    "fit/valid_elbo": (1, ("counts", "split")),
-    "given/perplexity": (-1, ("counts",)),
-    "given/elbo_given_topics": (1, ("counts", "topics")),
-    "topics/coherence": (1, ("counts", "split", "evaluate.n_coherence_genes")),
-    "topics/diversity": (1, ("counts", "evaluate.n_diversity_genes")),
-    "topics/exclusivity": (1, ("counts",)),
-    "topics/stability": (1, ("counts",)),
-    "topics/": (0, ("cells",)),
-    "inference/": (-1, ("counts",)),
-    "labels/": (1, ("cells", "labels")),
-    "labels/knn": (1, ("cells", "labels", "evaluate.n_neighbors")),
-    "speed/": (-1, ("device",)),
-    "memory/": (-1, ("device",)),
-}
-"""Of scores by the beginning of their name: whether more (1) or less (−1) is better, and what must
-be the same for them to be compared. The longest beginning counts."""
-
-
-def rule(name: str) -> tuple[int, tuple[str, ...]]:
-    """The rule of a score; of one without a rule none is better, and all are compared."""
-    known = [start for start in RULES if name.startswith(start)]
-    return RULES[max(known, key=len)] if known else (0, ())
+from topicell.evaluation.metrics import metric
 
 
 def what_differs(name: str, runs: Sequence[StoredRun]) -> str:
     """What should be the same for a score to be compared, and is not; empty if all is."""
-    for needed in rule(name)[1]:
+    for needed in metric(name).same:
         if needed == "split":
             fine = all(_same(needed, name, a, b) for a, b in combinations(runs, 2))
         else:

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from topicell.comparison.obstacles import in_words
-from topicell.comparison.rules import rule, same_split, what_differs
+from topicell.comparison.rules import same_split, what_differs
 from topicell.comparison.runs import StoredRun
 from topicell.evaluation import estimates
 from topicell.evaluation.estimates import BySplit, estimate, standard_deviation
-from topicell.report.compared import MEANINGS, Difference, Score, Value
+from topicell.evaluation.metrics import metric, ordered
+from topicell.report.compared import Difference, Score, Value
 
 
 def scores(runs: Sequence[StoredRun]) -> Iterator[Score]:
     """Every score that a run has: its values, by how much they differ, and which is best."""
-    names = dict.fromkeys(name for run in runs for name in run.values)
-    for name in sorted(names, key=[*MEANINGS, *names].index):
+    for name in ordered(name for run in runs for name in run.values):
         having = [run for run in runs if name in run.values]
         obstacle = what_differs(name, having)
         compared = name in runs[0].values and not obstacle
@@ -66,7 +66,7 @@ def _lead(name: str, run: StoredRun, other: StoredRun) -> Difference:
 
 def _best(name: str, runs: Sequence[StoredRun]) -> int | None:
     """The place of the run that is ahead of every other one by more than the error."""
-    sign, _ = rule(name)
+    sign = metric(name).better
     having = [place for place, run in enumerate(runs) if name in run.values]
     if sign == 0 or len(having) < 2:
         return None

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from topicell.evaluation.metrics import METRICS, metric
 from topicell.report.compared import (
     MATCHED,
-    MEANINGS,
     N_GENES,
     N_SIGMA,
     Comparison,
@@ -29,19 +29,6 @@ DASH = "–"
 LONG = 80
 """Characters of a setting's value that a cell shows."""
 DPI = 150
-PANELS = {
-    "valid/perplexity_folded": "lower is better",
-    "test/perplexity_folded": "lower is better",
-    "given/perplexity_folded": "lower is better",
-    "test/elbo": "higher is better",
-    "topics/coherence_npmi": "higher is better",
-    "topics/diversity": "near 1, topics differ",
-    "topics/stability": "higher is better",
-    "topics/effective": "number of topics",
-    "labels/nmi": "higher is better",
-    "labels/knn_accuracy": "higher is better",
-}
-"""The scores that the figure shows, and what to look for."""
 
 
 def write(comparison: Comparison, directory: Path) -> Path:
@@ -142,7 +129,6 @@ def _topic_rows(pairing: Pairing) -> Iterator[tuple[Any, ...]]:
 def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
     """The matplotlib figures, by the name of their file."""
     from topicell.report.figures.comparison import (
-        CURVES,
         score_panels,
         topic_matrix,
         training_overlay,
@@ -151,11 +137,11 @@ def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
     panels = [
         (
             score.title,
-            "not comparable" if score.obstacle else PANELS[score.name],
+            "not comparable" if score.obstacle else metric(score.name).axis,
             [v if v is None else (v.mean, v.error, v.single) for v in score.values],
         )
         for score in comparison.scores
-        if score.name in PANELS
+        if metric(score.name).panel
     ]
     if panels:
         yield "scores", score_panels(panels, comparison.letters)
@@ -171,8 +157,14 @@ def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
                 ),
             )
     histories = [side.history for side in comparison.sides]
-    if any(name in row for history in histories for row in history for name in CURVES):
-        yield "training", training_overlay(histories, comparison.letters)
+    curves = {
+        name: (row.title, row.axis)
+        for name, row in METRICS.items()
+        if row.by_epoch and row.panel
+        if any(name in values for history in histories for values in history)
+    }
+    if curves:
+        yield "training", training_overlay(histories, comparison.letters, curves)
 
 
 def render(comparison: Comparison, figures: Mapping[str, str]) -> str:
@@ -258,7 +250,7 @@ def _row(score: Score, letters: Sequence[str]) -> dict[str, Any]:
     return {
         "name": score.name,
         "title": score.title,
-        "meaning": MEANINGS.get(score.name, ("", ""))[1],
+        "meaning": metric(score.name).explanation,
         "obstacle": score.obstacle,
         "cells": [
             {
@@ -394,7 +386,7 @@ def _common_genes(pairing: Pairing) -> str:
 def _captions(comparison: Comparison) -> dict[str, tuple[str, str]]:
     """Caption and alternative text of each figure."""
     runs = " and ".join(comparison.letters)
-    panels = [score.title for score in comparison.scores if score.name in PANELS]
+    panels = [score.title for score in comparison.scores if metric(score.name).panel]
     captions = {
         "scores": (
             "Mean of each run with its error bar; to its right, faint, the single values that it "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from topicell.report.scores import SCORES
+from topicell.evaluation.metrics import metric
 
 MATCHED = 0.7
 """Topics of a lower cosine similarity are not called the same."""
@@ -18,29 +18,6 @@ N_SIGMA = 2.0
 """By how many standard errors of the difference the best must be ahead to be marked."""
 N_GENES = 20
 """Leading genes of a topic that a match is said to share."""
-
-MEANINGS = (
-    {
-        "valid/perplexity_folded": (
-            "Perplexity of validation cells",
-            "As the perplexity of test cells: the score to choose a run by, which leaves the test "
-            "cells for the one chosen. Lower is better.",
-        )
-    }
-    | SCORES
-    | {
-        "fit/valid_elbo": (
-            "ELBO of validation cells",
-            "Nats per cell, after training. Higher is better.",
-        ),
-        "fit/train_elbo": (
-            "ELBO of training cells",
-            "Nats per cell, after training. A model that learns its cells by heart has a high one.",
-        ),
-        "fit/epochs": ("Epochs", "How many were trained."),
-    }
-)
-"""Name and meaning of each score, in the order of the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +95,7 @@ class Score:
     @property
     def title(self) -> str:
         """What it is called."""
-        return MEANINGS.get(self.name, (self.name, ""))[0]
+        return metric(self.name).title
 
 
 @dataclass(frozen=True, slots=True)

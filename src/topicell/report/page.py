@@ -15,11 +15,12 @@ import pandas as pd
 
 from topicell.config import dotted
 from topicell.evaluation import ranking
+from topicell.evaluation.metrics import ordered
 from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
 from topicell.report.cautions import cautions, dominance, limits
 from topicell.report.figure_set import MAX_TOPICS, folded, shown_topics
-from topicell.report.scores import HEADLINES, SCORES, number
+from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ def render(
         groupings=[grouping["name"] for grouping in groupings],
         data=_data_line(adata, given="theta" in config),
         model=_model_line(config, theta_NK.shape[1], len(history), _n_replicates(run)),
-        headlines=[score(name, scores[name]) for name in HEADLINES if name in scores],
-        scores=[score(name, scores[name]) for name in _known_first(scores, SCORES)],
+        headlines=[score(name, scores[name]) for name in headlines(scores)],
+        scores=[score(name, scores[name]) for name in ordered(scores)],
         cautions=[
             *cautions(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
             *limits(
@@ -194,12 +195,6 @@ def _packed(table: pd.DataFrame) -> str:
     if table.size > MAX_TABLE_VALUES:
         return ""
     return viewer.compressed(table.to_csv(float_format="%.6g").encode())
-
-
-def score(name: str, value: float) -> dict[str, str]:
-    """A score as pages show it."""
-    title, meaning = SCORES.get(name, (name, ""))
-    return {"name": name, "title": title, "meaning": meaning, "value": number(value)}
 
 
 def _n_test(adata: AnnData) -> int:
@@ -304,10 +299,6 @@ def _cells(
             if key in adata.varm
         },
     )
-
-
-def _known_first(names: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    return [name for name in known if name in names] + [name for name in names if name not in known]
 
 
 def _figure(name: str, svg: str, error: str, **counts: Any) -> dict[str, Any]:

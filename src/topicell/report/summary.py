@@ -1,4 +1,4 @@
-"""A run in a few lines of Markdown: what MLflow shows beside it, and its folder holds."""
+"""The summary of a run in a few lines of Markdown, for its folder and its page in MLflow."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell.report.cautions import cautions
-from topicell.report.scores import HEADLINES, SCORES, number
+from topicell.report.scores import headlines, score
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 def summary(adata: AnnData) -> str:
-    """Scores with their meaning, and the warnings.
+    """Return the scores with their meaning, and the warnings.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def summary(adata: AnnData) -> str:
     scores = json.loads(run["scores"])
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
-    shown = [name for name in HEADLINES if name in scores]
+    shown = [score(name, scores[name]) for name in headlines(scores)]
     found = cautions(
         theta_NK,
         beta_KG,
@@ -36,18 +36,18 @@ def summary(adata: AnnData) -> str:
         run.get("topic_support"),
         adata.var_names,
     )
-    # MLflow folds all but the first lines away: what matters stands first, its meaning below.
+    # MLflow folds long descriptions: values come first, their meaning last.
     lines = [
         f"**{theta_NK.shape[1]} topics in {_as_text(run['data'])}** ({adata.n_obs:,} cells): "
-        + ", ".join(f"{SCORES[name][0]} {number(scores[name])}" for name in shown),
+        + ", ".join(f"{row['title']} {row['value']}" for row in shown),
         "",
         *(f"- {heading}" for heading, _ in found),
         "",
-        *(f"*{SCORES[name][0]}*: {SCORES[name][1]}  " for name in shown),
+        *(f"*{row['title']}*: {row['meaning']}  " for row in shown),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _as_text(name: str) -> str:
-    """A name as Markdown that shows it: no HTML, link, picture, code or emphasis of its own."""
+    """Escape a name so that Markdown shows it as it is, without HTML, links or formatting."""
     return html.escape(re.sub(r"([\\`*\[\]])", r"\\\1", " ".join(name.split())), quote=False)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from topicell.evaluation.estimates import Estimate, difference, estimate
+from topicell.evaluation.metrics import metric
 from topicell.redaction import without_password
 from topicell.report.templates import template
 from topicell.sweep.selection import (
     MEASURES,
+    STABILITY,
     Kind,
     Point,
     Verdict,
@@ -24,7 +26,8 @@ from topicell.sweep.trials import PERPLEXITY, TOPICS, Sweep, Trial
 
 DASH = "–"
 """Stands for what was not measured."""
-HEADLINES = (PERPLEXITY, "topics/stability", "topics/coherence_npmi", "topics/used")
+HEADLINES = (PERPLEXITY, STABILITY, "topics/coherence_npmi", "topics/used")
+"""The metrics of the chosen K that the page begins with."""
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 """What the states of trials are called."""
 
@@ -144,6 +147,7 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
             if name in figures
         ],
         settings=_settings(sweep),
+        metrics=[metric(name) for name in (PERPLEXITY, STABILITY)],
         trials=_trials(sweep),
         failed=[trial for trial in sweep.trials if trial.error],
         storage=without_password(sweep.storage),
@@ -182,12 +186,12 @@ def _figures(sweep: Sweep, verdict: Verdict) -> dict[str, Any]:
         )
         chosen = next((i for i, t in enumerate(complete) if t.number == verdict.trial), None)
         columns = {name: [_setting(t, name) for t in complete] for name in _settings(sweep)} | {
-            title: [_mean(trial, name) for trial in complete]
-            for name, title in MEASURES.items()
+            metric(name).title: [_mean(trial, name) for trial in complete]
+            for name in MEASURES
             if any(name in trial.values for trial in complete)
         }
         drawn["parallel_coordinates"] = sweep_figures.parallel_coordinates(
-            columns, MEASURES[PERPLEXITY], chosen
+            columns, metric(PERPLEXITY).title, chosen
         )
         drawn["trial_history"] = sweep_figures.trial_history(
             [trial.number for trial in sweep.trials],
@@ -248,7 +252,7 @@ def _tiles(measured: Sequence[Point], verdict: Verdict) -> list[dict[str, str]]:
             (text,) = _column([point.estimate(name)], _decimals(name, measured))
             mean, _, se = text.partition(" ± ")
             meaning = "" if se == DASH else f"± {se} standard error"
-            tiles.append({"title": MEASURES[name], "value": mean, "meaning": meaning})
+            tiles.append({"title": metric(name).title, "value": mean, "meaning": meaning})
     return tiles
 
 
@@ -283,7 +287,7 @@ def _topics(
                 "perplexity": columns[PERPLEXITY][i],
                 "loss": "0" if losses[i] is None else above[i],
                 "others": [
-                    (MEASURES[name], column[i])
+                    (metric(name).title, column[i])
                     for name, column in columns.items()
                     if name != PERPLEXITY
                 ],
@@ -354,7 +358,8 @@ def _saved(trials: Sequence[Trial]) -> str:
 def _decimals(measure: str, measured: Sequence[Point]) -> int:
     if measure == PERPLEXITY:
         return 2 if min((point.perplexity for point in measured), default=0) < 100 else 1
-    return 1 if measure == "topics/used" else 3
+    decimals = metric(measure).decimals
+    return 3 if decimals is None else decimals
 
 
 def _column(

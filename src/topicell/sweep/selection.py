@@ -27,14 +27,14 @@ from topicell.evaluation.estimates import BySplit, Estimate, difference, estimat
 from topicell.sweep.trials import PERPLEXITY, TOPICS, Trial
 
 STABILITY = "topics/stability"
-MEASURES = {
-    PERPLEXITY: "Perplexity of validation cells",
-    "topics/stability": "Stability",
-    "topics/coherence_npmi": "Coherence (NPMI)",
-    "topics/diversity": "Diversity",
-    "topics/used": "Topics in use",
-}
-"""What the curves over K show."""
+MEASURES = (
+    PERPLEXITY,
+    STABILITY,
+    "topics/coherence_npmi",
+    "topics/diversity",
+    "topics/used",
+)
+"""The metrics whose curves over K are shown."""
 MOST = 0.5
 """If a larger share of the trials, or of the numbers of topics, failed, none is chosen."""
 WIDE = 0.5

@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVES = {
-    "train/elbo": ("ELBO of training cells", "nats per cell, higher is better"),
-    "valid/elbo": ("ELBO of validation cells", "nats per cell, higher is better"),
-    "valid/perplexity": ("Perplexity of validation cells", "per count, lower is better"),
-}
-"""Title and unit of each curve by epoch, in the order of the panels."""
 WRITTEN = 16
 """Matrices of up to so many columns have their values written into them."""
 
@@ -159,9 +153,11 @@ def topic_matrix(
 
 
 def training_overlay(
-    histories: Sequence[Sequence[Mapping[str, float]]], letters: Sequence[str]
+    histories: Sequence[Sequence[Mapping[str, float]]],
+    letters: Sequence[str],
+    curves: Mapping[str, tuple[str, str]],
 ) -> Figure:
-    """ELBO and validation perplexity by epoch, all runs in one panel each.
+    """Draw metrics by epoch, all runs in one panel for each metric.
 
     Bands are ± 1 standard deviation over replicates, where a history holds ``<name>_sd``.
 
@@ -171,12 +167,13 @@ def training_overlay(
         Of each run one mapping an epoch, with the metric names of the run and ``epoch``.
     letters
         Names of the runs.
+    curves
+        Title and axis label of each metric, by its name; one run has it at least.
     """
-    names = [n for n in CURVES if any(n in row for history in histories for row in history)]
-    figure = new_figure(3.1 * len(names) + 0.9, 3.0, "Training")
-    panels = figure.subplots(1, len(names), squeeze=False).ravel()
+    figure = new_figure(3.1 * len(curves) + 0.9, 3.0, "Training")
+    panels = figure.subplots(1, len(curves), squeeze=False).ravel()
     handles = {}
-    for axes, name in zip(panels, names, strict=True):
+    for axes, (name, words) in zip(panels, curves.items(), strict=True):
         late = []
         for letter, history, color in zip(
             letters, histories, topic_colors(len(letters)), strict=True
@@ -191,7 +188,7 @@ def training_overlay(
             (handles[letter],) = axes.plot(epoch, value, color=color, linewidth=1.6, marker=marker)
             axes.fill_between(epoch, value - sd, value + sd, color=color, alpha=0.2, linewidth=0)
             late.append(value[epoch >= epoch.min() + 0.1 * np.ptp(epoch)])
-        name_axes(axes, *CURVES[name])
+        name_axes(axes, *words)
         axes.set_xlabel("epoch", fontsize=SMALL, color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _leave_out_first_epochs(axes, np.concatenate(late))

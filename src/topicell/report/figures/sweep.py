@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from topicell.evaluation.metrics import metric
 from topicell.report.figures.drawing import (
     FAINT,
     INK,
@@ -39,14 +40,6 @@ if TYPE_CHECKING:
 BLUE, AMBER, _, _, _, RED = topic_colors(6)
 WINE = "#8f1d4f"
 GREY = "#8c959f"
-PANELS = {
-    "valid/perplexity_folded": ("Perplexity of validation cells", "per count, lower is better"),
-    "topics/stability": ("Stability", "mean cosine, higher is better"),
-    "topics/coherence_npmi": ("Coherence (NPMI)", "higher is better"),
-    "topics/diversity": ("Diversity", "share of distinct genes"),
-    "topics/used": ("Topics in use", "topics"),
-}
-"""Title and unit of each measure, in the order of the panels."""
 STATES = {
     "complete": (BLUE, "o"),
     "pruned": (AMBER, "X"),
@@ -84,8 +77,8 @@ def topic_curves(
     topics_P
         The numbers of topics, ascending.
     measures
-        Mean and standard error of each measure of `PANELS`, one a number of topics; NaN where
-        there is none. A measure that is not there has no panel.
+        Mean and standard error of each metric, by its name, one for each number of topics; NaN
+        where there is none. There are five metrics at most.
     loss
         Perplexity above that of the best K on the same cells, and its standard error.
     best
@@ -101,8 +94,7 @@ def topic_curves(
     stability_floor
         Least stability of a K that can be chosen.
     """
-    names = [name for name in PANELS if name in measures]
-    rows = [[], [1], [2], [3], [2, 2], [2, 3]][len(names)]
+    rows = [[], [1], [2], [3], [2, 2], [2, 3]][len(measures)]
     figure = new_figure(9.2, 3.5 + 2.35 * len(rows), "Measures by the number of topics K")
     grid = figure.add_gridspec(1 + len(rows), 6, height_ratios=[1.35] + [1] * len(rows))
     topics, stopped = np.asarray(topics_P), sorted(pruned)
@@ -137,9 +129,9 @@ def topic_curves(
         (row + 1, i * 6 // n, (i + 1) * 6 // n) for row, n in enumerate(rows) for i in range(n)
     ]
     dotted: dict[str, Any] = {"color": FAINT, "linewidth": 1, "linestyle": ":"}
-    for name, (row, start, end) in zip(names, places, strict=True):
+    for name, (row, start, end) in zip(measures, places, strict=True):
         axes = figure.add_subplot(grid[row, start:end])
-        name_axes(axes, *PANELS[name])
+        name_axes(axes, metric(name).title, metric(name).axis)
         draw(axes, *measures[name])
         if name == "valid/perplexity_folded":
             _mark(axes, stopped, 0, "X", AMBER)
@@ -154,7 +146,7 @@ def topic_curves(
     entries = [
         (chosen is not None, _dot(RED, "D"), f"chosen, K = {chosen}"),
         (set(within) - {chosen}, _dot(BLUE), "within one standard error of the best"),
-        (len(within) > 1 and names, Patch(color=BLUE, alpha=0.15), "plateau"),
+        (len(within) > 1 and measures, Patch(color=BLUE, alpha=0.15), "plateau"),
         (set(topics_P) - {*within, *refused}, _dot(GREY), "worse by more than that"),
         (refused, _dot(GREY, "o", "white"), "not stable enough"),
         (pruned, _dot(AMBER, "X"), "pruned, no final measure"),
