@@ -279,7 +279,7 @@ def test_topics_from_elsewhere_keep_their_scores_too(run_here, monkeypatch):
     code, out, err = run_here("evaluate", *given, "tracking=off", "output=out")
     assert code == 1
     assert f"the report is incomplete: {ONE_LINE}" in err
-    assert "perplexity of the proportions given" in out
+    assert "Perplexity of given matrices" in out
     record = Record.read(Path("out"))
     assert (record.status, record.tags[REPORT_ERROR]) == ("FINISHED", ONE_LINE)
     assert Path("out/adata.h5ad").exists()

@@ -22,10 +22,13 @@ from topicell.config import (
     TrainConfig,
 )
 from topicell.counts import Counts
+from topicell.data.cells import PreparedCells
 from topicell.errors import InputError
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
-from topicell.run import parts_of, require_labels, run, split_seeds, warn_of_infinite
+from topicell.preflight import require_labels
+from topicell.run import run
+from topicell.scoring import split_seeds, warn_of_infinite
 from topicell.tracking.runs import ARTIFACTS as ARTIFACT_NAMES
 from topicell.tracking.runs import RECORDS, open_tracker
 from topicell.tracking.store import client
@@ -510,7 +513,7 @@ def test_each_split_parts_the_cells_anew(on_three_splits):
         assert [parts[name].n_cells for name in ("train", "valid", "test")] == [80, 10, 10]
     for part in ("train", "valid", "test"):
         assert len({frozenset(parts[part].cells) for parts in measured.values()}) == 3
-    of_run = parts_of(result.adata)
+    of_run = PreparedCells(result.adata).parts
     assert all((of_run[part].cells == measured[0][part].cells).all() for part in of_run)
 
 

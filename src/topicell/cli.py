@@ -599,7 +599,7 @@ def transform(arguments: list[str]) -> None:
 
     from topicell.data.reading import read
     from topicell.model.loading import load_fit
-    from topicell.run import annotate
+    from topicell.outputs import annotate
     from topicell.tracking.registry import fetch_model
     from topicell.tracking.stored import fetch_run
 

@@ -21,8 +21,8 @@ from topicell.config import (
     ReadConfig,
     SplitConfig,
 )
-from topicell.counts import Counts
 from topicell.data.catalogue import CATALOGUE
+from topicell.data.cells import PreparedCells
 from topicell.data.matrices import read_topics
 from topicell.data.preprocessing import preprocess
 from topicell.data.reading import load
@@ -30,17 +30,11 @@ from topicell.errors import InputError
 from topicell.evaluation.perplexity import perplexity
 from topicell.model.engines import cpu_threads
 from topicell.model.points import PointFit
+from topicell.outputs import Measurements, Result, conclude
+from topicell.preflight import check_report
 from topicell.progress import step
-from topicell.run import (
-    Result,
-    check_report,
-    conclude,
-    labels_of,
-    measure,
-    parts_of,
-    recorded,
-    tags_of,
-)
+from topicell.run import measure_split, recorded
+from topicell.scoring import Estimates
 from topicell.tracking.runs import Tracker
 
 if TYPE_CHECKING:
@@ -97,39 +91,25 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
     if config.held_out is not None:
         held = held_out_cells(whole.obs.iloc[topics.cells], config.held_out)
         adata.obs["split"] = np.where(held, "test", "train")
-    parts = parts_of(adata)
-    check_report(adata, config.report)
+    cells = PreparedCells(adata)
+    check_report(cells, config.report)
     beta_RKG = np.maximum(topics.beta_KG, config.floor)[None]
     beta_RKG = beta_RKG / beta_RKG.sum(-1, keepdims=True)
-    cells = Counts.of(adata, "counts")
-    fit = PointFit(
-        beta_RKG,
-        model=ModelConfig(n_topics=len(topics.beta_KG)),
-        genes=cells.genes,
-        gene_ids=cells.ids,
-        gene_frequency_G=parts["train"].gene_frequency(),
-        selection_R=np.zeros(1),
-        n_train=parts["train"].n_cells,
-        history=[],
-        cells=cells,
-        held_out=parts["test"] if parts["test"].n_cells else None,
-    )
+    fit = external_fit(beta_RKG, cells)
+    estimates = Estimates(fit, topics.theta_NK[None], beta_RKG)
     tags = {"device": "cpu", "topicell.kind": "evaluation"}
-    with recorded(config, tracker, adata, tags) as last_tags, cpu_threads(1):
-        theta_RNK = topics.theta_NK[None]
-        given = {
-            "given/perplexity": perplexity(cells.x, topics.theta_NK, beta_RKG[0]),
-            "given/perplexity_folded": fit.perplexity(cells, seed=config.seed),
-            "given/elbo_given_topics": float(fit.elbo_given_topics(cells, seed=config.seed)[0]),
+    with recorded(config, tracker, cells, tags) as last_tags, cpu_threads(1):
+        of_all = fit.elbo_given_topics(cells.counts, seed=config.seed)
+        known = {
+            "given/perplexity": perplexity(cells.counts.x, topics.theta_NK, beta_RKG[0]),
+            "given/perplexity_folded": fit.perplexity(cells.counts, seed=config.seed),
+            "given/elbo_given_topics": float(of_all[0]),
         }
         with step("measures"):
-            measured = measure(
-                fit, parts, theta_RNK, beta_RKG, labels_of(adata), config.evaluate, config.seed
-            )
-        result = conclude(
-            fit, theta_RNK, beta_RKG, adata, {str(config.seed): measured}, config, tracker, given
-        )
-        last_tags.update(tags_of(result))
+            measured = measure_split(estimates, cells, cells.parts, config, config.seed)
+        measurements = Measurements({str(config.seed): measured}, known)
+        result = conclude(estimates, measurements, cells, config, tracker)
+        last_tags.update(result.tags)
         infinite = [name for name, value in result.scores.items() if np.isinf(value)]
         if infinite:
             warnings.warn(
@@ -138,6 +118,23 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
                 stacklevel=2,
             )
     return result
+
+
+def external_fit(beta_RKG: np.ndarray, cells: PreparedCells) -> PointFit:
+    """Return external topics as a fit of the cells that are not held out."""
+    train, test = cells.parts["train"], cells.parts["test"]
+    return PointFit(
+        beta_RKG,
+        model=ModelConfig(n_topics=beta_RKG.shape[1]),
+        genes=cells.counts.genes,
+        gene_ids=cells.counts.ids,
+        gene_frequency_G=train.gene_frequency(),
+        selection_R=np.zeros(1),
+        n_train=train.n_cells,
+        history=[],
+        cells=cells.counts,
+        held_out=test if test.n_cells else None,
+    )
 
 
 def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Pages, comparison, sweep, command line and ``docs/metrics.md`` read this table. To add a metric of
 the topics, write one function and one row here with that function as ``compute``; a curve by epoch
-or a metric that `topicell.run` computes itself needs the row only.
+or a metric that `topicell.scoring` computes itself needs the row only.
 
 ``python -m topicell.evaluation.metrics`` prints the table as Markdown, which is docs/metrics.md.
 """

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from topicell.evaluation.ranking import RANKINGS, gene_scores, top_genes
-from topicell.evaluation.stability import Consensus
+from topicell.evaluation.stability import Consensus, consensus
 from topicell.files import whole
 from topicell.model.fit import TopicFit, ranked_table
 
@@ -27,7 +27,6 @@ def write_tables(
     fit: TopicFit,
     theta_RNK: np.ndarray,
     beta_RKG: np.ndarray,
-    agreed: Consensus | None,
     adata: AnnData,
     folder: Path,
 ) -> None:
@@ -42,13 +41,12 @@ def write_tables(
         The topics' names, genes and frequencies.
     theta_RNK, beta_RKG
         Topic proportions of the cells, gene proportions of the topics.
-    agreed
-        The consensus of the replicates; None where there is one replicate.
     adata
         The cells; with the differential expression of the topics, if it was measured.
     folder
         Where to write.
     """
+    agreed = consensus(beta_RKG) if fit.n_replicates > 1 else None
     (folder / "topics").mkdir(exist_ok=True)
     (folder / "cells").mkdir(exist_ok=True)
     for path, table in _tables(fit, theta_RNK[fit.shown], beta_RKG[fit.shown], agreed, adata):
@@ -72,8 +70,8 @@ def _tables(
     yield "topics/gene_topics.csv", genes.rename_axis("gene")
     if agreed is not None:
         names = [f"consensus_{c}" for c in range(len(agreed.support_C))]
-        consensus = pd.DataFrame(agreed.beta_CG.T, index=fit.genes, columns=names)
-        yield "topics/consensus_topics.csv", consensus.rename_axis("gene")
+        agreed_GC = pd.DataFrame(agreed.beta_CG.T, index=fit.genes, columns=names)
+        yield "topics/consensus_topics.csv", agreed_GC.rename_axis("gene")
         yield "topics/consensus.csv", consensus_table(agreed, fit, names)
     if "lda_lfc" in adata.varm:
         yield "topics/differential_expression.csv", differential_table(adata)

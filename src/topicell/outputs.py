@@ -1,0 +1,258 @@
+"""What a run writes: saved model, scores, tables, annotated cells, report."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from topicell import report
+from topicell.config import ExternalConfig, RunConfig, as_dict
+from topicell.data.cells import PreparedCells
+from topicell.data.preprocessing import column
+from topicell.errors import disk_is_full
+from topicell.evaluation.stability import consensus, match_topics, stability
+from topicell.files import whole
+from topicell.model.fit import TopicFit
+from topicell.preflight import TOPIC_COLUMN
+from topicell.progress import step
+from topicell.report.summary import summary
+from topicell.report.tables import write_tables
+from topicell.scoring import (
+    Estimates,
+    Measured,
+    Values,
+    amortization_gap,
+    summarized,
+    values_of,
+)
+from topicell.signals import interrupted
+from topicell.tracking.record import REPORT_ERROR
+from topicell.tracking.runs import Tracker
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The fit, its scores by metric name, and the annotated cells of a run.
+
+    `values` has the values that the scores summarise: by metric and split, one for each replicate.
+    `report_error` says in one line what the report lacks; it is None if nothing failed.
+    """
+
+    fit: TopicFit
+    scores: dict[str, float]
+    values: Values
+    adata: AnnData
+    report_error: report.ReportError | None = None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tag of a run whose report failed."""
+        return {REPORT_ERROR: str(self.report_error)} if self.report_error else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """All that was measured: values by the seed of each split, the run's own first, and scores.
+
+    `known` are scores that no replicate or split has a value of, as the seconds of the fit.
+    """
+
+    by_split: Mapping[str, Measured]
+    known: Mapping[str, float]
+
+
+def conclude(
+    estimates: Estimates,
+    measurements: Measurements,
+    cells: PreparedCells,
+    config: RunConfig | ExternalConfig,
+    tracker: Tracker,
+) -> Result:
+    """Write all that a run leaves: scores, annotated cells, model, tables, report.
+
+    The model and the scores are written first. A report that fails is an entry of the result, and
+    raises no error.
+
+    Parameters
+    ----------
+    estimates
+        The topics of the run's own split.
+    measurements
+        Values and scores.
+    cells
+        The cells, whose AnnData is annotated in place.
+    config, tracker
+        Settings, and the record of the run.
+    """
+    fit, adata = estimates.fit, cells.adata
+    annotate(adata, estimates.theta_RNK[fit.shown])
+    adata.varm["lda_topics"] = estimates.beta_RKG[fit.shown].T.copy()
+    values = values_of(measurements.by_split)
+    scores = dict(summarized(values, next(iter(measurements.by_split)), fit.shown))
+    if fit.has_encoder and config.evaluate.n_gap_cells:
+        with step("amortization gap"):
+            gap_N = amortization_gap(fit, cells, config.evaluate, config.seed)
+        adata.obs["amortization_gap"] = gap_N
+        scores["inference/amortization_gap"] = float(np.nanmean(gap_N))
+    scores |= dict(measurements.known) | {"memory/peak_mib": peak_mib()}
+    tracker.log_metrics(scores)
+
+    adata.uns["topicell"] = {
+        "config": json.dumps(as_dict(config)),
+        "scores": json.dumps(scores),
+        "run_id": tracker.run_id,
+        "label_key": column(cells.source["label_key"]),
+        "data": cells.source["name"],
+        "source": cells.source["source"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": version("topicell"),
+    } | _of_replicates(estimates)
+    fit.save(tracker.directory / "model")
+    write_scores(values, tracker.directory)
+    error = _write_rest(estimates, cells, config, tracker)
+    return Result(fit, scores, values, adata, error)
+
+
+def _of_replicates(estimates: Estimates) -> dict[str, object]:
+    """Return how the replicates agree, for ``uns``; nothing if there is one replicate."""
+    fit, beta_RKG = estimates.fit, estimates.beta_RKG
+    if fit.n_replicates == 1:
+        return {}
+    agreed = consensus(beta_RKG)
+    return {
+        "topic_stability": stability(beta_RKG).per_topic_RK[fit.shown],
+        "topic_support": agreed.support_C[agreed.member_RK[fit.shown]],
+        "shown": fit.shown,
+        "topic_matches": np.stack(
+            [match_topics(beta_RKG[fit.shown], other_KG).cosine for other_KG in beta_RKG]
+        ),
+    }
+
+
+def _write_rest(
+    estimates: Estimates,
+    cells: PreparedCells,
+    config: RunConfig | ExternalConfig,
+    tracker: Tracker,
+) -> report.ReportError | None:
+    """Write tables, report and cells; return what the report lacks."""
+    adata, folder = cells.adata, tracker.directory
+    failures: list[Exception] = []
+    no_room = False
+    try:
+        if config.evaluate.differential_expression:
+            with step("differential expression"), _kept_going(failures):
+                report.add_differential_expression(adata)
+        with step("tables"):
+            write_tables(estimates.fit, estimates.theta_RNK, estimates.beta_RKG, adata, folder)
+        with _kept_going(failures):
+            write_report(estimates.fit, adata, config, tracker)
+    except OSError as error:
+        no_room = disk_is_full(error)
+        raise
+    finally:
+        # The cells are written although a table failed, or the run was interrupted. On a full disk
+        # libhdf5 can end the process.
+        if not no_room:
+            with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
+                adata.write_h5ad(unfinished, compression="gzip")
+    return _report_error(failures)
+
+
+def write_report(
+    fit: TopicFit, adata: AnnData, config: RunConfig | ExternalConfig, tracker: Tracker
+) -> None:
+    """Write the summary and, if it is enabled, the report."""
+    text, picture = summary(adata), f"{report.PICTURE}.png"
+    tracker.log_summary(text, "")
+    if not config.report.enabled:
+        return
+    try:
+        report.write(adata, fit.history, tracker.directory, config.report, config.seed)
+    finally:
+        if (tracker.directory / picture).exists():
+            tracker.log_summary(text, picture)
+
+
+@contextlib.contextmanager
+def _kept_going(failures: list[Exception]) -> Iterator[None]:
+    """Add an error to a list instead of raising it; an interrupt is raised."""
+    try:
+        yield
+    except Exception as error:
+        if interrupted():
+            raise
+        failures.append(error)
+
+
+def _report_error(failures: Sequence[Exception]) -> report.ReportError | None:
+    """Return all that failed as one error, None if nothing did."""
+    if not failures:
+        return None
+    error = report.ReportError(
+        "; ".join(
+            str(failed) if isinstance(failed, report.ReportError) else report.described(failed)
+            for failed in failures
+        )
+    )
+    error.__cause__ = failures[0]
+    return error
+
+
+def write_scores(values: Values, folder: Path) -> None:
+    """Write ``scores.csv``: each value that a score summarises, by metric, split and replicate."""
+    with whole(folder / "scores.csv") as unfinished, unfinished.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["metric", "split", "replicate", "value"])
+        for name, by_split in values.items():
+            for seed, of_split in by_split.items():
+                for replicate, value in enumerate(of_split):
+                    table.writerow([name, seed, replicate, value])
+
+
+def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
+    """Put topics where scverse tools look for them, in place of those of an earlier run.
+
+    In obs, only columns named ``lda_topic_NUMBER`` are replaced, with a warning.
+    """
+    stale = [str(name) for name in adata.obs if TOPIC_COLUMN.fullmatch(str(name))]
+    if stale:
+        warnings.warn(
+            f"obs of the cells has {len(stale)} columns of topics already ({', '.join(stale[:3])}"
+            f"{', …' if len(stale) > 3 else ''}); the new topics replace them",
+            stacklevel=2,
+        )
+    adata.obs = adata.obs.drop(columns=stale)
+    for name in ("X_umap_counts", "X_umap_topics"):
+        adata.obsm.pop(name, None)
+    for name in ("lda_topics", *report.DIFFERENTIAL):
+        adata.varm.pop(name, None)
+    adata.obsm["X_lda"] = theta_NK
+    for topic, proportion_N in enumerate(theta_NK.T):
+        adata.obs[f"lda_topic_{topic}"] = proportion_N
+
+
+def peak_mib() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    import resource
+
+    status = Path("/proc/self/status")
+    if status.exists():
+        # On Linux, getrusage counts the process that started this one too.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,65 @@
+"""Checks that refuse a run before work starts."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from topicell import report
+from topicell.config import Device, ReportConfig, RunConfig
+from topicell.data.cells import PreparedCells
+from topicell.errors import InputError
+from topicell.model.engines import check_precision, resolve_device
+from topicell.model.registry import model_spec
+from topicell.model.sizes import check_sizes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOPIC_COLUMN = re.compile(r"lda_topic_\d+", re.ASCII)
+"""Columns of obs that a run writes: the proportion of each topic."""
+
+
+def check_run(config: RunConfig, cells: PreparedCells) -> str:
+    """Refuse a run that cannot be fitted, measured or reported.
+
+    Returns
+    -------
+    The kind of device of the fit: ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    InputError
+        It says which setting does not fit the data or the machine.
+    """
+    spec = model_spec(config.model.kind)
+    check_sizes(cells.parts["train"], config.model)
+    device = resolve_device(config.train.device if spec.on_gpu else Device.cpu)
+    if spec.on_gpu:
+        check_precision(config.train.precision, device)
+    check_report(cells, config.report)
+    return device.type
+
+
+def check_report(cells: PreparedCells, config: ReportConfig) -> None:
+    """Refuse cells or labels that could not be measured or reported."""
+    if config.enabled:
+        report.require_enough_cells(cells.adata)
+        report.require_gene_sets(cells.adata, config)
+    if cells.labels is not None:
+        if TOPIC_COLUMN.fullmatch(str(cells.labels.name)):
+            raise InputError(
+                f"data.label_key = {cells.labels.name!r}: the run replaces columns of this name by "
+                "its topics; rename the column of labels"
+            )
+        require_labels(cells.labels)
+
+
+def require_labels(labels: pd.Series) -> None:
+    """Refuse a column of cell names or measurements: it would agree with any topics."""
+    n_labels = labels.nunique()
+    if n_labels > max(len(labels) / 2, 2):
+        raise InputError(
+            f"data.label_key = {labels.name!r}: {n_labels} different values for {len(labels)} "
+            "cells are no labels; name a column of cell types, or none"
+        )
