@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load_dataset(name: str = "pbmc68k", **settings: Any) -> AnnData:
-    """A data set of the catalogue, with integer counts in ``layers["counts"]``.
+    """Return a data set of the catalogue, with integer counts in ``layers["counts"]``.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def load_dataset(name: str = "pbmc68k", **settings: Any) -> AnnData:
 def preprocess(
     adata: AnnData, *, layer: str | None = None, seed: int = 0, **settings: Any
 ) -> AnnData:
-    """The tutorial's preprocessing: filters, log-normalisation, variable genes, split.
+    """Return cells prepared as in the tutorial: filters, log-normalisation, variable genes, split.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def _sort_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def _known(settings: Mapping[str, Any], *configs: type) -> Mapping[str, Any]:
-    """The settings, if each is a field of one of the dataclasses."""
+    """Return the settings, if each is a field of one of the dataclasses."""
     names = [f.name for config in configs for f in fields(config)]
     for name in settings:
         if name not in names:

@@ -49,7 +49,7 @@ class Counts:
 
     @classmethod
     def of(cls, data: Any, layer: str | None = None, *, round_values: bool = False) -> Self:
-        """The counts of an AnnData.
+        """Return the counts of an AnnData.
 
         Parameters
         ----------
@@ -92,13 +92,13 @@ class Counts:
         return int(self.x.shape[1])
 
     def gene_frequency(self) -> np.ndarray:
-        """Share of each gene in all counts, shape (G,)."""
+        """Return the share of each gene in all counts, shape (G,)."""
         total_G = np.asarray(self.x.sum(0, dtype=np.float64)).ravel()
         frequency_G: np.ndarray = total_G / total_G.sum()
         return frequency_G
 
     def __getitem__(self, rows: Any) -> Counts:
-        """A subset of the cells, by index or mask, with their names."""
+        """Return a subset of the cells, by index or mask, with their names."""
         return Counts(self.x[rows], self.cells[rows], self.genes, self.ids)
 
     def with_genes(
@@ -179,7 +179,7 @@ class Counts:
 
 
 def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
-    """Where a matrix stands in an AnnData: its name for messages, itself, its gene names."""
+    """Return the place of a matrix in an AnnData: its name for messages, itself, its gene names."""
     if layer is None:
         layer = "counts" if "counts" in data.layers else "X"
     if layer == "X":
@@ -206,7 +206,7 @@ def as_counts(
     alternatives: Callable[[], list[str]] = list,
     round_values: bool = False,
 ) -> sp.csr_matrix:
-    """A matrix as compressed sparse rows of float32, if it holds counts.
+    """Return a matrix as compressed sparse rows of float32, if it holds counts.
 
     Parameters
     ----------
@@ -353,7 +353,7 @@ def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
 
 
 def _other_count_matrices(data: Any, where: str) -> list[str]:
-    """Names of the matrices of an AnnData that do hold counts, judged by their first rows."""
+    """Return the names of matrices of an AnnData whose first rows hold counts."""
     candidates = {name: data.layers[name] for name in data.layers}
     if data.X is not None:
         candidates["X"] = data.X

@@ -46,7 +46,7 @@ HEADERS = ("cell", "cells", "cell_id", "barcode", "barcodes", "index", "name", "
 
 
 def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
-    """Measure, report and record topics from elsewhere, like those of a run.
+    """Measure, report and record external topics like those of a run.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def external_fit(beta_RKG: np.ndarray, cells: PreparedCells) -> PointFit:
 
 
 def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:
-    """Which cells are held out: those named in a file, or marked in a column of obs."""
+    """Return which cells are held out: by names in a file, or by a column of obs."""
     path = Path(held_out)
     if path.is_file():
         with path.open(newline="") as file:

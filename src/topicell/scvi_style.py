@@ -150,7 +150,7 @@ ACCELERATORS = {"auto": Device.auto, "cpu": Device.cpu, "gpu": Device.cuda, "cud
 
 
 def _named(method: Callable[P, R]) -> Callable[P, R]:
-    """Have an unknown argument of the method name the nearest known one."""
+    """Make an unknown argument of the method name the nearest known one."""
     names = list(inspect.signature(method).parameters)[1:]
 
     @functools.wraps(method)
@@ -510,13 +510,13 @@ class AmortizedLDA:
         batch_size: int | None = None,
         n_samples: int = 5000,
     ) -> pd.DataFrame:
-        """Topic proportions, cells × topics; `batch_size` changes nothing and is not needed."""
+        """Return topic proportions, cells × topics; `batch_size` has no effect."""
         cells = self._cells(adata, indices)
         return self._fitted().transform(cells, n_samples=n_samples, seed=self.seed)
 
     @_named
     def get_feature_by_topic(self, n_samples: int = 5000) -> pd.DataFrame:
-        """Gene proportions, genes × topics."""
+        """Return gene proportions, genes × topics."""
         return self._fitted().gene_topics(n_samples=n_samples, seed=self.seed)
 
     @_named
@@ -526,7 +526,7 @@ class AmortizedLDA:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> float:
-        """ELBO in nats per cell, KL weight 1; higher is better."""
+        """Return the ELBO in nats per cell, KL weight 1; higher is better."""
         return self._fitted().elbo(self._cells(adata, indices), seed=self.seed)
 
     @_named
@@ -536,7 +536,7 @@ class AmortizedLDA:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> float:
-        """exp(−ELBO / counts) of the cells: an upper bound on perplexity per count, at least 1."""
+        """Return exp(−ELBO / counts): an upper bound on the perplexity per count, at least 1."""
         from topicell.evaluation.perplexity import elbo_perplexity
 
         cells = self._cells(adata, indices)

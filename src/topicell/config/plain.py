@@ -10,7 +10,7 @@ from topicell.redaction import without_password
 
 
 def as_dict(config: Any) -> Any:
-    """A configuration as plain dicts, lists, numbers and strings, to be recorded: no passwords."""
+    """Return a configuration as dicts, lists, numbers and strings, without passwords."""
     if isinstance(config, str):
         return without_password(config)
     if isinstance(config, Enum):
@@ -23,7 +23,7 @@ def as_dict(config: Any) -> Any:
 
 
 def dotted(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every knob by its dotted name, as it is written on the command line."""
+    """Return every setting by its dotted name, as it is written on the command line."""
     flat: dict[str, Any] = {}
     for name, value in (as_dict(config) if is_dataclass(config) else config).items():
         if isinstance(value, dict):

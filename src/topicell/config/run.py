@@ -307,7 +307,7 @@ class Precision(Enum):
 
 
 def checkpoint_interval(every: int | str | None) -> tuple[float, str] | None:
-    """``train.checkpoint_every`` as a number and its unit, ``epochs`` or ``s``."""
+    """Return ``train.checkpoint_every`` as a number and its unit, ``epochs`` or ``s``."""
     if every is None:
         return None
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*(s?)", str(every).strip())

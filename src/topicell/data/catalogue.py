@@ -117,7 +117,7 @@ CATALOGUE: Mapping[str, Dataset] = MappingProxyType(
 
 
 def data_folder() -> Path:
-    """Folder of downloads: ``TOPICELL_DATA``, else the user's cache folder."""
+    """Return the folder of downloads: ``TOPICELL_DATA``, else the user's cache folder."""
     folder = os.environ.get("TOPICELL_DATA")
     if folder:
         return Path(folder).expanduser()
@@ -133,7 +133,7 @@ def fetch(
     *,
     allow_loopback_http: bool = False,
 ) -> Path:
-    """The file of a data set, downloaded if it is not in the folder yet.
+    """Return the file of a data set, downloaded if it is not in the folder yet.
 
     A file that is there with the right checksum is used as it is: no request is made and
     nothing is written. A file that is there with another checksum is replaced, but only once
@@ -198,7 +198,7 @@ def fetch(
 
 
 def load_pbmc68k() -> AnnData:
-    """700 cells of PBMC 68k with their integer counts, from the copy that scanpy ships.
+    """Return 700 cells of PBMC 68k with their integer counts, from the copy that scanpy ships.
 
     Scanpy's copy holds ``log1p(count * 1e4 / n_counts)`` rounded to three decimals. Each stored
     value r stands for an interval of counts, ``expm1(r ± 0.0005) * n_counts / 1e4``; the count
@@ -233,7 +233,7 @@ def load_pbmc68k() -> AnnData:
 
 
 def load_pbmc_facs(path: str | Path | None = None) -> AnnData:
-    """3,774 FACS-sorted blood cells: counts, sorted populations and gene identifiers.
+    """Return 3,774 FACS-sorted blood cells: counts, sorted populations, gene identifiers.
 
     ``obs`` has ``celltype`` (10 sorted sub-populations) and ``subpop`` (5 groups); ``var`` is
     indexed by gene symbol, the few that occur twice told apart by ``-1``, and has ``ensembl``.
@@ -252,7 +252,7 @@ def load_pbmc_facs(path: str | Path | None = None) -> AnnData:
 
 
 def load_pbmc_facs_test(path: str | Path | None = None) -> AnnData:
-    """The 100 cells held out from `load_pbmc_facs`, with the same genes in the same order.
+    """Return the 100 cells held out from `load_pbmc_facs`, with the same genes in the same order.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def load_pbmc_facs_test(path: str | Path | None = None) -> AnnData:
 
 
 def published_facs_fit(path: str | Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The 6-topic multinomial fit published with the FACS cells.
+    """Return the 6-topic multinomial fit published with the FACS cells.
 
     Parameters
     ----------
@@ -355,7 +355,7 @@ def _not_downloaded(dataset: Dataset, path: Path, found: str) -> InputError:
 
 
 def _undo_rounded_log1p(logged: sp.csr_matrix, scale: np.ndarray) -> sp.csr_matrix:
-    """Counts from log1p(count / scale) rounded to 3 decimals, one scale for each row."""
+    """Return counts from log1p(count / scale) rounded to 3 decimals, one scale for each row."""
     # Rounding moved a value by half a thousandth at most, single precision by far less than 1e-6.
     slack = 0.0005 + 1e-6
     value = logged.data.astype(np.float64)

@@ -189,7 +189,7 @@ def _of_type(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
 
 
 def _are_types(column: pd.Series) -> bool:
-    """Whether a column says of which type features are; some columns of this name hold biotypes."""
+    """Return whether a column holds types of features; some columns of this name hold biotypes."""
     values = {str(value).strip().lower() for value in column.unique()}
     return not values.isdisjoint((*_GENE_EXPRESSION, *_OTHER_TYPES))
 

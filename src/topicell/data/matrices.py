@@ -256,7 +256,7 @@ def _are_numbers(fields: Iterable[str]) -> bool:
 
 
 def _are_values(fields: list[str]) -> bool:
-    """Whether these are no names: names may be numbers, but whole ones, and each but once."""
+    """Return whether these are values, not names: names can be whole numbers, each used once."""
     return _are_numbers(fields) and (
         bool(_repeated(fields)) or not all(float(field).is_integer() for field in fields)
     )
@@ -323,7 +323,7 @@ def _from_h5ad(path: Path, field: str) -> _Matrix:
 def _aligned(
     matrix: _Matrix, data_names: list[str], item: str
 ) -> tuple[Any, np.ndarray, list[str] | None]:
-    """Cells or genes × topics in the data's order, where in the data they are, topic names."""
+    """Return cells or genes × topics in the data's order, their places in the data, topic names."""
     places = {name: place for place, name in enumerate(data_names)}
     axis = matrix.axis
     if axis is None:
@@ -350,7 +350,7 @@ def _aligned(
 
 
 def _axis_of_items(matrix: _Matrix, places: dict[str, int], n_items: int, item: str) -> int:
-    """The side whose names are in the data; without such names, the side as long as the data."""
+    """Return the side whose names are in the data; without names, the side as long as the data."""
     shape, named = matrix.values.shape, [a for a in (0, 1) if matrix.names[a] is not None]
     n_known = [sum(name in places for name in names or ()) for names in matrix.names]
     rows, columns = (
@@ -395,7 +395,7 @@ def _are_ensembl(names: Iterable[str]) -> bool:
 def _proportions(
     values: Any, row: str, rows: list[str], columns: list[str], normalize: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that sum to 1, and what they summed to."""
+    """Return rows that sum to 1, and their sums before."""
     # In one layout: the order of summation, and with it the last digit, is that of memory.
     x = np.ascontiguousarray(values.toarray() if sp.issparse(values) else values, np.float64)
     bad = ~((x >= 0) & (x < np.finfo(np.float64).max / x.shape[1]))  # The sums are finite, too.

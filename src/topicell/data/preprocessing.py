@@ -84,7 +84,7 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
 
 
 def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
-    """Everything that does not depend on the seed: filters, normalisation, variable genes."""
+    """Compute all that does not depend on the seed: filters, normalisation, variable genes."""
     import scanpy as sc
 
     _require_column(adata, config.batch_key, "preprocess.batch_key")
@@ -151,12 +151,12 @@ def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
 
 
 def column(name: str) -> str:
-    """Under which name a run keeps a column of obs: one that a run writes itself gives way."""
+    """Return the name under which a run keeps a column of obs; a run's own names are reserved."""
     return f"{name}_input" if name in OWN_COLUMNS else name
 
 
 def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categorical[str]:
-    """The part of each cell: train, valid or test, shape (N,).
+    """Return the part of each cell: train, valid or test, shape (N,).
 
     Shares are kept to within one cell, in each group of ``config.stratify_by`` if it is given;
     the training part takes what rounding leaves.
@@ -191,7 +191,7 @@ def prepared(
     seed: int = 0,
     folder: Path | None = None,
 ) -> AnnData:
-    """The preprocessed data, from the cache where the same data and settings were prepared before.
+    """Return the preprocessed data, from the cache if the same data and settings are in it.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def held_in_memory() -> Iterator[None]:
 
 
 def _identity(source_digest: str, config: PreprocessConfig) -> str:
-    """Digest of all that decides the prepared cells: data, settings, libraries, and our code."""
+    """Return a digest of all that decides the prepared cells: data, settings, libraries, code."""
     settings = as_dict(config)
     del settings["split"], settings["cache"], settings["cache_limit_mb"]
     code = hashlib.sha256()
@@ -365,7 +365,7 @@ def _require_enough_to_rank(adata: AnnData, config: PreprocessConfig) -> None:
 
 
 def _words(error: Exception) -> str:
-    """The message of an error, also of compiled code, which gives bytes."""
+    """Return the message of an error; compiled code can give bytes."""
     first = error.args[0] if error.args else error
     return first.decode() if isinstance(first, bytes) else str(first).strip()
 

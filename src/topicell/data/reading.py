@@ -41,7 +41,7 @@ ROUNDED = "topicell_rounded"
 
 
 def load(config: DataConfig) -> AnnData:
-    """The cells that a configuration names.
+    """Return the cells that a configuration names.
 
     ``uns["topicell_source"]["label_key"]`` is the configuration's label column, else the
     catalogue's, else empty.
@@ -172,7 +172,7 @@ def _n_not_whole(matrix: Any) -> int:
 
 
 def data_digest(adata: AnnData) -> str:
-    """The sha256 of counts, cell names and gene names, however they are stored.
+    """Return the sha256 of counts, cell names and gene names, however they are stored.
 
     Dense or sparse, whatever number type, row or column order in memory: the same counts under
     the same names give the same digest.
@@ -188,7 +188,7 @@ def data_digest(adata: AnnData) -> str:
 
 
 def source_digest(config: DataConfig) -> str:
-    """A sha256 that names what `load` would return, without parsing it.
+    """Return a sha256 that identifies the result of `load`, without parsing the data.
 
     It covers the bytes of the file (or of every file of a folder, with their names), or the
     pinned checksum of a named set, or scanpy's version, or the settings of a simulation; and

@@ -94,5 +94,5 @@ def simulate(config: SimulationConfig) -> AnnData:
 
 
 def settings_digest(config: SimulationConfig) -> str:
-    """The sha256 of the settings as JSON, which names the corpus they give."""
+    """Return the sha256 of the settings as JSON, which identifies their corpus."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 
 def npmi(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
-    r"""Normalised pointwise mutual information, mean over the pairs of each topic's top genes.
+    r"""Compute normalised pointwise mutual information, mean over pairs of each topic's top genes.
 
     Of a pair: :math:`\log\frac{p(g,h)}{p(g)\,p(h)} / -\log p(g,h)`, where p is the share of
     cells. It is -1 for genes never seen together, 0 for independent ones and 1 for genes only
@@ -56,7 +56,7 @@ def npmi(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
 
 
 def umass(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
-    r"""UMass coherence, mean over the pairs of each topic's top genes.
+    r"""Compute UMass coherence, mean over the pairs of each topic's top genes.
 
     Of a pair: :math:`\log\frac{D(v_m, v_l) + 1}{D(v_l)}`, where D is the number of cells with
     the genes and :math:`v_l` ranks above :math:`v_m`. The paper sums over the pairs; the mean
@@ -92,7 +92,7 @@ def umass(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
 
 
 def _cells_with_both(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> Iterator[np.ndarray]:
-    """Of each topic: numbers of cells with both genes of a pair; on the diagonal, with one."""
+    """Count cells with both genes of a pair, for each topic; with one gene on the diagonal."""
     if not x_NG.shape[0]:
         raise ValueError("coherence needs at least one cell")
     if genes_KT.shape[1] < 2:

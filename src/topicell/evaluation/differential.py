@@ -68,7 +68,7 @@ def differential_expression(
     pseudo_count: float = 0.5,
     min_cells: float = 1.0,
 ) -> DifferentialExpression:
-    r"""Genes that a topic has more of, or less of, than every other topic.
+    r"""Find genes that a topic has more of, or less of, than every other topic.
 
     The counts of each gene are regressed on the topic proportions,
     :math:`x_{cg} \sim \mathrm{Poisson}(s_c \sum_k \theta_{ck} f_{kg})`, where :math:`s_c` is the
@@ -191,7 +191,7 @@ def differential_expression(
 
 
 def _checked(x_NG: sp.csr_matrix, theta_NK: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Counts of each gene, genes × cells, and topic proportions in float64, if they fit."""
+    """Return counts as genes × cells, and topic proportions in float64, if they fit together."""
     theta_NK = np.asarray(theta_NK, dtype=np.float64)
     if theta_NK.ndim != 2 or np.ndim(x_NG) != 2 or x_NG.shape[0] != len(theta_NK):
         raise ValueError(
@@ -208,7 +208,7 @@ def _checked(x_NG: sp.csr_matrix, theta_NK: np.ndarray) -> tuple[sp.csr_matrix, 
 
 
 def _chunk(x_GN: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
-    """Counts of some genes in float64, each stored once and none of them zero."""
+    """Return counts of some genes in float64, each stored once and none of them zero."""
     x_CN = x_GN[genes].astype(np.float64)
     x_CN.sum_duplicates()
     x_CN.eliminate_zeros()
@@ -222,7 +222,7 @@ def _maximise(
     pseudo_count: float,
     start_CK: np.ndarray,
 ) -> np.ndarray:
-    """Rates of maximum likelihood, by Newton's method on all genes at once.
+    """Return rates of maximum likelihood, by Newton's method on all genes at once.
 
     A gene's loss, exposure · f − Σ x log(loading · f) − pseudo-count · Σ log f, is strictly convex
     in f. Steps are relative to f, where the Hessian is the observed information on log f. Where a
@@ -269,7 +269,7 @@ def _maximise(
 
 
 def _stretch(step_CK: np.ndarray) -> np.ndarray:
-    """Factor by which a rate moves, 1 + step to first order and always positive.
+    """Return the factor by which a rate moves: 1 + step to first order, always positive.
 
     Downwards it is Newton's step of 1/f, which for cells of one topic each lands on the maximum.
     """
@@ -277,7 +277,7 @@ def _stretch(step_CK: np.ndarray) -> np.ndarray:
 
 
 def _means(x_CN: sp.csr_matrix, loading_NK: np.ndarray, rate_CK: np.ndarray) -> np.ndarray:
-    """Expected counts where there are counts, shape (P,)."""
+    """Return expected counts where there are counts, shape (P,)."""
     mean_CN = rate_CK @ loading_NK.T
     gene_P = np.repeat(np.arange(len(rate_CK)), np.diff(x_CN.indptr))
     mean_P: np.ndarray = mean_CN[gene_P, x_CN.indices]
@@ -291,7 +291,7 @@ def _loss(
     exposure_CK: np.ndarray,
     pseudo_count: float,
 ) -> np.ndarray:
-    """Negative log likelihood of each gene up to a constant, shape (C,)."""
+    """Return the negative log-likelihood of each gene up to a constant, shape (C,)."""
     seen_C = np.add.reduceat(x_CN.data * np.log(mean_P), x_CN.indptr[:-1])
     loss_C: np.ndarray = (exposure_CK * rate_CK - pseudo_count * np.log(rate_CK)).sum(1) - seen_C
     return loss_C
@@ -304,7 +304,7 @@ def _information(
     rate_CK: np.ndarray,
     pseudo_count: float,
 ) -> np.ndarray:
-    """Observed information on the log rates of each gene, shape (C, K, K)."""
+    """Return the observed information on the log rates of each gene, shape (C, K, K)."""
     gram_CKK = _gram(_like(x_CN, x_CN.data / mean_P**2), loading_NK)
     return _on_log_rates(gram_CKK, rate_CK, pseudo_count)
 
@@ -316,7 +316,7 @@ def _covariances(
     pseudo_count: float,
     squares_KK: np.ndarray | None,
 ) -> np.ndarray:
-    """Covariance of the log rates of each gene, shape (S, C, K, K).
+    """Return the covariance of the log rates of each gene, shape (S, C, K, K).
 
     That of the model, and the sandwich if given the loadings' own Gram matrix.
     """
@@ -352,21 +352,21 @@ def _gram(weight_CN: sp.csr_matrix, loading_NK: np.ndarray) -> np.ndarray:
 
 
 def _on_log_rates(gram_CKK: np.ndarray, rate_CK: np.ndarray, pseudo_count: float) -> np.ndarray:
-    """A sum over cells as one over log rates and pseudo-cells too."""
+    """Turn a sum over cells into one over log rates, pseudo-cells included."""
     log_CKK: np.ndarray = gram_CKK * rate_CK[:, :, None] * rate_CK[:, None, :]
     log_CKK += pseudo_count * np.eye(rate_CK.shape[1])
     return log_CKK
 
 
 def _like(x_CN: sp.csr_matrix, data_P: np.ndarray) -> sp.csr_matrix:
-    """Other values where there are counts."""
+    """Return other values where there are counts."""
     return sp.csr_matrix((data_P, x_CN.indices, x_CN.indptr), shape=x_CN.shape)
 
 
 def _against_others(
     rate_CK: np.ndarray, covariance_SCKK: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Least extreme log2 fold change, its standard error, the p-value, and the topic: (C, K)."""
+    """Return least extreme log2 fold change, its standard error, p-value, and topic: (C, K)."""
     own = np.eye(rate_CK.shape[1], dtype=bool)
     log_CK, root_CK = np.log(rate_CK), np.cbrt(rate_CK)
     lfc_CKK = log_CK[:, :, None] - log_CK[:, None, :]
@@ -385,7 +385,7 @@ def _against_others(
 
 
 def _errors_of_differences(covariance_SCKK: np.ndarray, slope_CK: np.ndarray) -> np.ndarray:
-    """Standard error between any two topics, of values with this slope in the log rate.
+    """Return the standard error between any two topics, of values with this slope in the log rate.
 
     Shape (C, K, K), by the covariance that gives more; 1 between a topic and itself.
     """

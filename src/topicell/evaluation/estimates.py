@@ -21,7 +21,7 @@ class Estimate:
 
 
 def estimate(by_split: BySplit) -> Estimate:
-    """Mean over splits of the mean over replicates, and its standard error.
+    """Return the mean over splits of the mean over replicates, and its standard error.
 
     Over splits where there are several; else over replicates, which leaves out how hard the
     split is.
@@ -34,7 +34,7 @@ def estimate(by_split: BySplit) -> Estimate:
 
 
 def difference(a: BySplit, b: BySplit, *, paired: bool = True) -> Estimate:
-    """Mean of a − b on the splits that they share, and its standard error.
+    """Return the mean of a − b on the splits that they share, and its standard error.
 
     The error is the larger of two: over splits, of the difference of the means over replicates;
     and of the replicates within splits. With few splits the first is small by chance now and
@@ -61,7 +61,7 @@ def difference(a: BySplit, b: BySplit, *, paired: bool = True) -> Estimate:
 
 
 def standard_deviation(values: Sequence[float]) -> float:
-    """Of the values as a sample; NaN of a single one, and where one is not finite."""
+    """Return that of a sample; NaN for a single value, and where a value is not finite."""
     if len(values) < 2 or not np.isfinite(values).all():
         return math.nan
     return float(np.std(values, ddof=1))

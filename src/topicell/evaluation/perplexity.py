@@ -75,7 +75,7 @@ def fold_in(
     n_cycles: int = 100,
     tolerance: float = 1e-6,
 ) -> np.ndarray:
-    """Topic proportions of new cells by expectation-maximisation, the topics held fixed.
+    """Find topic proportions of new cells by expectation-maximisation, the topics held fixed.
 
     It is the same for every kind of model, so it is what models are compared by. The optimum is
     unique, since the objective is concave; each cell starts at uniform proportions and stops by
@@ -155,7 +155,7 @@ def fold_in(
 
 
 def perplexity(x_NG: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -> float:
-    r"""Perplexity per count, :math:`\exp(-\sum x \log(\theta\beta) / \sum x)`.
+    r"""Compute the perplexity per count, :math:`\exp(-\sum x \log(\theta\beta) / \sum x)`.
 
     Lower is better. It is never below 1; uniform topics give the number of genes.
 
@@ -190,7 +190,7 @@ def perplexity(x_NG: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -
 
 
 def unigram_perplexity(x_NG: sp.csr_matrix, frequencies_G: np.ndarray) -> float:
-    """Perplexity per count when every cell has the same gene proportions: one topic.
+    """Compute the perplexity per count if all cells have the same gene proportions: one topic.
 
     What a topic model has to beat.
 
@@ -218,7 +218,7 @@ def unigram_perplexity(x_NG: sp.csr_matrix, frequencies_G: np.ndarray) -> float:
 
 
 def elbo_perplexity(elbo_total: float, n_counts: float) -> float:
-    """Perplexity per count by the evidence lower bound, exp(-ELBO / counts).
+    """Compute perplexity per count from the evidence lower bound, exp(-ELBO / counts).
 
     An upper bound of the perplexity under the model's marginal likelihood.
 
@@ -260,7 +260,7 @@ def _check_shapes(x: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -
 def _probability_of_counts(
     x: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray
 ) -> np.ndarray:
-    """(θβ) at each stored count, in the order they are stored."""
+    """Return (θβ) at each stored count, in the order of storage."""
     cell_n = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
     beta_GK = np.ascontiguousarray(beta_KG.T)
     probability = np.empty(x.nnz)

@@ -19,7 +19,7 @@ def gene_scores(
     frequency_G: np.ndarray | None = None,
     weight: float | None = None,
 ) -> np.ndarray:
-    """Scores of the genes of each topic, by name; `top_genes` ranks them.
+    """Score the genes of each topic by a named ranking; `top_genes` ranks them.
 
     On real cells the most probable genes of all topics are the same few; the other scores ask
     what a topic has more of than the others.
@@ -74,7 +74,7 @@ def gene_scores(
 
 
 def top_genes(score_KG: np.ndarray, n: int) -> np.ndarray:
-    """Genes of each topic by score, best first; equal scores by index.
+    """Return the genes of each topic by score, best first; equal scores by index.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def top_genes(score_KG: np.ndarray, n: int) -> np.ndarray:
 
 
 def lift(beta_KG: np.ndarray, frequency_G: np.ndarray) -> np.ndarray:
-    r"""Lift of genes in topics, :math:`\beta_{kg} / p_g`: how much more frequent than overall.
+    r"""Compute lift, :math:`\beta_{kg} / p_g`: how much more frequent a gene is than overall.
 
     It favours rare genes, whose proportions are estimated worst; `relevance` tempers it.
 
@@ -125,7 +125,7 @@ def lift(beta_KG: np.ndarray, frequency_G: np.ndarray) -> np.ndarray:
 
 
 def relevance(beta_KG: np.ndarray, frequency_G: np.ndarray, weight: float = 0.6) -> np.ndarray:
-    r"""Relevance of genes to topics: log probability and log lift, weighted.
+    r"""Compute the relevance of genes to topics: log probability and log lift, weighted.
 
     It is :math:`\lambda \log \beta_{kg} + (1 - \lambda) \log(\beta_{kg} / p_g)`; a weight of 1
     ranks as probability, a weight of 0 as `lift`.
@@ -165,7 +165,7 @@ def relevance(beta_KG: np.ndarray, frequency_G: np.ndarray, weight: float = 0.6)
 
 
 def frex(beta_KG: np.ndarray, weight: float = 0.5) -> np.ndarray:
-    """FREX of genes in topics: frequent there and exclusive to it.
+    """Compute FREX of genes in topics: frequent in the topic and exclusive to it.
 
     The harmonic mean of two ranks within the topic: that of the gene's probability and that of
     its exclusivity, its probability as a share of the sum over topics. Ranks are values of the
@@ -202,7 +202,7 @@ def frex(beta_KG: np.ndarray, weight: float = 0.5) -> np.ndarray:
 
 
 def exclusivity(beta_KG: np.ndarray, n: int) -> np.ndarray:
-    """Mean FREX, of equal weights, over the most probable genes of each topic.
+    """Compute mean FREX, of equal weights, over the most probable genes of each topic.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def exclusivity(beta_KG: np.ndarray, n: int) -> np.ndarray:
 
 
 def diversity(beta_KG: np.ndarray, n: int = 25) -> float:
-    """Distinct genes among the most probable ones of all topics, as a share of their number.
+    """Return the share of distinct genes among the most probable ones of all topics.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def diversity(beta_KG: np.ndarray, n: int = 25) -> float:
 
 
 def dominant_topics(theta_NK: np.ndarray) -> np.ndarray:
-    """The topic with the greatest proportion in each cell, shape (N,); of equal ones the first.
+    """Return the topic of the greatest proportion in each cell, shape (N,); the first of equals.
 
     Parameters
     ----------
@@ -301,7 +301,7 @@ def _check_weight(weight: float) -> None:
 
 
 def _fitting(beta_KG: np.ndarray, frequency_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64, if their genes are as many."""
+    """Return both in float64, if they have as many genes."""
     beta_KG = np.asarray(beta_KG, dtype=np.float64)
     frequency_G = np.asarray(frequency_G, dtype=np.float64)
     if beta_KG.ndim != 2 or frequency_G.shape != beta_KG.shape[1:]:
@@ -313,7 +313,7 @@ def _fitting(beta_KG: np.ndarray, frequency_G: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _share_not_above(value_KG: np.ndarray) -> np.ndarray:
-    """Empirical distribution function of each row, at its own values."""
+    """Return the empirical distribution function of each row, at its own values."""
     return np.stack(
         [np.searchsorted(np.sort(row), row, side="right") / len(row) for row in value_KG]
     )

@@ -110,7 +110,7 @@ def match_topics(beta_a_KG: np.ndarray, beta_b_KG: np.ndarray) -> Matching:
 
 
 def stability(beta_RKG: np.ndarray) -> Stability:
-    """Agreement of replicates: cosine similarity of matched topics over all pairs.
+    """Measure how replicates agree: cosine similarity of matched topics over all pairs.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def consensus(beta_RKG: np.ndarray, *, min_cosine: float = 0.8) -> Consensus:
 
 
 def _group(cosine_TT: np.ndarray, replicate_T: np.ndarray, min_cosine: float) -> np.ndarray:
-    """Of each topic, the first topic of its group."""
+    """Return for each topic the first topic of its group."""
     same_TT = replicate_T[:, None] == replicate_T
     siblings_TT = same_TT & ~np.eye(len(replicate_T), dtype=bool)
     # Of a group, at the place of its first topic: mean similarity to the others, -inf where they

@@ -53,7 +53,7 @@ class Checkpoints:
         return self.seconds_before + time.monotonic() - self._began
 
     def due(self, n_epochs: int, *, epoch_ended: bool) -> bool:
-        """Whether it is time for a checkpoint, after a step or, if `epoch_ended`, an epoch."""
+        """Return whether a checkpoint is due, after a step or, if `epoch_ended`, an epoch."""
         if self.interval is None:
             return False
         number, unit = self.interval
@@ -88,7 +88,7 @@ class Checkpoints:
             self._epochs_written = int(state["epoch"])
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that can be read, as `write` was given it; None if there is none.
+        """Return the newest checkpoint that can be read, as `write` was given it; None if none can.
 
         Warns
         -----
@@ -120,7 +120,7 @@ class Checkpoints:
         return None
 
     def held_interrupts(self) -> contextlib.AbstractContextManager[Interrupt]:
-        """`held_interrupts` of a fit that keeps its state; else nothing is held."""
+        """Delay interrupts of a fit that keeps its state; delay nothing of others."""
         return contextlib.nullcontext(Interrupt()) if self.interval is None else held_interrupts()
 
     def _paths(self) -> list[Path]:

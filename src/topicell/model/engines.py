@@ -68,13 +68,13 @@ class Optimizer:
         self.n_seen = 0
 
     def batches(self, parts: list[np.ndarray]) -> Iterator[Batch]:
-        """The mini-batches of these cells, in the form that suits the counts and the device."""
+        """Return the mini-batches of these cells, in the form that suits counts and device."""
         if self.counts is None:
             return sparse_batches(self.x_NG, parts, self.library_size)
         return self.counts.batches(parts, reuse=self.records)
 
     def step(self, batch: Batch, *, kl_weight: float, learning_rate: float) -> None:
-        """One step of Adam on a mini-batch of `batches`."""
+        """Do one step of Adam on a mini-batch of `batches`."""
         self.kl_weight.fill_(kl_weight)
         self.learning_rate.fill_(learning_rate)
         if self.records:
@@ -86,7 +86,7 @@ class Optimizer:
         self.n_seen += batch.n_cells
 
     def means(self) -> dict[str, np.ndarray]:
-        """Means of loss and terms over the cells since `forget`, nats per cell, each (R,)."""
+        """Return means of loss and terms since `forget`, nats per cell, each of shape (R,)."""
         names = ("loss", "reconstruction", "kl_cells", "kl_topics")
         means = dict(zip(names, (self.sums / self.n_seen).cpu().numpy(), strict=True))
         means["elbo"] = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
@@ -123,7 +123,7 @@ class Adam:
         self.steps = [torch.zeros((), device=value.device) for value in self.parameters]
 
     def state(self) -> dict[str, list[Tensor]]:
-        """Moments and step counts of each parameter: what a checkpoint keeps."""
+        """Return moments and step counts of each parameter, which a checkpoint keeps."""
         return {"first": self.first, "second": self.second, "steps": self.steps}
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ def record(work: Callable[[], None]) -> Callable[[], None]:
 def pyro_negative_elbo(
     program: TopicProgram, batch: Batch, n_cells: int, kl_weight: Tensor | float = 1.0
 ) -> tuple[Tensor, Terms]:
-    """Minus the annealed ELBO as Pyro computes it from the model and the guide."""
+    """Return minus the annealed ELBO as Pyro computes it from the model and the guide."""
     assert isinstance(batch, DenseBatch), "Pyro's program reads dense counts"
     elbo = TopicELBO()
     loss = elbo.differentiable_loss(program.model, program.guide, batch.counts, n_cells, kl_weight)
@@ -198,7 +198,7 @@ def pyro_negative_elbo(
 
 
 def resolve_device(device: Device) -> torch.device:
-    """The device that a setting names, ``auto`` being CUDA where there is one."""
+    """Return the device that a setting names; ``auto`` is CUDA where there is one."""
     if device is Device.auto:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device is Device.cuda and not torch.cuda.is_available():

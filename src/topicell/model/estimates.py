@@ -39,7 +39,7 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) ->
 
 
 def chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
-    """Cells as the estimates read them, made as they are read."""
+    """Yield cells in the form that estimates read, made as they are read."""
     return _chunks(x_NG, program.topic_mean.device, float(program.encoder.library_size))
 
 
@@ -62,7 +62,7 @@ def mean_theta(
     replicates: Sequence[int] | None = None,
     refine: bool = False,
 ) -> np.ndarray:
-    """E_q[θ] of each cell of `chunks`, shape (R, N, K), by the encoder's q or the refined one.
+    """Return E_q[θ] of each cell of `chunks`, (R, N, K), by the encoder's q or the refined one.
 
     Of all replicates, or of the given ones.
     """
@@ -80,13 +80,13 @@ def mean_theta(
 
 
 def encoded(program: TopicProgram, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the encoder's q(t), each of shape (R, B, K)."""
+    """Return mean and standard deviation of the encoder's q(t), each of shape (R, B, K)."""
     m_RBK, rho_RBK = encode(program, batch)
     return m_RBK, softplus(rho_RBK)
 
 
 def mean_softmax(m_RBK: Tensor, s_RBK: Tensor, noise_SK: Tensor) -> Tensor:
-    """E[softmax(t)] of t ~ Normal(m, s), shape (R, B, K)."""
+    """Return E[softmax(t)] of t ~ Normal(m, s), shape (R, B, K)."""
     # Topics first: softmax over a leading axis runs along whole vectors of cells, ten times
     # faster than over a short last axis.
     m_KRB, s_KRB = (part.permute(2, 0, 1).contiguous() for part in (m_RBK, s_RBK))
@@ -127,7 +127,7 @@ class Refinement:
 
     @torch.no_grad()
     def posterior(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Mean and deviation of the q(t) kept, each (R, B, K), and what it gains, (R, B) ≥ 0.
+        """Return mean and deviation of the q(t) kept, each (R, B, K), and its gain, (R, B) ≥ 0.
 
         The gain is in nats: the amortization gap of each cell.
         """
@@ -149,7 +149,7 @@ class Refinement:
         return kept, torch.where(gain_RB > 0, gain_RB, 0)
 
     def _elbo(self, batch: Batch, m_RBK: Tensor, s_RBK: Tensor) -> Tensor:
-        """ELBO of each cell without the KL of topics, shape (R, B)."""
+        """Return the ELBO of each cell without the KL of topics, shape (R, B)."""
         m_RKG, s_RKG = (part[self.replicates] for part in self.program.topic_posterior())
         generator = torch.Generator().manual_seed(self.seed)
 
@@ -170,7 +170,7 @@ def amortization_gap(
     seed: int,
     replicates: Sequence[int],
 ) -> np.ndarray:
-    """What refinement gains over the encoder, nats of each cell, shape (R, N); never negative."""
+    """Return the gain of refinement over the encoder, nats of each cell, shape (R, N), ≥ 0."""
     refinement = Refinement(program, replicates, n_samples=n_samples, seed=seed)
     return np.concatenate([refinement.posterior(b)[1].cpu().numpy() for b in cells], axis=1)
 
@@ -200,7 +200,7 @@ class ELBOTerms:
     kl_topics: np.ndarray
 
     def per_cell(self, n_train: int) -> np.ndarray:
-        """ELBO in nats per cell, shape (R,).
+        """Return the ELBO in nats per cell, shape (R,).
 
         The topics were paid for once, by the training cells: each cell carries 1/`n_train` of
         their KL, so that training and held-out cells are on one scale and no subset of cells
@@ -214,7 +214,7 @@ class ELBOTerms:
 def elbo_terms(
     program: TopicProgram, cells: Iterable[Batch], *, n_samples: int, seed: int
 ) -> ELBOTerms:
-    """The ELBO's terms of the cells of `chunks`.
+    """Return the ELBO's terms of the cells of `chunks`.
 
     The expected log-likelihood is averaged over `n_samples` draws.
     Each draw takes one b for all cells, and noise of its own for the logits of each cell.

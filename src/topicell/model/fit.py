@@ -103,14 +103,14 @@ class TopicFit(ABC):
         n_samples: int = 256,
         seed: int = 0,
     ) -> np.ndarray:
-        """Posterior mean topic proportions of cells, of all or the given replicates, (R, N, K).
+        """Return posterior mean topic proportions of cells, all or some replicates, (R, N, K).
 
         With `refine`, by a posterior optimised for each cell instead of the model's own inference.
         """
 
     @abstractmethod
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
-        """Posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
+        """Return posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
 
     @abstractmethod
     def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
@@ -126,11 +126,11 @@ class TopicFit(ABC):
 
     @abstractmethod
     def _weights(self) -> dict[str, Any]:
-        """Tensors that are saved, by name."""
+        """Return the tensors that are saved, by name."""
 
     @abstractmethod
     def _document(self) -> dict[str, Any]:
-        """What else is saved, as JSON."""
+        """Return the rest that is saved, as JSON."""
 
     @property
     @abstractmethod
@@ -181,7 +181,7 @@ class TopicFit(ABC):
         n_samples: int = 256,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Topic proportions, cells × topics; rows sum to 1."""
+        """Return topic proportions, cells × topics; rows sum to 1."""
         import pandas as pd
 
         counts = self._counts(data, layer)
@@ -197,7 +197,7 @@ class TopicFit(ABC):
     def gene_topics(
         self, *, replicate: int | None = None, n_samples: int = 256, seed: int = 0
     ) -> pd.DataFrame:
-        """Gene proportions, genes × topics; columns sum to 1."""
+        """Return gene proportions, genes × topics; columns sum to 1."""
         import pandas as pd
 
         beta_KG = self.beta(n_samples=n_samples, seed=seed)[self._replicate(replicate)]
@@ -213,7 +213,7 @@ class TopicFit(ABC):
         n_samples: int = 256,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """The tutorial's ranked table: by rank, for each topic its gene and the proportion.
+        """Return the tutorial's ranked table: by rank, for each topic its gene and the proportion.
 
         Columns are ``topic_0``, ``topic_0_prop``, …, and ``topic_0_score``, … where genes are
         ranked by anything but the proportion; the index is the rank, from 0.
@@ -243,7 +243,7 @@ class TopicFit(ABC):
         return ranked_table(self.genes, beta_KG, score_KG, n)
 
     def consensus(self, *, n_samples: int = 256, seed: int = 0) -> Consensus:
-        """The topics that the replicates agree on, and in how many of them each was found.
+        """Return the topics that replicates agree on, with how many replicates found each.
 
         Raises
         ------
@@ -265,7 +265,7 @@ class TopicFit(ABC):
         n_samples: int = 256,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Topic proportions of new cells, cells × topics.
+        """Return topic proportions of new cells, cells × topics.
 
         Parameters
         ----------
@@ -323,7 +323,7 @@ class TopicFit(ABC):
         n_samples: int = 10,
         seed: int = 0,
     ) -> np.ndarray:
-        """ELBO of cells under each replicate, nats per cell with KL weight 1, shape (R,)."""
+        """Return the ELBO of cells by replicate, nats per cell with KL weight 1, shape (R,)."""
 
     @abstractmethod
     def amortization_gap(
@@ -335,7 +335,7 @@ class TopicFit(ABC):
         n_samples: int = 64,
         seed: int = 0,
     ) -> np.ndarray:
-        """ELBO of each cell that the encoder's posterior loses, nats, shape (R, N)."""
+        """Return the ELBO of each cell that the encoder's posterior loses, nats, shape (R, N)."""
 
     def elbo(
         self,
@@ -347,7 +347,7 @@ class TopicFit(ABC):
         n_samples: int = 10,
         seed: int = 0,
     ) -> float:
-        """ELBO in nats per cell, KL weight 1; higher is better. Of the fit's cells by default."""
+        """Return the ELBO of cells, by default the fit's, in nats per cell with KL weight 1."""
         by_replicate = self.elbo_by_replicate(
             data, layer=layer, refine=refine, n_samples=n_samples, seed=seed
         )
@@ -356,7 +356,7 @@ class TopicFit(ABC):
     def elbo_given_topics(
         self, data: Any = None, *, layer: str | None = None, n_samples: int = 64, seed: int = 0
     ) -> np.ndarray:
-        """ELBO of cells with the mean topics held fixed, nats per cell, shape (R,).
+        """Return the ELBO of cells with the mean topics held fixed, nats per cell, shape (R,).
 
         The posterior of each cell is optimised (`topicell.model.refinement`) and no KL of topics
         is paid, and the prior is Dirichlet(1/K) whatever fitted them: the one ELBO that can be had
@@ -387,7 +387,7 @@ class TopicFit(ABC):
         n_samples: int = 256,
         seed: int = 0,
     ) -> np.ndarray:
-        """Document-completion perplexity under each replicate, per count, shape (R,).
+        """Return document-completion perplexity in each replicate, per count, shape (R,).
 
         Each cell's counts are thinned into halves; θ comes from the one, by EM with β fixed
         (`folded`: the same for every kind of model) or from the model's own inference, and the
@@ -420,7 +420,7 @@ class TopicFit(ABC):
         n_samples: int = 256,
         seed: int = 0,
     ) -> float:
-        """Document-completion perplexity per count, of the held-out cells by default.
+        """Return document-completion perplexity per count, of the held-out cells by default.
 
         Lower is better; it is never below 1, and uniform topics give the number of genes.
         """
@@ -492,7 +492,7 @@ class TopicFit(ABC):
 def ranked_table(
     genes: np.ndarray, beta_KG: np.ndarray, score_KG: np.ndarray, n: int
 ) -> pd.DataFrame:
-    """By rank, for each topic its gene, the gene's proportion, and the score if that is another."""
+    """Return by rank, for each topic, its gene, the gene's proportion, and another score."""
     import pandas as pd
 
     table = {}

@@ -44,7 +44,7 @@ class Compressed:
     shape: tuple[int, int]
 
     def with_values(self, values: Tensor) -> Tensor:
-        """The sparse matrix with these values at its non-zeros."""
+        """Return the sparse matrix with these values at its non-zeros."""
         return torch.sparse_csr_tensor(
             self.starts, self.columns, values, size=self.shape, check_invariants=False
         )
@@ -83,18 +83,18 @@ Batch = DenseBatch | SparseBatch
 
 
 def sparse_is_there(device: torch.device) -> bool:
-    """Whether the arithmetic on non-zeros alone is there: it rests on Intel's MKL."""
+    """Return whether arithmetic on non-zeros alone is available; it needs Intel's MKL."""
     return device.type == "cpu" and torch.backends.mkl.is_available()
 
 
 def sparse_wins(x_NG: sp.csr_matrix, device: torch.device) -> bool:
-    """Whether training is faster on the non-zeros alone, for counts as dense as these."""
+    """Return whether training is faster on the non-zeros alone, for counts as dense as these."""
     density: float = x_NG.nnz / math.prod(x_NG.shape)
     return sparse_is_there(device) and density < SPARSE_BELOW
 
 
 def shuffled(n_cells: int, n_batches: int, seeds: np.random.Generator) -> list[np.ndarray]:
-    """A random partition of the cells into batches whose sizes differ by at most one.
+    """Return a random partition of the cells into batches whose sizes differ by at most one.
 
     A short last batch would weigh as much as a full one in every step, and could be too small
     for batch norm.
@@ -103,14 +103,14 @@ def shuffled(n_cells: int, n_batches: int, seeds: np.random.Generator) -> list[n
 
 
 def in_order(n_cells: int, size: int) -> list[np.ndarray]:
-    """The cells as they stand, `size` at a time."""
+    """Return the cells in their order, `size` at a time."""
     return np.split(np.arange(n_cells), range(size, n_cells, size))
 
 
 def sparse_batches(
     x_NG: sp.csr_matrix, parts: list[np.ndarray], library_size: float
 ) -> Iterator[SparseBatch]:
-    """The given cells at their non-zeros, on the CPU.
+    """Yield the given cells at their non-zeros, on the CPU.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class DeviceCounts:
         self.buffers: dict[int, DenseBatch] = {}
 
     def batches(self, parts: list[np.ndarray], *, reuse: bool = False) -> Iterator[DenseBatch]:
-        """The given cells, each mini-batch dense.
+        """Yield the given cells, each mini-batch dense.
 
         With `reuse`, every mini-batch of one size is written to the same memory, where a recorded
         step finds it: the one must be done with before the next is asked for.
@@ -218,7 +218,7 @@ class DeviceCounts:
 
 
 def _blocks(parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Some mini-batches at a time: enough to share the cost of gathering, few enough to hold."""
+    """Yield some mini-batches at a time, to share the cost of gathering them."""
     n = max(GATHERED_CELLS // max(len(parts[0]), 1), 1) if parts else 1
     for first in range(0, len(parts), n):
         yield parts[first : first + n]

@@ -83,7 +83,7 @@ MIXTURE = Mixture()
 
 
 def log_likelihood(batch: Batch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
-    """Nats of each cell's bag of words under each replicate, shape (R, B)."""
+    """Return nats of each cell's bag of words in each replicate, shape (R, B)."""
     if isinstance(batch, DenseBatch):
         result: Tensor = _DenseLikelihood.apply(batch.counts, theta_RBK, beta_RKG)
     else:
@@ -92,7 +92,7 @@ def log_likelihood(batch: Batch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
 
 
 def multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
-    """A sparse matrix times a dense one, written to `out`."""
+    """Write a sparse matrix times a dense one to `out`."""
     # torch.mm would fill and copy another matrix on its way to `out`.
     torch.addmm(out, matrix, values, beta=0, out=out)
 

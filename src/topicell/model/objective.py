@@ -44,7 +44,7 @@ def negative_elbo(
     *,
     bfloat16: bool = False,
 ) -> tuple[Tensor, Terms]:
-    """Minus the annealed ELBO of a mini-batch that stands for `n_cells` cells, in nats.
+    """Return minus the annealed ELBO of a mini-batch that stands for `n_cells` cells, in nats.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def negative_elbo(
 
 
 def encode(program: TopicProgram, batch: Batch, *, bfloat16: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean and unconstrained scale of the topic logits, each of shape (R, B, K)."""
+    """Return mean and unconstrained scale of the topic logits, each of shape (R, B, K)."""
     encoder = program.encoder
     first = encoder.layers[0]
     if isinstance(batch, SparseBatch):
@@ -107,7 +107,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def _products(matrix: Tensor, values_Rnm: Tensor) -> Tensor:
-    """A sparse matrix times each of R dense ones."""
+    """Return a sparse matrix times each of R dense ones."""
     R, _, m = values_Rnm.shape
     result = values_Rnm.new_empty(R, len(matrix), m)
     for values, out in zip(values_Rnm, result, strict=True):

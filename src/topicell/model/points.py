@@ -97,7 +97,7 @@ class PointFit(TopicFit):
         n_samples: int = 256,
         seed: int = 0,
     ) -> np.ndarray:
-        """Topic proportions of cells, of all or the given replicates, shape (R, N, K).
+        """Return topic proportions of cells, all or some replicates, shape (R, N, K).
 
         By the library's own inference, as long as that is there; with `refine`, and always after
         loading, means of a posterior optimised for each cell under Dirichlet(1/K).
@@ -117,7 +117,7 @@ class PointFit(TopicFit):
         )
 
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
-        """Gene proportions of topics, all replicates, shape (R, K, G); points need no samples."""
+        """Return gene proportions of topics, all replicates, (R, K, G); no samples are needed."""
         return self.beta_RKG
 
     def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
@@ -130,11 +130,11 @@ class PointFit(TopicFit):
         return MIXTURE
 
     def elbo_by_replicate(self, data: Any = None, **options: Any) -> np.ndarray:
-        """Points have no posterior of topics, and so no ELBO of their own."""
+        """Raise an error: points have no posterior of topics, and so no ELBO of their own."""
         raise InputError("topics without a posterior have no ELBO; use elbo_given_topics")
 
     def amortization_gap(self, data: Any = None, **options: Any) -> np.ndarray:
-        """Points have no encoder."""
+        """Raise an error: points have no encoder."""
         raise InputError("topics without an encoder have no amortization gap")
 
     def _weights(self) -> dict[str, Tensor]:
@@ -147,7 +147,7 @@ class PointFit(TopicFit):
     def restored(
         cls, weights: Mapping[str, Tensor], document: Mapping[str, Any], **shared: Any
     ) -> Self:
-        """The fit that was saved."""
+        """Return the fit that was saved."""
         beta_RKG = weights["beta"].numpy()
         expected = (len(shared["selection_R"]), shared["model"].n_topics, len(shared["genes"]))
         if beta_RKG.shape != expected:

@@ -89,7 +89,7 @@ class AmortizedFit(TopicFit):
         n_samples: int = 256,
         seed: int = 0,
     ) -> np.ndarray:
-        """Posterior mean topic proportions of cells, of all or the given replicates, (R, N, K).
+        """Return posterior mean topic proportions of cells, all or some replicates, (R, N, K).
 
         By the encoder; with `refine`, by the better of its posterior and the one optimised for
         each cell.
@@ -103,7 +103,7 @@ class AmortizedFit(TopicFit):
         return np.take_along_axis(theta_RNK, self.order_RK[chosen][:, None, :], axis=2)
 
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
-        """Posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
+        """Return posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
         require_samples(n_samples)
         beta_RKG = mean_beta(self.program, n_samples=n_samples, seed=seed)
         return np.take_along_axis(beta_RKG, self.order_RK[:, :, None], axis=1)
@@ -128,7 +128,7 @@ class AmortizedFit(TopicFit):
         n_samples: int = 10,
         seed: int = 0,
     ) -> np.ndarray:
-        """ELBO of cells under each replicate, nats per cell with KL weight 1, shape (R,).
+        """Return the ELBO of cells in each replicate, nats per cell with KL weight 1, shape (R,).
 
         With `refine`, the mean amortization gap is added: never less than without.
         """
@@ -148,7 +148,7 @@ class AmortizedFit(TopicFit):
         n_samples: int = 64,
         seed: int = 0,
     ) -> np.ndarray:
-        """ELBO of each cell that the encoder's posterior loses, nats, shape (R, N).
+        """Return the ELBO of each cell that the encoder's posterior loses, nats, shape (R, N).
 
         What a posterior optimised for the cell gains over it with the topics held fixed, both
         judged on the same draws; never negative, since the better of the two is kept.

@@ -72,7 +72,7 @@ class NormalPrior(nn.Module):
 
 
 def laplace_prior(concentration: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal approximation of a Dirichlet in the softmax basis.
+    """Return the normal approximation of a Dirichlet in the softmax basis.
 
     Parameters
     ----------

@@ -144,7 +144,7 @@ class ReplicateLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_replicates, 1, n_out)) if bias else None
 
     def forward(self, value: Tensor) -> Tensor:
-        """The map of each replicate; a shared input is read once for all of them."""
+        """Return the map of each replicate; a shared input is read once for all of them."""
         if value.dim() == 2:
             value = value.expand(len(self.weight), -1, -1)
         if self.bias is None:
@@ -167,7 +167,7 @@ class ReplicateNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, value_RBn: Tensor) -> Tensor:
-        """Normalised values; in evaluation by the running statistics of training."""
+        """Return normalised values; in evaluation by the running statistics of training."""
         R, B, n = value_RBn.shape
         flat = nn.functional.batch_norm(
             value_RBn.transpose(0, 1).reshape(B, R * n),
@@ -228,17 +228,17 @@ class Encoder(nn.Module):
         self.register_buffer("rho_bounds", rho_bounds, persistent=False)
 
     def forward(self, x_BG: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the topic logits, each of shape (R, B, K)."""
+        """Return mean and standard deviation of the topic logits, each of shape (R, B, K)."""
         m_RBK, rho_RBK = self.heads(self.layers[0](self.inputs(x_BG)))
         return m_RBK, softplus(rho_RBK)
 
     def inputs(self, x_BG: Tensor) -> Tensor:
-        """Log-normalised counts, shape (B, G): every cell scaled to the same total."""
+        """Return log-normalised counts, shape (B, G): every cell scaled to the same total."""
         total_B1 = x_BG.sum(-1, keepdim=True).clamp_min(1)
         return torch.log1p(x_BG * (self.library_size / total_B1))
 
     def heads(self, first_RBH: Tensor) -> tuple[Tensor, Tensor]:
-        """From the first layer's values to m and ρ, where s = softplus(ρ), each (R, B, K).
+        """Return m and ρ of the first layer's values, each (R, B, K), where s = softplus(ρ).
 
         Both are bounded, so that a cell unlike all others has a finite posterior. The bounds are
         far outside of the values of ordinary cells, which they leave as they are.
@@ -335,11 +335,11 @@ class TopicProgram(nn.Module):
         return kept
 
     def topic_posterior(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of b in q(b), each of shape (R, K, G)."""
+        """Return mean and standard deviation of b in q(b), each of shape (R, K, G)."""
         return self.topic_mean, softplus(self.topic_rho)
 
     def model(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
-        """Density log p(x, t, b) of a mini-batch that stands for `n_cells` cells."""
+        """Sample the density p(x, t, b) of a mini-batch that stands for `n_cells` cells."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
         with replicates:
@@ -356,7 +356,7 @@ class TopicProgram(nn.Module):
                 pyro.sample("counts", BagOfWords(log_p_RBG), obs=x_BG)
 
     def guide(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
-        """Posterior q(b) q(t | x) of the same mini-batch."""
+        """Sample the posterior q(b) q(t | x) of the same mini-batch."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
         with replicates:

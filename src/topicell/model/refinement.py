@@ -45,7 +45,7 @@ curvature a thousand times the mean, and a posterior that became too narrow wide
 
 
 def quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
-    """Scrambled Sobol points as standard normals, shape (n_samples, n).
+    """Return scrambled Sobol points as standard normals, shape (n_samples, n).
 
     They are the same for every cell, so their error is not averaged out over cells; a few hundred
     of them are as near to the mean as many thousand independent draws.

@@ -8,7 +8,7 @@ from topicell.config import AnnealingConfig, AnnealingShape, Schedule, TrainConf
 
 
 def annealing_weight(epoch: float, n_epochs: float, config: AnnealingConfig) -> float:
-    """The weight of the KL terms at a (fractional) epoch.
+    """Return the weight of the KL terms at a (fractional) epoch.
 
     ``linear`` rises evenly over the warm-up, ``sigmoid`` along a logistic curve, ``cyclical``
     linearly again in each of `n_cycles` cycles (Fu et al. 2019, arXiv:1903.10145), ``constant``
@@ -35,7 +35,7 @@ def annealing_weight(epoch: float, n_epochs: float, config: AnnealingConfig) -> 
 
 
 def learning_rate(progress: float, config: TrainConfig) -> float:
-    """The rate at a share of all steps.
+    """Return the rate at a share of all steps.
 
     ``one_cycle``: a cosine rise from 1/25 of the peak over the first quarter, then a cosine fall
     to 1/1000 of the peak (Smith & Topin 2018, arXiv:1708.07120).

@@ -24,7 +24,7 @@ SMOOTHING = 0.05
 def initial_topics(
     x_NG: sp.csr_matrix, program: TopicProgram, init: Init, n_starts: int, seed: int
 ) -> torch.Tensor:
-    """Where the means of q(b) start, shape (R, K, G).
+    """Return the initial means of q(b), shape (R, K, G).
 
     A start drawn from the prior collapses to a few topics; the log background frequency plus
     noise, or the log profiles of clusters of cells, do not. Each replicate has its own.
@@ -55,7 +55,7 @@ def initial_topics(
 
 
 def leading_axes(x_NG: sp.csr_matrix, seeds: np.random.Generator) -> np.ndarray:
-    """Log-normalised cells along the axes that hold the clusters, (N, 32), or (N, G) if G < 32.
+    """Return log-normalised cells along the axes of the clusters, (N, 32), or (N, G) if G < 32.
 
     Randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011); it is not
     centred, which distances between cells do not see.
@@ -81,7 +81,7 @@ def best_clusters(
     n_starts: int,
     seeds: np.random.Generator,
 ) -> np.ndarray:
-    """Gene proportions of clusters of cells, of the best of several k-means runs, shape (K, G).
+    """Return gene proportions of clusters of cells, of the best of several k-means runs, (K, G).
 
     The best is the one under whose clusters the counts are most likely, each cell counted under
     its likeliest cluster. It decides which local optimum the fit ends in: over single runs, this
@@ -123,7 +123,7 @@ def _k_means(z_NA: np.ndarray, n_clusters: int, seeds: np.random.Generator) -> n
 def _profiles(
     x_NG: sp.csr_matrix, label_N: np.ndarray, n_clusters: int, frequency_G: np.ndarray
 ) -> np.ndarray:
-    """Gene proportions of each cluster, a little smoothed, shape (K, G)."""
+    """Return gene proportions of each cluster, smoothed, shape (K, G)."""
     n_cells = len(label_N)
     members = sp.csr_matrix(
         (np.ones(n_cells, dtype=np.float32), (label_N, np.arange(n_cells))),

@@ -261,7 +261,7 @@ def fit_of(
 
 
 def progress_bar(n_epochs: int, *, shown: bool) -> Any:
-    """A bar of epochs with the time left; on a terminal only, so that logs stay clean."""
+    """Return a bar of epochs with the time left; on a terminal only, so that logs stay clean."""
     from tqdm.auto import tqdm
 
     return tqdm(
@@ -274,7 +274,7 @@ def progress_bar(n_epochs: int, *, shown: bool) -> Any:
 
 
 def describe(metrics: EpochMetrics) -> str:
-    """What the bar says of an epoch: the true ELBO, whatever the KL weight."""
+    """Return the bar's text about an epoch: the true ELBO, whatever the KL weight."""
     words = [f"ELBO {metrics['train/elbo']:.1f} nats/cell"]
     if "valid/perplexity" in metrics:
         words.append(f"valid. perplexity {metrics['valid/perplexity']:.2f}")
@@ -282,7 +282,7 @@ def describe(metrics: EpochMetrics) -> str:
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make about `STEPS` steps, within `EPOCHS`."""
+    """Return the epochs that make about `STEPS` steps, within `EPOCHS`."""
     fewest, most = EPOCHS
     return min(max(round(STEPS / math.ceil(n_cells / batch_size)), fewest), most)
 
@@ -312,7 +312,7 @@ class Validation:
     def measure(
         self, program: TopicProgram, n_train: int, replicates: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """ELBO (nats per cell) and amortized perplexity of the replicates given, shapes (R,)."""
+        """Return ELBO (nats per cell) and amortized perplexity of some replicates, shapes (R,)."""
         program.eval()
         terms = elbo_terms(program, self.cells(), n_samples=2, seed=self.seed)
         elbo_R = terms.per_cell(n_train)[replicates]
@@ -392,7 +392,7 @@ class State:
         return "; ".join(f"replicate {r}: {what}" for r, what in self.failed.items())
 
     def begin_epoch(self) -> None:
-        """To be called before the cells are shuffled."""
+        """Note the state before the cells are shuffled."""
         self._order = deepcopy(dict(self.seeds.bit_generator.state))
         self._began = time.perf_counter()
 
@@ -480,7 +480,7 @@ def _set_random_states(states: dict[str, Tensor]) -> None:
 
 
 def summarize(name: str, value_R: np.ndarray) -> EpochMetrics:
-    """Mean over replicates, and the standard deviation beside it when there are several."""
+    """Return the mean over replicates, and the standard deviation if there are several."""
     summary = {name: float(np.mean(value_R))}
     if len(value_R) > 1:
         summary[f"{name}_sd"] = float(np.std(value_R, ddof=1))

@@ -249,7 +249,7 @@ def described(error: BaseException) -> str:
 
 
 def _enrichment(adata: AnnData, config: ReportConfig) -> pd.DataFrame | None:
-    """Gene sets among the genes that are frequent in each topic and exclusive to it."""
+    """Test gene sets among the genes that are frequent in each topic and exclusive to it."""
     if config.gene_sets is None:
         return None
     import numpy as np

@@ -32,7 +32,7 @@ def cautions(
     support_K: np.ndarray | None = None,
     genes: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """What a reader should know before reading the topics: (heading, explanation).
+    """Return warnings to read before the topics: (heading, explanation).
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def cautions(
 def limits(
     n_test: int, *, replicated: bool, given: bool = False, n_rounded: int = 0
 ) -> Iterator[tuple[str, str]]:
-    """What the scores cannot tell: (heading, explanation).
+    """Return the limits of the scores: (heading, explanation).
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def limits(
 def _backgrounds(
     theta_NK: np.ndarray, beta_KG: np.ndarray, genes: Sequence[str] | None
 ) -> Iterator[tuple[str, str]]:
-    """Topics of what all cells have: ambient RNA, ribosomes, mitochondria."""
+    """Return topics of what all cells have: ambient RNA, ribosomes, mitochondria."""
     mean_G = theta_NK.mean(axis=0) @ beta_KG
     cosine_K = beta_KG @ mean_G / (np.linalg.norm(beta_KG, axis=1) * np.linalg.norm(mean_G))
     present_K = (theta_NK > PRESENT).mean(axis=0)
@@ -161,7 +161,7 @@ def _backgrounds(
 
 
 def dominance(theta_NK: np.ndarray) -> np.ndarray:
-    """Share of the cells in which each topic is dominant, shape (K,)."""
+    """Return the share of the cells in which each topic is dominant, shape (K,)."""
     dominant_N = ranking.dominant_topics(theta_NK)
     return np.bincount(dominant_N, minlength=theta_NK.shape[1]) / len(theta_NK)
 

@@ -32,7 +32,7 @@ MIN_GENES = 2
 
 
 def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
-    """The gene sets of a GMT file: on each line a name, a description, and genes, tab separated.
+    """Read a GMT file: on each line a name, a description, and genes, separated by tabs.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def _refuse(path: str | Path, what: str, mend: str) -> NoReturn:
 def restricted_sets(
     gene_sets: Mapping[str, Sequence[str]], background: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The gene sets that are tested: restricted to the background, with `MIN_GENES` or more left.
+    """Return the tested gene sets: within the background, with `MIN_GENES` or more genes left.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def enrichment(
     background: Sequence[str],
     topic_names: Sequence[str],
 ) -> pd.DataFrame:
-    """Over-representation of gene sets among the leading genes of each topic.
+    """Test over-representation of gene sets among the leading genes of each topic.
 
     For each topic and set the hypergeometric test: the probability that as many genes as the
     topic leads with, drawn from the background without replacement, share as many or more with

@@ -43,7 +43,7 @@ def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
 
 
 def folded(groups: pd.Series) -> Any:
-    """Groups of cells as figures can show them: of very many, the smallest become one."""
+    """Return groups of cells as figures can show them: the smallest of very many become one."""
     sizes = groups.value_counts()
     sizes = sizes[sizes > 0]
     if len(sizes) <= MAX_GROUPS:
@@ -134,7 +134,7 @@ def _of_genes(
     config: ReportConfig,
     topics: list[int] | None,
 ) -> Iterator[Drawing]:
-    """Genes of each topic alone, and against all other topics."""
+    """Yield figures of genes, of each topic and against all other topics."""
     genes = adata.var_names.to_numpy()
     n_topics = len(beta_KG)
 
@@ -149,7 +149,7 @@ def _of_genes(
 
     @cache
     def characteristic() -> tuple[np.ndarray, list[int]]:
-        """Columns of the leading genes, and the topic that each one leads."""
+        """Return columns of the leading genes, and the topic that each one leads."""
         numbers = np.arange(n_topics) if topics is None else np.array(topics)
         n_each = int(np.clip(N_SIDE_BY_SIDE // len(numbers), 2, N_LEADING))
         leading_KT = ranking.top_genes(ranking.frex(beta_KG), n_each)[numbers]
@@ -186,7 +186,7 @@ def _of_genes(
 def _of_tests(
     adata: AnnData, sets: pd.DataFrame | None, topics: list[int] | None
 ) -> Iterator[Drawing]:
-    """Differential expression, and gene sets."""
+    """Yield figures of differential expression and gene sets."""
     if "lda_lfc" in adata.varm:
         lfc_KG, p_KG, q_KG = (
             np.asarray(adata.varm[name]).T for name in ("lda_lfc", "lda_p", "lda_q")

@@ -118,7 +118,7 @@ def render(
     sets: pd.DataFrame | None = None,
     not_drawn: Mapping[str, str] | None = None,
 ) -> str:
-    """The report of a run as one HTML page, with all that it shows inside.
+    """Return the report of a run as one self-contained HTML page.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def render(
 
 
 def _packed(table: pd.DataFrame) -> str:
-    """A table for the page; nothing if it is too large."""
+    """Return a table for the page; nothing if it is too large."""
     if table.size > MAX_TABLE_VALUES:
         return ""
     return viewer.compressed(table.to_csv(float_format="%.6g").encode())
@@ -237,7 +237,7 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_repli
 
 
 def _groupings(adata: AnnData) -> list[dict[str, Any]]:
-    """Groups that the cells can be coloured by, the dominant topic first."""
+    """Return groups that the cells can be coloured by, the dominant topic first."""
     from topicell.report import figures
 
     theta_NK = np.asarray(adata.obsm["X_lda"])
@@ -271,7 +271,7 @@ def _cells(
     beta_KG: np.ndarray,
     groupings: Sequence[Mapping[str, Any]],
 ) -> str:
-    """What the page's scripts read."""
+    """Return the data that the page's scripts read."""
     from topicell.report import figures
 
     n_topics = len(beta_KG)
@@ -316,7 +316,7 @@ def _figure(name: str, svg: str, error: str, **counts: Any) -> dict[str, Any]:
 
 
 def _left_out(theta_NK: np.ndarray) -> str:
-    """Which topics cards and figures leave out; empty if none."""
+    """Say which topics cards and figures leave out; empty if none."""
     topics = shown_topics(theta_NK)
     if topics is None:
         return ""
@@ -329,7 +329,7 @@ def _left_out(theta_NK: np.ndarray) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Rising numbers, with runs of three and more shortened: ``0, 2–5, 7``."""
+    """Return rising numbers in words, with runs of three and more shortened: ``0, 2–5, 7``."""
     runs: list[list[int]] = []
     for topic in numbers:
         if runs and topic == runs[-1][-1] + 1:
@@ -349,7 +349,7 @@ def _topics(
     n_genes: int,
     sets: pd.DataFrame | None,
 ) -> list[dict[str, Any]]:
-    """What the card of each topic says, of those that have one."""
+    """Return the contents of the topics' cards, of those that have one."""
     from topicell.report import figures
 
     run = adata.uns["topicell"]
@@ -395,7 +395,7 @@ def _topics(
 
 
 def _distinct(adata: AnnData, topic: int, n: int = 6) -> list[tuple[str, str]]:
-    """Genes with the greatest fold change against all other topics, of those that are sure."""
+    """Return the significant genes of the greatest fold change against all other topics."""
     if "lda_lfc" not in adata.varm:
         return []
     lfc_G = np.asarray(adata.varm["lda_lfc"])[:, topic]

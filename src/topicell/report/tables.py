@@ -61,7 +61,7 @@ def _tables(
     agreed: Consensus | None,
     adata: AnnData,
 ) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Paths in the run folder, and the tables that belong there."""
+    """Yield paths in the run folder, and their tables."""
     for by in RANKINGS:
         name = "top_genes" if by == "probability" else f"top_genes_{by}"
         score_KG = gene_scores(beta_KG, by, fit.gene_frequency_G)
@@ -80,7 +80,7 @@ def _tables(
 
 
 def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> pd.DataFrame:
-    """Of each consensus topic: in how many replicates it was found, and how alike it was there."""
+    """Return how many replicates found each consensus topic, and how similar it was there."""
     shown = np.full(len(names), "", dtype=object)
     shown[agreed.member_RK[fit.shown]] = fit.topic_names
     score_CG = gene_scores(agreed.beta_CG, "relevance", fit.gene_frequency_G)
@@ -98,7 +98,7 @@ def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> p
 
 
 def gene_frequency(adata: AnnData) -> np.ndarray:
-    """Share of each gene in all counts of the training cells, shape (G,).
+    """Return the share of each gene in all counts of the training cells, shape (G,).
 
     Of cells whose counts were not kept, the share that the topics expect.
     """
@@ -115,7 +115,7 @@ def gene_frequency(adata: AnnData) -> np.ndarray:
 
 
 def differential_table(adata: AnnData) -> pd.DataFrame:
-    """Differential expression of topics: one row a topic and gene, the surest of a topic first."""
+    """Return differential expression, a row for each topic and gene, the most significant first."""
     lfc_GK = np.asarray(adata.varm["lda_lfc"])
     n_genes, n_topics = lfc_GK.shape
     long = pd.DataFrame(
@@ -139,7 +139,7 @@ def differential_table(adata: AnnData) -> pd.DataFrame:
 def of_page(
     adata: AnnData, scores: Mapping[str, float], sets: pd.DataFrame | None
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """The tables that the page offers: name, what it holds, and the table."""
+    """Return the tables that the page offers: name, description, table."""
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     topics = [f"topic_{k}" for k in range(len(beta_KG))]
     frequency_G = gene_frequency(adata)

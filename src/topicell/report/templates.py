@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def template(name: str, *folders: Path) -> Any:
-    """A template of this folder, or of one that is asked first.
+    """Return a template of this folder, or of one that is searched first.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ def pack(
     order_G: np.ndarray,
     differential: Mapping[str, np.ndarray],
 ) -> str:
-    """The block as base64.
+    """Return the block as base64.
 
     Parameters
     ----------
@@ -88,12 +88,12 @@ def pack(
 
 
 def compressed(content: bytes) -> str:
-    """Content as gzip in base64; the same content gives the same text."""
+    """Return content as gzip in base64; the same content gives the same text."""
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
 
 
 def _positions(xy_N2: np.ndarray) -> np.ndarray:
-    """Coordinates from 0 to 65,535, on one scale for both directions, the map in the middle."""
+    """Return coordinates from 0 to 65,535, on one scale for both directions, centred."""
     low, high = xy_N2.min(axis=0), xy_N2.max(axis=0)
     span = max(float((high - low).max()), 1e-9)
     unit_N2 = (xy_N2 - (low + high) / 2) / span + 0.5
@@ -104,7 +104,7 @@ def _positions(xy_N2: np.ndarray) -> np.ndarray:
 def _expression(
     expression_NG: sp.spmatrix | np.ndarray, order_G: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The genes whose values are kept, and the non-zero values gene by gene."""
+    """Return the genes whose values are kept, and the non-zero values gene by gene."""
     x_NG = sp.csc_matrix(expression_NG, dtype=np.float32)
     x_NG.eliminate_zeros()
     size_G = np.diff(x_NG.indptr)
@@ -129,7 +129,7 @@ def _expression(
 
 
 def _block(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Length of the head, head, arrays; every array begins at a multiple of 4 bytes."""
+    """Return length of the head, head, arrays; every array begins at a multiple of 4 bytes."""
     bodies: list[bytes] = []
     places: dict[str, dict[str, Any]] = {}
     at = 0

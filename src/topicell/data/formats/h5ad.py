@@ -41,7 +41,7 @@ def read_h5mu(path: Path, modality: str | None = None, prefix: str = "") -> AnnD
 
 
 def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = False) -> AnnData:
-    """Counts, obs and var of an h5ad file; nothing else of the file is read."""
+    """Read counts, obs and var of an h5ad file, and nothing else of the file."""
     import h5py
     from anndata import AnnData
     from anndata.io import read_elem

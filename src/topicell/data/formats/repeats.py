@@ -9,7 +9,7 @@ from topicell.counts import COMPRESSED
 
 
 def n_repeated(matrix: Any) -> int:
-    """How many values of a sparse matrix are for an entry that has one already."""
+    """Return how many values of a sparse matrix repeat the place of an earlier value."""
     if not isinstance(matrix, COMPRESSED):
         return 0
     # A matrix of the same arrays: to be asked whether it is in order changes a matrix.

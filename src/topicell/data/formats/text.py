@@ -125,7 +125,7 @@ def _separator(path: Path, options: dict[str, Any]) -> str:
 
 
 def _is_text(column: pd.Series) -> bool:
-    """Whether every value of a column is a word; a few rows prove nothing."""
+    """Return whether every value of a column is a word; a few rows are no proof."""
     import pandas as pd
 
     if column.dtype.kind in "biuf" or len(column) < _FEWEST_WORDS:

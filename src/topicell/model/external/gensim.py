@@ -11,7 +11,7 @@ from topicell.model.external.library import Fitted, Settings
 
 
 def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
-    """Online variational Bayes (Hoffman, Blei & Bach 2010)."""
+    """Fit by online variational Bayes (Hoffman, Blei & Bach 2010)."""
     from gensim.matutils import Sparse2Corpus
     from gensim.models import LdaModel
     from gensim.utils import get_random_state

@@ -17,7 +17,7 @@ from topicell.model.external.library import Fitted, Settings
 
 
 def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
-    """Amortized LDA of scvi-tools, on the CPU, all cells to train on."""
+    """Fit amortized LDA of scvi-tools, on the CPU, to all cells."""
     import anndata
     import scvi
 

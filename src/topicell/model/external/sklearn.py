@@ -12,7 +12,7 @@ PRIORS = ("cell_topic_prior", "topic_gene_prior")
 
 
 def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
-    """Batch variational Bayes (Hoffman, Blei & Bach 2010)."""
+    """Fit by batch variational Bayes (Hoffman, Blei & Bach 2010)."""
     from sklearn.decomposition import LatentDirichletAllocation
 
     for name in PRIORS:
@@ -31,7 +31,7 @@ def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
 
 
 def nmf(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
-    """Multiplicative updates of the KL loss: the likelihood of LDA without its priors.
+    """Fit by multiplicative updates of the KL loss: the likelihood of LDA without its priors.
 
     Gaussier & Goutte (2005), Relation between PLSA and NMF.
     """

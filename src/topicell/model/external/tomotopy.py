@@ -9,7 +9,7 @@ from topicell.model.external.library import FLOOR, Fitted, Settings
 
 
 def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
-    """Collapsed Gibbs sampling (Griffiths & Steyvers 2004)."""
+    """Fit by collapsed Gibbs sampling (Griffiths & Steyvers 2004)."""
     import tomotopy
 
     one = not isinstance(settings.topic_gene_prior, list)

@@ -39,7 +39,7 @@ def score_panels(
     panels: Sequence[tuple[str, str, Sequence[tuple[float, float, Sequence[float]] | None]]],
     letters: Sequence[str],
 ) -> Figure:
-    """One small panel a score: mean and error bar of each run, and what they summarise, faint.
+    """Draw a small panel for each score: mean and error bar of each run over faint single values.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def topic_matrix(
     n_found: int,
     letters: tuple[str, str],
 ) -> Figure:
-    """Cosine similarity of all topics of two runs, those that match on the diagonal.
+    """Draw the cosine similarity of all topics of two runs, matched topics on the diagonal.
 
     Parameters
     ----------
@@ -217,5 +217,5 @@ def _leave_out_first_epochs(axes: Axes, late: np.ndarray) -> None:
 
 
 def _order(n_topics: int, first: Sequence[int]) -> list[int]:
-    """Some topics, and then the others."""
+    """Return some topics, followed by the others."""
     return [*first, *(topic for topic in range(n_topics) if topic not in first)]

@@ -47,7 +47,7 @@ def volcano(
     min_lfc: float = 1.0,
     n_named: int = 12,
 ) -> Figure:
-    """Fold change and p-value of each gene in one topic, against the topic nearest to it.
+    """Draw fold change and p-value of each gene in one topic, against the nearest topic.
 
     Genes that differ — q below `max_q` and a fold change beyond `min_lfc` — have the colour of the
     topic; the strongest of them, by the product of both axes, are named as far as there is room.
@@ -97,7 +97,7 @@ def volcanoes(
     min_lfc: float = 1.0,
     n_named: int = 3,
 ) -> Figure:
-    """One small `volcano` a topic, on common scales.
+    """Draw one small `volcano` for each topic, on common scales.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def volcanoes(
 def _coordinates(
     lfc_G: np.ndarray, p_G: np.ndarray, q_G: np.ndarray, max_q: float, min_lfc: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of the genes, NaN where there is none, and whether they differ."""
+    """Return places of the genes, NaN for none, and whether they differ."""
     with np.errstate(divide="ignore"):
         y_G = -np.log10(np.asarray(p_G, dtype=float)) + 0.0  # no minus before 0
     x_G = np.where(np.isnan(y_G), np.nan, lfc_G)
@@ -161,7 +161,7 @@ def _coordinates(
 
 
 def _limits(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Left, right and upper end: the farthest point, unless it leaves nearly all others behind."""
+    """Return left, right and upper end: the farthest point, unless it is far from the others."""
 
     def end(values: np.ndarray, least: float) -> float:
         known = values[np.isfinite(values) & (values > 0)]
@@ -268,7 +268,7 @@ def _name_genes(
 def _places(
     point_M2: np.ndarray, size_M2: np.ndarray, avoid_P2: np.ndarray, frame: np.ndarray
 ) -> list[np.ndarray | None]:
-    """Centres of labels beside their points, one after the other; None where there is no room.
+    """Return centres of labels beside their points, one after the other; None without room.
 
     A label covers no other label and no line from a label to its point, and as few points as it
     can; it stays inside the frame, and near. All lengths are points.

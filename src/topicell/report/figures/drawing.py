@@ -97,7 +97,7 @@ _SETTINGS = threading.Lock()
 
 
 def topic_colors(n: int) -> list[str]:
-    """Colours of `n` topics, as hexadecimal strings.
+    """Return colours of `n` topics, as hexadecimal strings.
 
     The first 30 can be told apart, colour-blind or not; a topic keeps its colour whatever `n`.
     """
@@ -105,14 +105,14 @@ def topic_colors(n: int) -> list[str]:
 
 
 def numbered(topics: Sequence[int] | None, n_topics: int) -> tuple[list[int], list[str]]:
-    """Numbers and colours of the topics that are drawn; of all if None."""
+    """Return numbers and colours of the topics that are drawn; of all if None."""
     numbers = list(range(n_topics)) if topics is None else [int(topic) for topic in topics]
     colors = topic_colors(n_topics)
     return numbers, [colors[topic] for topic in numbers]
 
 
 def category_colors(n: int) -> list[str]:
-    """Colours of `n` labels or clusters: duller than `topic_colors`, and none of them.
+    """Return colours of `n` labels or clusters: duller than `topic_colors`, and none of them.
 
     The first 30 can be told apart, colour-blind or not; a category keeps its colour whatever `n`.
     """
@@ -149,7 +149,7 @@ def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """A figure as an ``<svg>`` element of a page, in the colours and the font of the page.
+    """Return a figure as an ``<svg>`` element of a page, in the colours and the font of the page.
 
     It has no ground of its own, takes ``--ink``, ``--soft``, ``--line`` and ``--page`` from the
     page where these are set, and shrinks with it; ``--paper`` is the ground of panels whose
@@ -192,7 +192,7 @@ def as_svg(figure: Figure, name: str) -> str:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """A white figure of so many inches, its heading at the upper left; wider if that is longer."""
+    """Return a white figure, size in inches, heading at the upper left; wider for a long one."""
     font = FontProperties(size=LARGE, weight="bold")
     points, _, _ = TextToPath().get_text_width_height_descent(title, font, ismath=False)
     width = max(width, points / 72 / 0.97 + 0.05)
@@ -205,14 +205,14 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def grid_shape(n_panels: int) -> tuple[int, int]:
-    """Columns and rows of a grid of small panels."""
+    """Return columns and rows of a grid of small panels."""
     n_columns = n_panels if n_panels <= 5 else 4 if n_panels in (7, 8) else 5
     n_columns = 3 if n_panels == 6 else n_columns
     return n_columns, -(-n_panels // n_columns)
 
 
 def point_size(n_cells: int, panel_inches: float) -> float:
-    """Area of a marker in square points: the fewer the cells and the larger the panel, the more."""
+    """Return the area of a marker in square points: larger for fewer cells and a larger panel."""
     return float(np.clip(0.16 * (72 * panel_inches) ** 2 / n_cells, 0.6, 26))
 
 
@@ -233,7 +233,7 @@ def plain(axes: Axes, axis: Any = "both") -> None:
 
 
 def name_axes(axes: Axes, title: str, unit: str, color: str = INK) -> None:
-    """Plain axes with a heading, and the unit of what goes up."""
+    """Draw plain axes with a heading, and the unit of the vertical axis."""
     plain(axes)
     axes.set_title(title, fontsize=NORMAL, color=INK, loc="left")
     axes.set_ylabel(unit, fontsize=SMALL, color=color)
@@ -247,7 +247,7 @@ def legend_outside(
     n_columns: int,
     place: Literal["outside right upper", "outside right center"],
 ) -> None:
-    """A legend at the right of all panels."""
+    """Draw a legend at the right of all panels."""
     legend = figure.legend(
         handles,
         labels,
@@ -268,7 +268,7 @@ def legend_outside(
 def value_bar(
     figure: Figure, mappable: ScalarMappable, axes: Axes | Sequence[Axes], label: str, **place: Any
 ) -> Colorbar:
-    """A colour bar at the right of some axes; `place` as in `Figure.colorbar`."""
+    """Draw a colour bar at the right of some axes; `place` as in `Figure.colorbar`."""
     bar = figure.colorbar(
         mappable, ax=axes, **{"aspect": 18, "pad": 0.02, "panchor": False} | place
     )
@@ -281,7 +281,7 @@ def value_bar(
 def named_ticks(
     axes: Axes, axis: Literal["x", "y"], names: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """Names at 0, 1, 2 … of an axis, each with a square of its colour between it and the panel."""
+    """Name the places 0, 1, 2 … of an axis, each with a square of its colour beside the panel."""
     places, edge = np.arange(len(names), dtype=float), np.zeros(len(names))
     if axis == "x":
         axes.set_xticks(places, names)
@@ -301,7 +301,7 @@ def named_ticks(
 
 
 def readable_on(color: Any) -> str:
-    """Dark or light ink, whichever can be read on a colour."""
+    """Return dark or light ink, whichever can be read on a colour."""
     luminance = np.dot(np.array(to_rgb(color)) ** 2.2, (0.2126, 0.7152, 0.0722))
     # at 0.19 both have the same contrast, as WCAG 2 measures it
     return ON_LIGHT if luminance > 0.19 else ON_DARK
@@ -328,7 +328,7 @@ def _further_colors(n: int, saturation: float) -> list[str]:
 
 @contextmanager
 def _settings(values: Mapping[str, Any]) -> Iterator[None]:
-    """Some of matplotlib's global settings, for as long as a file is written."""
+    """Set some of matplotlib's global settings while a file is written."""
     # Not rc_context, which would also put back what other threads have changed meanwhile.
     settings = cast(dict[str, Any], rcParams)
     with _SETTINGS:
@@ -387,5 +387,5 @@ def _for_page(root: ElementTree.Element, name: str) -> None:
 
 
 def _is_ground(group: ElementTree.Element) -> bool:
-    """Whether this is the white ground of a panel."""
+    """Return whether this is the white background of a panel."""
     return len(group) == 1 and group[0].get("style", "").startswith("fill: #ffffff")

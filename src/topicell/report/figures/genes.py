@@ -53,7 +53,7 @@ def top_genes(
     title: str,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Horizontal bars of the leading genes of each topic, all on one scale.
+    """Draw horizontal bars of the leading genes of each topic, all on one scale.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def top_genes_dots(
     topic_of_T: Sequence[int] | None = None,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Leading genes against topics: a dot is the larger the more of the topic's cells express it.
+    """Draw leading genes against topics: larger dots where more of the topic's cells express them.
 
     The share of the cells is rounded up to 5 %. The colour is the proportion of the gene in the
     topic, relative to the topic that has most of it.
@@ -181,7 +181,7 @@ def top_genes_heatmap(
     topic_of_T: Sequence[int] | None = None,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Leading genes against topics: log2 of the proportion over its mean of all topics.
+    """Draw leading genes against topics: log2 of the proportion over its mean of all topics.
 
     The colours end at 4: 16 times more, or less, than the mean.
 
@@ -243,7 +243,7 @@ def enrichment_bars(
     n_sets: int = 3,
     max_q: float = 0.05,
 ) -> Figure:
-    """The gene sets that are most enriched in each topic, as bars of −log10 q.
+    """Draw the most enriched gene sets of each topic, as bars of −log10 q.
 
     Parameters
     ----------
@@ -331,7 +331,7 @@ def _genes_by_topics(
     drawn: tuple[Sequence[int] | None, int],
     foot: float,
 ) -> tuple[Figure, list[Axes]]:
-    """Panels of genes in columns and topics in rows, filled by `draw`, one below the other.
+    """Draw panels of genes in columns and topics in rows, filled by `draw`, one below the other.
 
     `drawn` has the topics that are drawn, as for the figures, and how many there are. Below the
     panels are `foot` inches for a legend.
@@ -370,7 +370,7 @@ def _genes_by_topics(
 
 
 def _mark_topics(axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, str]) -> None:
-    """Above the genes, the topic that they lead: its number on a line of its colour."""
+    """Write above the genes the topic that they lead: its number on a line of its colour."""
     transform = axes.get_xaxis_transform()
     inch = cast(Figure, axes.get_figure()).dpi_scale_trans
     start = 0
@@ -401,14 +401,14 @@ def _mark_topics(axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, s
 def _gene_bar(
     figure: Figure, panels: list[Axes], colors: Colormap, norm: Normalize, label: str, **ends: Any
 ) -> None:
-    """One colour bar below all panels, of the same length however wide they are."""
+    """Draw one colour bar below all panels, of the same length for every width."""
     length = 1.9 / figure.get_figwidth()
     place: dict[str, Any] = {"location": "bottom", "anchor": (0.02, 1.0), "shrink": length}
     value_bar(figure, ScalarMappable(norm, colors), panels, label, aspect=18, **place, **ends)
 
 
 def _share_out(lines: Sequence[int], n_columns: int) -> list[list[int]]:
-    """Items in order over columns, so that their lines are spread as evenly as can be."""
+    """Divide items in order over columns, with numbers of lines as equal as possible."""
     columns: list[list[int]] = [[] for _ in range(n_columns)]
     done = 0
     for item, length in enumerate(lines):

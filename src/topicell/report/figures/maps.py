@@ -45,7 +45,7 @@ def umap_by_topic(
     title: str,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """One small map a topic, cells coloured by the topic's proportion, on one scale from 0 to 1.
+    """Draw a small map for each topic, cells coloured by the topic's proportion, scale 0 to 1.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def umap_by_topic(
 def umap_by_value(
     embedding_N2: np.ndarray, value_N: np.ndarray, title: str, unit: str = ""
 ) -> Figure:
-    """A map of cells coloured by a number, such as the expression of a gene.
+    """Draw a map of cells coloured by a number, such as the expression of a gene.
 
     The scale begins at 0, unless there are negative values; the highest 2 in 1000 share the last
     colour, lest one cell dull all the others.
@@ -140,7 +140,7 @@ def umap_by_value(
 
 
 def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title: str) -> Figure:
-    """A map of cells coloured by category, with a legend beside it.
+    """Draw a map of cells coloured by category, with a legend beside it.
 
     Up to 25 categories are also marked on the map: by name where all names are short, else by
     the number that the legend gives them.
@@ -226,7 +226,7 @@ def _name_axes(axes: Axes) -> None:
 
 
 def _mark_positions(embedding_N2: np.ndarray, codes_N: np.ndarray, n: int) -> np.ndarray:
-    """Where to write each category's mark: at its middle cell, pushed off the other marks."""
+    """Return where to write each category's mark: at its middle cell, apart from other marks."""
     spots = np.empty((n, 2))
     for code in range(n):
         points = embedding_N2[codes_N == code]

@@ -39,7 +39,7 @@ WRITTEN = 12
 
 
 def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
-    """Which topics go together in cells: Pearson correlation of their proportions over cells.
+    """Draw Pearson correlations of topic proportions over cells.
 
     Topics stand in the order of a tree (average linkage), so that like ones are neighbours. The
     diagonal is left out, and so is what cannot be said: a topic with the same proportion in all
@@ -71,7 +71,7 @@ def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None)
 
 
 def topic_similarity(beta_KG: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
-    """Which topics have the same genes: cosine similarity of their gene proportions.
+    """Draw cosine similarities of the gene proportions of topics.
 
     Drawn as `topic_correlation`; the colours begin at the least alike.
 
@@ -102,7 +102,7 @@ def topic_by_label(
     title: str = "Topics by label",
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Mean proportion of each topic in the cells of each label.
+    """Draw the mean proportion of each topic in the cells of each label.
 
     Labels stand in the order of a tree, topics in the order of the labels that have most of them,
     so that what is high lies along the diagonal. Cells without a label are the last row.
@@ -150,7 +150,7 @@ def stability_matrix(
     support_K: Sequence[int] | None = None,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """How well the topics of one replicate are found again in each of the others.
+    """Draw how well the topics of one replicate are found again in each of the others.
 
     One row a replicate, and the mean where there are several; one column a topic. Below, in how
     many replicates each was found, in bold where it was in one alone.
@@ -240,7 +240,7 @@ def _matrix(
     colors: Colormap,
     norm: Normalize,
 ) -> Figure:
-    """A matrix of coloured squares, topics in columns; where it is NaN, there is none.
+    """Draw a matrix of coloured squares, topics in columns; no square where it is NaN.
 
     Rows and columns come with their names and colours.
     """
@@ -290,7 +290,7 @@ def _write(axes: Axes, x: int, y: int, text: str, ink: str, bold: bool = False) 
 
 
 def _numbers(topics: Any) -> tuple[list[str], list[str]]:
-    """Names and colours of topics in a given order."""
+    """Return names and colours of topics in a given order."""
     colors = topic_colors(max(topics, default=-1) + 1)
     return [str(topic) for topic in topics], [colors[topic] for topic in topics]
 
@@ -301,12 +301,12 @@ def _off_diagonal(value_KK: np.ndarray) -> np.ndarray:
 
 
 def _from_below(values: np.ndarray) -> Normalize:
-    """From the tenth below all values to 1."""
+    """Return the range from the tenth below all values to 1."""
     return Normalize(min(np.floor(10 * values.min(initial=1)) / 10, 0.9), 1)
 
 
 def _order_of_likeness(value_KK: np.ndarray) -> np.ndarray:
-    """Topics so that like ones are neighbours; the one with the lowest number leads."""
+    """Order topics so that similar ones are neighbours; the lowest number is first."""
     n = len(value_KK)
     if n < 3:
         return np.arange(n)
@@ -317,7 +317,7 @@ def _order_of_likeness(value_KK: np.ndarray) -> np.ndarray:
 
 
 def _along_diagonal(mean_LK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows so that like ones are neighbours, and columns by the rows where they are high."""
+    """Order rows by similarity, and columns by the rows where they are high."""
     rows = np.arange(len(mean_LK))
     if len(rows) > 2:
         rows = leaves_list(linkage(np.sqrt(mean_LK), "average", optimal_ordering=True))

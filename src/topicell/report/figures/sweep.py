@@ -70,7 +70,7 @@ def topic_curves(
     pruned: Collection[int] = (),
     stability_floor: float | None = None,
 ) -> Figure:
-    """What grows and falls with K: above all the perplexity lost against the best K.
+    """Draw metrics against K, first the perplexity lost against the best K.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def topic_curves(
 def parallel_coordinates(
     columns: Mapping[str, Sequence[Any]], color_by: str, chosen: int | None = None
 ) -> Figure:
-    """One line a trial over settings and measures, coloured by one of them.
+    """Draw one line for each trial over settings and measures, coloured by one of them.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ def trial_history(
     states_T: Sequence[str],
     chosen: int | None = None,
 ) -> Figure:
-    """Perplexity by trial, with the lowest so far; those without one stand at the foot.
+    """Draw perplexity by trial, with the lowest so far; trials without one are at the bottom.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ def trial_history(
 def pruning_curves(
     curves_T: Sequence[Mapping[int, float]], states_T: Sequence[str], chosen: int | None = None
 ) -> Figure:
-    """Validation perplexity by epoch of every trial: what was stopped, and where.
+    """Draw validation perplexity by epoch of every trial, and where trials were stopped.
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ def pruning_curves(
 
 
 def importance_bars(shares: Mapping[str, float]) -> Figure:
-    """Bars of the importance of each setting, the greatest on top.
+    """Draw bars of the importance of each setting, the greatest on top.
 
     Parameters
     ----------
@@ -348,7 +348,7 @@ def _whole_numbers(axes: Axes, name: str) -> None:
 
 
 def _better_part(values: np.ndarray, keep: np.ndarray | None = None) -> float:
-    """Where to cut values of which lower is better: their maximum, if all can be seen together.
+    """Return where to cut values, lower being better; their maximum if all fit on one scale.
 
     Else above the better three quarters, and above those of `keep`.
     """
@@ -376,12 +376,12 @@ def _keep_best_legible(
 
 
 def _note(axes: Axes, text: str) -> None:
-    """Words above the right end of a panel, where nothing is drawn."""
+    """Write words above the right end of a panel, where nothing is drawn."""
     axes.set_title(text, fontsize=SMALL, color=FAINT, loc="right")
 
 
 def _mark(axes: Axes, positions: Any, height: float, marker: str, color: str) -> None:
-    """Markers at a height of the panel, from 0 to 1, for what has no place on its scale."""
+    """Draw markers at a height of the panel, from 0 to 1, for values outside its scale."""
     style: dict[str, Any] = {"clip_on": False, "in_layout": False, "zorder": 5}
     heights = np.full(len(positions), height)
     transform = axes.get_xaxis_transform()
@@ -389,7 +389,7 @@ def _mark(axes: Axes, positions: Any, height: float, marker: str, color: str) ->
 
 
 def _scale(values: Sequence[Any], top: float) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Places of values between 0 and 1 on their axis, and its ticks; above `top`, at the top."""
+    """Return places of values on their axis, from 0 to 1, and its ticks; at most `top`."""
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         names = sorted({str(value) for value in values})
         spots = np.linspace(0, 1, len(names)) if len(names) > 1 else np.full(1, 0.5)

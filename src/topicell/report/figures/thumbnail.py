@@ -12,7 +12,7 @@ PIXELS = 48
 
 
 def thumbnail(embedding_N2: np.ndarray, theta_N: np.ndarray, color: str) -> bytes:
-    """A small map of one topic as PNG: the mean proportion of the cells in each square.
+    """Draw a small map of one topic as PNG: the mean proportion of the cells in each square.
 
     Squares without cells are transparent, those without the topic grey, so that it can be seen on
     a light page and on a dark one.

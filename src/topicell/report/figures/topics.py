@@ -33,7 +33,7 @@ def structure_plot(
     max_cells: int = 2000,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Topic proportions of single cells as stacked bars, side by side, by group.
+    """Draw topic proportions of single cells as stacked bars, side by side, by group.
 
     Inside a group, like cells stand together (leaves of a Ward tree of √θ).
     Groups are the wider the more cells they have, but never too narrow to be seen.
@@ -130,7 +130,7 @@ def structure_plot(
 
 
 def _order_of_likeness(theta_NK: np.ndarray) -> np.ndarray:
-    """Cells so that like ones stand together: leaves of a Ward tree of √θ.
+    """Order cells so that similar ones stand together: leaves of a Ward tree of √θ.
 
     A tree leaves open which branch comes first: here the one that is lower on the first principal
     component, so the cells run from one end of their variation to the other.

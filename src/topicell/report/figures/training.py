@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def gap_histogram(gap_N: np.ndarray) -> Figure:
-    """How much ELBO the encoder's posterior loses, cell by cell; the longest tail in the last bar.
+    """Draw the ELBO that the encoder's posterior loses, by cell; the longest tail in the last bar.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def gap_histogram(gap_N: np.ndarray) -> Figure:
 
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Four aligned panels over epochs: ELBO, validation perplexity, KL terms, and schedules.
+    """Draw four aligned panels over epochs: ELBO, validation perplexity, KL terms, schedules.
 
     Bands are ± 1 standard deviation over replicates, where the history holds ``<name>_sd``.
 
