@@ -169,7 +169,7 @@ def test_tables_and_figures_can_be_heard(html):
 def test_the_page_says_what_was_found(html):
     text = re.sub(r"\s+", " ", Tags(html).text)
     for words in (
-        "B is best in",
+        "B is ahead in",
         "231.227 ± 0.047",
         "sd of 2 replicates",
         "−3.500 ± 0.870",
@@ -178,7 +178,7 @@ def test_the_page_says_what_was_found(html):
         "not comparable: different data",
         "6 ± 0",
         "not defined",
-        "Compared on the 10 common genes: A has 30 genes, and the common ones hold 50 % of its average",
+        "Compared on the 10 common genes: A has 30 genes (the common ones hold 50 % of its average",
         "1 of 2 topics of A are in B (mean cosine 0.95); B has 3",
         "no match",
         "Topics of B without a partner in A",
@@ -202,7 +202,7 @@ def test_runs_that_do_not_differ_are_said_to_be_alike():
     text = Tags(render(alike, {})).text
     assert "No warnings" in text
     assert "None: all settings are the same." in text
-    assert "no run is clearly best in any score" in text
+    assert "no run is clearly ahead in any score" in text
 
 
 def test_what_cannot_be_drawn_is_left_out(tmp_path):
@@ -217,7 +217,7 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path):
         ),
     )
     html = write(bare, tmp_path).read_text()
-    assert "have no gene in common, so topics cannot be matched" in html
+    assert "have no gene in common to match topics by" in html
     assert "<svg" not in html
     assert list((tmp_path / "figures").iterdir()) == []
 
