@@ -1,14 +1,15 @@
 """Every kind of model under the same measures: three data sets, five seeds each.
 
-    python experiments/peers/study.py run FOLDER [DATA ...]
+    python experiments/peers/study.py run FOLDER [DATA ...] [--seeds 5] [--models NAME ...]
     python experiments/peers/study.py published FOLDER
-    python experiments/peers/study.py collect FOLDER
+    python experiments/peers/study.py collect FOLDER [DATA ...] [--seeds 5] [--output HERE]
     python experiments/peers/study.py quick FOLDER
 
 `run` makes the fits with `topicell train`, a grid over seeds for each data set and model, in FOLDER
 (a run of its own for each, and an MLflow store); models that are there already are left out.
 `published` scores the six topics that come with `pbmc_facs`, and ours of the same number.
-`collect` reads the run folders and writes results.csv, table.md and peers.png beside this file.
+`collect` reads the run folders and writes results.csv, table.md and peers.png beside this file, or
+to `--output`.
 `quick` does all of it on the smallest set, with two seeds and three passes, and writes to FOLDER.
 """
 
@@ -19,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import anndata
@@ -67,6 +69,7 @@ SCORES = {
     "truth/beta_cosine": ("cosine of β", "{:.4f}"),
     "truth/theta_error": ("error of θ", "{:.4f}"),
     "topics/coherence_npmi": ("NPMI", "{:.3f}"),
+    "topics/coherence_npmi_frex": ("NPMI, FREX", "{:.3f}"),
     "topics/diversity": ("diversity", "{:.3f}"),
     "topics/exclusivity": ("exclusivity", "{:.3f}"),
     "topics/used": ("used", "{:.1f}"),
@@ -84,18 +87,22 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "published", "collect", "quick"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", nargs="*", default=list(DATA))
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--output", type=Path, default=HERE)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.action == "run":
         for data in args.data:
-            run(args.folder, data, SEEDS)
+            run(args.folder, data, range(args.seeds), models=args.models)
     elif args.action == "quick":
         run(args.folder, "pbmc68k", range(2), "train.epochs=3")
         collect(args.folder, args.folder, ["pbmc68k"], range(2))
     elif args.action == "published":
         published(args.folder)
     else:
-        collect(args.folder, HERE, list(DATA), SEEDS)
+        args.output.mkdir(parents=True, exist_ok=True)
+        collect(args.folder, args.output, args.data, range(args.seeds))
 
 
 def topicell(folder: Path, *arguments: str) -> None:
@@ -105,9 +112,11 @@ def topicell(folder: Path, *arguments: str) -> None:
     subprocess.run(command, cwd=folder, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def run(folder: Path, data: str, seeds: range, *settings: str) -> None:
-    for name, model in MODELS.items():
-        place = f"{data}/{name}"
+def run(
+    folder: Path, data: str, seeds: range, *settings: str, models: Sequence[str] = tuple(MODELS)
+) -> None:
+    for name in models:
+        model, place = MODELS[name], f"{data}/{name}"
         if (folder / place).exists():
             continue
         topicell(

@@ -560,7 +560,7 @@ def compare(arguments: list[str]) -> None:
     bare = re.compile(r"(runs|labels)=((?!\[).*)", re.DOTALL)
     asked = _options(CompareCommand, [bare.sub(r"\1=[\2]", argument) for argument in arguments])
     from topicell import comparison
-    from topicell.report.compare import write
+    from topicell.comparison.page import write
 
     output = _new_folder(asked.output, comparison.folder_name(asked.runs))
     found = comparison.compare(asked.runs, asked.labels, asked.tracking)

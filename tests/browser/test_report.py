@@ -22,9 +22,9 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from topicell import report
+from topicell.comparison import page as compare
+from topicell.comparison.values import Comparison, Match, Pairing, Score, Side, Unmatched, Value
 from topicell.config import ReportConfig
-from topicell.report import compare
-from topicell.report.compared import Comparison, Lone, Match, Pairing, Score, Side, Value
 from topicell.report.figures import topic_colors
 from topicell.sweep import page as sweep_page
 from topicell.sweep.selection import select
@@ -707,8 +707,8 @@ def compared(folder):
             model=TITLE,
             made="2026-01-02T03:04:05+00:00",
             run_id=TITLE if letter == "A" else "",
-            place=TITLE,
-            marks={TITLE: TITLE},
+            folder=TITLE,
+            tags={TITLE: TITLE},
             versions={TITLE: f"{letter}{TITLE}"},
             history=[],
         )
@@ -716,7 +716,7 @@ def compared(folder):
     )
     value = Value(3.0, 0.1, "replicates", (3.0, 3.1))
     match = Match(0, 1, 0.9, (1, 0.3), tuple(HOSTILE), 0.2, 0.5, 0.1)
-    lone = Lone(1, 0, 0.6, 0.4, tuple(HOSTILE))
+    unmatched = Unmatched(1, 0, 0.6, 0.4, tuple(HOSTILE))
     pairing = Pairing(
         letters=("A", "B"),
         n_genes=(30, 20, 10),
@@ -724,11 +724,11 @@ def compared(folder):
         n_cells=60,
         cosine_KK=np.array([[0.1, 0.9], [0.6, 0.2]]),
         matches=(match,),
-        lone=((lone,), (lone,)),
+        unmatched=((unmatched,), (unmatched,)),
     )
     found = Comparison(
         sides=sides,
-        cautions=((TITLE, TITLE),),
+        warnings=((TITLE, TITLE),),
         parameters={TITLE: (TITLE, "other"), f"{TITLE}2": (TITLE, TITLE)},
         scores=(Score(TITLE, (value, value), None, TITLE), Score(PERPLEXITY, (value,) * 2, 0, "")),
         pairings=(pairing,),

@@ -1,8 +1,8 @@
 """Stored runs side by side: ``topicell compare``.
 
-runs → rules → obstacles → scoring → matching: stored runs are read; what must be the same for a
-score to be compared; what the reader is told where it is not; values, differences and the best;
-topics that are the same. `compare` walks this way, and `topicell.report.compare` makes the page.
+`compare` calls the modules in this order: `runs` reads stored runs, `incompatibilities` says what
+prevents a comparison (by the conditions in `rules`), `scoring` compares scores, and `matching`
+matches topics. The result is a `values.Comparison`; `page` writes its page and tables.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from topicell.comparison.incompatibilities import find_warnings
 from topicell.comparison.matching import pair_topics
-from topicell.comparison.obstacles import cautions
 from topicell.comparison.runs import StoredRun, folder_of, parameters, read_run
 from topicell.comparison.scoring import scores
+from topicell.comparison.values import Comparison
 from topicell.config import TrackingConfig
 from topicell.errors import InputError
-from topicell.report.compared import Comparison
 
 USAGE = "topicell compare runs=[RUN_ID,RUN_ID] (run ids of MLflow or run folders)"
 LETTERS = string.ascii_uppercase
 
 
 def compare(runs: Sequence[str], labels: Sequence[str], tracking: TrackingConfig) -> Comparison:
-    """Read stored runs and set them side by side.
+    """Read stored runs and compare them.
 
     Parameters
     ----------
     runs
         MLflow run ids and run folders.
     labels
-        What to call them; without, runs keep their own names.
+        Names for the runs; if empty, the runs keep their own names.
     tracking
         The store of the run ids.
 
     Raises
     ------
     InputError
-        Fewer than two runs, one of them twice, or what is no run, or did not end.
+        There are fewer than two runs, a run is named twice, or one cannot be read.
     """
     if len(runs) < 2:
         raise InputError(f"runs: {len(runs)} given, and a comparison needs two or more: {USAGE}")
@@ -59,8 +59,8 @@ def compare(runs: Sequence[str], labels: Sequence[str], tracking: TrackingConfig
             except (OSError, KeyError, ValueError) as error:
                 what = str(error).partition("\n")[0]
                 raise InputError(
-                    f"runs: {run!r} cannot be read ({type(error).__name__}: {what}); is it a run, "
-                    "and whole?"
+                    f"runs: {run!r} cannot be read ({type(error).__name__}: {what}); is it a "
+                    "complete run?"
                 ) from error
             for name in filter(None, (read.side.run_id, str(folder.resolve()))):
                 if name in known:
@@ -69,7 +69,7 @@ def compare(runs: Sequence[str], labels: Sequence[str], tracking: TrackingConfig
             stored.append(read)
     return Comparison(
         sides=tuple(run.side for run in stored),
-        cautions=tuple(cautions(stored)),
+        warnings=tuple(find_warnings(stored)),
         parameters=parameters([run.config for run in stored]),
         scores=tuple(scores(stored)),
         pairings=tuple(pair_topics(stored[0], other) for other in stored[1:]),
@@ -79,7 +79,7 @@ def compare(runs: Sequence[str], labels: Sequence[str], tracking: TrackingConfig
 
 
 def folder_name(runs: Sequence[str]) -> str:
-    """The folder of a comparison that was given none: ``compare-A-B``, from the runs' own names."""
+    """Return the default folder of a comparison: ``compare-A-B``, from the names of the runs."""
     names = [Path(run).resolve().name[:20] if Path(run).is_dir() else run[:8] for run in runs]
     more = [f"and-{len(names) - 4}-more"] if len(names) > 4 else []
     return "-".join(["compare", *names[:4], *more])

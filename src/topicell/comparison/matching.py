@@ -1,4 +1,4 @@
-"""Which topic of one run is which of another.
+"""Match the topics of one run with those of another.
 
 Shape suffixes: N cells, K topics, G genes.
 """
@@ -12,23 +12,19 @@ from scipy.optimize import linear_sum_assignment
 
 from topicell.comparison.rules import same_source
 from topicell.comparison.runs import StoredRun
+from topicell.comparison.values import N_GENES, Match, Pairing, Unmatched
 from topicell.evaluation.ranking import top_genes
-from topicell.report.compared import N_GENES, Lone, Match, Pairing
 
 N_NAMED = 8
-"""Leading genes by which a topic without a partner is described."""
+"""Leading genes that describe a topic without a partner."""
 
 
 def pair_topics(a: StoredRun, b: StoredRun) -> Pairing:
-    """Which topic of one run is which of another.
+    """Match topics one to one so that the sum of their cosine similarities is greatest.
 
-    One to one, so that the sum of the cosine similarities of the gene proportions is greatest.
-    Over the genes of both; the cosine does not change with the share of a topic that they hold.
-
-    Parameters
-    ----------
-    a, b
-        Runs, of whatever numbers of topics.
+    The cosine similarity is that of the gene proportions over the genes of both runs; it does not
+    depend on the share of a topic that these genes hold. The runs may have different numbers of
+    topics.
 
     References
     ----------
@@ -49,16 +45,16 @@ def pair_topics(a: StoredRun, b: StoredRun) -> Pairing:
     matches = []
     for topic, partner in pairs if len(genes) else []:
         others = np.delete(np.arange(len(unit_b)), partner)
-        rival = None
+        next_best = None
         if len(others):
             nearest = others[cosine_KK[topic, others].argmax()]
-            rival = (int(nearest), float(cosine_KK[topic, nearest]))
+            next_best = (int(nearest), float(cosine_KK[topic, nearest]))
         matches.append(
             Match(
                 topic=int(topic),
                 partner=int(partner),
                 cosine=float(cosine_KK[topic, partner]),
-                rival=rival,
+                next_best=next_best,
                 genes=tuple(g for g in leading[0][topic] if g in leading[1][partner]),
                 proportion=float(proportions[0][topic]),
                 partner_proportion=float(proportions[1][partner]),
@@ -67,9 +63,9 @@ def pair_topics(a: StoredRun, b: StoredRun) -> Pairing:
         )
     matches.sort(key=lambda match: not match.found)
 
-    def lone(side: int, matched: set[int], similar_KK: np.ndarray) -> tuple[Lone, ...]:
+    def unmatched(side: int, matched: set[int], similar_KK: np.ndarray) -> tuple[Unmatched, ...]:
         return tuple(
-            Lone(
+            Unmatched(
                 topic=topic,
                 nearest=int(similar_KK[topic].argmax()),
                 cosine=float(similar_KK[topic].max()),
@@ -87,21 +83,22 @@ def pair_topics(a: StoredRun, b: StoredRun) -> Pairing:
         n_cells=len(cells),
         cosine_KK=cosine_KK,
         matches=tuple(matches),
-        lone=(
-            lone(0, {match.topic for match in matches if match.found}, cosine_KK),
-            lone(1, {match.partner for match in matches if match.found}, cosine_KK.T),
+        unmatched=(
+            unmatched(0, {match.topic for match in matches if match.found}, cosine_KK),
+            unmatched(1, {match.partner for match in matches if match.found}, cosine_KK.T),
         ),
     )
 
 
 def _unit(beta_KG: np.ndarray) -> np.ndarray:
-    """Rows of length one; a topic without any of the genes stays 0, like nothing."""
+    """Scale rows to length 1; the row of a topic without any of the genes stays 0."""
     length_K1 = np.linalg.norm(beta_KG, axis=1, keepdims=True)
     unit_KG: np.ndarray = beta_KG / np.where(length_K1 > 0, length_K1, 1)
     return unit_KG
 
 
 def _correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    """Return the Pearson correlation; NaN if it is not defined."""
     if len(a_N) < 3 or not (np.ptp(a_N) and np.ptp(b_N)):
         return math.nan
     return float(np.corrcoef(a_N, b_N)[0, 1])

@@ -1,4 +1,7 @@
-"""Which scores of which runs may be compared: what must be the same for it, and is."""
+"""Which scores of which runs can be compared: what must be the same for it, and whether it is.
+
+The conditions of each metric are in `topicell.evaluation.metrics`.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,32 @@ from topicell.evaluation.metrics import metric
 
 
 def what_differs(name: str, runs: Sequence[StoredRun]) -> str:
-    """What should be the same for a score to be compared, and is not; empty if all is."""
-    for needed in metric(name).same:
-        if needed == "split":
-            fine = all(_same(needed, name, a, b) for a, b in combinations(runs, 2))
+    """Return the first condition of a metric that the runs do not meet; empty if they meet all."""
+    for condition in metric(name).same:
+        same = partial(_same, condition, name)
+        if condition == "split":
+            met = all(same(a, b) for a, b in combinations(runs, 2))
         else:
-            fine = linked(runs, partial(_same, needed, name))
-        if not fine:
-            return needed
+            met = linked(runs, same)
+        if not met:
+            return condition
     return ""
 
 
 def linked(runs: Sequence[StoredRun], same: Callable[[StoredRun, StoredRun], bool]) -> bool:
-    """Whether all runs are the same as one of them.
+    """Return whether all runs are the same as one of them.
 
-    So they are the same as each other, even if of two of them it is not known without the third.
+    Then they are the same as each other, even if for two of them it only follows from a third.
     """
     return not runs or any(all(same(a, b) for b in runs) for a in runs)
 
 
-def _same(what: str, score: str, a: StoredRun, b: StoredRun) -> bool:
+def _same(condition: str, score: str, a: StoredRun, b: StoredRun) -> bool:
+    """Return whether two runs meet a condition of `Metric.same`."""
     tests: dict[str, Callable[[], bool]] = {
         "counts": lambda: a.prepared == b.prepared,
         "cells": lambda: _same_cells(a, b),
-        # Errors over several splits hold what the choice of the held-out cells does.
+        # The error over several splits includes which cells are held out.
         "split": lambda: (
             same_split(a, b, score) or min(len(a.values[score]), len(b.values[score])) > 1
         ),
@@ -49,11 +54,16 @@ def _same(what: str, score: str, a: StoredRun, b: StoredRun) -> bool:
         ),
         "device": lambda: a.device == b.device,
     }
-    return tests[what]() if what in tests else a.config.get(what) == b.config.get(what)
+    if condition in tests:
+        return tests[condition]()
+    return a.config.get(condition) == b.config.get(condition)
 
 
 def same_source(a: StoredRun, b: StoredRun) -> bool:
-    """Whether cells of one name are the same cells: barcodes come again in other data."""
+    """Return whether cells of the same name are the same cells.
+
+    Names alone do not say so: the same barcodes occur in different data.
+    """
     return a.prepared == b.prepared or a.source[1] == b.source[1]
 
 
@@ -62,10 +72,10 @@ def _same_cells(a: StoredRun, b: StoredRun) -> bool:
 
 
 def same_split(a: StoredRun, b: StoredRun, score: str) -> bool:
-    """Whether a score is of the same cells in splits of one name.
+    """Return whether two runs computed a score from the same cells in splits of the same name.
 
-    Splits follow from the cells, the shares and a seed, which is their name; so if the own
-    splits of both runs are the same, the further ones are.
+    A split follows from the cells, the shares of the parts and a seed, which is its name. So if
+    the first splits of two runs are the same, the further ones are the same too.
     """
     if not (same_source(a, b) and a.cells.equals(b.cells)):
         return False

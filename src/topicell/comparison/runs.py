@@ -1,4 +1,4 @@
-"""Stored runs, as far as they are compared: found, read, and their settings as text.
+"""Find and read stored runs, and write their settings as text.
 
 Shape suffixes: N cells, K topics, G genes.
 """
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from topicell.comparison.values import Side
 from topicell.config import TrackingConfig, dotted
 from topicell.errors import InputError
 from topicell.evaluation.estimates import BySplit
-from topicell.report.compared import Side
+from topicell.tracking.record import RECORD, Record
 from topicell.tracking.stored import (
     PARENT_KINDS,
     fetch_run,
@@ -27,51 +28,52 @@ from topicell.tracking.stored import (
 )
 
 ARTIFACTS = ("adata.h5ad", "config.yaml", "metrics.jsonl", "model", "scores.csv")
+"""What is read of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredRun:
-    """What a run folder holds, as far as runs are compared by it."""
+    """The parts of a run folder that are compared."""
 
     side: Side
     config: Mapping[str, Any]
     """Every setting by its dotted name."""
     source: tuple[str, str]
-    """Name of the data, sha256 of their source."""
+    """Name of the data, and the sha256 of their source."""
     prepared: str
-    """The sha256 of the counts, cells and genes that were modelled."""
+    """The sha256 of the modelled counts, cells and genes."""
     device: str
     values: Mapping[str, BySplit]
     cells: pd.Index
     genes: pd.Index
     part_N: np.ndarray
-    """Part of each cell in the run's own split."""
+    """Part of each cell in the first split of the run."""
     labels_N: np.ndarray | None
     theta_NK: np.ndarray
     beta_KG: np.ndarray
 
     @property
     def letter(self) -> str:
-        """The run's letter."""
+        """Return the letter of the run."""
         return self.side.letter
 
 
 def folder_of(run: str, tracking: TrackingConfig, scratch: Path) -> Path:
-    """The folder of a run: the one named, or a copy of what MLflow keeps.
+    """Return the folder of a run: the named one, or a copy of the artifacts in MLflow.
 
     Parameters
     ----------
     run
         An MLflow run id, or the path of a run folder.
     tracking
-        The store of the run ids; folders are read without a look at it.
+        The store of the run ids; folders are read without it.
     scratch
-        Where the artifacts of an MLflow run are copied to.
+        Folder for the artifacts of an MLflow run.
 
     Raises
     ------
     InputError
-        There is no such run, it holds several, or it lacks an artifact.
+        The run does not exist, holds several runs, or lacks an artifact.
     """
     folder, kind = Path(run), kind_of(run, tracking)
     page = f"`topicell report run={run}` for one page of them all"
@@ -93,13 +95,13 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
     Parameters
     ----------
     folder
-        Where its artifacts are.
+        Folder of its artifacts.
     named
-        How it was asked for: its MLflow id, or its folder.
+        Its MLflow id or its folder, as given by the user.
     letter
-        What it is called on the page.
+        Letter of the run on the page.
     label
-        A name in place of its own.
+        Name that replaces its own name.
     """
     import h5py
     from anndata.io import read_elem
@@ -110,11 +112,11 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
         beta_KG = np.asarray(read_elem(file["varm/lda_topics"]), dtype=float).T
         about, source = read_elem(file["uns/topicell"]), read_elem(file["uns/topicell_source"])
     config = json.loads(about["config"])
-    tags = _tags(folder / "config.yaml")
+    tags = _tags(folder)
     history, final = read_metrics(folder)
     values: dict[str, BySplit] = dict(read_scores(folder / "scores.csv"))
     for name, value in final.items():
-        # What has a mean or an error of its own is in scores.csv already.
+        # A metric with a mean or an error is in scores.csv already.
         if name not in values and name.rpartition("_")[0] not in values:
             values[name] = {str(config["seed"]): [value]}
     part_N = obs["split"].to_numpy(dtype=str) if "split" in obs else np.full(len(obs), "")
@@ -128,8 +130,8 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
         model=_model(config, n_topics, len(history)),
         made=about["created"],
         run_id=about["run_id"],
-        place=named if Path(named).is_dir() else "",
-        marks={
+        folder=named if Path(named).is_dir() else "",
+        tags={
             "data source": source["sha256"],
             "data as modelled": tags["topicell.prepared_digest"],
             "device": tags.get("device", ""),
@@ -145,8 +147,8 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
         side=side,
         config=dotted(config),
         source=(about["data"], source["sha256"]),
-        prepared=side.marks["data as modelled"],
-        device=side.marks["device"],
+        prepared=side.tags["data as modelled"],
+        device=side.tags["device"],
         values=values,
         cells=obs.index,
         genes=genes,
@@ -157,13 +159,20 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
     )
 
 
-def _tags(path: Path) -> dict[str, str]:
-    """What the head of ``config.yaml`` says of the code, the device and the data."""
-    lines = path.read_text().splitlines()
+def _tags(folder: Path) -> dict[str, str]:
+    """Return the tags of a run, which name the code, the device and the data.
+
+    The artifacts in MLflow do not include ``run.json``; for them, the comments at the head of
+    ``config.yaml`` have the same tags.
+    """
+    if (folder / RECORD).exists():
+        return Record.read(folder).tags
+    lines = (folder / "config.yaml").read_text().splitlines()
     return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
 
 
 def _title(config: Mapping[str, Any], data: str, n_topics: int) -> str:
+    """Return a name for a run without one."""
     if "theta" in config:
         return f"{data}, topics of {Path(config['beta']).stem}"
     kind = config["model"]["kind"]
@@ -172,6 +181,7 @@ def _title(config: Mapping[str, Any], data: str, n_topics: int) -> str:
 
 
 def _data(name: str, cells: pd.Index, genes: pd.Index, part_N: np.ndarray) -> str:
+    """Describe the data in one line."""
     sizes = [(part, int((part_N == part).sum())) for part in ("train", "valid", "test")]
     parts = ", ".join(f"{size:,} {part}" for part, size in sizes if size)
     line = f"{name}: {len(cells):,} cells × {len(genes):,} genes"
@@ -179,6 +189,7 @@ def _data(name: str, cells: pd.Index, genes: pd.Index, part_N: np.ndarray) -> st
 
 
 def _model(config: Mapping[str, Any], n_topics: int, n_epochs: int) -> str:
+    """Describe the model in one line."""
     if "theta" in config:
         return f"{n_topics} topics of {config['beta']}"
     line = f"{config['model']['kind']}, {n_topics} topics"
@@ -193,7 +204,7 @@ def _model(config: Mapping[str, Any], n_topics: int, n_epochs: int) -> str:
 
 
 def parameters(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str | None, ...]]:
-    """Every setting of the runs as text, one a run; None of a run that does not have it.
+    """Return every setting as text, one for each run; None for a run without the setting.
 
     Parameters
     ----------
@@ -207,5 +218,5 @@ def parameters(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str | No
 
 
 def as_text(value: Any) -> str:
-    """A setting as it is shown."""
+    """Return the value of a setting as the page shows it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

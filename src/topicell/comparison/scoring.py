@@ -1,4 +1,4 @@
-"""The scores of runs side by side: their values, by how much they differ, and which is best."""
+"""The scores of runs side by side: values, differences, and the best run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from topicell.comparison.obstacles import in_words
+from topicell.comparison.incompatibilities import in_words
 from topicell.comparison.rules import same_split, what_differs
 from topicell.comparison.runs import StoredRun
+from topicell.comparison.values import Difference, Score, Value
 from topicell.evaluation import estimates
 from topicell.evaluation.estimates import BySplit, estimate, standard_deviation
 from topicell.evaluation.metrics import metric, ordered
-from topicell.report.compared import Difference, Score, Value
 
 
 def scores(runs: Sequence[StoredRun]) -> Iterator[Score]:
-    """Every score that a run has: its values, by how much they differ, and which is best."""
+    """Compare every score that a run has: yield its values, their differences and the best run."""
     for name in ordered(name for run in runs for name in run.values):
         having = [run for run in runs if name in run.values]
-        obstacle = what_differs(name, having)
-        compared = name in runs[0].values and not obstacle
+        condition = what_differs(name, having)
+        compared = name in runs[0].values and not condition
         yield Score(
             name,
             tuple(
@@ -32,17 +32,17 @@ def scores(runs: Sequence[StoredRun]) -> Iterator[Score]:
                 else None
                 for run in runs
             ),
-            None if obstacle else _best(name, runs),
-            in_words(obstacle)[0].lower() if obstacle else "",
+            None if condition else _best(name, runs),
+            in_words(condition)[0].lower() if condition else "",
         )
 
 
 def summarized(by_split: BySplit, against_first: Difference | None = None) -> Value:
-    """Mean over splits and replicates, and its error.
+    """Return the mean over splits and replicates, and its error.
 
-    The standard error over splits where there are several. Of one split there is none, for which
-    cells are held out matters more than the random start: there the standard deviation over
-    replicates is given.
+    With several splits, the error is the standard error over splits. With one split there is no
+    such error, because it depends more on which cells are held out than on the random start; then
+    the standard deviation over replicates is given.
     """
     if len(by_split) > 1:
         of_mean = estimate(by_split)
@@ -55,7 +55,7 @@ def summarized(by_split: BySplit, against_first: Difference | None = None) -> Va
 
 
 def difference(a: BySplit, b: BySplit, *, paired: bool) -> Difference:
-    """Mean of a − b, its standard error, and on how many splits of both, if they are paired."""
+    """Return the mean of a − b and its standard error, paired by split if the splits are common."""
     found = estimates.difference(a, b, paired=paired)
     return Difference(found.mean, found.se, len(a.keys() & b.keys()) if paired else 0)
 
@@ -65,7 +65,7 @@ def _lead(name: str, run: StoredRun, other: StoredRun) -> Difference:
 
 
 def _best(name: str, runs: Sequence[StoredRun]) -> int | None:
-    """The place of the run that is ahead of every other one by more than the error."""
+    """Return the index of the run that is clearly better than every other one, if there is one."""
     sign = metric(name).better
     having = [place for place, run in enumerate(runs) if name in run.values]
     if sign == 0 or len(having) < 2:

@@ -1,6 +1,6 @@
 """The figures of a comparison of runs: plain data in, a matplotlib figure out.
 
-A run has one colour, the first ones of `topic_colors`, and its letter, in every figure.
+Each run has the same letter and the same colour of `topic_colors` in every figure.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WRITTEN = 16
-"""Matrices of up to so many columns have their values written into them."""
+"""Matrices of at most so many columns show their values as text."""
 
 
 def score_panels(
     panels: Sequence[tuple[str, str, Sequence[tuple[float, float, Sequence[float]] | None]]],
     letters: Sequence[str],
 ) -> Figure:
-    """Draw a small panel for each score: mean and error bar of each run over faint single values.
+    """Draw one small panel for each score: mean and error bar of each run, and faint single values.
 
     Parameters
     ----------
     panels
-        Of each score its title, what to know of it, and for each run the mean, its error (NaN:
-        none is known) and the single values; None for a run that lacks the score.
+        Title and axis label of each score, and for each run the mean, its error (NaN if not
+        known) and the single values; None for a run without the score.
     letters
         Names of the runs.
     """
@@ -71,7 +71,7 @@ def score_panels(
                 continue
             mean, error, single = value
             if len(single) > 1:
-                # To the right of the mean, so that neither hides the other.
+                # To the right of the mean, so that they do not overlap.
                 axes.plot(
                     np.full(len(single), place + 0.22),
                     single,
@@ -101,16 +101,16 @@ def topic_matrix(
     n_found: int,
     letters: tuple[str, str],
 ) -> Figure:
-    """Draw the cosine similarity of all topics of two runs, matched topics on the diagonal.
+    """Draw the cosine similarity of all topics of two runs, with matched topics on the diagonal.
 
     Parameters
     ----------
     cosine_KK
-        Topics of the one run × topics of the other.
+        Topics of one run × topics of the other.
     pairs
-        Topics that belong together, those that are alike enough to be one topic first.
+        Matched topics; those similar enough to count as the same come first.
     n_found
-        How many of them are.
+        Number of pairs that count as the same.
     letters
         Names of the two runs.
     """
@@ -164,7 +164,7 @@ def training_overlay(
     Parameters
     ----------
     histories
-        Of each run one mapping an epoch, with the metric names of the run and ``epoch``.
+        For each run, one mapping for each epoch, with the metrics by name and ``epoch``.
     letters
         Names of the runs.
     curves
@@ -198,7 +198,7 @@ def training_overlay(
 
 
 def _leave_out_first_epochs(axes: Axes, late: np.ndarray) -> None:
-    """Fit the panel to all but the first tenth of the epochs, where they would flatten the rest."""
+    """Scale the axis without the first tenth of the epochs, if these would flatten the rest."""
     late = late[np.isfinite(late)]
     bottom, top = axes.get_ylim()
     if len(late) < 10 or top - bottom <= 3 * np.ptp(late) or not np.ptp(late):
@@ -217,5 +217,5 @@ def _leave_out_first_epochs(axes: Axes, late: np.ndarray) -> None:
 
 
 def _order(n_topics: int, first: Sequence[int]) -> list[int]:
-    """Return some topics, followed by the others."""
+    """Return the topics in `first`, then the others."""
     return [*first, *(topic for topic in range(n_topics) if topic not in first)]

@@ -1,4 +1,4 @@
-"""The page that sets runs side by side: one HTML file that needs nothing else, and its tables."""
+"""The page of a comparison, one self-contained HTML file, and its tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from topicell.evaluation.metrics import METRICS, metric
-from topicell.report.compared import (
+from topicell.comparison.values import (
     MATCHED,
     N_GENES,
     N_SIGMA,
@@ -21,18 +20,19 @@ from topicell.report.compared import (
     Score,
     Side,
 )
+from topicell.evaluation.metrics import METRICS, metric
 from topicell.report.scores import number
 from topicell.report.templates import template
 
 DASH = "–"
-"""Stands for what a run does not have."""
+"""Shown for values that a run does not have."""
 LONG = 80
-"""Characters of a setting's value that a cell shows."""
+"""Longest value of a setting in a cell of a table, in characters."""
 DPI = 150
 
 
 def write(comparison: Comparison, directory: Path) -> Path:
-    """Write ``compare.html``, the tables and ``figures/`` into a folder; the path of the page."""
+    """Write ``compare.html``, the tables and ``figures/``; return the path of the page."""
     from topicell.report.figures import as_svg, save
 
     for name, frame in tables(comparison):
@@ -48,7 +48,7 @@ def write(comparison: Comparison, directory: Path) -> Path:
 
 
 def tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
-    """All that the page says as tables, by the name of their file."""
+    """Yield the tables that hold all that the page says: file name and table."""
     sides = comparison.sides
     yield (
         "runs",
@@ -57,11 +57,11 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
                 "run": side.letter,
                 "name": side.name,
                 "run_id": side.run_id,
-                "folder": side.place,
+                "folder": side.folder,
                 "data": side.data,
                 "model": side.model,
                 "made": side.made,
-                **side.marks,
+                **side.tags,
                 **side.versions,
             }
             for side in sides
@@ -91,7 +91,7 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
                     f"minus_{first}_se": lead.se,
                     "paired_splits": lead.paired,
                     "best": place == score.best,
-                    "not_comparable": score.obstacle,
+                    "not_comparable": score.incompatibility,
                 }
             )
     yield "scores", pd.DataFrame(rows)
@@ -101,24 +101,25 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
         *("mean_proportion", "other_mean_proportion", "theta_correlation"),
     )
     matched = [row for pairing in comparison.pairings for row in _topic_rows(pairing)]
-    # Topics have whole numbers, or none where they have no partner.
+    # Topics are integers; the columns are empty for topics without a partner.
     whole = {"other_topic": "Int64", "next_best": "Int64"}
     yield "matched_topics", pd.DataFrame(matched, columns=columns).astype(whole)
 
 
 def _topic_rows(pairing: Pairing) -> Iterator[tuple[Any, ...]]:
-    """Of the pairs, and then of the topics that no other one was left for."""
+    """Yield rows of matched_topics.csv: the pairs, then the topics that are in no pair."""
     a, b = pairing.letters
     for match in pairing.matches:
         yield (
             *(a, match.topic, b, match.partner, match.found, match.cosine),
-            *(match.rival or (None, math.nan)),
+            *(match.next_best or (None, math.nan)),
             " ".join(match.genes),
             *(match.proportion, match.partner_proportion, match.correlation),
         )
     paired = {match.topic for match in pairing.matches}, {m.partner for m in pairing.matches}
-    for own, other, lone, taken in zip((a, b), (b, a), pairing.lone, paired, strict=True):
-        for topic in lone:
+    sides = zip((a, b), (b, a), pairing.unmatched, paired, strict=True)
+    for own, other, unmatched, taken in sides:
+        for topic in unmatched:
             if topic.topic not in taken:
                 yield (
                     *(own, topic.topic, other, None, False, math.nan),
@@ -127,7 +128,7 @@ def _topic_rows(pairing: Pairing) -> Iterator[tuple[Any, ...]]:
 
 
 def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
-    """The matplotlib figures, by the name of their file."""
+    """Yield the matplotlib figures: file name and figure."""
     from topicell.report.figures.comparison import (
         score_panels,
         topic_matrix,
@@ -137,7 +138,7 @@ def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
     panels = [
         (
             score.title,
-            "not comparable" if score.obstacle else metric(score.name).axis,
+            "not comparable" if score.incompatibility else metric(score.name).axis,
             [v if v is None else (v.mean, v.error, v.single) for v in score.values],
         )
         for score in comparison.scores
@@ -168,12 +169,12 @@ def _figures(comparison: Comparison) -> Iterator[tuple[str, Any]]:
 
 
 def render(comparison: Comparison, figures: Mapping[str, str]) -> str:
-    """The comparison as one HTML page, with its images inside.
+    """Return the comparison as one HTML page that includes its images.
 
     Parameters
     ----------
     comparison
-        The runs.
+        The comparison.
     figures
         ``<svg>`` elements by the names of their files.
     """
@@ -182,7 +183,7 @@ def render(comparison: Comparison, figures: Mapping[str, str]) -> str:
     from topicell.report.figures import topic_colors
 
     letters = comparison.letters
-    html: str = template("compare.html.j2").render(
+    html: str = template("compare.html.j2", Path(__file__).parent).render(
         comparison=comparison,
         sides=comparison.sides,
         letters=letters,
@@ -196,7 +197,7 @@ def render(comparison: Comparison, figures: Mapping[str, str]) -> str:
         rows=[_row(score, letters) for score in comparison.scores],
         kinds=_kinds(comparison.scores),
         pairings=[_pairing(pairing) for pairing in comparison.pairings],
-        marks=_marks(comparison.sides),
+        tags=_tags(comparison.sides),
         figures={name: Markup(svg) for name, svg in figures.items()},
         n_genes=N_GENES,
         captions=_captions(comparison),
@@ -208,8 +209,8 @@ def render(comparison: Comparison, figures: Mapping[str, str]) -> str:
 
 
 def _summary(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """What the page says in short: (what about, sentence)."""
-    # What they say of a run changes none of its numbers.
+    """Yield the summary at the head of the page: subject and sentence."""
+    # These settings do not change the numbers of a run.
     aside = ("report.", "tracking.")
     differing = [name for name in comparison.differing if not name.startswith(aside)]
     if differing:
@@ -220,13 +221,13 @@ def _summary(comparison: Comparison) -> Iterator[tuple[str, str]]:
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         yield "Settings", shown + more
     else:
-        yield "Settings", "none differs" + " but of the report" * bool(comparison.differing)
+        yield "Settings", "the same" + ", except for the report" * bool(comparison.differing)
     for place, letter in enumerate(comparison.letters):
         titles = [score.title for score in comparison.scores if score.best == place]
         if titles:
             yield f"{letter} is ahead in", "; ".join(titles)
     if all(score.best is None for score in comparison.scores):
-        yield "Ahead", "no run is, by more than the error, in any score"
+        yield "Ahead", "no run is clearly ahead in any score"
     for pairing in comparison.pairings:
         a, b = pairing.letters
         found = [match.cosine for match in pairing.found]
@@ -237,7 +238,7 @@ def _summary(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 
 def _row(score: Score, letters: Sequence[str]) -> dict[str, Any]:
-    """A row of the table of scores, its values with as many digits as their errors allow."""
+    """Return a row of the table of scores; values have as many digits as their errors justify."""
     values = [value for value in score.values if value is not None]
     errors = [
         error
@@ -245,13 +246,13 @@ def _row(score: Score, letters: Sequence[str]) -> dict[str, Any]:
         for error in (value.error, value.against_first.se if value.against_first else math.nan)
         if math.isfinite(error) and error > 0
     ]
-    # Two digits of the smallest error, but never more than say something of the value.
+    # Two digits of the smallest error, but at most 4 decimals.
     decimals = int(np.clip(1 - math.floor(math.log10(min(errors))), 0, 4)) if errors else None
     return {
         "name": score.name,
         "title": score.title,
         "meaning": metric(score.name).explanation,
-        "obstacle": score.obstacle,
+        "incompatibility": score.incompatibility,
         "cells": [
             {
                 "letter": letter,
@@ -283,7 +284,7 @@ def _text(value: float, decimals: int | None) -> str:
 
 
 def _kinds(scores: Sequence[Score]) -> str:
-    """What the error bars are, if they are the same throughout; else each says it itself."""
+    """Return what the errors are if all are of the same kind, else nothing: each cell says it."""
     kinds = {v.kind for score in scores for v in score.values if v is not None and v.kind}
     return kinds.pop() if len(kinds) == 1 else ""
 
@@ -295,7 +296,7 @@ def _cut(text: str | None, length: int = LONG) -> str:
 
 
 def _alike(comparison: Comparison) -> Iterator[str]:
-    """The settings that do not differ, as they are written on the command line."""
+    """Yield the settings that do not differ, as they are written on the command line."""
     for name, texts in comparison.parameters.items():
         if name not in comparison.differing:
             having = [
@@ -303,12 +304,12 @@ def _alike(comparison: Comparison) -> Iterator[str]:
                 for letter, text in zip(comparison.letters, texts, strict=True)
                 if text is not None
             ]
-            some = f"  ({', '.join(having)} alone)" if len(having) < len(texts) else ""
+            some = f"  (only {', '.join(having)})" if len(having) < len(texts) else ""
             yield f"{name}={next(text for text in texts if text is not None)}{some}"
 
 
 def _pairing(pairing: Pairing) -> dict[str, Any]:
-    """What the page shows of the topics of two runs."""
+    """Return what the page shows about the topics of two runs."""
     a, b = pairing.letters
     return {
         "name": f"topics_{a}_{b}",
@@ -325,7 +326,9 @@ def _pairing(pairing: Pairing) -> dict[str, Any]:
                 "partner": match.partner,
                 "found": match.found,
                 "cosine": f"{match.cosine:.3f}",
-                "rival": f"{b} {match.rival[0]}: {match.rival[1]:.3f}" if match.rival else DASH,
+                "next_best": f"{b} {match.next_best[0]}: {match.next_best[1]:.3f}"
+                if match.next_best
+                else DASH,
                 "n_genes": len(match.genes),
                 "genes": ", ".join(match.genes[:8]) + ("…" if len(match.genes) > 8 else ""),
                 "proportions": f"{100 * match.proportion:.1f} % and "
@@ -336,7 +339,7 @@ def _pairing(pairing: Pairing) -> dict[str, Any]:
             }
             for match in pairing.matches
         ],
-        "lone": [
+        "unmatched": [
             (
                 f"Topics of {own} without a partner in {other}",
                 [
@@ -346,18 +349,18 @@ def _pairing(pairing: Pairing) -> dict[str, Any]:
                         "nearest": f"{other} {topic.nearest}, cosine {topic.cosine:.3f}",
                         "genes": ", ".join(topic.genes),
                     }
-                    for topic in lone
+                    for topic in unmatched
                 ],
             )
-            for own, other, lone in zip((a, b), (b, a), pairing.lone, strict=True)
-            if lone
+            for own, other, unmatched in zip((a, b), (b, a), pairing.unmatched, strict=True)
+            if unmatched
         ],
     }
 
 
-def _marks(sides: Sequence[Side]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Digests and versions by name, each with the letters of the runs."""
-    of_sides = [{**side.marks, **side.versions} for side in sides]
+def _tags(sides: Sequence[Side]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return digests and versions by name, each with its text for every run."""
+    of_sides = [{**side.tags, **side.versions} for side in sides]
     return [
         (
             name,
@@ -373,39 +376,38 @@ def _marks(sides: Sequence[Side]) -> list[tuple[str, list[tuple[str, str]]]]:
 def _common_genes(pairing: Pairing) -> str:
     (a, b), (of_a, of_b, common) = pairing.letters, pairing.n_genes
     if not common:
-        return f"{a} ({of_a:,} genes) and {b} ({of_b:,}) have no gene in common: nothing to match."
+        return f"{a} ({of_a:,} genes) and {b} ({of_b:,}) have no gene in common to match topics by."
     if of_a == of_b == common:
         return f"All {common:,} genes are common to both."
     return (
-        f"Compared on the {common:,} genes of both: {a} has {of_a:,}, of which they hold "
-        f"{100 * pairing.share[0]:.0f} % of the average topic; {b} has {of_b:,} "
+        f"Compared on the {common:,} common genes: {a} has {of_a:,} genes (the common ones hold "
+        f"{100 * pairing.share[0]:.0f} % of its average topic), {b} has {of_b:,} "
         f"({100 * pairing.share[1]:.0f} %)."
     )
 
 
 def _captions(comparison: Comparison) -> dict[str, tuple[str, str]]:
-    """Caption and alternative text of each figure."""
+    """Return caption and alternative text of each figure, by name."""
     runs = " and ".join(comparison.letters)
     panels = [score.title for score in comparison.scores if metric(score.name).panel]
     captions = {
         "scores": (
-            "Mean of each run with its error bar; to its right, faint, the single values that it "
-            "summarises.",
+            "Mean of each run with its error bar; the faint points to its right are the single "
+            "values.",
             f"Small panels with the values of {runs} and their error bars: {', '.join(panels)}. "
             "The table above has the numbers.",
         ),
         "training": (
-            "By epoch; bands are ± 1 standard deviation over replicates. Where the runs differ in "
-            "cells or genes, compare shapes and not heights.",
+            "By epoch; bands are ± 1 standard deviation over replicates. If the runs differ in "
+            "cells or genes, compare the shapes of the curves, not their heights.",
             f"Curves by epoch of {runs}: ELBO and validation perplexity.",
         ),
     }
     for pairing in comparison.pairings:
         a, b = pairing.letters
         captions[f"topics_{a}_{b}"] = (
-            "Cosine similarity of the gene proportions of all topics. Framed: those that are "
-            f"matched, dashed where the cosine is below {MATCHED} and they are not called the "
-            "same.",
+            "Cosine similarity of the gene proportions of all topics. Frames mark matched topics; "
+            f"a dashed frame means a cosine below {MATCHED}, too low to count as the same topic.",
             f"Matrix of the cosine similarity of {pairing.cosine_KK.shape[0]} topics of {a} and "
             f"{pairing.cosine_KK.shape[1]} of {b}; {len(pairing.found)} pairs match. The table "
             "below has the numbers.",

@@ -9,24 +9,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.container import ErrorbarContainer
-from matplotlib.text import Text
 
-from topicell.report import compare
-from topicell.report.compare import render, write
-from topicell.report.compared import (
+from topicell.comparison import page
+from topicell.comparison.page import render, write
+from topicell.comparison.values import (
     Comparison,
     Difference,
-    Lone,
     Match,
     Pairing,
     Score,
     Side,
+    Unmatched,
     Value,
 )
-from topicell.report.figures import comparison as drawn
-from topicell.report.figures import topic_colors
 
 EVIL = "<script>alert('x')</script>"
 NAN = math.nan
@@ -44,8 +39,8 @@ def side(letter, **changed):
         "model": "amortized_lda, 2 topics",
         "made": "2026-01-02T03:04:05+00:00",
         "run_id": f"{EVIL}{letter}",
-        "place": EVIL,
-        "marks": {"data source": "f" * 64},
+        "folder": EVIL,
+        "tags": {"data source": "f" * 64},
         "versions": {"torch": EVIL},
         "history": HISTORY,
     }
@@ -63,9 +58,9 @@ PAIRING = Pairing(
     n_cells=60,
     cosine_KK=np.array([[0.1, 0.95, 0.31], [0.6, 0.2, 0.31]]),
     matches=(match(0, 1, 0.95), match(1, 0, 0.6)),
-    lone=(
-        (Lone(1, 0, 0.6, 0.4, (EVIL,)),),
-        (Lone(0, 1, 0.6, 0.4, ("G1",)), Lone(2, 0, 0.31, 0.1, ("G2",))),
+    unmatched=(
+        (Unmatched(1, 0, 0.6, 0.4, (EVIL,)),),
+        (Unmatched(0, 1, 0.6, 0.4, ("G1",)), Unmatched(2, 0, 0.31, 0.1, ("G2",))),
     ),
 )
 PERPLEXITY = Score(
@@ -78,8 +73,8 @@ PERPLEXITY = Score(
     "",
 )
 FOUND = Comparison(
-    sides=(side("A"), side("B", run_id="", place="folder")),
-    cautions=((f"Different {EVIL}", EVIL),),
+    sides=(side("A"), side("B", run_id="", folder="folder")),
+    warnings=((f"Different {EVIL}", EVIL),),
     parameters={
         "model.n_topics": ("2", "3"),
         "data.path": (EVIL, "x" * 500),
@@ -183,7 +178,7 @@ def test_the_page_says_what_was_found(html):
         "not comparable: different data",
         "6 ± 0",
         "not defined",
-        "Compared on the 10 genes of both: A has 30, of which they hold 50 % of the average topic",
+        "Compared on the 10 common genes: A has 30 genes (the common ones hold 50 % of its average",
         "1 of 2 topics of A are in B (mean cosine 0.95); B has 3",
         "no match",
         "Topics of B without a partner in A",
@@ -192,22 +187,22 @@ def test_the_page_says_what_was_found(html):
         "−0.125",
         "Settings that do not differ (2)",
         "seed=0",
-        "(B alone)",
-        f"{'x' * compare.LONG}…",
+        "(only B)",
+        f"{'x' * page.LONG}…",
     ):
         assert words in text, words
     assert text.count("best ") == 2  # once explained, once given
-    assert "x" * (compare.LONG + 1) not in text
+    assert "x" * (page.LONG + 1) not in text
 
 
 def test_runs_that_do_not_differ_are_said_to_be_alike():
     alike = dataclasses.replace(
-        FOUND, cautions=(), parameters={"seed": ("0", "0")}, scores=(), pairings=()
+        FOUND, warnings=(), parameters={"seed": ("0", "0")}, scores=(), pairings=()
     )
     text = Tags(render(alike, {})).text
     assert "No warnings" in text
-    assert "None: the runs have the same settings throughout." in text
-    assert "no run is, by more than the error, in any score" in text
+    assert "None: all settings are the same." in text
+    assert "no run is clearly ahead in any score" in text
 
 
 def test_what_cannot_be_drawn_is_left_out(tmp_path):
@@ -216,11 +211,13 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path):
         sides=(side("A", history=[]), side("B", history=[])),
         scores=(),
         pairings=(
-            dataclasses.replace(PAIRING, n_genes=(30, 20, 0), matches=(), lone=((), ()), n_cells=0),
+            dataclasses.replace(
+                PAIRING, n_genes=(30, 20, 0), matches=(), unmatched=((), ()), n_cells=0
+            ),
         ),
     )
     html = write(bare, tmp_path).read_text()
-    assert "have no gene in common: nothing to match" in html
+    assert "have no gene in common to match topics by" in html
     assert "<svg" not in html
     assert list((tmp_path / "figures").iterdir()) == []
 
@@ -235,73 +232,3 @@ def test_a_table_of_26_runs_is_written(tmp_path):
         pairings=(),
     )
     assert "Z" in Tags(write(many, tmp_path).read_text()).text
-
-
-# Figures
-
-
-def assert_legible(figure):
-    figure.set_canvas(FigureCanvasAgg(figure))
-    figure.canvas.draw()
-    for text in figure.findobj(Text):
-        assert text.get_fontsize() >= 8, text
-    named = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    titles = [axes._left_title for axes in figure.axes]
-    for text in [*named, *titles, *(text for axes in figure.axes for text in axes.texts)]:
-        box = text.get_window_extent()
-        assert figure.bbox.x0 - 1 <= box.x0 <= box.x1 <= figure.bbox.x1 + 1, text
-        assert figure.bbox.y0 - 1 <= box.y0 <= box.y1 <= figure.bbox.y1 + 1, text
-
-
-def test_points_and_bars_are_the_means_and_errors():
-    panels = [
-        ("First", "lower is better", [(2.0, 0.5, (1.5, 2.5)), None, (3.0, NAN, (3.0,))]),
-        (EVIL, "higher is better", [(1.0, 0.1, (0.9, 1.1))] * 3),
-    ]
-    figure = drawn.score_panels(panels, ["A", "B", "C"])
-    first, second = figure.axes
-    found = {}
-    for container in first.containers:
-        assert isinstance(container, ErrorbarContainer)
-        line, _, (bar,) = container.lines
-        ((x, y),) = line.get_xydata()
-        found[x] = (y, np.ptp(bar.get_segments()[0][:, 1]) / 2, line.get_color())
-    colors = topic_colors(3)
-    assert found == {0: (2.0, 0.5, colors[0]), 2: (3.0, 0.0, colors[2])}
-    single = [line for line in first.lines if len(line.get_ydata()) == 2]
-    assert single[0].get_ydata().tolist() == [1.5, 2.5]
-    assert [label.get_text() for label in first.get_xticklabels()] == ["A", "B", "C"]
-    assert second.get_title(loc="left") == EVIL
-    assert_legible(figure)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (12, 40)])
-def test_matched_topics_lie_on_the_diagonal(rows, columns):
-    cosine = np.random.default_rng(0).uniform(size=(rows, columns))
-    pairs = [(topic, columns - 1 - topic) for topic in range(rows)]
-    figure = drawn.topic_matrix(cosine, pairs, 1, ("A", "B"))
-    axes = figure.axes[0]
-    shown = axes.images[0].get_array()
-    assert np.allclose(np.diag(shown), [cosine[pair] for pair in pairs])
-    assert [int(label.get_text()) for label in axes.get_yticklabels()] == list(range(rows))
-    order = [int(label.get_text()) for label in axes.get_xticklabels()]
-    assert order[:rows] == [partner for _, partner in pairs]
-    assert sorted(order) == list(range(columns))
-    dashed = [patch.get_linestyle() == "--" for patch in axes.patches]
-    assert dashed == [False] + [True] * (rows - 1)
-    assert_legible(figure)
-
-
-def test_curves_of_the_runs_share_their_panels():
-    other = [{"epoch": 0, "valid/perplexity": 5.0}]
-    curves = dict.fromkeys(("valid/elbo", "valid/perplexity"), ("Title", "unit"))
-    figure = drawn.training_overlay([HISTORY, [], other], ["A", "B", "C"], curves)
-    elbo, perplexity = figure.axes
-    (line,) = elbo.lines
-    assert line.get_ydata().tolist() == [row["valid/elbo"] for row in HISTORY]
-    assert line.get_color() == topic_colors(3)[0]
-    assert elbo.get_ylim()[0] > HISTORY[0]["valid/elbo"]
-    assert "first epochs off the scale" in [text.get_text() for text in elbo.texts]
-    assert perplexity.lines[0].get_color() == topic_colors(3)[2]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "C"]
-    assert_legible(figure)

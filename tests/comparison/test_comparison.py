@@ -15,13 +15,14 @@ import pytest
 from anndata import AnnData
 
 from topicell.comparison import compare, folder_name
+from topicell.comparison.incompatibilities import find_warnings
 from topicell.comparison.matching import pair_topics
-from topicell.comparison.obstacles import cautions
+from topicell.comparison.page import write
 from topicell.comparison.runs import parameters, read_run
 from topicell.comparison.scoring import difference, scores, summarized
 from topicell.config import RunConfig, TrackingConfig, as_dict
 from topicell.errors import InputError
-from topicell.report.compare import write
+from topicell.tracking.record import Record
 
 OFF = TrackingConfig(enabled=False)
 RNG = np.random.default_rng(0)
@@ -128,7 +129,7 @@ def test_topics_in_another_order_match_with_cosine_1(stored):
         assert match.genes[0] == f"g{BETA[match.topic].argmax()}"
     assert pairing.n_cells == 60
     assert pairing.n_genes == (30, 30, 30)
-    assert pairing.lone == ((), ())
+    assert pairing.unmatched == ((), ())
 
 
 def test_the_matching_is_the_best_of_all(stored):
@@ -140,20 +141,20 @@ def test_the_matching_is_the_best_of_all(stored):
     unit = [b / np.linalg.norm(b, axis=1, keepdims=True) for b in (BETA, other)]
     assert np.allclose(pairing.cosine_KK, unit[0] @ unit[1].T)
     for match in pairing.matches:
-        assert match.rival[0] != match.partner
-        assert match.rival[1] == max(np.delete(pairing.cosine_KK[match.topic], match.partner))
+        assert match.next_best[0] != match.partner
+        assert match.next_best[1] == max(np.delete(pairing.cosine_KK[match.topic], match.partner))
 
 
 def test_a_topic_more_has_no_partner_but_a_nearest_one(stored):
     beta = np.vstack([BETA, 0.9 * BETA[1] + 0.1 / 30])
     theta = np.hstack([THETA, np.zeros((60, 1))])
     pairing = pair_topics(stored(), stored(theta=theta, beta=beta))
-    (lone,) = pairing.lone[1]
+    (lone,) = pairing.unmatched[1]
     assert (lone.topic, lone.nearest) == (4, 1)
     assert lone.cosine > 0.99
-    assert pairing.lone[0] == ()
+    assert pairing.unmatched[0] == ()
     back = pair_topics(stored(theta=theta, beta=beta), stored())
-    assert back.lone == (pairing.lone[1], ())
+    assert back.unmatched == (pairing.unmatched[1], ())
 
 
 def test_unlike_topics_are_paired_but_not_found(stored):
@@ -163,7 +164,7 @@ def test_unlike_topics_are_paired_but_not_found(stored):
     *found, last = pairing.matches
     assert all(match.found for match in found)
     assert (last.topic, last.partner, last.found) == (2, 2, False)
-    assert [lone.topic for side in pairing.lone for lone in side] == [2, 2]
+    assert [lone.topic for side in pairing.unmatched for lone in side] == [2, 2]
 
 
 def test_topics_are_matched_over_the_genes_of_both(stored):
@@ -265,6 +266,18 @@ def test_a_score_that_a_run_lacks_stays_empty(stored):
     assert next(iter(found)) == "test/perplexity_folded"
 
 
+def test_tags_are_those_of_run_json_if_the_folder_has_it(tmp_path):
+    """Artifacts from MLflow, and older folders, have them at the head of config.yaml alone."""
+    folder = store(tmp_path / "a", device="cpu", prepared="123")
+    read = read_run(folder, str(folder), "A")
+    assert (read.device, read.prepared) == ("cpu", "123")
+    tags = {"device": "cuda", "topicell.prepared_digest": "4: 5", "topicell.git_dirty": "true"}
+    Record(name="a", tags=tags).write(folder)
+    read = read_run(folder, str(folder), "A")
+    assert (read.device, read.prepared) == ("cuda", "4: 5")
+    assert read.side.versions["commit"] == " with uncommitted changes"
+
+
 # Settings
 
 
@@ -314,50 +327,53 @@ ALONE = {name: {"0": by_split["0"][:1]} for name, by_split in VALUES.items()}
 )
 def test_warnings_appear_and_say_what_cannot_be_compared(stored, a, b, heading, lost):
     runs = [stored(**a), stored(**b)]
-    found = dict(cautions(runs))
+    found = dict(find_warnings(runs))
     assert heading in found
     if lost:
         assert "Not comparable: " in found[heading]
         assert lost in found[heading].partition("Not comparable: ")[2]
     for score in scores(runs):
-        if score.obstacle:
+        if score.incompatibility:
             assert score.best is None
             assert score.values[1].against_first is None
-    assert any(score.obstacle for score in scores(runs)) == bool(lost)
+    assert any(score.incompatibility for score in scores(runs)) == bool(lost)
 
 
 def test_runs_alike_have_no_warnings(stored):
-    assert list(cautions([stored(), stored(values=shifted((1, 1)))])) == []
+    assert list(find_warnings([stored(), stored(values=shifted((1, 1)))])) == []
 
 
 def test_other_genes_leave_the_agreement_with_labels_to_compare(stored):
     runs = [stored(), stored(prepared="4", beta=BETA[:, :20], genes=[f"g{i}" for i in range(20)])]
-    obstacles = {score.name: score.obstacle for score in scores(runs)}
-    assert obstacles["test/perplexity_folded"] == "different data"
-    assert obstacles["labels/nmi"] == ""
-    assert "20 are in all" in dict(cautions(runs))["Different genes"]
+    incompatibilities = {score.name: score.incompatibility for score in scores(runs)}
+    assert incompatibilities["test/perplexity_folded"] == "different data"
+    assert incompatibilities["labels/nmi"] == ""
+    assert "20 are in all" in dict(find_warnings(runs))["Different genes"]
 
 
 def test_cells_are_known_to_be_the_same_through_a_third_run(stored):
     moved, fewer = {"source": "d"}, {"prepared": "4", "beta": BETA[:, :20]}
     genes = [f"g{i}" for i in range(20)]
     runs = [stored(**moved), stored(), stored(genes=genes, **fewer)]
-    assert {s.name: s.obstacle for s in scores(runs)}["labels/nmi"] == ""
-    assert list(dict(cautions(runs))) == ["Different genes", "Different sources, the same cells"]
+    assert {s.name: s.incompatibility for s in scores(runs)}["labels/nmi"] == ""
+    assert list(dict(find_warnings(runs))) == [
+        "Different genes",
+        "Different sources, the same cells",
+    ]
 
 
 def test_several_splits_each_may_be_other_ones(stored):
     """Their errors hold what the choice of the held-out cells does."""
     runs = [stored(), stored(split=OTHER_SPLIT)]
     (perplexity,) = (s for s in scores(runs) if s.name == "test/perplexity_folded")
-    assert perplexity.obstacle == ""
+    assert perplexity.incompatibility == ""
     assert perplexity.values[1].against_first.paired == 0
 
 
 def test_a_setting_of_a_measure_that_differs_is_named(stored):
     values = VALUES | {"topics/coherence_npmi": {"0": [0.1, 0.2]}}
     runs = [stored(values=values, config={"evaluate.n_coherence_genes": 5}), stored(values=values)]
-    found = dict(cautions(runs))
+    found = dict(find_warnings(runs))
     assert found == {
         "Different evaluate.n_coherence_genes": "A: 5; B: 20. Not comparable: Coherence (NPMI)."
     }

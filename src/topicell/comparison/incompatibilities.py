@@ -1,4 +1,4 @@
-"""What stands between runs and their comparison, in words: what differs that should not."""
+"""What prevents or limits the comparison of runs, in words for the reader of the page."""
 
 from __future__ import annotations
 
@@ -9,42 +9,37 @@ from topicell.comparison.runs import StoredRun, as_text
 from topicell.evaluation.estimates import BySplit
 from topicell.evaluation.metrics import metric
 
-OBSTACLES = {
+INCOMPATIBILITIES = {
     "counts": ("Different data", ""),
     "cells": ("Different cells", ""),
     "split": (
         "Different held-out cells",
-        "The runs share no split of the cells, and a split is easy or hard for every model alike. "
-        "One seed, or several splits each (evaluate.n_splits=5), makes such scores comparable.",
+        "The runs share no split of the cells, and a split can be easier or harder than another "
+        "for every model. Use the same seed, or several splits in each run "
+        "(evaluate.n_splits=5).",
     ),
     "topics": (
         "Different numbers of topics",
-        "The prior of a cell's proportions follows from it.",
+        "The prior of the topic proportions depends on the number of topics.",
     ),
-    "labels": ("Different labels", "Not all runs know the cells by the same labels."),
-    "device": ("Different devices", "Time and memory are of the device first."),
+    "labels": ("Different labels", "Not all runs have the same labels of the cells."),
+    "device": ("Different devices", "Time and memory depend on the device."),
 }
-"""Heading and explanation where something is not the same; `_other_data` explains the first two."""
+"""Heading and explanation of each unmet condition; `_other_data` explains the first two."""
 
 
-def in_words(obstacle: str) -> tuple[str, str]:
-    """Heading and explanation of what is not the same; a setting is named by itself."""
-    return OBSTACLES.get(obstacle, (f"Different {obstacle}", ""))
+def in_words(condition: str) -> tuple[str, str]:
+    """Return heading and explanation of an unmet condition, which may be the name of a setting."""
+    return INCOMPATIBILITIES.get(condition, (f"Different {condition}", ""))
 
 
-def cautions(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
-    """What a reader should know before comparing: (heading, explanation).
-
-    Parameters
-    ----------
-    runs
-        The runs.
-    """
+def find_warnings(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
+    """Find what a reader must know before comparing the runs: yield heading and explanation."""
     lost: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for run in runs for name in run.values):
-        obstacle = what_differs(name, [run for run in runs if name in run.values])
-        if obstacle:
-            lost.setdefault(obstacle, []).append(metric(name).title)
+        condition = what_differs(name, [run for run in runs if name in run.values])
+        if condition:
+            lost.setdefault(condition, []).append(metric(name).title)
 
     other_data = list(_other_data(runs))
     if other_data:
@@ -55,13 +50,13 @@ def cautions(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
     if len({run.source[1] for run in runs}) > 1 and linked(runs, same_source):
         yield (
             "Different sources, the same cells",
-            "The data were read from different places, but runs from each of them modelled the "
-            "same counts of the same cells: where they came from forbids no comparison.",
+            "The data were read from different places, but the runs modelled the same counts of "
+            "the same cells, so they can be compared.",
         )
-    for obstacle, titles in lost.items():
-        heading, explanation = in_words(obstacle)
+    for condition, titles in lost.items():
+        heading, explanation = in_words(condition)
         if not explanation:
-            explanation = f"{_grouped(runs, [as_text(run.config.get(obstacle)) for run in runs])}."
+            explanation = f"{_grouped(runs, [as_text(run.config.get(condition)) for run in runs])}."
         yield heading, f"{explanation} {_not_comparable(titles)}"
 
     versions = []
@@ -72,19 +67,19 @@ def cautions(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
     if versions:
         yield (
             "Different versions",
-            f"{'. '.join(versions)}. The same settings may give other numbers with them.",
+            f"{'. '.join(versions)}. The same settings can give different numbers.",
         )
     alone = [run.letter for run in runs if not any(_has_error(v) for v in run.values.values())]
     if alone:
         yield (
             f"No error bars for {_listed(alone)}",
-            "One replicate of one split: whether a difference is more than chance is not known. "
+            "With one replicate of one split, a difference can be due to chance. "
             "train.n_replicates=4 and evaluate.n_splits=5 give error bars.",
         )
 
 
 def _other_data(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
-    """In what the data differ that the runs modelled."""
+    """Find the differences between the data that the runs modelled."""
     if len({run.prepared for run in runs}) == 1:
         return
     explained = False
@@ -100,20 +95,21 @@ def _other_data(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
         if any(len(common) != len(of_run) for of_run in names):
             explained = True
             counted = [f"{len(of_run):,} {noun}" for of_run in names]
-            of_all = "by name, " * (noun == "cells") + f"{len(common):,} are in all"
-            text = f"{_grouped(runs, counted)}; {of_all}."
+            by_name = "by name, " * (noun == "cells")
+            text = f"{_grouped(runs, counted)}; {by_name}{len(common):,} are in all."
             if noun == "genes":
-                text += " Perplexity grows with the number of genes to guess among."
+                text += " Perplexity grows with the number of genes."
             yield f"Different {noun}", text
     if not explained:
         yield (
             "Different counts",
-            "Of the same cells and genes: by another layer, or another way of preprocessing.",
+            "The cells and genes are the same, but not the counts: the layer or the preprocessing "
+            "differs.",
         )
 
 
 def _grouped(runs: Sequence[StoredRun], found: Sequence[str]) -> str:
-    """What was found, and in which runs."""
+    """Return each text with the letters of the runs that it is true for."""
     letters: dict[str, list[str]] = {}
     for run, text in zip(runs, found, strict=True):
         letters.setdefault(text, []).append(run.letter)
