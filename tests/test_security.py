@@ -658,7 +658,7 @@ def test_the_ui_for_others_is_warned_of(host, registry):
 
 
 def test_the_ui_is_for_this_machine_by_default():
-    from topicell.cli import UICommand
+    from topicell.cli.ui import UICommand
 
     assert UICommand().host == "127.0.0.1"
 

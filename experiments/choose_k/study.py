@@ -141,7 +141,7 @@ def search_of_nothing(folder: Path, n_trials: int, *settings: str) -> float:
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    from topicell.cli import conf_folder
+    from topicell.cli.train import conf_folder
     from topicell.config import TrainCommand
 
     ConfigStore.instance().store(name="train_command", node=TrainCommand)

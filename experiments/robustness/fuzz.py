@@ -42,7 +42,7 @@ from anndata import AnnData
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from topicell.cli import to_run_config
+from topicell.cli.train import to_run_config
 from topicell.config import RunConfig, TrainCommand, as_dict, dotted
 from topicell.counts import MAX_COUNT, Counts
 from topicell.data.reading import read

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, space_of
-from topicell.cli import own_process, require_reports, to_run_config
+from topicell.cli.errors import own_process, require_reports
+from topicell.cli.train import to_run_config
 from topicell.config import RunConfig, SweepConfig, as_dict, dotted
 from topicell.data.preprocessing import held_in_memory
 from topicell.data.reading import source_digest

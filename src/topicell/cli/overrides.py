@@ -1,7 +1,7 @@
-"""Arguments of the command line, written so that text, paths and patterns are taken literally.
+"""Arguments of the command line, rewritten so that text, paths and patterns are literal.
 
 Hydra's grammar reads ``~``, ``^``, ``é``, blanks, brackets and commas as syntax, or not at all. A
-setting that holds text is therefore quoted here before Hydra sees it. Three notations keep their
+setting that holds text is therefore quoted here before Hydra reads it. Three notations keep their
 meaning: a value in quotes, an interpolation (``${oc.env:HOME}``), and, with ``-m``, a sweep
 (``data.path=a.h5ad,b.h5ad``).
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from topicell.config import TrainCommand
 from topicell.errors import InputError
+from topicell.redaction import without_password
 
 TEXT = ("str", "str | None")
 TEXTS = "list[str]"
@@ -30,14 +31,25 @@ PATHS = (
 ONE_FILE = ("data.path", "data", "input")
 """Settings that name the file of the cells."""
 SWEEP = re.compile(r"(choice|glob|shuffle|sort|range|interval|tag|str)\(.*\)", re.DOTALL)
-"""Hydra's functions that make several values of one setting."""
+"""Calls of Hydra's functions that give one setting several values."""
 INTERPOLATION = re.compile(
     r"(\\*)\$\{(?!\w+(\.\w+)*:|hydra\.|("
     + "|".join(field.name for field in fields(TrainCommand))
     + r")[.}])"
 )
-"""Dollar and brace that begin no name which OmegaConf could resolve."""
+"""``${`` that does not begin a name which OmegaConf can resolve."""
 CLOSES = {"(": ")", "[": "]", "{": "}"}
+
+
+def as_tag(arguments: Sequence[str]) -> str:
+    """Return the arguments that identify a grid, without passwords, for its tag in MLflow."""
+    own = ("resume=", "hydra.sweep.dir=")
+    return " ".join(without_password(a) for a in arguments if not a.startswith(own))
+
+
+def resumes(resume: str | None) -> bool:
+    """Return whether a value of ``resume`` asks to resume a run."""
+    return str(resume).lower() not in ("none", "null", "false", "")
 
 
 def kinds(config: Any, prefix: str = "") -> dict[str, str]:
@@ -89,10 +101,10 @@ def _text(name: str, value: str, *, multirun: bool) -> str:
 
 
 def plain(name: str, value: str, *, resolved: bool = False) -> str:
-    """Return a text as it is meant: without quotes around it, ``~`` and ``${`` made unambiguous.
+    """Return a text without quotes around it, with ``~`` expanded in paths and ``${`` escaped.
 
-    With `resolved`, interpolations that OmegaConf can resolve keep their meaning, but for a file
-    that is there under just this name.
+    With `resolved`, interpolations that OmegaConf can resolve are kept, unless a file has exactly
+    this name.
 
     Raises
     ------
@@ -109,7 +121,7 @@ def plain(name: str, value: str, *, resolved: bool = False) -> str:
     try:
         home = Path(text).expanduser()
     except RuntimeError:
-        # There is no such user: a file may begin like that.
+        # There is no such user: the name of the file begins with ~.
         home = None
     return str(Path(text).absolute() if home is None or Path(value).exists() else home)
 
@@ -137,7 +149,7 @@ def _texts(argument: str, value: str, *, multirun: bool) -> str:
     parts = [part.strip() for part in _split(value)]
     if len(parts) > 1 and not multirun:
         if any(_inside(part) is not None for part in parts):
-            # Hydra says that this would be a sweep.
+            # Hydra's message says that this would be a sweep.
             return value
         parts = [f"[{value}]"]
     written = []
@@ -172,7 +184,7 @@ def _require_end(argument: str, value: str) -> None:
 
 
 def _inside(value: str) -> str | None:
-    """Return what stands between the brackets of a list; None for what is no list.
+    """Return the text between the brackets of a list; None if it is no list.
 
     ``[mM][tT]`` is a pattern: its first bracket ends before the last.
     """
@@ -183,10 +195,10 @@ def _inside(value: str) -> str | None:
 
 
 def _split(text: str, at: str = ",", depth: int = 2) -> list[str]:
-    r"""Split at the character where it is outside of quotes and brackets.
+    r"""Split at a character, except within quotes and brackets.
 
-    Square brackets are nested as deep as `depth`: those of a list, then those of a pattern. Within
-    the latter other brackets are plain characters, as they are after ``\``.
+    Square brackets nest up to `depth`: those of a list, then those of a pattern. Within a pattern's
+    brackets, and after ``\``, all other brackets are plain characters.
     """
     parts, begin, i = [], 0, 0
     ends: list[str] = []
@@ -235,5 +247,5 @@ def _exists(value: str) -> bool:
     try:
         return bool(value) and (Path(value).exists() or Path(value).expanduser().exists())
     except (OSError, ValueError, RuntimeError):
-        # Not the name of a file: whoever reads it says why.
+        # It cannot be the name of a file; the code that opens it says why.
         return False

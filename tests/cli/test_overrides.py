@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from topicell.cli.overrides import literal, quoted, unquoted
 from topicell.errors import InputError
-from topicell.overrides import literal, quoted, unquoted
 
 PARSER = OverridesParser.create()
 SMALL = [

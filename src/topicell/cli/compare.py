@@ -1,0 +1,41 @@
+"""``topicell compare``: one page that compares stored runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from topicell.cli.command import Command
+from topicell.cli.options import read
+from topicell.cli.output import make_folder, new_folder
+from topicell.config import TrackingConfig
+
+
+@dataclass
+class CompareCommand:
+    """Set stored runs side by side: runs=[A,B,…], ids or folders, into the folder output."""
+
+    runs: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    output: str | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def compare(arguments: list[str]) -> None:
+    """Write the page of the comparison into a new folder."""
+    asked: CompareCommand = read(COMMAND, arguments)
+    from topicell import comparison
+    from topicell.comparison.page import write
+
+    output = new_folder(asked.output, comparison.folder_name(asked.runs))
+    found = comparison.compare(asked.runs, asked.labels, asked.tracking)
+    make_folder(output)
+    print(write(found, output))
+
+
+COMMAND = Command(
+    name="compare",
+    summary="one page that sets stored runs side by side",
+    examples=(("topicell compare runs=[RUN_ID,RUN_ID]", "or folders; output=FOLDER"),),
+    settings=CompareCommand,
+    function=compare,
+)

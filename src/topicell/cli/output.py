@@ -1,0 +1,65 @@
+"""What commands print, and the folders that they write."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from topicell.errors import InputError
+
+
+def print_result(scores: Mapping[str, float], directory: Path) -> None:
+    """Print the main scores of a run, and where its results are."""
+    from topicell.evaluation.metrics import METRICS
+
+    for name, row in METRICS.items():
+        if row.printed and name in scores:
+            print(f"{row.title:<32}{scores[name]:10.4g}")
+    print(f"run folder  {os.path.relpath(directory)}")
+    if (directory / "report.html").exists():
+        print(f"report      {os.path.relpath(directory / 'report.html')}")
+    print_delivered(directory)
+
+
+def print_delivered(folder: Path) -> None:
+    """Print the MLflow run of a run folder, or how to deliver the folder to MLflow."""
+    from topicell.tracking.record import Record
+
+    record = Record.read(folder)
+    if record.delivered:
+        print(f"MLflow run  {record.run_id}  (topicell ui)")
+    elif record.store:
+        print(f"MLflow run  kept aside: topicell sync folders={os.path.relpath(folder)}")
+
+
+@contextlib.contextmanager
+def progress_shown() -> Iterator[None]:
+    """Show the current step on the terminal, for commands that Hydra does not run."""
+    logger = logging.getLogger("topicell.progress")
+    handler, level = logging.StreamHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def new_folder(asked: str | None, name: str) -> Path:
+    """Return the output folder, which must not exist: the one asked for, else `name`."""
+    output = Path(asked or name)
+    if output.exists():
+        raise InputError(f"output = {str(output)!r} exists; name another folder")
+    return output
+
+
+def make_folder(output: Path) -> None:
+    """Make the output folder."""
+    try:
+        output.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"output = {str(output)!r} cannot be made ({error})") from error

@@ -1,0 +1,73 @@
+"""``topicell sync``: deliver to MLflow the runs that it does not have yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from topicell.cli.command import Command
+from topicell.cli.errors import FAILED, fail
+from topicell.cli.options import read
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
+
+SECONDS = 30.0
+"""Seconds to wait, for each run, for a store that does not answer."""
+BYTES_PER_SECOND = 500_000
+"""Slowest upload that is waited for."""
+
+
+@dataclass
+class SyncCommand:
+    """Deliver to MLflow what runs kept aside, of folders=[…] or of all runs in this folder."""
+
+    folders: list[str] = field(default_factory=list)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def sync(arguments: list[str]) -> None:
+    """Deliver each run folder that waits, and say which could not be delivered."""
+    asked: SyncCommand = read(COMMAND, arguments)
+    from topicell.tracking.delivery import deliver, undelivered
+    from topicell.tracking.interrupted import ROOTS
+    from topicell.tracking.record import BusyError, Record
+    from topicell.tracking.store import Patience, Unreachable
+
+    folders = [Path(folder) for folder in asked.folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"folders: there is no folder {str(folder)!r}")
+    waiting = undelivered(folders or [Path(root) for root in ROOTS])
+    problems: list[str] = []
+    away: set[str] = set()
+    n_delivered = 0
+    for folder in waiting:
+        store = asked.tracking.uri or Record.read(folder).store
+        if store in away:
+            continue
+        try:
+            run_id = deliver(folder, asked.tracking, Patience(SECONDS, BYTES_PER_SECOND))
+        except BusyError:
+            print(f"{folder}: still at work, and delivers itself")
+        except Unreachable as error:
+            away.add(store)
+            problems.append(f"MLflow could not take {folder} ({error})")
+        except (InputError, OSError) as error:
+            problems.append(f"{folder} cannot be delivered ({error})")
+        else:
+            n_delivered += 1
+            print(f"{folder}: MLflow run {run_id}")
+    done = f"{n_delivered} of {len(waiting)} runs delivered"
+    if problems:
+        then = "topicell sync goes on from here when that is mended"
+        fail(FAILED, f"{done}; {'; '.join(problems)}; {then}")
+    print(done if waiting else "nothing waits")
+
+
+COMMAND = Command(
+    name="sync",
+    summary="deliver to MLflow what runs kept aside while it could not be reached",
+    examples=(("topicell sync", "or folders=[FOLDER,FOLDER]"),),
+    settings=SyncCommand,
+    function=sync,
+)

@@ -1,0 +1,248 @@
+"""``topicell train``: one run; with ``-m`` a grid of runs, or a search."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from topicell.cli.command import Command
+from topicell.cli.errors import (
+    FULL_ERROR,
+    TRAIN_LISTER,
+    raise_report_failure,
+    require_reports,
+    unknown_setting,
+)
+from topicell.cli.output import print_delivered, print_result
+from topicell.cli.overrides import as_tag, literal, quoted, resumes, unquoted
+from topicell.config import RunConfig, SweepConfig, TrainCommand, dotted
+from topicell.errors import InputError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from topicell.sweep.watch import CurrentTrial
+    from topicell.tracking.record import Record
+
+MULTIRUN = {"-m", "--multirun"}
+"""Options of Hydra that begin a grid or a search."""
+
+
+def train(arguments: list[str]) -> None:
+    """Train once; with ``-m``, make a grid of runs or search over settings."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+
+    from topicell.cli.callbacks import GridParent
+
+    job = Job()
+    ConfigStore.instance().store(name="train_command", node=TrainCommand)
+    arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
+    arguments = literal(arguments, multirun=not MULTIRUN.isdisjoint(arguments))
+    # Hydra takes its options before or after the settings, not among them.
+    arguments.sort(key=lambda argument: argument not in MULTIRUN)
+    if any(argument.startswith("resume=") for argument in arguments):
+        arguments = [*arguments, *_folder_to_resume(arguments)]
+    sys.argv = ["topicell train", *arguments]
+    # Hydra would print errors in its own form and exit with 1; with this set it raises them.
+    os.environ[FULL_ERROR] = "1"
+    ended = "FAILED"
+    GridParent.folder = None
+    try:
+        hydra.main(config_path=str(conf_folder()), config_name="config", version_base=None)(job)()
+        if job.error is not None:
+            raise job.error
+        ended = "FINISHED"
+    except OSError as error:
+        if job.begun or isinstance(error, HydraException):
+            raise
+        raise InputError(
+            f"the run folder cannot be made ({error}); choose another with hydra.run.dir=FOLDER"
+        ) from error
+    except KeyboardInterrupt:
+        ended = "KILLED"
+        raise
+    finally:
+        grid = GridParent.folder
+        GridParent.finish(ended)
+        sys.argv = arguments_before
+        os.environ.pop(FULL_ERROR)
+        if full_error_before is not None:
+            os.environ[FULL_ERROR] = full_error_before
+    if grid is not None:
+        require_reports(sorted(path for path in grid.glob("*") if path.is_dir()))
+
+
+class Job:
+    """Make one run when Hydra calls it with a composed configuration.
+
+    Hydra prints a line of its own before an error that it sees. In a grid that line says which job
+    failed; a single run keeps its error in `error`, and a trial reports it to its sweep.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.error: Exception | None = None
+
+    def __call__(self, settings: DictConfig) -> None:
+        """Train once, alone or as a trial of a sweep."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from topicell.sweep.watch import current_trial
+
+        self.begun = True
+        trial = current_trial()
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            _train_once(settings, folder, trial)
+        except Exception as error:
+            if trial is not None:
+                trial.fail(error)
+            elif HydraConfig.get().mode is RunMode.RUN:
+                self.error = error
+            else:
+                raise
+
+
+def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
+    """Return the override of the run folder, or of a grid's, for ``resume``; none if it is new."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from topicell.tracking.interrupted import last_grid, last_of, named
+
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    grid = not MULTIRUN.isdisjoint(arguments)
+    folder_setting = "hydra.sweep.dir" if grid else "hydra.run.dir"
+    given = [a for a in overrides if a.startswith("resume=")][-1].partition("=")[2]
+    resume = unquoted(given)
+    if not resumes(resume) or any(a.startswith(f"{folder_setting}=") for a in overrides):
+        return []
+    with initialize_config_dir(str(conf_folder()), version_base=None):
+        # Jobs of a grid have only these settings in common.
+        common = [a for a in overrides if a.startswith("tracking")] if grid else overrides
+        composed = compose("config", overrides=common, return_hydra_config=True)
+        default = OmegaConf.to_container(composed.hydra, resolve=False)
+        settings = to_run_config(composed)
+    if resume.lower() != "true":
+        found: Path | None = named(resume, settings.tracking)
+    else:
+        assert isinstance(default, dict)
+        root = Path(default["sweep" if grid else "run"]["dir"].partition("$")[0])
+        found = last_grid(root, as_tag(arguments)) if grid else last_of(root, dotted(settings))
+    if found is None:
+        print("nothing to go on with: no such run was cut off; one begins", file=sys.stderr)
+        return []
+    print(f"going on with {found}", file=sys.stderr)
+    return [f"{folder_setting}={quoted(str(found))}"]
+
+
+def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) -> None:
+    """Make the run, unless ``resume`` finds that it has ended; print its scores."""
+    config = to_run_config(settings)
+    if settings.sweep.enabled and trial is None:
+        raise InputError("sweep=topics makes many runs: topicell train -m sweep=topics")
+    from topicell.report import ReportError
+    from topicell.run import run
+    from topicell.sweep.watch import Watched
+    from topicell.tracking.interrupted import ended
+    from topicell.tracking.record import REPORT_ERROR
+    from topicell.tracking.runs import open_tracker
+
+    # anndata logs every column of strings that it stores as categories.
+    logging.getLogger("anndata").setLevel(logging.WARNING)
+    resume = trial is None and resumes(settings.resume)
+    if resume and (record := ended(folder, dotted(config))) is not None:
+        _print_ended(folder, record, config)
+        error = record.tags.get(REPORT_ERROR)
+        raise_report_failure(error and ReportError(error), folder)
+        return
+    tracker = open_tracker(config.tracking, folder, resume=resume)
+    if trial is not None:
+        result = run(config, Watched(tracker, trial))
+        trial.conclude(result.values)
+    else:
+        result = run(config, tracker)
+        print_result(result.scores, tracker.directory)
+    raise_report_failure(result.report_error, tracker.directory)
+
+
+def _print_ended(folder: Path, record: Record, config: RunConfig) -> None:
+    """Deliver a run that has ended before to MLflow if it is not there yet, and print where."""
+    from topicell.tracking.delivery import deliver
+    from topicell.tracking.record import Journal, clear
+    from topicell.tracking.store import LAST_SECONDS, Patience, Unreachable
+
+    if record.store and not record.delivered:
+        with contextlib.suppress(Unreachable):
+            deliver(folder, config.tracking, Patience(LAST_SECONDS))
+    else:
+        # Remove leftovers of a run that was killed during shutdown. A folder that is busy or
+        # read-only needs no removal.
+        with contextlib.suppress(InputError, OSError), contextlib.closing(Journal(folder)):
+            clear(folder, record)
+    print(f"run folder  {os.path.relpath(folder)} (it had ended)")
+    print_delivered(folder)
+
+
+def to_run_config(settings: DictConfig) -> RunConfig:
+    """Return the checked dataclasses of a composed configuration.
+
+    Raises
+    ------
+    InputError
+        A setting does not exist or is out of bounds, or belongs to a sweep and there is none.
+    """
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    # Hydra's `+name=value` can add a name that no dataclass has.
+    known = list(dotted(TrainCommand()))
+    if "hydra" in settings:
+        settings = copy.deepcopy(settings)
+        with read_write(settings), open_dict(settings):
+            del settings["hydra"]
+    container = OmegaConf.to_container(settings, enum_to_str=True)
+    assert isinstance(container, dict)
+    # The keys of sweep.params are names of settings.
+    container["sweep"].pop("params", None)
+    for name in dotted(container):
+        if name not in known:
+            raise InputError(unknown_setting(name, known, TRAIN_LISTER))
+    command = OmegaConf.to_object(settings)
+    assert isinstance(command, TrainCommand)
+    if not command.sweep.enabled and command.sweep != SweepConfig():
+        raise InputError(
+            "settings of sweep are given, but no sweep: topicell train -m sweep=topics …"
+        )
+    return RunConfig(**{f.name: getattr(command, f.name) for f in fields(RunConfig)})
+
+
+def conf_folder() -> Path:
+    """Return the folder of configuration groups: in the package, or at the top of a checkout."""
+    packaged = Path(__file__).parents[1] / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
+
+
+COMMAND = Command(
+    name="train",
+    summary="one run: data, preprocessing, fit, measures, report; tracked in MLflow",
+    examples=(
+        ("topicell train", "the embedded data set, no network"),
+        ("topicell train data=file data.path=cells.h5ad model.n_topics=20", ""),
+        ("topicell train -m model.n_topics=5,10,20 seed=0,1", "a grid: one parent, nested runs"),
+        ("topicell train -m sweep=topics", "how many topics? Optuna, a verdict"),
+        ("topicell train --cfg job", "every setting and its value"),
+        ("topicell train … resume=true", "go on with a run that was cut off"),
+    ),
+    settings=None,
+    function=train,
+)

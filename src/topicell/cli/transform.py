@@ -1,0 +1,88 @@
+"""``topicell transform``: topic proportions for new cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from topicell.cli import options
+from topicell.cli.command import NO_DEFAULT, Command
+from topicell.config import ReadConfig, TrackingConfig
+from topicell.errors import InputError
+from topicell.files import whole
+
+
+@dataclass
+class TransformCommand(ReadConfig):
+    """Topic proportions for cells, by run=RUN_ID or model=NAME/ALIAS, into FILE.h5ad or .csv."""
+
+    run: str | None = None
+    model: str | None = None
+    input: str = NO_DEFAULT
+    output: str = NO_DEFAULT
+    replicate: int | None = None
+    fill_missing: bool = False
+    refine: bool = False
+    n_samples: int = 256
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def transform(arguments: list[str]) -> None:
+    """Write the proportions by the model of a stored run, or by a registered model."""
+    asked: TransformCommand = options.read(COMMAND, arguments)
+    if bool(asked.run) == bool(asked.model):
+        found = "run and model are both given" if asked.run else "run has no value"
+        raise InputError(f"{found}; give run=RUN_ID or model=NAME/ALIAS")
+    output = Path(asked.output)
+    if output.exists():
+        raise InputError(f"output = {asked.output!r} exists; name another file")
+    if not output.parent.is_dir():
+        raise InputError(f"output = {asked.output!r}: there is no folder {output.parent}")
+    if output.suffix not in (".h5ad", ".csv"):
+        raise InputError(f"output = {asked.output!r}: name a file ending in .h5ad or .csv")
+    import tempfile
+
+    from topicell.data.reading import read
+    from topicell.model.loading import load_fit
+    from topicell.outputs import annotate
+    from topicell.tracking.registry import fetch_model
+    from topicell.tracking.stored import fetch_run
+
+    adata = read(asked.input, **{f.name: getattr(asked, f.name) for f in fields(ReadConfig)})
+    with tempfile.TemporaryDirectory() as scratch:
+        if asked.model:
+            folder = fetch_model(asked.model, asked.tracking, Path(scratch))
+        else:
+            assert asked.run is not None
+            run, _ = fetch_run(asked.run, asked.tracking, Path(scratch), ("model",))
+            folder = run / "model"
+        fit = load_fit(folder)
+    frame = fit.transform(
+        adata,
+        fill_missing=asked.fill_missing,
+        replicate=asked.replicate,
+        refine=asked.refine,
+        n_samples=asked.n_samples,
+    )
+    try:
+        with whole(output) as unfinished:
+            if output.suffix == ".csv":
+                frame.to_csv(unfinished, index_label="cell")
+            else:
+                annotate(adata, frame.to_numpy())
+                adata.write_h5ad(unfinished)
+    except OSError as error:
+        raise InputError(f"output = {asked.output!r} cannot be written ({error})") from error
+    print(f"{output}: {len(frame)} cells × {fit.n_topics} topics")
+
+
+COMMAND = Command(
+    name="transform",
+    summary="topic proportions for new cells",
+    examples=(
+        ("topicell transform run=RUN_ID input=new.h5ad output=mapped.h5ad", ""),
+        ("topicell transform model=topicell/champion …", "a registered model: NAME/ALIAS"),
+    ),
+    settings=TransformCommand,
+    function=transform,
+)

@@ -1,0 +1,89 @@
+"""``topicell ui``: MLflow's UI on the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from topicell.cli.command import Command
+from topicell.cli.options import read
+from topicell.config import TrackingConfig
+from topicell.errors import InputError
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+
+@dataclass
+class UICommand:
+    """MLflow's UI on the store, until Ctrl-C."""
+
+    host: str = "127.0.0.1"
+    port: int = 5000
+    browser: bool = True
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def ui(arguments: list[str]) -> None:
+    """Serve MLflow's UI until interrupted; of a tracking server, open its own."""
+    asked: UICommand = read(COMMAND, arguments)
+    import subprocess
+    import webbrowser
+
+    from topicell.tracking.store import is_server
+    from topicell.tracking.ui import ui_address, ui_command
+
+    address = ui_address(asked.tracking, asked.host, asked.port)
+    if is_server(asked.tracking):
+        print(f"the tracking server's own UI: {address}")
+        if asked.browser:
+            webbrowser.open(address)
+        return
+    if _listens(asked.host, asked.port):
+        raise InputError(f"port = {asked.port}: another program has it; try port=5001")
+    command = ui_command(asked.tracking, asked.host, asked.port)
+    print(f"MLflow's UI: {address}\nCtrl-C ends it", flush=True)
+    server = subprocess.Popen(command)
+    try:
+        if asked.browser and _answers(asked.host, asked.port, server):
+            webbrowser.open(address)
+        server.wait()
+        raise RuntimeError(f"MLflow's server ended by itself, with code {server.returncode}")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if server.poll() is None:
+            server.terminate()
+            server.wait(10)
+
+
+def _answers(host: str, port: int, server: Popen[bytes], seconds: float = 60) -> bool:
+    """Wait until the server listens; return False if it ended or never did."""
+    import time
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.poll() is None:
+        if _listens(host, port):
+            return True
+        time.sleep(0.3)
+    return False
+
+
+def _listens(host: str, port: int) -> bool:
+    """Return whether a program accepts connections there."""
+    import socket
+
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+COMMAND = Command(
+    name="ui",
+    summary="MLflow's UI on the store, in its machine-learning view",
+    examples=(("topicell ui [port=5000]", ""),),
+    settings=UICommand,
+    function=ui,
+)

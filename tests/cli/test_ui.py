@@ -1,0 +1,47 @@
+"""``topicell ui`` serves the store."""
+
+import json
+import signal
+import socket
+import time
+import urllib.request
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_ui_serves_the_store(run_here, started, small):
+    settings = [*small, "report=off"]
+    assert run_here("train", *settings)[0] == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = started("ui", f"port={port}", "browser=false", piped=True)
+    try:
+        first = server.stdout.readline()
+        assert f"http://127.0.0.1:{port}/#/experiments/" in first
+        assert "workflowType=machine_learning" in first
+        until = time.monotonic() + 600
+        page = ""
+        while time.monotonic() < until and not page:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                    page = answer.read().decode()
+            except OSError:
+                time.sleep(0.5)
+        assert "MLflow" in page
+        body = json.dumps({"experiment_ids": [first.split("/experiments/")[1].split("/")[0]]})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search",
+            body.encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert len(json.load(answer)["runs"]) == 1
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(600)
+    # Nothing of it is left to hold the port.
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port))
