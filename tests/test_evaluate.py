@@ -203,3 +203,14 @@ def test_held_out_cells_without_counts_are_warned_of(brought):
     with pytest.warns(UserWarning, match="too few counts to predict"):
         result, _ = scored(folder, held_out="only")
     assert not any(name.startswith("test/") for name in result.scores)
+
+
+def test_no_warning_names_a_setting_of_preprocess(brought):
+    folder = brought[0]
+    names = {"g0": "ERCC-00002", "g1": "CD3_TotalSeqB"}
+    adata = anndata.read_h5ad(folder / "cells.h5ad")
+    adata.var_names = [names.get(name, name) for name in adata.var_names]
+    adata.write_h5ad(folder / "cells.h5ad")
+    pd.read_csv(folder / "beta.csv", index_col=0).rename(names).to_csv(folder / "beta.csv")
+    result, _ = scored(folder)  # Warnings are errors.
+    assert names["g0"] in result.adata.var_names

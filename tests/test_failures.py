@@ -91,6 +91,20 @@ def test_a_failure_is_one_line_with_the_knob(error, words):
     assert "\n" not in failure(error)
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("Unable to allocate 9 GiB"), "memory is full (Unable to allocate 9 GiB)"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            "the disk is full ([Errno 28] No space left); free it and run the command again",
+        ),
+    ],
+)
+def test_other_commands_name_no_setting_of_train(error, says):
+    assert failure(error, trains=False) == says
+
+
 def test_a_process_that_the_system_killed_is_explained():
     assert "as the system does when memory is full: lower sweep.n_jobs" in _how(-signal.SIGKILL)
     assert _how(-signal.SIGSEGV) == "was killed by signal 11"

@@ -11,9 +11,21 @@ class InputError(ValueError):
     """Bad data or a bad setting: the message says what was found, where, and how to fix it."""
 
 
-def failure(error: BaseException) -> str:
-    """Return in one line why a run failed, with the settings that save memory or disk space."""
+def failure(error: BaseException, *, trains: bool = True) -> str:
+    """Return in one line why a command failed.
+
+    Parameters
+    ----------
+    error
+        What it raised.
+    trains
+        Name the settings of ``topicell train`` that save memory or disk space.
+    """
     message = without_password(" ".join(str(error).split())) or "no message"
+    if not trains and disk_is_full(error):
+        return f"the disk is full ({message}); free it and run the command again"
+    if not trains and isinstance(error, MemoryError):
+        return f"memory is full ({message})"
     if type(error).__name__ == "OutOfMemoryError":
         # torch's error, which is not imported here.
         fix = "lower train.batch_size, train.n_replicates or model.n_hidden, or train.device=cpu"

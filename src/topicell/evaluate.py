@@ -85,8 +85,8 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         split=SplitConfig(train=1.0, valid=0.0, test=0.0),
     )
     with warnings.catch_warnings():
-        # A cell without counts adds nothing to any score, and no setting here would drop it.
-        warnings.filterwarnings("ignore", message=".*(zero counts|have no count)")
+        # A cell without counts adds nothing to any score, and no setting of preprocess exists here.
+        warnings.filterwarnings("ignore", message=r".*(zero counts|have no count|preprocess\.)")
         adata = preprocess(whole, kept, seed=config.seed)[topics.cells, topics.genes].copy()
     if config.held_out is not None:
         held = held_out_cells(whole.obs.iloc[topics.cells], config.held_out)

@@ -3,7 +3,13 @@
 import json
 from pathlib import Path
 
+import anndata
+import numpy as np
+import pandas as pd
 import pytest
+import yaml
+
+from topicell.cli.evaluate import in_short
 
 
 @pytest.mark.filterwarnings("ignore:.*columns of topics already")
@@ -46,31 +52,92 @@ def test_topics_of_a_run_score_the_same_through_evaluate(run_here, small):
 def given(tmp_path):
     """Cells with a layer and labels, topics of them, and the arguments that name the topics."""
     rng = np.random.default_rng(0)
+    cells, genes = ([f"{letter}{i}" for i in range(n)] for letter, n in (("c", 60), ("g", 20)))
     theta, beta = rng.dirichlet(np.ones(3), 60), rng.dirichlet(np.ones(20), 3)
     x = np.stack([rng.multinomial(100, p) for p in theta @ beta]).astype(np.float32)
     adata = anndata.AnnData(
         np.zeros_like(x),
-        obs=pd.DataFrame({"kind": np.array(list("abc"))[theta.argmax(1)]}),
+        obs=pd.DataFrame({"kind": np.array(list("abc"))[theta.argmax(1)]}, cells),
+        var=pd.DataFrame(index=genes),
         layers={"umi": x, "other": np.flip(x, 1).copy()},
     )
-    adata.obs_names, adata.var_names = (
-        [f"{letter}{i}" for i in range(n)] for letter, n in (("c", 60), ("g", 20))
-    )
     adata.write_h5ad("my cells.h5ad")
-    pd.DataFrame(theta, adata.obs_names).to_csv("theta.csv")
-    pd.DataFrame(beta.T, adata.var_names).to_csv("beta.csv")
+    pd.DataFrame(theta, cells).to_csv("theta.csv")
+    pd.DataFrame(beta.T, genes).to_csv("beta.csv")
     return [
         *("theta=theta.csv", "beta=beta.csv", "report=off", "tracking=off"),
         "evaluate.n_coherence_genes=5",
     ]
 
 
-def scores_of(folder):
-    """The scores and settings that a run folder records, but for what differs between runs."""
-    record = json.loads(Path(folder, "run.json").read_text())
-    scores = json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[-2])
-    unlike = {"time", "memory/peak_mib"}
-    return (
-        {name: value for name, value in scores.items() if name not in unlike},
-        {name: value for name, value in record["params"].items() if name != "output"},
-    )
+def recorded(folder):
+    """The scores and settings that a run folder holds, but for what differs between runs."""
+    lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+    scores = next(line for line in map(json.loads, lines) if "given/perplexity" in line)
+    config = yaml.safe_load(Path(folder, "config.yaml").read_text())
+    differ = ("time", "memory/peak_mib")
+    config.pop("output")
+    return {name: value for name, value in scores.items() if name not in differ}, config
+
+
+LONG = ["data=file", "data.path=my cells.h5ad", "data.layer=umi", "data.label_key=kind"]
+
+
+def test_both_forms_of_the_settings_of_data_give_the_same_scores(given, run_here):
+    forms = {
+        "short": ["data=my cells.h5ad", "layer=umi", "label_key=kind"],
+        "long": LONG,
+        "quoted": ["layer=umi", "data.path='my cells.h5ad'", *LONG[3:], "data='file'"],
+        "both": [*LONG, "layer=umi", "label_key='kind'"],
+    }
+    found = {}
+    for name, arguments in forms.items():
+        code, _, err = run_here("evaluate", *given, *arguments, f"output={name}")
+        assert code == 0, err
+        found[name] = recorded(name)
+    assert found["short"][0]["labels/nmi"] > 0
+    assert found["short"][1]["data"] == "my cells.h5ad"
+    assert all(one == found["short"] for one in found.values())
+    # Another layer has other scores: the setting reaches the cells.
+    code, _, err = run_here("evaluate", *given, *LONG, "data.layer=other", "output=other")
+    assert code == 0, err
+    assert recorded("other")[0] != found["short"][0]
+
+
+def test_named_sets_and_files_of_their_names_are_told_apart():
+    assert in_short(["data=pbmc68k"]) == ["data=pbmc68k"]
+    assert in_short(["data=file", "data.path=pbmc68k"]) == ["data=./pbmc68k"]
+    assert in_short(["data=a.h5ad", "data.path=null"]) == ["data=a.h5ad"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data=file"], "data.path has no value: data=file needs data.path=FILE"),
+        (["data=file", "data.path=null"], "data=file needs data.path=FILE"),
+        (["data.path=a.h5ad"], "data has no value: give data=file data.path=a.h5ad"),
+        (
+            ["data=pbmc68k", "data.path=a.h5ad"],
+            "data=pbmc68k and data.path=a.h5ad contradict each other; give data=a.h5ad, or "
+            "data=file data.path=a.h5ad",
+        ),
+        (
+            [*LONG, "layer=other"],
+            "layer=other and data.layer=umi contradict each other; give one of them",
+        ),
+        ([*LONG, "data.orientation=up"], "orientation: Invalid value 'up', expected one of [auto"),
+        ([*LONG, "data.backed=true"], "'data.backed' is not a setting; topicell evaluate --help"),
+        ([*LONG, "data.name=pbmc3k"], "'data.name' is not a setting; did you mean 'data'?"),
+        (["data=file", "data.path=[a.h5ad,my cells.h5ad]"], "takes one file, found a list of 2"),
+        ([*LONG, "data.layer=none"], "layer 'none' does not exist"),
+        ([*LONG, "data.label_key=none"], "data.label_key = 'none': obs has no such column"),
+        (["data=my cells.h5ad", "label_key=none"], "data.label_key = 'none'"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_settings_of_data_that_cannot_be_are_refused(arguments, words, given, run_here):
+    code, _, err = run_here("evaluate", *given, *arguments)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("topicell: ")]
+    assert words in line
+    assert not Path("evaluations").exists() or not list(Path("evaluations").glob("*/*"))

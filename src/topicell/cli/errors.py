@@ -101,8 +101,8 @@ def require_reports(folders: Iterable[Path]) -> None:
         )
 
 
-def diagnosis(error: BaseException) -> tuple[int, str]:
-    """Return the exit code of an error, and one line that says what was wrong."""
+def diagnosis(error: BaseException, command: str) -> tuple[int, str]:
+    """Return the exit code of an error of a command, and one line that says what was wrong."""
     if isinstance(error, ReportFailed):
         return FAILED, str(error)
     link: BaseException | None = error
@@ -118,7 +118,8 @@ def diagnosis(error: BaseException) -> tuple[int, str]:
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return BAD_INPUT, setting_message(error, list(dotted(TrainCommand())), TRAIN_LISTER)
-    return FAILED, f"the run failed: {failure(error)} ({FULL_ERROR}=1 shows where)"
+    cause = failure(error, trains=command == "train")
+    return FAILED, f"the run failed: {cause} ({FULL_ERROR}=1 shows where)"
 
 
 def setting_message(error: BaseException, known: Collection[str], lister: str) -> str:

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if wants_traceback:
             shown = "".join(traceback.format_exception(error))
             print(without_password(shown), end="", file=sys.stderr)
-        errors.fail(*errors.diagnosis(error))
+        errors.fail(*errors.diagnosis(error, name))
     sys.exit(errors.DONE)
 
 

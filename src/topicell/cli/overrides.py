@@ -60,7 +60,9 @@ def kinds(config: Any, prefix: str = "") -> dict[str, str]:
         if is_dataclass(value):
             found |= kinds(value, f"{prefix}{field.name}.")
         else:
-            found[f"{prefix}{field.name}"] = str(field.type)
+            # A string where the module of the dataclass imports annotations from __future__.
+            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+            found[f"{prefix}{field.name}"] = kind
     return found
 
 

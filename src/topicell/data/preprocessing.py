@@ -441,8 +441,8 @@ def _require_filtered(counts_N: np.ndarray) -> None:
             f"{int(empty.sum())} of {n_barcodes} barcodes have fewer than {EMPTY_COUNTS} counts, "
             f"and cells here have {deep:.0f} and more: this looks like the unfiltered matrix with "
             "its empty droplets (raw_feature_bc_matrix); give the filtered one "
-            "(filtered_feature_bc_matrix), or leave out shallow barcodes: "
-            "preprocess.min_counts_per_cell=500"
+            "(filtered_feature_bc_matrix), or leave out shallow barcodes (topicell train: "
+            "preprocess.min_counts_per_cell=500)"
         )
 
 

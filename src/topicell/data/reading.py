@@ -142,8 +142,8 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     except MemoryError as error:
         raise InputError(
             f"{path}: asks for more memory than there is ({error}); if it is not that large, it "
-            "is damaged: copy or download it again; of an h5ad file, data.backed=true reads the "
-            "counts alone"
+            "is damaged: copy or download it again; of an h5ad file, topicell train with "
+            "data.backed=true reads only the counts"
         ) from error
     except Exception as error:  # damage shows as any error of h5py, zarr, pandas, scipy or gzip
         what = str(error).strip().partition("\n")[0]
