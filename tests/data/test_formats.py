@@ -26,6 +26,7 @@ from anndata import AnnData
 from anndata.io import write_elem
 
 from topicell.config import DataConfig
+from topicell.data import formats
 from topicell.data.reading import read, source_digest
 from topicell.errors import InputError
 
@@ -480,3 +481,22 @@ def test_other_forms_are_refused_with_the_way_to_convert_them(name: str, tmp_pat
     with pytest.raises(InputError, match=message) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_form_is_added_by_one_row(tmp_path, monkeypatch):
+    """`read` and the settings of a command know it."""
+    path = tmp_path / "cells.toy"
+    path.write_text("3 1\n0 2\n")
+
+    def read_toy(path):
+        adata = AnnData(np.loadtxt(path, dtype=np.float32))
+        adata.obs_names, adata.var_names = ["c0", "c1"], ["CD3D", "LYZ"]
+        return adata
+
+    with pytest.raises(InputError, match="no form that can be read"):
+        read(path)
+    form = formats.Form("a toy", lambda path: path.suffix == ".toy", read_toy)
+    monkeypatch.setattr(formats, "FORMS", [form, *formats.FORMS])
+    assert read(path).layers["counts"].toarray().tolist() == [[3, 1], [0, 2]]
+    with pytest.raises(InputError, match="modality = 'rna' is for MuData, and this is a toy"):
+        read(path, modality="rna")

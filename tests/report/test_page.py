@@ -24,6 +24,7 @@ from topicell.evaluation.metrics import METRICS, Metric
 from topicell.report import figure_set, figures, page, tables
 from topicell.report.summary import summary
 
+ON_PAGE = {name for name, spec in figure_set.FIGURES.items() if spec.caption}
 EVIL = "<script>alert('x')</script>"
 HISTORY = [
     {
@@ -127,7 +128,7 @@ def html(written):
 def test_files(written):
     _, directory, paths = written
     maps = {f"umap_{s}_{by}" for s in ("counts", "topics") for by in ("topics", "leiden", "labels")}
-    figures = maps | page.FIGURES.keys() - {"enrichment"}
+    figures = maps | ON_PAGE - {"enrichment"}
     assert set(paths) == {
         directory / "figures" / f"{name}.{kind}" for name in figures for kind in ("png", "pdf")
     } | {directory / "figures" / "preview.png", directory / "report.html"}
@@ -137,10 +138,35 @@ def test_files(written):
         assert path.read_bytes().startswith(magic)
 
 
+def test_a_figure_is_added_by_one_row(written, tmp_path, monkeypatch):
+    """Its files are written, and the page has it with caption and alternative text."""
+    cells = written[0]
+
+    def draw(run):
+        figure = figures.drawing.new_figure(3, 2, "Depth")
+        figure.subplots().hist(np.asarray(run.adata.layers["counts"].sum(1)).ravel())
+        return figure
+
+    rows = (
+        figure_set.FigureSpec(
+            name="depth", draw=draw, caption="Depth of the cells.", alt="Of {n_cells} cells"
+        ),
+        figure_set.FigureSpec(name="never", draw=draw, applies=lambda run: False),
+    )
+    # The other rows are left out to save their time.
+    for module in (figure_set, page):
+        monkeypatch.setattr(module, "FIGURES", {row.name: row for row in rows})
+    report.write(cells, [], tmp_path, ReportConfig(pdf=False), 0)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Depth of the cells." in html
+    assert f"Of {cells.n_obs} cells" in html
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["depth.png"]
+
+
 def test_every_figure_has_alternative_text_and_caption(html):
     tags = Tags(html).tags
     sheets = [attrs for _, attrs in tags if attrs.get("class") == "sheet"]
-    assert len(sheets) == len({sheet["aria-label"] for sheet in sheets}) == len(page.FIGURES) - 1
+    assert len(sheets) == len({sheet["aria-label"] for sheet in sheets}) == len(ON_PAGE) - 1
     assert all(len(s["aria-label"]) > 20 and "{" not in s["aria-label"] for s in sheets)
     assert sum(tag == "figcaption" for tag, _ in tags) == len(sheets) + 2  # and the maps
     assert sum(tag == "svg" for tag, _ in tags) == len(sheets)
@@ -366,7 +392,7 @@ def test_of_many_topics_the_page_says_which_are_left_out():
     # Every figure of topics draws those, under their own numbers.
     figure = figures.umap_by_topic(adata.obsm["X_umap_counts"], theta, "title", topics)
     assert [axes.get_title() for axes in figure.axes[:30]] == [f"Topic {k}" for k in topics]
-    drawing = dict(figure_set.drawings(adata, [], ReportConfig(), 0, None))
+    drawing = dict(figure_set.drawings(figure_set.ReportedRun(adata, [], ReportConfig(), 0, None)))
     legend = drawing["structure"]().legends[0]
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["6 others", *(f"Topic {k}" for k in topics[::-1])]

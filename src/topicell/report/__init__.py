@@ -158,7 +158,7 @@ def write(
     from topicell.files import whole
     from topicell.progress import step
     from topicell.report.embedding import embed_counts, embed_topics
-    from topicell.report.figure_set import drawings
+    from topicell.report.figure_set import ReportedRun, drawings
     from topicell.report.page import render
 
     if "X_umap_counts" not in adata.obsm or "leiden" not in adata.obs:
@@ -179,7 +179,7 @@ def write(
             sets.to_csv(unfinished, index=False)
     with step("figures"):
         files, images, not_drawn, problems = _figures(
-            drawings(adata, history, config, seed, sets), directory / "figures", config
+            drawings(ReportedRun(adata, history, config, seed, sets)), directory / "figures", config
         )
     page = directory / "report.html"
     with step("page"), whole(page) as unfinished:
@@ -202,8 +202,8 @@ def _figures(
     The files; SVG of the figures of the page; what was wrong with those that could not be drawn;
     and all that failed, with its error.
     """
+    from topicell.report.figure_set import FIGURES
     from topicell.report.figures import as_svg, save
-    from topicell.report.page import FIGURES
 
     files: list[Path] = []
     images: dict[str, str] = {}
@@ -220,7 +220,7 @@ def _figures(
             # Lay it out once: every file would do it again.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
-            if name in FIGURES:
+            if FIGURES[name].caption:
                 images[name] = as_svg(figure, name)
         except Exception as error:
             if interrupted():

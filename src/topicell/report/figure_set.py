@@ -1,9 +1,13 @@
-"""Which figures a report has, and how each is drawn from the run's AnnData."""
+"""The table of figures: how each is drawn from a run, and what the page says about it.
+
+To add a figure, write a function of a `ReportedRun` and add one row to `FIGURES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +29,6 @@ MAX_GROUPS = 60
 """Groups of cells that a figure tells apart."""
 N_SIDE_BY_SIDE = 50
 """About how many genes stand side by side."""
-
 
 Drawing = tuple[str, Callable[[], Any]]
 """The name of a figure's file, and a function that draws it with matplotlib."""
@@ -53,156 +56,322 @@ def folded(groups: pd.Series) -> Any:
     return names.where(groups.notna()).astype("category")
 
 
-def drawings(
-    adata: AnnData,
-    history: Sequence[Mapping[str, float]],
-    config: ReportConfig,
-    seed: int,
-    sets: pd.DataFrame | None,
-) -> Iterator[Drawing]:
-    """Yield the figures of a run, not yet drawn.
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run as figures see it.
 
-    Parameters
+    Attributes
     ----------
     adata
         The run's cells, maps, clusters and topics.
     history
-        Metrics of each epoch; without them there are no training curves.
+        Metrics of each epoch; empty if there are none.
     config
-        How many genes are shown.
+        Settings of the report.
     seed
-        Of the draw of cells for the structure plot.
+        Seed of the draw of cells for the structure plot.
     sets
         Enrichment of gene sets, if it was asked for.
     """
-    theta_NK = np.asarray(adata.obsm["X_lda"])
-    beta_KG = np.asarray(adata.varm["lda_topics"]).T
-    topics = shown_topics(theta_NK)
-    label_key = adata.uns["topicell"]["label_key"]
-    labels = folded(adata.obs[label_key]) if label_key else None
-    clusters = folded(adata.obs["leiden"])
 
-    for space in ("counts", "topics"):
-        umap_N2 = np.asarray(adata.obsm[f"X_umap_{space}"])
-        title = f"UMAP of the {space}"
-        yield (
-            f"umap_{space}_topics",
-            partial(figures.umap_by_topic, umap_N2, theta_NK, f"{title}, by topic", topics),
-        )
-        by_cluster = f"{title}, by Leiden cluster of the counts"
-        yield (
-            f"umap_{space}_leiden",
-            partial(figures.umap_by_category, umap_N2, clusters, by_cluster),
-        )
-        if labels is not None:
-            yield (
-                f"umap_{space}_labels",
-                partial(figures.umap_by_category, umap_N2, labels, f"{title}, by label"),
-            )
-    groups = clusters if labels is None else labels
-    yield "structure", partial(figures.structure_plot, theta_NK, groups, seed, topics=topics)
-    by = "Leiden cluster" if labels is None else "label"
-    yield (
-        "topic_by_label",
-        partial(figures.topic_by_label, theta_NK, groups, f"Topics by {by}", topics),
-    )
-    yield from _of_genes(adata, theta_NK, beta_KG, config, topics)
-    if theta_NK.shape[1] > 1:
-        yield "topic_correlation", partial(figures.topic_correlation, theta_NK, topics)
-        yield "topic_similarity", partial(figures.topic_similarity, beta_KG, topics)
-    yield from _of_tests(adata, sets, topics)
-    run = adata.uns["topicell"]
-    if "topic_matches" in run:
-        shown = int(run["shown"])
-        yield (
-            "stability",
-            partial(
-                figures.stability_matrix, run["topic_matches"], shown, run["topic_support"], topics
-            ),
-        )
-    if "amortization_gap" in adata.obs:
-        gap_N = adata.obs["amortization_gap"].to_numpy()
-        yield "amortization_gap", partial(figures.gap_histogram, gap_N)
-    if history:
-        yield "training_curves", partial(figures.training_curves, history)
+    adata: AnnData
+    history: Sequence[Mapping[str, float]]
+    config: ReportConfig
+    seed: int
+    sets: pd.DataFrame | None
 
+    @cached_property
+    def theta_NK(self) -> np.ndarray:
+        """Topic proportions of the cells."""
+        return np.asarray(self.adata.obsm["X_lda"])
 
-def _of_genes(
-    adata: AnnData,
-    theta_NK: np.ndarray,
-    beta_KG: np.ndarray,
-    config: ReportConfig,
-    topics: list[int] | None,
-) -> Iterator[Drawing]:
-    """Yield figures of genes, of each topic and against all other topics."""
-    genes = adata.var_names.to_numpy()
-    n_topics = len(beta_KG)
+    @cached_property
+    def beta_KG(self) -> np.ndarray:
+        """Gene proportions of the topics."""
+        return np.asarray(self.adata.varm["lda_topics"]).T
 
-    def most_probable() -> Any:
-        genes_KT = ranking.top_genes(beta_KG, config.n_top_genes)
-        return figures.top_genes(
-            genes[genes_KT],
-            np.take_along_axis(beta_KG, genes_KT, axis=1),
-            "Most probable genes of each topic",
-            topics,
-        )
+    @cached_property
+    def genes(self) -> np.ndarray:
+        """Names of the modelled genes."""
+        names: np.ndarray = self.adata.var_names.to_numpy()
+        return names
 
-    @cache
-    def characteristic() -> tuple[np.ndarray, list[int]]:
-        """Return columns of the leading genes, and the topic that each one leads."""
-        numbers = np.arange(n_topics) if topics is None else np.array(topics)
+    @cached_property
+    def topics(self) -> list[int] | None:
+        """The topics that are drawn, None for all."""
+        return shown_topics(self.theta_NK)
+
+    @cached_property
+    def clusters(self) -> Any:
+        """The Leiden cluster of each cell."""
+        return folded(self.adata.obs["leiden"])
+
+    @cached_property
+    def labels(self) -> Any:
+        """The label of each cell, None without labels."""
+        key = self.adata.uns["topicell"]["label_key"]
+        return folded(self.adata.obs[key]) if key else None
+
+    @property
+    def groups(self) -> Any:
+        """Labels, or else clusters."""
+        return self.clusters if self.labels is None else self.labels
+
+    @cached_property
+    def characteristic(self) -> tuple[np.ndarray, list[int]]:
+        """Columns of the leading genes by FREX, and the topic that each one leads."""
+        n_topics = len(self.beta_KG)
+        numbers = np.arange(n_topics) if self.topics is None else np.array(self.topics)
         n_each = int(np.clip(N_SIDE_BY_SIDE // len(numbers), 2, N_LEADING))
-        leading_KT = ranking.top_genes(ranking.frex(beta_KG), n_each)[numbers]
+        leading_KT = ranking.top_genes(ranking.frex(self.beta_KG), n_each)[numbers]
         # A gene that leads two topics stands with the first.
         columns, first = np.unique(leading_KT.ravel(), return_index=True)
         order = np.argsort(first)
         return columns[order], numbers[first[order] // leading_KT.shape[1]].tolist()
 
-    title = "Characteristic genes (FREX) of each topic, in all topics"
 
-    def dots() -> Any:
-        columns, topic_of_T = characteristic()
-        expressed_NT = adata.X[:, columns] > 0
-        dominant_N = ranking.dominant_topics(theta_NK)
-        expressed_KT = np.full((n_topics, len(columns)), np.nan)
-        for topic in np.unique(dominant_N):
-            of_topic = expressed_NT[dominant_N == topic].mean(axis=0)
-            expressed_KT[topic] = np.asarray(of_topic).ravel()
-        return figures.top_genes_dots(
-            genes[columns], beta_KG[:, columns], expressed_KT, title, topic_of_T, topics
-        )
-
-    def heatmap() -> Any:
-        columns, topic_of_T = characteristic()
-        return figures.top_genes_heatmap(
-            genes[columns], beta_KG[:, columns], title, topic_of_T, topics
-        )
-
-    yield "top_genes", most_probable
-    yield "top_genes_dots", dots
-    yield "top_genes_heatmap", heatmap
+def _always(run: ReportedRun) -> bool:
+    return True
 
 
-def _of_tests(
-    adata: AnnData, sets: pd.DataFrame | None, topics: list[int] | None
-) -> Iterator[Drawing]:
-    """Yield figures of differential expression and gene sets."""
-    if "lda_lfc" in adata.varm:
-        lfc_KG, p_KG, q_KG = (
-            np.asarray(adata.varm[name]).T for name in ("lda_lfc", "lda_p", "lda_q")
-        )
-        genes = adata.var_names.to_numpy()
-        yield "volcanoes", partial(figures.volcanoes, lfc_KG, p_KG, q_KG, genes, topics)
-    if sets is not None:
-        topics_B = sets["topic"].str.removeprefix("topic_").astype(int)
-        yield (
-            "enrichment",
-            partial(
-                figures.enrichment_bars,
-                topics_B.tolist(),
-                sets["gene_set"].tolist(),
-                sets["q"].to_numpy(),
-                np.asarray(adata.obsm["X_lda"]).shape[1],
-                topics,
-            ),
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureSpec:
+    """A figure: one row of the table.
+
+    Attributes
+    ----------
+    name
+        Name of its files.
+    draw
+        Draw it with matplotlib.
+    applies
+        Whether a run has what the figure needs.
+    caption, alt
+        Caption and alternative text on the page; a figure without a caption is not on the page.
+        The text may contain ``{n_topics}``, ``{n_cells}`` and ``{n_epochs}``.
+    """
+
+    name: str
+    draw: Callable[[ReportedRun], Any]
+    applies: Callable[[ReportedRun], bool] = _always
+    caption: str = ""
+    alt: str = ""
+
+
+def _structure(run: ReportedRun) -> Any:
+    return figures.structure_plot(run.theta_NK, run.groups, run.seed, topics=run.topics)
+
+
+def _topic_by_label(run: ReportedRun) -> Any:
+    by = "Leiden cluster" if run.labels is None else "label"
+    return figures.topic_by_label(run.theta_NK, run.groups, f"Topics by {by}", run.topics)
+
+
+def _umap_by_topic(space: str, run: ReportedRun) -> Any:
+    umap_N2 = np.asarray(run.adata.obsm[f"X_umap_{space}"])
+    title = f"UMAP of the {space}, by topic"
+    return figures.umap_by_topic(umap_N2, run.theta_NK, title, run.topics)
+
+
+def _umap_by_cluster(space: str, run: ReportedRun) -> Any:
+    umap_N2 = np.asarray(run.adata.obsm[f"X_umap_{space}"])
+    title = f"UMAP of the {space}, by Leiden cluster of the counts"
+    return figures.umap_by_category(umap_N2, run.clusters, title)
+
+
+def _umap_by_label(space: str, run: ReportedRun) -> Any:
+    umap_N2 = np.asarray(run.adata.obsm[f"X_umap_{space}"])
+    return figures.umap_by_category(umap_N2, run.labels, f"UMAP of the {space}, by label")
+
+
+def _top_genes(run: ReportedRun) -> Any:
+    genes_KT = ranking.top_genes(run.beta_KG, run.config.n_top_genes)
+    return figures.top_genes(
+        run.genes[genes_KT],
+        np.take_along_axis(run.beta_KG, genes_KT, axis=1),
+        "Most probable genes of each topic",
+        run.topics,
+    )
+
+
+_CHARACTERISTIC = "Characteristic genes (FREX) of each topic, in all topics"
+
+
+def _top_genes_dots(run: ReportedRun) -> Any:
+    columns, topic_of_T = run.characteristic
+    expressed_NT = run.adata.X[:, columns] > 0
+    dominant_N = ranking.dominant_topics(run.theta_NK)
+    expressed_KT = np.full((len(run.beta_KG), len(columns)), np.nan)
+    for topic in np.unique(dominant_N):
+        of_topic = expressed_NT[dominant_N == topic].mean(axis=0)
+        expressed_KT[topic] = np.asarray(of_topic).ravel()
+    return figures.top_genes_dots(
+        run.genes[columns],
+        run.beta_KG[:, columns],
+        expressed_KT,
+        _CHARACTERISTIC,
+        topic_of_T,
+        run.topics,
+    )
+
+
+def _top_genes_heatmap(run: ReportedRun) -> Any:
+    columns, topic_of_T = run.characteristic
+    return figures.top_genes_heatmap(
+        run.genes[columns], run.beta_KG[:, columns], _CHARACTERISTIC, topic_of_T, run.topics
+    )
+
+
+def _volcanoes(run: ReportedRun) -> Any:
+    lfc_KG, p_KG, q_KG = (
+        np.asarray(run.adata.varm[name]).T for name in ("lda_lfc", "lda_p", "lda_q")
+    )
+    return figures.volcanoes(lfc_KG, p_KG, q_KG, run.genes.tolist(), run.topics)
+
+
+def _enrichment(run: ReportedRun) -> Any:
+    assert run.sets is not None
+    return figures.enrichment_bars(
+        run.sets["topic"].str.removeprefix("topic_").astype(int).tolist(),
+        run.sets["gene_set"].tolist(),
+        run.sets["q"].to_numpy(),
+        run.theta_NK.shape[1],
+        run.topics,
+    )
+
+
+def _stability(run: ReportedRun) -> Any:
+    stored = run.adata.uns["topicell"]
+    return figures.stability_matrix(
+        stored["topic_matches"], int(stored["shown"]), stored["topic_support"], run.topics
+    )
+
+
+def _several_topics(run: ReportedRun) -> bool:
+    return len(run.beta_KG) > 1
+
+
+def _has_labels(run: ReportedRun) -> bool:
+    return run.labels is not None
+
+
+_MAP = "Each point is a cell; distances over more than a neighbourhood mean little in a UMAP."
+FIGURES = {
+    spec.name: spec
+    for spec in (
+        FigureSpec(
+            name="structure",
+            draw=_structure,
+            caption="Topic proportions of single cells: each cell is one thin column, its topics "
+            "stacked. Groups in brackets with their number of cells; small ones are drawn wider "
+            "than they are.",
+            alt="Stacked bars of the proportions of {n_topics} topics in the cells, by group",
+        ),
+        FigureSpec(
+            name="topic_by_label",
+            draw=_topic_by_label,
+            caption="Mean proportion of each topic in the cells of each group.",
+            alt="Heat map of the mean proportions of {n_topics} topics by group of cells",
+        ),
+        FigureSpec(
+            name="umap_counts_topics",
+            draw=partial(_umap_by_topic, "counts"),
+            caption=f"Each topic on the map of the log-normalised counts. {_MAP}",
+            alt="Map of {n_cells} cells by counts, once for each of {n_topics} topics, coloured by "
+            "the topic's proportion",
+        ),
+        FigureSpec(
+            name="top_genes_dots",
+            draw=_top_genes_dots,
+            caption="Genes that are frequent in a topic and exclusive to it, in all topics: the "
+            "larger the dot, the more of the topic's cells express the gene.",
+            alt="Dot plot of leading genes in {n_topics} topics",
+        ),
+        FigureSpec(
+            name="top_genes_heatmap",
+            draw=_top_genes_heatmap,
+            caption="The same genes: their proportion in each topic against the mean over topics.",
+            alt="Heat map of leading genes in {n_topics} topics",
+        ),
+        FigureSpec(
+            name="top_genes",
+            draw=_top_genes,
+            caption="The most probable genes of each topic, all on one scale. Genes that every "
+            "cell expresses lead many topics; the cards above rank by FREX and relevance too.",
+            alt="Bars of the proportions of the leading genes in each of {n_topics} topics",
+        ),
+        FigureSpec(
+            name="volcanoes",
+            draw=_volcanoes,
+            applies=lambda run: "lda_lfc" in run.adata.varm,
+            caption="Differential expression of topics: log₂ fold change of each gene against the "
+            "nearest other topic, so a gene stands out only if it does so against all. Coloured: "
+            "q below 0.05 and more than two-fold.",
+            alt="Volcano plots of the genes of {n_topics} topics",
+        ),
+        FigureSpec(
+            name="enrichment",
+            draw=_enrichment,
+            applies=lambda run: run.sets is not None,
+            caption="Gene sets among the leading genes of each topic (FREX), against all modelled "
+            "genes; hypergeometric test, q over all sets of a topic.",
+            alt="Bars of the most enriched gene sets of {n_topics} topics",
+        ),
+        FigureSpec(
+            name="topic_correlation",
+            draw=lambda run: figures.topic_correlation(run.theta_NK, run.topics),
+            applies=_several_topics,
+            caption="Which topics are found in the same cells: correlation of their proportions.",
+            alt="Heat map of the correlations between {n_topics} topics over cells",
+        ),
+        FigureSpec(
+            name="topic_similarity",
+            draw=lambda run: figures.topic_similarity(run.beta_KG, run.topics),
+            applies=_several_topics,
+            caption="Which topics are made of the same genes: cosine of their gene proportions.",
+            alt="Heat map of the similarities between the genes of {n_topics} topics",
+        ),
+        FigureSpec(
+            name="stability",
+            draw=_stability,
+            applies=lambda run: "topic_matches" in run.adata.uns["topicell"],
+            caption="Whether the other replicates, which are fits with other seeds, found the same "
+            "topics.",
+            alt="Heat map of how well {n_topics} topics are found again in each replicate",
+        ),
+        FigureSpec(
+            name="training_curves",
+            draw=lambda run: figures.training_curves(run.history),
+            applies=lambda run: bool(run.history),
+            caption="Training by epoch; bands are ± 1 standard deviation over replicates. The ELBO "
+            "is computed with full KL weight throughout.",
+            alt="Curves over {n_epochs} epochs: ELBO, validation perplexity, KL terms, KL weight "
+            "and learning rate",
+        ),
+        FigureSpec(
+            name="amortization_gap",
+            draw=lambda run: figures.gap_histogram(run.adata.obs["amortization_gap"].to_numpy()),
+            applies=lambda run: "amortization_gap" in run.adata.obs,
+            caption="ELBO that the encoder's posterior of each cell loses against one that is "
+            "optimised for the cell, the topics held fixed.",
+            alt="Histogram of the amortization gap of the cells, in nats",
+        ),
+        FigureSpec(name="umap_topics_topics", draw=partial(_umap_by_topic, "topics")),
+        FigureSpec(name="umap_counts_leiden", draw=partial(_umap_by_cluster, "counts")),
+        FigureSpec(name="umap_topics_leiden", draw=partial(_umap_by_cluster, "topics")),
+        FigureSpec(
+            name="umap_counts_labels", draw=partial(_umap_by_label, "counts"), applies=_has_labels
+        ),
+        FigureSpec(
+            name="umap_topics_labels", draw=partial(_umap_by_label, "topics"), applies=_has_labels
+        ),
+    )
+}
+"""All figures; those with a caption in the order of the page."""
+
+
+def drawings(run: ReportedRun) -> Iterator[Drawing]:
+    """Yield the figures of a run, not yet drawn."""
+    for spec in FIGURES.values():
+        if spec.applies(run):
+            yield spec.name, partial(spec.draw, run)

@@ -19,79 +19,12 @@ from topicell.evaluation.metrics import ordered
 from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
 from topicell.report.cautions import cautions, dominance, limits
-from topicell.report.figure_set import MAX_TOPICS, folded, shown_topics
+from topicell.report.figure_set import FIGURES, MAX_TOPICS, folded, shown_topics
 from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-_MAP = "Each point is a cell; distances over more than a neighbourhood mean little in a UMAP."
-FIGURES = {
-    "structure": (
-        "Topic proportions of single cells: each cell is one thin column, its topics stacked. "
-        "Groups in brackets with their number of cells; small ones are drawn wider than they are.",
-        "Stacked bars of the proportions of {n_topics} topics in the cells, by group",
-    ),
-    "topic_by_label": (
-        "Mean proportion of each topic in the cells of each group.",
-        "Heat map of the mean proportions of {n_topics} topics by group of cells",
-    ),
-    "umap_counts_topics": (
-        f"Where each topic is found, on the map of the log-normalised counts. {_MAP}",
-        "Map of {n_cells} cells by counts, once for each of {n_topics} topics, coloured by the "
-        "topic's proportion",
-    ),
-    "top_genes_dots": (
-        "Genes that are frequent in a topic and exclusive to it, in all topics: the larger the "
-        "dot, the more of the topic's cells express the gene.",
-        "Dot plot of leading genes in {n_topics} topics",
-    ),
-    "top_genes_heatmap": (
-        "The same genes: their proportion in each topic against the mean over topics.",
-        "Heat map of leading genes in {n_topics} topics",
-    ),
-    "top_genes": (
-        "The most probable genes of each topic, all on one scale. Genes that every cell expresses "
-        "lead many topics; the cards above rank by FREX and relevance too.",
-        "Bars of the proportions of the leading genes in each of {n_topics} topics",
-    ),
-    "volcanoes": (
-        "Differential expression of topics: log₂ fold change of each gene against the nearest "
-        "other topic, so a gene stands out only if it does so against all. Coloured: q below "
-        "0.05 and more than two-fold.",
-        "Volcano plots of the genes of {n_topics} topics",
-    ),
-    "enrichment": (
-        "Gene sets among the leading genes of each topic (FREX), against all modelled genes; "
-        "hypergeometric test, q over all sets of a topic.",
-        "Bars of the most enriched gene sets of {n_topics} topics",
-    ),
-    "topic_correlation": (
-        "Which topics are found in the same cells: correlation of their proportions.",
-        "Heat map of the correlations between {n_topics} topics over cells",
-    ),
-    "topic_similarity": (
-        "Which topics are made of the same genes: cosine of their gene proportions.",
-        "Heat map of the similarities between the genes of {n_topics} topics",
-    ),
-    "stability": (
-        "Whether the other replicates, fits from other random starts, found the same topics.",
-        "Heat map of how well {n_topics} topics are found again in each replicate",
-    ),
-    "training_curves": (
-        "Training by epoch; bands are ± 1 standard deviation over replicates. The ELBO is taken "
-        "with full KL weight throughout.",
-        "Curves over {n_epochs} epochs: ELBO, validation perplexity, KL terms, KL weight and "
-        "learning rate",
-    ),
-    "amortization_gap": (
-        "What the encoder's posterior of each cell loses against one optimised for the cell, the "
-        "topics held fixed.",
-        "Histogram of the amortization gap of the cells, in nats",
-    ),
-}
-"""Caption and alternative text of each figure of the page, in its order."""
 
 RANKINGS = {
     "probability": ("Probability", "The most frequent genes, often shared by all topics."),
@@ -175,8 +108,8 @@ def render(
                 n_topics=min(theta_NK.shape[1], MAX_TOPICS),
                 n_epochs=len(history),
             )
-            for name in FIGURES
-            if name in figures or name in not_drawn
+            for name, spec in FIGURES.items()
+            if spec.caption and (name in figures or name in not_drawn)
         ],
         rankings=RANKINGS,
         topics=_topics(adata, theta_NK, beta_KG, _n_replicates(run), n_genes, sets),
@@ -304,11 +237,11 @@ def _cells(
 def _figure(name: str, svg: str, error: str, **counts: Any) -> dict[str, Any]:
     from markupsafe import Markup
 
-    caption, alt = FIGURES[name]
+    spec = FIGURES[name]
     return {
         "name": name,
-        "caption": caption,
-        "alt": alt.format(**counts),
+        "caption": spec.caption,
+        "alt": spec.alt.format(**counts),
         # drawn by us, its text escaped by matplotlib
         "svg": Markup(svg),
         "error": error,

@@ -1,9 +1,13 @@
-"""The forms of files with counts: what each is recognised by, and its reader."""
+"""The table of files and folders with counts: how each form is recognised, and its reader.
+
+To add a form, write its reader in a file of this package and add one row to `FORMS`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +26,7 @@ from topicell.errors import InputError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FORMS = (
+SUPPORTED = (
     "h5ad, 10x h5, h5mu or loom (each may be .gz), 10x folders (matrix.mtx, features.tsv or "
     "genes.tsv, barcodes.tsv; each may be .gz and have a prefix), a zarr folder, or csv/tsv (.gz "
     "too; a header of gene names, a first column of cell names)"
@@ -55,10 +59,32 @@ _MANY = 8
 """The most names in a message."""
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of file or folder: one row of the table.
+
+    Attributes
+    ----------
+    name
+        Name in messages.
+    matches
+        Whether a path has this form.
+    read
+        Return the AnnData of a path.
+    modalities
+        Whether `read` also takes the arguments ``modality`` and ``prefix`` of `recognise`.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    read: Callable[..., AnnData]
+    modalities: bool = False
+
+
 def recognise(
     path: Path, modality: str | None = None, prefix: str = ""
 ) -> tuple[str, Callable[[Path], AnnData]]:
-    """Return the name of a path's form, and its reader.
+    """Return the name of a path's form, and its reader: the first of `FORMS` that matches.
 
     Parameters
     ----------
@@ -75,102 +101,119 @@ def recognise(
         The form is not supported, or has no modalities, or the file is damaged in a way that its
         reader would not notice.
     """
-    form, reader = _recognise(path, modality, prefix)
-    if not isinstance(reader, partial):  # which looks for modalities itself
-        require_no_modality(form, modality, prefix)
-    return form, reader
+    if _is_hdf5(path):
+        require_survivable(path)
+        require_written(path)
+    elif path.is_file() and _suffix(path) in _CONVERSIONS:
+        raise InputError(_CONVERSIONS[_suffix(path)])
+    for form in FORMS:
+        if form.matches(path):
+            break
+    else:
+        raise InputError(_why_none(path))
+    if form.modalities:
+        return form.name, partial(form.read, modality=modality, prefix=prefix)
+    require_no_modality(form.name, modality, prefix)
+    return form.name, form.read
 
 
-def _recognise(
-    path: Path, modality: str | None, prefix: str
-) -> tuple[str, Callable[[Path], AnnData]]:
-    import h5py
-
+def _why_none(path: Path) -> str:
+    """Say why a path has no form that can be read, and what to give instead."""
     if path.is_dir():
-        return _recognise_folder(path, modality, prefix)
-    unpacked_name = Path(_PACKINGS.sub("", path.name))
-    suffix = unpacked_name.suffix.lower()
-    if h5py.is_hdf5(path):
-        return _recognise_hdf5(path, modality, prefix)
-    if (packing := packed.packing_of_hdf5(path)) is not None:
-        return f"an HDF5 file in {packing}", partial(_read_packed, modality=modality, prefix=prefix)
-    if suffix in _CONVERSIONS:
-        raise InputError(_CONVERSIONS[suffix])
-    if suffix in _HDF5_NAMES:
-        raise InputError(
+        return _why_no_folder(path)
+    if _is_hdf5(path):
+        if {"assays", "cell.names"} <= _members(path):
+            return _CONVERSIONS[".h5seurat"]
+        return (
+            "is Cell Ranger's list of molecules, without the matrix; give the "
+            "filtered_feature_bc_matrix.h5 beside it"
+        )
+    if _suffix(path) in _HDF5_NAMES:
+        return (
             "is not an HDF5 file in spite of its name; it may be empty, cut off or damaged: copy "
             "or download it again"
         )
-    sample = mtx.triple_of(path)
-    if sample is not None and len(sample.files) > 1:
-        return "10x mtx files", read_mtx
-    if suffix == ".mtx":
-        raise InputError(
+    if _suffix(path) == ".mtx":
+        return (
             "is one part of a 10x mtx folder, which names of genes and cells belong to "
             "(features.tsv or genes.tsv, barcodes.tsv); put them beside it and give the folder"
         )
     if packed.is_tar(path):
-        raise InputError(
-            f"is a tar archive; unpack it (tar -xf {path.name}) and give what it holds"
-        )
-    if suffix in (*SEPARATORS, ".tab"):
-        return suffix[1:], read_text
-    if packed.is_zip(path):
-        return "a zarr folder in zip", partial(read_zarr, modality=modality, prefix=prefix)
-    raise InputError(f"is of no form that can be read; supported: {FORMS}")
+        return f"is a tar archive; unpack it (tar -xf {path.name}) and give its content"
+    return f"is of no form that can be read; supported: {SUPPORTED}"
 
 
-def _recognise_hdf5(
-    path: Path, modality: str | None, prefix: str
-) -> tuple[str, Callable[[Path], AnnData]]:
-    import h5py
-
-    require_survivable(path)
-    require_written(path)
-    with h5py.File(path, "r") as file:
-        names, of_mudata = set(file), is_mudata(file)
-    if of_mudata:
-        return "MuData", partial(read_h5mu, modality=modality, prefix=prefix)
-    if is_loom(path):
-        return "loom", read_loom
-    if is_10x_h5(path):
-        return "10x h5", read_10x_h5
-    if {"barcode_idx", "feature_idx"} & names:
-        raise InputError(
-            "is Cell Ranger's list of molecules, without the matrix; give the "
-            "filtered_feature_bc_matrix.h5 beside it"
-        )
-    if {"assays", "cell.names"} <= names:
-        raise InputError(_CONVERSIONS[".h5seurat"])
-    return "h5ad", read_h5ad
-
-
-def _recognise_folder(
-    path: Path, modality: str | None, prefix: str
-) -> tuple[str, Callable[[Path], AnnData]]:
-    if _is_zarr(path):
-        return "a zarr folder", partial(read_zarr, modality=modality, prefix=prefix)
-    if mtx.triples(path):
-        return "a 10x mtx folder", read_mtx
-    inner = _inner_folders(path)
-    if len(inner) == 1:
-        return "a 10x mtx folder", lambda folder: read_mtx(_chosen_folder(folder))
-    if inner:
+def _why_no_folder(path: Path) -> str:
+    if inner := _inner_folders(path):
         here = _listed([str(f.relative_to(path)) for f in inner])
-        raise InputError(
+        return (
             f"is a folder of several 10x mtx folders; give one of them as path: {here} (to model "
             "them together, join them with anndata.concat)"
         )
     files = sorted(f.name for f in path.iterdir() if f.is_file() and _is_candidate(f))
     folders = sorted(f"{f.name}/" for f in path.iterdir() if f.is_dir())
     here = f" (here: {_listed([*files, *folders])})" if files or folders else ""
-    raise InputError(
-        f"is a folder, and neither zarr nor 10x mtx; name a file in it{here}? Supported: {FORMS}"
-    )
+    return f"is a folder, and neither zarr nor 10x mtx; name a file in it{here}? Supported: {SUPPORTED}"
+
+
+def _suffix(path: Path) -> str:
+    """Return the ending of a name, without that of a compression."""
+    return Path(_PACKINGS.sub("", path.name)).suffix.lower()
+
+
+def _is_hdf5(path: Path) -> bool:
+    import h5py
+
+    return path.is_file() and bool(h5py.is_hdf5(path))
+
+
+def _members(path: Path) -> set[str]:
+    """Return the names at the top of an HDF5 file."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return set(file)
+
+
+def _is_h5mu(path: Path) -> bool:
+    return _is_hdf5(path) and is_mudata(_members(path))
+
+
+def _is_h5ad(path: Path) -> bool:
+    """Return whether an HDF5 file is none of the other forms, nor one that cannot be read."""
+    if not _is_hdf5(path):
+        return False
+    names = _members(path)
+    molecules, seurat = {"barcode_idx", "feature_idx"}, {"assays", "cell.names"}
+    return not (molecules & names or seurat <= names)
+
+
+def _is_packed(compression: str, path: Path) -> bool:
+    return path.is_file() and packed.packing_of_hdf5(path) == compression
+
+
+def _is_zip(path: Path) -> bool:
+    return path.is_file() and _suffix(path) not in _HDF5_NAMES and packed.is_zip(path)
+
+
+def _is_sample(path: Path) -> bool:
+    """Return whether a file belongs to a 10x mtx sample with its other files beside it."""
+    sample = mtx.triple_of(path) if path.is_file() else None
+    return sample is not None and len(sample.files) > 1
+
+
+def _is_table(suffix: str, path: Path) -> bool:
+    return path.is_file() and _suffix(path) == suffix and not packed.is_tar(path)
+
+
+def _is_mtx_folder(path: Path) -> bool:
+    return path.is_dir() and bool(mtx.triples(path) or len(_inner_folders(path)) == 1)
 
 
 def _is_zarr(path: Path) -> bool:
-    return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs"))
+    return path.is_dir() and any(
+        (path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")
+    )
 
 
 def _is_candidate(file: Path) -> bool:
@@ -227,3 +270,21 @@ def _read_packed(path: Path, modality: str | None, prefix: str) -> AnnData:
     with packed.unpacked(path) as copy:
         _, reader = recognise(copy, modality, prefix)
         return reader(copy)
+
+
+FORMS = [
+    Form("MuData", _is_h5mu, read_h5mu, modalities=True),
+    Form("loom", lambda path: _is_hdf5(path) and is_loom(path), read_loom),
+    Form("10x h5", lambda path: _is_hdf5(path) and is_10x_h5(path), read_10x_h5),
+    Form("h5ad", _is_h5ad, read_h5ad),
+    *(
+        Form(f"an HDF5 file in {name}", partial(_is_packed, name), _read_packed, modalities=True)
+        for name in packed.COMPRESSIONS
+    ),
+    Form("10x mtx files", _is_sample, read_mtx),
+    *(Form(suffix[1:], partial(_is_table, suffix), read_text) for suffix in SEPARATORS),
+    Form("a zarr folder in zip", _is_zip, read_zarr, modalities=True),
+    Form("a zarr folder", _is_zarr, read_zarr, modalities=True),
+    Form("a 10x mtx folder", _is_mtx_folder, lambda path: read_mtx(_chosen_folder(path))),
+]
+"""All forms, in the order in which they are tried: a file has the first that matches."""

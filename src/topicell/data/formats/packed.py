@@ -23,6 +23,8 @@ _OPENERS: tuple[tuple[bytes, str, Callable[..., Any]], ...] = (
     (b"BZh", "bzip2", bz2.open),
     (b"\xfd7zXZ\x00", "xz", lzma.open),
 )
+COMPRESSIONS = tuple(name for _, name, _ in _OPENERS)
+"""Names of the compressions that are unpacked."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _OFFSETS = (0, 512, 1024, 2048)
 """Where the signature of HDF5 may stand: muon writes a line of text before it."""
