@@ -154,8 +154,9 @@ ROWS = (
     Metric(
         name="valid/perplexity_folded",
         title="Perplexity of validation cells",
-        meaning="The perplexity of the validation cells, computed as for the test cells. Choose "
-        "settings by this score, so that the test cells stay unseen until the choice is made.",
+        meaning="How uncertain the model is about a count of a validation cell, as a number of "
+        "equally likely genes; computed as for the test cells. Choose settings by this score, so "
+        "that the test cells stay unseen until the choice is made.",
         better=-1,
         same=_SPLIT,
         unit="per count",
@@ -285,7 +286,7 @@ ROWS = (
         "topics share one, 1/K if all K topics have the same.",
         better=1,
         same=("counts", "evaluate.n_diversity_genes"),
-        unit="share of distinct genes",
+        unit="share",
         decimals=3,
         panel=True,
         compute=_diversity,
