@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,15 @@ def test_a_metric_of_one_function_and_one_row_is_recorded_and_compared(run_here,
         )
         assert code == 0, err
         assert f"\n{TOY.title:<32}" in f"\n{out}"
+    # Every metric that a run records has a row.
+    lines = [json.loads(line) for line in Path("a/metrics.jsonl").read_text().splitlines()]
+    names = {name for line in lines for name in line if "/" in name}
+    names = {re.sub("_(mean|sd|se)$", "", name) for name in names}
+    assert names <= METRICS.keys()
+    assert {name for name in names if METRICS[name].by_epoch} == {
+        row.name for row in ROWS if row.by_epoch
+    } - {"train/failed_replicates"}
+
     table = pd.read_csv("a/scores.csv").query("metric == @TOY.name")
     topics = pd.read_csv("a/topics/gene_topics.csv", index_col=0).to_numpy()
     assert len(table) == 2

@@ -1,7 +1,7 @@
-"""Do the top genes of a topic occur in the same cells? NPMI and UMass coherence.
+"""NPMI and UMass coherence: whether the top genes of a topic occur in the same cells.
 
 Shapes: N cells, G genes, K topics, T top genes of each topic. A cell has a gene if it has at
-least one count of it. Time grows with the non-zeros of the top genes.
+least one count of it. The time grows with the number of non-zeros of the top genes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import scipy.sparse as sp
 
 
 def npmi(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
-    r"""Compute normalised pointwise mutual information, mean over pairs of each topic's top genes.
+    r"""Return the mean normalised pointwise mutual information of the pairs of top genes.
 
-    Of a pair: :math:`\log\frac{p(g,h)}{p(g)\,p(h)} / -\log p(g,h)`, where p is the share of
-    cells. It is -1 for genes never seen together, 0 for independent ones and 1 for genes only
-    seen together. A pair seen together in every cell leaves 0/0 and counts 1: the value of two
-    genes that always come together is 1 however many cells they come in, so it is the limit.
+    The value of a pair is :math:`\log\frac{p(g,h)}{p(g)\,p(h)} / -\log p(g,h)`, where p is the
+    share of cells. It is -1 for genes that never occur together, 0 for independent ones and 1
+    for genes that only occur together. A pair that occurs in every cell gives 0/0 and counts as
+    1, which is the limit: genes that only occur together have the value 1 for any share below 1.
 
     Parameters
     ----------
@@ -56,11 +56,12 @@ def npmi(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
 
 
 def umass(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
-    r"""Compute UMass coherence, mean over the pairs of each topic's top genes.
+    r"""Return the mean UMass coherence of the pairs of top genes.
 
-    Of a pair: :math:`\log\frac{D(v_m, v_l) + 1}{D(v_l)}`, where D is the number of cells with
-    the genes and :math:`v_l` ranks above :math:`v_m`. The paper sums over the pairs; the mean
-    does not grow with T. A pair whose higher-ranked gene is in no cell counts 0, as in gensim.
+    The value of a pair is :math:`\log\frac{D(v_m, v_l) + 1}{D(v_l)}`, where D is the number of
+    cells with the genes and :math:`v_l` ranks above :math:`v_m`. The paper sums over the pairs;
+    the mean does not grow with T. A pair whose higher-ranked gene is in no cell counts as 0, as
+    in gensim.
 
     Parameters
     ----------
@@ -92,13 +93,16 @@ def umass(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
 
 
 def _cells_with_both(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> Iterator[np.ndarray]:
-    """Count cells with both genes of a pair, for each topic; with one gene on the diagonal."""
+    """Yield for each topic the number of cells with both genes of a pair (T × T).
+
+    The diagonal has the number of cells with each gene.
+    """
     if not x_NG.shape[0]:
         raise ValueError("coherence needs at least one cell")
     if genes_KT.shape[1] < 2:
         raise ValueError(f"coherence needs pairs: {genes_KT.shape[1]} top genes are too few")
     genes, place_KT = np.unique(genes_KT, return_inverse=True)
-    # Few columns are ever asked for, so only those are sorted by gene.
+    # Only the columns that are needed are sorted by gene.
     seen = sp.csc_matrix(sp.csr_matrix(x_NG)[:, genes] > 0, dtype=np.int64)
     for place_T in place_KT.reshape(genes_KT.shape):
         seen_NT = seen[:, place_T]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 BySplit = Mapping[str, Sequence[float]]
-"""The values of a score: by split, one a replicate."""
+"""The values of a score by split, one for each replicate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over splits and replicates, and its standard error (NaN of a single value)."""
+    """A mean over splits and replicates, and its standard error (NaN for a single value)."""
 
     mean: float
     se: float
@@ -23,8 +23,8 @@ class Estimate:
 def estimate(by_split: BySplit) -> Estimate:
     """Return the mean over splits of the mean over replicates, and its standard error.
 
-    Over splits where there are several; else over replicates, which leaves out how hard the
-    split is.
+    The error is that over splits if there are several, else that over replicates, which does not
+    include how hard the split is.
     """
     means = [float(np.mean(values)) for values in by_split.values()]
     if len(means) > 1:
@@ -34,20 +34,19 @@ def estimate(by_split: BySplit) -> Estimate:
 
 
 def difference(a: BySplit, b: BySplit, *, paired: bool = True) -> Estimate:
-    """Return the mean of a − b on the splits that they share, and its standard error.
+    """Return the mean of a − b on their common splits, and its standard error.
 
-    The error is the larger of two: over splits, of the difference of the means over replicates;
-    and of the replicates within splits. With few splits the first is small by chance now and
-    then, and the second knows nothing of which cells are held out. Without a shared split the
-    errors of both means are added in squares.
+    The error is the larger of two: the error over splits of the difference of the means over
+    replicates, and the error of the replicates within splits. With few splits, the first can be
+    small by chance; the second does not include which cells are held out. Without a common
+    split, the square of the error is the sum of the squared errors of both means.
 
     Parameters
     ----------
     a, b
         Values of the same score.
     paired
-        Whether splits of one name are of the same cells, hard or easy for both; else they share
-        none.
+        Whether splits of the same name have the same cells; if not, no split is common.
     """
     shared = [split for split in a if split in b] if paired else []
     if not shared:
@@ -61,7 +60,7 @@ def difference(a: BySplit, b: BySplit, *, paired: bool = True) -> Estimate:
 
 
 def standard_deviation(values: Sequence[float]) -> float:
-    """Return that of a sample; NaN for a single value, and where a value is not finite."""
+    """Return the sample standard deviation; NaN for a single value or if one is not finite."""
     if len(values) < 2 or not np.isfinite(values).all():
         return math.nan
     return float(np.std(values, ddof=1))

@@ -154,8 +154,9 @@ ROWS = (
     Metric(
         name="valid/perplexity_folded",
         title="Perplexity of validation cells",
-        meaning="The perplexity of the validation cells, computed as for the test cells. Choose "
-        "settings by this score, so that the test cells stay unseen until the choice is made.",
+        meaning="How uncertain the model is about a count of a validation cell, as a number of "
+        "equally likely genes; computed as for the test cells. Choose settings by this score, so "
+        "that the test cells stay unseen until the choice is made.",
         better=-1,
         same=_SPLIT,
         unit="per count",
@@ -164,9 +165,9 @@ ROWS = (
     Metric(
         name="test/perplexity_folded",
         title="Perplexity of test cells",
-        meaning="Among how many genes the model is undecided, on average, when it predicts a "
-        "count of an unseen cell: half of the cell's counts determine its topic proportions (by "
-        "EM), and the other half is predicted. Uniform topics score the number of genes.",
+        meaning="How uncertain the model is about a count of an unseen cell, as a number of "
+        "equally likely genes: half of the cell's counts determine its topic proportions (by EM), "
+        "and the other half is predicted. Uniform topics score the number of genes.",
         better=-1,
         same=_SPLIT,
         unit="per count",
@@ -259,9 +260,9 @@ ROWS = (
     Metric(
         name="topics/coherence_npmi_frex",
         title="Coherence of FREX genes (NPMI)",
-        meaning="The same coherence of the genes that lead a topic by FREX, the ranking that the "
-        "report shows first. These genes are frequent in the topic and exclusive to it; the most "
-        "probable genes are often those that every cell expresses.",
+        meaning="Whether the genes that lead a topic by FREX, the ranking that the report shows "
+        "first, occur in the same cells. They are frequent in the topic and exclusive to it, "
+        "whereas the most probable genes are often those that every cell expresses.",
         better=1,
         same=_COHERENCE,
         decimals=3,
@@ -285,7 +286,7 @@ ROWS = (
         "topics share one, 1/K if all K topics have the same.",
         better=1,
         same=("counts", "evaluate.n_diversity_genes"),
-        unit="share of distinct genes",
+        unit="share",
         decimals=3,
         panel=True,
         compute=_diversity,
@@ -369,8 +370,8 @@ ROWS = (
     Metric(
         name="labels/ari",
         title="Agreement with labels (ARI)",
-        meaning="The same agreement, counted over pairs of cells and corrected for chance: 0 "
-        "means as by chance, 1 full agreement.",
+        meaning="Agreement of clusters in topic space with the known labels, counted over pairs of "
+        "cells and corrected for chance: 0 means as by chance, 1 full agreement.",
         better=1,
         same=_LABELS,
         decimals=3,

@@ -1,4 +1,4 @@
-"""Which genes stand for a topic, and how many topics there are in use.
+"""Genes that characterise a topic, and numbers of topics in use.
 
 Scores of genes (probability, lift, relevance, FREX), how much topics share their top genes
 (diversity, exclusivity), and how many topics cells use. Shapes: N cells, K topics, G genes,
@@ -19,10 +19,10 @@ def gene_scores(
     frequency_G: np.ndarray | None = None,
     weight: float | None = None,
 ) -> np.ndarray:
-    """Score the genes of each topic by a named ranking; `top_genes` ranks them.
+    """Return the scores of the genes of each topic, by the name of the score.
 
-    On real cells the most probable genes of all topics are the same few; the other scores ask
-    what a topic has more of than the others.
+    `top_genes` ranks genes by their scores. On real cells, the same few genes are the most
+    probable ones of many topics; the other scores favour genes that distinguish a topic.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def gene_scores(
     frequency_G
         Share of each gene in all training counts, shape (G,); `lift` and `relevance` need it.
     weight
-        Of log probability in `relevance`, of exclusivity in `frex`; None takes their default.
+        Weight of log probability in `relevance`, of exclusivity in `frex`; None takes the default.
 
     Returns
     -------
@@ -74,14 +74,14 @@ def gene_scores(
 
 
 def top_genes(score_KG: np.ndarray, n: int) -> np.ndarray:
-    """Return the genes of each topic by score, best first; equal scores by index.
+    """Return the leading genes of each topic by score, best first; ties are ordered by index.
 
     Parameters
     ----------
     score_KG
         Any of `gene_scores`, or another, shape (K, G).
     n
-        How many; all genes if there are fewer.
+        Number of genes; all genes if there are fewer.
 
     Returns
     -------
@@ -92,9 +92,11 @@ def top_genes(score_KG: np.ndarray, n: int) -> np.ndarray:
 
 
 def lift(beta_KG: np.ndarray, frequency_G: np.ndarray) -> np.ndarray:
-    r"""Compute lift, :math:`\beta_{kg} / p_g`: how much more frequent a gene is than overall.
+    r"""Return the lift of genes in topics, :math:`\beta_{kg} / p_g`.
 
-    It favours rare genes, whose proportions are estimated worst; `relevance` tempers it.
+    Lift says how much more frequent a gene is in the topic than overall.
+
+    It favours rare genes, whose proportions are the least certain; `relevance` is a compromise.
 
     Parameters
     ----------
@@ -125,7 +127,7 @@ def lift(beta_KG: np.ndarray, frequency_G: np.ndarray) -> np.ndarray:
 
 
 def relevance(beta_KG: np.ndarray, frequency_G: np.ndarray, weight: float = 0.6) -> np.ndarray:
-    r"""Compute the relevance of genes to topics: log probability and log lift, weighted.
+    r"""Return the relevance of genes to topics: weighted log probability and log lift.
 
     It is :math:`\lambda \log \beta_{kg} + (1 - \lambda) \log(\beta_{kg} / p_g)`; a weight of 1
     ranks as probability, a weight of 0 as `lift`.
@@ -137,8 +139,8 @@ def relevance(beta_KG: np.ndarray, frequency_G: np.ndarray, weight: float = 0.6)
     frequency_G
         Share of each gene in all training counts, p, shape (G,).
     weight
-        Of log probability, λ; the rest is that of log lift. Readers in the authors' study told
-        topics best near 0.6.
+        Weight of log probability, λ; that of log lift is 1 − λ. In the authors' study, readers
+        recognised topics best with λ near 0.6.
 
     Returns
     -------
@@ -159,24 +161,24 @@ def relevance(beta_KG: np.ndarray, frequency_G: np.ndarray, weight: float = 0.6)
     present = (beta_KG > 0) & (frequency_G > 0)
     log_beta_KG = np.log(beta_KG, out=np.full_like(beta_KG, -np.inf), where=present)
     log_frequency_G = np.log(frequency_G, out=np.zeros_like(frequency_G), where=frequency_G > 0)
-    # Not term by term: a weight of 0 would multiply the log of 0.
+    # Weighting both terms would multiply a weight of 0 by the log of 0.
     relevance_KG: np.ndarray = log_beta_KG - (1 - weight) * log_frequency_G
     return relevance_KG
 
 
 def frex(beta_KG: np.ndarray, weight: float = 0.5) -> np.ndarray:
-    """Compute FREX of genes in topics: frequent in the topic and exclusive to it.
+    """Return the FREX of genes in topics: high for genes that are frequent and exclusive.
 
-    The harmonic mean of two ranks within the topic: that of the gene's probability and that of
-    its exclusivity, its probability as a share of the sum over topics. Ranks are values of the
-    empirical distribution function, the share of genes that are not above.
+    FREX is the harmonic mean of two ranks within the topic: that of the probability of the gene,
+    and that of its exclusivity, which is its probability as a share of the sum over topics. Ranks
+    are values of the empirical distribution function, the share of genes that are not above.
 
     Parameters
     ----------
     beta_KG
         Gene proportions of each topic, shape (K, G).
     weight
-        Of exclusivity; the rest is that of frequency.
+        Weight of exclusivity; that of frequency is 1 minus it.
 
     Returns
     -------
@@ -202,14 +204,14 @@ def frex(beta_KG: np.ndarray, weight: float = 0.5) -> np.ndarray:
 
 
 def exclusivity(beta_KG: np.ndarray, n: int) -> np.ndarray:
-    """Compute mean FREX, of equal weights, over the most probable genes of each topic.
+    """Return the mean FREX, with equal weights, of the most probable genes of each topic.
 
     Parameters
     ----------
     beta_KG
         Gene proportions of each topic, shape (K, G).
     n
-        How many genes of each topic; all genes if there are fewer.
+        Number of genes of each topic; all genes if there are fewer.
 
     Returns
     -------
@@ -227,14 +229,14 @@ def exclusivity(beta_KG: np.ndarray, n: int) -> np.ndarray:
 
 
 def diversity(beta_KG: np.ndarray, n: int = 25) -> float:
-    """Return the share of distinct genes among the most probable ones of all topics.
+    """Return the share of distinct genes among the most probable genes of all topics.
 
     Parameters
     ----------
     beta_KG
         Gene proportions of each topic, shape (K, G).
     n
-        How many genes of each topic; all genes if there are fewer.
+        Number of genes of each topic; all genes if there are fewer.
 
     Returns
     -------
@@ -249,7 +251,7 @@ def diversity(beta_KG: np.ndarray, n: int = 25) -> float:
 
 
 def dominant_topics(theta_NK: np.ndarray) -> np.ndarray:
-    """Return the topic of the greatest proportion in each cell, shape (N,); the first of equals.
+    """Return the topic with the greatest proportion in each cell, shape (N,); the first of equals.
 
     Parameters
     ----------
@@ -261,21 +263,23 @@ def dominant_topics(theta_NK: np.ndarray) -> np.ndarray:
 
 
 def used_topics(theta_NK: np.ndarray, share: float = 0.01) -> int:
-    """Number of topics that are dominant in more than a share of the cells.
+    """Return the number of topics that are dominant in more than a given share of the cells.
 
     Parameters
     ----------
     theta_NK
         Topic proportions of the cells, shape (N, K).
     share
-        Of the cells; a topic dominant in exactly this share is not counted.
+        Share of the cells; a topic that is dominant in exactly this share does not count.
     """
     n_cells = len(theta_NK)
     return int((np.bincount(dominant_topics(theta_NK)) / n_cells > share).sum())
 
 
 def effective_topics(theta_NK: np.ndarray) -> float:
-    """Number of equally common topics that would be as diverse: exp(entropy of the mean cell).
+    """Return the exponential of the entropy of the mean topic proportions.
+
+    It is the number of equally common topics that would be as diverse.
 
     Parameters
     ----------
@@ -301,7 +305,7 @@ def _check_weight(weight: float) -> None:
 
 
 def _fitting(beta_KG: np.ndarray, frequency_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both in float64, if they have as many genes."""
+    """Return both in float64, after a check of their shapes."""
     beta_KG = np.asarray(beta_KG, dtype=np.float64)
     frequency_G = np.asarray(frequency_G, dtype=np.float64)
     if beta_KG.ndim != 2 or frequency_G.shape != beta_KG.shape[1:]:
@@ -313,7 +317,7 @@ def _fitting(beta_KG: np.ndarray, frequency_G: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _share_not_above(value_KG: np.ndarray) -> np.ndarray:
-    """Return the empirical distribution function of each row, at its own values."""
+    """Return the empirical distribution function of each row at its own values."""
     return np.stack(
         [np.searchsorted(np.sort(row), row, side="right") / len(row) for row in value_KG]
     )

@@ -52,7 +52,7 @@ def score_panels(
     n_columns = min(len(panels), 3 if len(letters) <= 5 else 2 if len(letters) <= 10 else 1)
     n_rows = -(-len(panels) // n_columns)
     figure = new_figure(
-        max(2.4, 0.32 * len(letters) + 1.3) * n_columns + 0.3,
+        max(2.8, 0.32 * len(letters) + 1.3) * n_columns + 0.3,
         2.3 * n_rows + 0.45,
         "Scores of the runs",
     )
