@@ -153,7 +153,10 @@ def _why_no_folder(path: Path) -> str:
     files = sorted(f.name for f in path.iterdir() if f.is_file() and _is_candidate(f))
     folders = sorted(f"{f.name}/" for f in path.iterdir() if f.is_dir())
     here = f" (here: {_listed([*files, *folders])})" if files or folders else ""
-    return f"is a folder, and neither zarr nor 10x mtx; name a file in it{here}? Supported: {SUPPORTED}"
+    return (
+        f"is a folder, and neither zarr nor 10x mtx; name a file in it{here}? "
+        f"Supported: {SUPPORTED}"
+    )
 
 
 def _suffix(path: Path) -> str:
