@@ -662,7 +662,7 @@ def sync(arguments: list[str]) -> None:
     from topicell.tracking.delivery import deliver, undelivered
     from topicell.tracking.interrupted import ROOTS
     from topicell.tracking.record import BusyError, Record
-    from topicell.tracking.store import Patience, Unreachable
+    from topicell.tracking.store import Unreachable
 
     folders = [Path(folder) for folder in asked.folders]
     for folder in folders:
@@ -677,8 +677,7 @@ def sync(arguments: list[str]) -> None:
         if store in away:
             continue
         try:
-            patience = Patience(SYNC_SECONDS, SYNC_BYTES_PER_SECOND)
-            run_id = deliver(folder, asked.tracking, patience)
+            run_id = deliver(folder, asked.tracking, SYNC_SECONDS, SYNC_BYTES_PER_SECOND)
         except BusyError:
             print(f"{folder}: still at work, and delivers itself")
         except Unreachable as error:
@@ -810,13 +809,13 @@ def _print_result(scores: Mapping[str, float], directory: Path) -> None:
 
 def _print_ended(folder: Path, record: Record, config: RunConfig) -> None:
     """A run that has ended before: what it lacks is that MLflow has it."""
-    from topicell.tracking.delivery import deliver
+    from topicell.tracking.delivery import LAST_SECONDS, deliver
     from topicell.tracking.record import Journal, clear
-    from topicell.tracking.store import LAST_SECONDS, Patience, Unreachable
+    from topicell.tracking.store import Unreachable
 
     if record.store and not record.delivered:
         with contextlib.suppress(Unreachable):
-            deliver(folder, config.tracking, Patience(LAST_SECONDS))
+            deliver(folder, config.tracking, LAST_SECONDS)
     else:
         # It may have been killed in its last moments. A folder that is busy, or may not be written
         # to, has what it needs all the same.

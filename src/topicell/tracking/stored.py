@@ -1,4 +1,4 @@
-"""Runs that were stored: their folder, their metrics."""
+"""Stored runs: their folder, their metrics, their report."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from pathlib import Path
 
 from topicell.config import TrackingConfig
 from topicell.errors import InputError
-from topicell.tracking.delivery import store_of
+from topicell.tracking.delivery import LAST_SECONDS, deliver
 from topicell.tracking.record import RECORD, REPORT_ERROR, Journal, Record
 from topicell.tracking.store import (
-    LAST_SECONDS,
-    Patience,
     Unreachable,
     client,
     first_line,
@@ -104,12 +102,12 @@ def store_artifacts(run_id: str, config: TrackingConfig, directory: Path) -> Non
 
 
 def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) -> None:
-    """Give a stored run its new report, and take away the tag that the first one failed.
+    """Give a stored run its new report, and remove the tag that the first one failed.
 
     Parameters
     ----------
     run
-        How the run was named: its id in MLflow, or its folder.
+        How the user named the run: by its id in MLflow, or by its folder.
     run_id
         Its id in MLflow; empty if it was named by its folder.
     config
@@ -117,6 +115,7 @@ def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) ->
     made
         The folder of the new report.
     """
+    folder = Path(run)
     if run_id:
         tags = client(config).get_run(run_id).data.tags
         store_artifacts(run_id, config, made)
@@ -124,37 +123,27 @@ def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) ->
             return
         client(config).delete_tag(run_id, REPORT_ERROR)
         folder = Path(tags.get("topicell.folder", ""))
-        # The folder may be of another machine, or gone.
-        if (folder / RECORD).is_file() and Record.read(folder).run_id == run_id:
-            _add_report(folder, made)
+    # The folder may be on another machine, or gone.
+    if not (folder / RECORD).is_file():
         return
-    folder = Path(run)
-    if not (folder / RECORD).is_file() or REPORT_ERROR not in Record.read(folder).tags:
-        return
-    _add_report(folder, made)
     record = Record.read(folder)
-    if not record.delivered:
+    if REPORT_ERROR not in record.tags or run_id not in ("", record.run_id):
         return
-    try:
-        store = store_of(record, config)
-        patience = Patience(LAST_SECONDS)
-        patience.call(lambda: store_artifacts(record.run_id, store, made))
-        patience.call(lambda: client(store).delete_tag(record.run_id, REPORT_ERROR))
-    except (InputError, Unreachable) as error:
-        warnings.warn(
-            f"MLflow has not received the new report ({error}); `topicell report "
-            f"run={record.run_id}` gives it to MLflow",
-            stacklevel=2,
-        )
-
-
-def _add_report(folder: Path, made: Path) -> None:
-    """Put a report where the first one failed; nothing else has its names."""
     with contextlib.closing(Journal(folder)):
         shutil.copytree(made, folder, dirs_exist_ok=True)
-        record = Record.read(folder)
-        record.tags.pop(REPORT_ERROR, None)
+        del record.tags[REPORT_ERROR]
+        deliver_again = record.delivered and not run_id
+        record.delivered = record.delivered and not deliver_again
         record.write(folder)
+    if deliver_again:
+        try:
+            deliver(folder, config, LAST_SECONDS)
+        except (InputError, Unreachable) as error:
+            warnings.warn(
+                f"MLflow has not received the new report ({error}); `topicell sync "
+                f"folders={folder}` delivers it",
+                stacklevel=2,
+            )
 
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
