@@ -232,8 +232,9 @@ def test_provenance_names_version_and_commit():
 @pytest.fixture
 def impatient(monkeypatch):
     """Deadlines that are over at once."""
-    for name in ("START_SECONDS", "LAST_SECONDS", "FREE_SECONDS"):
+    for name in ("START_SECONDS", "FREE_SECONDS"):
         monkeypatch.setattr(delivery, name, 0.0)
+    monkeypatch.setattr("topicell.tracking.runs.LAST_SECONDS", 0.0)
 
 
 def runs_in(store, folder):
@@ -316,17 +317,17 @@ def test_artifacts_that_an_interrupt_leaves_out_arrive_later(store, tmp_path, mo
             hurry.wait(60)
         log_artifact(client, run_id, path, where)
 
-    end = delivery.Delivery.end
+    wait = delivery.Delivery._wait
 
-    def let_go(self, seconds, *, hurry_up=hurry, hurry=False):
-        if hurry:
-            threading.Timer(0.1, hurry_up.set).start()
-        end(self, seconds, hurry=hurry)
+    def let_go(self, event):
+        if self._hurry:
+            hurry.set()
+        return wait(self, event)
 
     tracker = open_tracker(store, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", interrupted)
-        patch.setattr(delivery.Delivery, "end", let_go)
+        patch.setattr(delivery.Delivery, "_wait", let_go)
         with pytest.raises(KeyboardInterrupt):
             record(tracker)
         tracker.finish("KILLED")
@@ -413,6 +414,37 @@ def test_a_parent_takes_over_no_folder_of_a_run(store, tmp_path):
     with pytest.raises(InputError, match="holds a run, not a multirun"):
         Parent.start(store, "grid", {"topicell.kind": "multirun"}, tmp_path / "run")
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_store_that_is_deleted_in_a_run_has_all_after_sync(tmp_path, caplog):
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/there/mlflow.db")
+    tracker = open_tracker(config, tmp_path / "run")
+    tracker.start(RunConfig(), {})
+    tracker.log_metrics({"train/elbo": -9.0}, epoch=0)
+    for path in (tmp_path / "there").glob("mlflow.db*"):
+        path.unlink()
+    tracker.finish("FINISHED")
+    assert "unable to open database file" in caplog.text
+    assert not Record.read(tmp_path / "run").delivered
+    other = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db")
+    run_id = deliver(tmp_path / "run", other, 30)
+    run = client(other).get_run(run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/elbo": -9})
+
+
+def test_a_resumed_run_loses_the_tags_of_its_failure(store, tmp_path):
+    tracker = open_tracker(store, tmp_path / "run")
+    tracker.start(RunConfig(), {})
+    tracker.finish("FAILED", {"topicell.error": "no memory"})
+    first = client(store).get_run(tracker.run_id)
+    assert (first.info.status, first.data.tags["topicell.error"]) == ("FAILED", "no memory")
+    again = open_tracker(store, tmp_path / "run", resume=True)
+    again.start(RunConfig(), {})
+    again.finish("FINISHED")
+    assert again.run_id == tracker.run_id
+    run = client(store).get_run(again.run_id)
+    assert run.info.status == "FINISHED"
+    assert "topicell.error" not in run.data.tags
 
 
 def test_a_store_that_was_moved_is_not_made_anew(tmp_path):

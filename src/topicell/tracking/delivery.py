@@ -35,7 +35,6 @@ from topicell.tracking.record import (
     Journal,
     Record,
     clear,
-    milliseconds,
     records,
 )
 from topicell.tracking.store import (
@@ -241,8 +240,12 @@ class Delivery:
 
     def _send(self, *, last: bool) -> None:
         """Send what the store does not have yet; with `last`, everything and how the run ended."""
+        from mlflow import MlflowClient
+
+        if last or self._opened is None:
+            self._call(self._require_answer, attempts=1)
         if self._opened is None:
-            self._opened = self._open()
+            self._opened = self._call(partial(MlflowClient, self._address), OPEN_SECONDS)
             self._call(self._find_or_create)
             self._described = None
         if last:
@@ -252,20 +255,22 @@ class Delivery:
         if last and self.record.status != "RUNNING":
             self._complete()
 
-    def _call(self, action: Callable[[], T], free: float = FREE_SECONDS) -> T:
+    def _call(
+        self, action: Callable[[], T], free: float = FREE_SECONDS, attempts: int = ATTEMPTS
+    ) -> T:
         """Do something with the store; try again if it fails.
 
         MLflow looks for a row and then inserts it: of two processes that record the same thing at
         once (the data set of two trials), one is refused, and finds the row when it tries again.
         """
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             if self._abandoned:
                 raise Unreachable("no answer in time")
             self._clock = (self._clock[0], time.monotonic(), free)
             try:
                 return action()
             except Exception:
-                if attempt == ATTEMPTS:
+                if attempt == attempts:
                     raise
                 time.sleep(0.1 * 2**attempt)
             finally:
@@ -277,20 +282,15 @@ class Delivery:
         assert self._opened is not None
         return self._opened
 
-    def _open(self) -> MlflowClient:
-        from mlflow import MlflowClient
-
-        self._call(self._require_answer)
-        return self._call(partial(MlflowClient, self._address), OPEN_SECONDS)
-
     def _require_answer(self) -> None:
-        """Fail at once if a database is locked or away: MLflow would try for minutes.
+        """Fail if a database is locked, deleted or away.
 
-        MLflow does so under a lock for which all stores of the process wait.
+        MLflow would go on writing to a deleted file. It would try to connect for minutes, under a
+        lock for which all stores of the process wait.
         """
         if self._address.startswith(SQLITE):
-            path = self._address.removeprefix(SQLITE)
-            with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+            uri = f"{Path(self._address.removeprefix(SQLITE)).as_uri()}?mode=rw"
+            with closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
         elif is_database(self._address):
             import sqlalchemy
@@ -473,7 +473,9 @@ def deliver(
         # The store may be another one than before, or have another address.
         record.store, record.asked = located(config), True
         if record.status == "RUNNING":
-            record.status, record.ended = "KILLED", record.ended or _last_sign(folder)
+            # Its process is gone, and wrote this line last.
+            last = journal.lines[-1]["time"] if journal.lines else record.started
+            record.status, record.ended = "KILLED", last
         record.write(folder)
         delivery = Delivery(folder, record, journal, config, bytes_per_second=bytes_per_second)
         delivery.end(seconds)
@@ -556,11 +558,3 @@ def _served(summary: str, run_id: str) -> str:
     picture = rest.rstrip().removesuffix(")")
     where = urlencode({"path": picture, "run_uuid": run_id})
     return f"{text}](get-artifact?{where})\n"
-
-
-def _last_sign(folder: Path) -> int:
-    """Return when a process that is gone wrote last."""
-    try:
-        return int((folder / METRICS).stat().st_mtime * 1000)
-    except OSError:
-        return milliseconds()

@@ -36,6 +36,8 @@ from topicell.tracking.store import (
 )
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from topicell.tracking.stored import NestedRun
 
 log = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ class Parent:
         """Return the id of the experiment; empty without MLflow."""
         if self._delivery is not None:
             return self._delivery.experiment
-        return self._answer(
+        return self._ask(
             lambda: str(client(self.config).get_run(self.run_id).info.experiment_id), ""
         )
 
@@ -171,7 +173,7 @@ class Parent:
         Parameters
         ----------
         run_id
-            Its id; empty if the process was killed before it could tell.
+            Its id; empty if the process was killed before it told its id.
         trial
             The number of its trial.
         status, tags
@@ -182,7 +184,7 @@ class Parent:
         folder = self._delivery.folder / str(trial)
         if not (folder / RECORD).exists():
             # It ran on another machine.
-            self._answer(lambda: self._end_remote(run_id, trial, status, tags), None)
+            self._ask(lambda: end_run(client(self.config), run_id, status, tags), None)
             return
         try:
             with closing(Journal(folder)):
@@ -220,7 +222,7 @@ class Parent:
         """Return the runs under this one; none if the store cannot be read."""
         from topicell.tracking.stored import nested_runs
 
-        return self._answer(lambda: nested_runs(self.config, self.run_id, curve=curve), [])
+        return self._ask(lambda: nested_runs(self.config, self.run_id, curve=curve), [])
 
     def register(self, run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> str:
         """Register the model of one of the runs as the champion; return its version, if it has one.
@@ -237,7 +239,7 @@ class Parent:
                     there, _ = fetch_run(run_id, self.config, Path(scratch), ("model",))
                 return register(self.config, run_id, there, name=name, tags=tags)
 
-        return self._answer(send, "")
+        return self._ask(send, "")
 
     def finish(self, status: str) -> None:
         """End the parent, FINISHED, FAILED or KILLED, and deliver what its runs still have.
@@ -267,36 +269,17 @@ class Parent:
                 self._deliver(folder)
 
     def _deliver(self, folder: Path) -> None:
-        if not failed_lately(self.config):
-            self._try(lambda: deliver(folder, self.config, LAST_SECONDS), "")
-
-    def _end_remote(self, run_id: str, trial: int, status: str, tags: Mapping[str, str]) -> None:
-        store = client(self.config)
-        found = [run_id]
-        if not run_id:
-            experiment = store.get_run(self.run_id).info.experiment_id
-            nested = f"tags.`mlflow.parentRunId` = '{self.run_id}'"
-            theirs = f"{nested} and tags.`topicell.trial` = '{trial}'"
-            found = [run.info.run_id for run in store.search_runs([experiment], theirs)]
-        for one in found:
-            # The study may have been begun with another store.
-            if has_run(store, one) and store.get_run(one).info.status == "RUNNING":
-                for name, value in tags.items():
-                    store.set_tag(one, name, value)
-                store.set_terminated(one, status)
+        self._ask(lambda: deliver(folder, self.config, LAST_SECONDS), "")
 
     def _write(self) -> None:
         assert self._delivery is not None
         self._delivery.record.write(self._delivery.folder)
         self._delivery.warn()
 
-    def _answer(self, ask: Callable[[], T], nothing: T) -> T:
-        """Return what the store answers; without an answer warn, and return `nothing`."""
+    def _ask(self, ask: Callable[[], T], nothing: T) -> T:
+        """Return the answer of the store; if it gives none, warn and return `nothing`."""
         if not self.run_id or failed_lately(self.config):
             return nothing
-        return self._try(ask, nothing)
-
-    def _try(self, ask: Callable[[], T], nothing: T) -> T:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -307,3 +290,11 @@ class Parent:
             else:
                 self._delivery.warn(error)
             return nothing
+
+
+def end_run(store: MlflowClient, run_id: str, status: str, tags: Mapping[str, str]) -> None:
+    """End a run in the store, unless it ended itself or is a run of another store."""
+    if run_id and has_run(store, run_id) and store.get_run(run_id).info.status == "RUNNING":
+        for name, value in tags.items():
+            store.set_tag(run_id, name, value)
+        store.set_terminated(run_id, status)

@@ -12,27 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from topicell.config import TrackingConfig
 from topicell.errors import InputError
 from topicell.tracking.delivery import LAST_SECONDS, deliver
 from topicell.tracking.record import RECORD, REPORT_ERROR, Journal, Record
-from topicell.tracking.store import (
-    Unreachable,
-    client,
-    first_line,
-    require_store,
-    shown_uri,
-)
+from topicell.tracking.store import Unreachable, client, first_line, require_store, shown_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PARENT_KINDS = ("multirun", "sweep")
-"""Tags of runs that others are nested under."""
+"""Kinds of runs that other runs are nested under."""
 
 
 def kind_of(run: str, config: TrackingConfig) -> str:
-    """What a run id or folder is: ``run``, ``evaluation``, ``multirun`` or ``sweep``.
+    """Return the kind of a run id or folder: ``run``, ``evaluation``, ``multirun`` or ``sweep``.
 
-    What is not found is called a run: `fetch_run` says what is wrong with it.
+    An unknown id is of kind ``run``; `fetch_run` raises the error.
     """
     if Path(run).is_dir():
         return "sweep" if (Path(run) / "sweep.json").exists() else "run"
@@ -48,7 +46,7 @@ def kind_of(run: str, config: TrackingConfig) -> str:
 def fetch_run(
     run: str, config: TrackingConfig, destination: Path, artifacts: Sequence[str]
 ) -> tuple[Path, str]:
-    """The folder of a stored run and its run id (empty for a folder that MLflow does not know).
+    """Return the folder of a stored run and its run id, which is empty if a folder was named.
 
     Parameters
     ----------
@@ -57,9 +55,9 @@ def fetch_run(
     config
         The store.
     destination
-        Where the artifacts of an MLflow run are copied to.
+        The folder for a copy of the artifacts of an MLflow run.
     artifacts
-        Which artifacts are needed.
+        The names of the artifacts to copy.
 
     Raises
     ------
@@ -147,7 +145,7 @@ def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) ->
 
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """The metrics by epoch and the final metrics of a run folder."""
+    """Return the metrics by epoch and the final metrics of a run folder."""
     history: list[dict[str, float]] = []
     final: dict[str, float] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -162,7 +160,7 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class NestedRun:
-    """A run of a grid or a sweep, as it is stored."""
+    """Hold a stored run of a grid or a sweep."""
 
     run_id: str
     name: str
@@ -170,7 +168,7 @@ class NestedRun:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     values: Mapping[str, Mapping[str, Sequence[float]]]
-    """Of ``scores.csv``: by metric and split, one value a replicate."""
+    """The values of ``scores.csv`` by metric and split, one per replicate."""
     curve: Mapping[int, float]
     """A metric by epoch."""
     seconds: float | None
@@ -178,7 +176,7 @@ class NestedRun:
 
 
 def nested_runs(config: TrackingConfig, parent_id: str, *, curve: str) -> list[NestedRun]:
-    """The runs under a parent, in the order in which they were begun.
+    """Return the runs under a parent, in the order in which they began.
 
     Parameters
     ----------
@@ -187,48 +185,43 @@ def nested_runs(config: TrackingConfig, parent_id: str, *, curve: str) -> list[N
     parent_id
         The parent run.
     curve
-        The metric whose values by epoch are read.
+        The metric to read by epoch.
     """
     store = client(config)
     experiment = store.get_run(parent_id).info.experiment_id
-    found = []
-    page = None
-    while True:
-        page = store.search_runs(
-            [experiment], f"tags.mlflow.parentRunId = '{parent_id}'", page_token=page and page.token
-        )
-        found += list(page)
-        if not page.token:
-            break
-    runs = []
-    for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
+    nested, token, runs = f"tags.mlflow.parentRunId = '{parent_id}'", None, []
+    while token != "":
+        page = store.search_runs([experiment], nested, page_token=token)
+        runs += page
+        token = page.token or ""
+    runs.sort(key=lambda run: (run.info.start_time, run.info.run_id))
+    return [_nested_run(store, run, curve) for run in runs]
+
+
+def _nested_run(store: MlflowClient, run: Any, curve: str) -> NestedRun:
+    info = run.info
+    values: dict[str, dict[str, list[float]]] = {}
+    if any(item.path == "scores.csv" for item in store.list_artifacts(info.run_id)):
         with tempfile.TemporaryDirectory() as scratch:
-            values: dict[str, dict[str, list[float]]] = {}
-            if any(item.path == "scores.csv" for item in store.list_artifacts(run.info.run_id)):
-                store.download_artifacts(run.info.run_id, "scores.csv", scratch)
-                values = read_scores(Path(scratch) / "scores.csv")
-        history = store.get_metric_history(run.info.run_id, curve)
-        end = run.info.end_time
-        runs.append(
-            NestedRun(
-                run_id=run.info.run_id,
-                name=run.info.run_name,
-                status=run.info.status,
-                params=run.data.params,
-                tags=run.data.tags,
-                values=values,
-                curve={metric.step: metric.value for metric in history},
-                seconds=(end - run.info.start_time) / 1000 if end else None,
-                ended=datetime.fromtimestamp(end / 1000, UTC).isoformat(timespec="seconds")
-                if end
-                else "",
-            )
-        )
-    return runs
+            values = read_scores(Path(store.download_artifacts(info.run_id, "scores.csv", scratch)))
+    ended = ""
+    if info.end_time:
+        ended = datetime.fromtimestamp(info.end_time / 1000, UTC).isoformat(timespec="seconds")
+    return NestedRun(
+        run_id=info.run_id,
+        name=info.run_name,
+        status=info.status,
+        params=run.data.params,
+        tags=run.data.tags,
+        values=values,
+        curve={point.step: point.value for point in store.get_metric_history(info.run_id, curve)},
+        seconds=(info.end_time - info.start_time) / 1000 if info.end_time else None,
+        ended=ended,
+    )
 
 
 def read_scores(path: Path) -> dict[str, dict[str, list[float]]]:
-    """The values of ``scores.csv``, by metric and split."""
+    """Return the values of ``scores.csv`` by metric and split."""
     values: dict[str, dict[str, list[float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
