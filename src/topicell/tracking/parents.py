@@ -184,7 +184,8 @@ class Parent:
         folder = self._delivery.folder / str(trial)
         if not (folder / RECORD).exists():
             # It ran on another machine.
-            self._ask(lambda: end_run(client(self.config), run_id, status, tags), None)
+            if not failed_lately(self.config):
+                self._ask(lambda: end_run(client(self.config), run_id, status, tags), None)
             return
         try:
             with closing(Journal(folder)):
@@ -269,7 +270,8 @@ class Parent:
                 self._deliver(folder)
 
     def _deliver(self, folder: Path) -> None:
-        self._ask(lambda: deliver(folder, self.config, LAST_SECONDS), "")
+        if not failed_lately(self.config):
+            self._ask(lambda: deliver(folder, self.config, LAST_SECONDS), "")
 
     def _write(self) -> None:
         assert self._delivery is not None
@@ -278,7 +280,7 @@ class Parent:
 
     def _ask(self, ask: Callable[[], T], nothing: T) -> T:
         """Return the answer of the store; if it gives none, warn and return `nothing`."""
-        if not self.run_id or failed_lately(self.config):
+        if not self.run_id:
             return nothing
         from mlflow.exceptions import MlflowException
 
