@@ -111,15 +111,7 @@ def prepare(config: TrackingConfig) -> str:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri(config)
-    with warnings.catch_warnings():
-        # Pydantic and SQLAlchemy warn of deprecations inside MLflow, which users cannot change.
-        warnings.simplefilter("ignore")
-        kind = "sqlalchemy" if is_database(uri) else "rest"
-        importlib.import_module(f"mlflow.store.tracking.{kind}_store")
-    # Migrations are logged line by line, errors and retries besides being raised.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    _import(uri)
     if (path := sqlite_path(config)) is not None:
         create_store(path)
         return f"{SQLITE}{path}"
@@ -144,7 +136,21 @@ def _require_driver(uri: str) -> None:
         ) from error
 
 
+def _import(uri: str) -> None:
+    """Import what a client of a store needs: imports in a thread could meet those of the run."""
+    with warnings.catch_warnings():
+        # Pydantic and SQLAlchemy warn of deprecations inside MLflow, which users cannot change.
+        warnings.simplefilter("ignore")
+        kind = "sqlalchemy" if is_database(uri) else "rest"
+        importlib.import_module(f"mlflow.store.tracking.{kind}_store")
+    # Migrations are logged line by line, errors and retries besides being raised.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
 def _open(uri: str) -> MlflowClient:
+    _import(uri)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
