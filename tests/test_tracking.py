@@ -15,20 +15,16 @@ from mlflow import MlflowClient
 
 from topicell.config import RunConfig, TrackingConfig, as_dict, dotted
 from topicell.errors import InputError
+from topicell.tracking import delivery
 from topicell.tracking.delivery import RECORDS, deliver
 from topicell.tracking.parents import Parent
 from topicell.tracking.provenance import provenance
 from topicell.tracking.record import Record
-from topicell.tracking.runs import MLflowRun, RunFolder, open_tracker
+from topicell.tracking.runs import RunFolder, open_tracker
 from topicell.tracking.store import (
-    ATTEMPTS,
-    Call,
-    Patience,
-    Unreachable,
     client,
     create_store,
     experiment_id,
-    problem_with,
     shown_uri,
     tracking_uri,
 )
@@ -60,7 +56,6 @@ def record(tracker):
 
 def test_the_folder_alone_holds_configuration_and_metrics(tmp_path):
     tracker = open_tracker(TrackingConfig(enabled=False), tmp_path / "run")
-    assert isinstance(tracker, RunFolder)
     record(tracker)
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert yaml.safe_load(text) == as_dict(RunConfig())
@@ -79,7 +74,6 @@ def test_the_folder_alone_holds_configuration_and_metrics(tmp_path):
 
 def test_mlflow_holds_what_the_folder_holds(store, tmp_path):
     tracker = open_tracker(store, tmp_path / "run")
-    assert isinstance(tracker, MLflowRun)
     record(tracker)
     run = client(store).get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
@@ -235,38 +229,117 @@ def test_provenance_names_version_and_commit():
 # What was given up, locked, moved or mistaken
 
 
-def test_a_call_that_was_given_up_is_waited_for_and_not_made_again():
-    release, made = threading.Event(), []
+@pytest.fixture
+def impatient(monkeypatch):
+    """Deadlines that are over at once."""
+    for name in ("START_SECONDS", "FREE_SECONDS"):
+        monkeypatch.setattr(delivery, name, 0.0)
+    monkeypatch.setattr("topicell.tracking.runs.LAST_SECONDS", 0.0)
 
-    def create():
-        made.append(None)
-        release.wait(30)
-        return "id"
 
-    call = Call(create)
-    for _ in range(2):
-        with pytest.raises(Unreachable):
-            Patience(0.1).call(call)
+def runs_in(store, folder):
+    """The runs in a store that have the key of a folder."""
+    there = client(store)
+    key = Record.read(folder).key
+    return there.search_runs([experiment_id(there, store)], f"tags.`topicell.key` = '{key}'")
+
+
+def test_a_store_that_hangs_touches_no_run(store, tmp_path, monkeypatch, caplog, impatient):
+    create, release, entered = MlflowClient.create_run, threading.Event(), threading.Event()
+
+    def hang(*arguments, **settings):
+        entered.set()
+        release.wait(60)
+        return create(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", hang)
+        tracker = open_tracker(store, tmp_path / "run")
+        record(tracker)
+        assert entered.wait(60)
+    assert caplog.text.count("(no answer in time); the run goes on") == 1
+    assert read_metrics(tmp_path / "run")[1] == {"test/elbo": -7.5}
+    kept = (tmp_path / "run" / "run.json").read_bytes()
+    assert Record.read(tmp_path / "run").status == "FINISHED"
+    # The answer comes when the folder may be another process's: it is found by its key.
     release.set()
-    for _ in range(2):
-        assert Patience(5).call(call) == "id"
-    assert len(made) == 1
+    tracker._delivery._thread.join(60)
+    assert (tmp_path / "run" / "run.json").read_bytes() == kept
+    (found,) = runs_in(store, tmp_path / "run")
+    monkeypatch.undo()
+    assert deliver(tmp_path / "run", store, 30) == found.info.run_id
+    assert len(runs_in(store, tmp_path / "run")) == 1
+    assert client(store).get_run(found.info.run_id).data.metrics["test/elbo"] == -7.5
 
 
-def test_a_call_that_failed_is_made_again():
-    made = []
+def test_a_store_that_is_late_has_all_at_the_end(store, tmp_path, monkeypatch, caplog):
+    create, release = MlflowClient.create_run, threading.Event()
 
-    def create():
-        made.append(None)
-        if len(made) <= ATTEMPTS:
-            raise OSError("no")
-        return "id"
+    def wait(*arguments, **settings):
+        release.wait(60)
+        return create(*arguments, **settings)
 
-    call = Call(create)
-    with pytest.raises(Unreachable, match="no"):
-        Patience().call(call)
-    assert Patience().call(call) == "id"
-    assert len(made) == ATTEMPTS + 1
+    monkeypatch.setattr(MlflowClient, "create_run", wait)
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery, "START_SECONDS", 0.0)
+        patch.setattr(delivery, "FREE_SECONDS", 0.0)
+        tracker = open_tracker(store, tmp_path / "run")
+        tracker.start(RunConfig(), {})
+        assert "no answer in time" in caplog.text
+        assert tracker.run_id == ""
+    release.set()
+    tracker.finish("FINISHED")
+    assert Record.read(tmp_path / "run").delivered
+    assert [run.info.status for run in runs_in(store, tmp_path / "run")] == ["FINISHED"]
+
+
+def test_a_call_that_failed_is_made_again(store, tmp_path, monkeypatch):
+    create, made = MlflowClient.create_run, []
+
+    def answer_is_lost(*arguments, **settings):
+        made.append(create(*arguments, **settings))
+        raise OSError("no")
+
+    monkeypatch.setattr(MlflowClient, "create_run", answer_is_lost)
+    tracker = open_tracker(store, tmp_path / "run")
+    record(tracker)
+    assert Record.read(tmp_path / "run").delivered
+    assert [run.info.run_id for run in made] == [tracker.run_id]
+
+
+def test_artifacts_that_an_interrupt_leaves_out_arrive_later(store, tmp_path, monkeypatch, ctrl_c):
+    log_artifact, sent, hurry = MlflowClient.log_artifact, [], threading.Event()
+
+    def interrupted(client, run_id, path, where):
+        sent.append(path)
+        if len(sent) == 2:
+            ctrl_c()
+            hurry.wait(60)
+        log_artifact(client, run_id, path, where)
+
+    wait = delivery.Delivery._wait
+
+    def let_go(self, event):
+        if self._hurry:
+            hurry.set()
+        return wait(self, event)
+
+    tracker = open_tracker(store, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", interrupted)
+        patch.setattr(delivery.Delivery, "_wait", let_go)
+        with pytest.raises(KeyboardInterrupt):
+            record(tracker)
+        tracker.finish("KILLED")
+    kept = Record.read(tmp_path / "run")
+    assert (kept.status, kept.delivered) == ("FINISHED", False)
+    there = client(store)
+    assert there.get_run(kept.run_id).info.status == "FINISHED"
+    assert len(there.list_artifacts(kept.run_id)) == 2
+    deliver(tmp_path / "run", store, 30)
+    assert {item.path for item in there.list_artifacts(kept.run_id)} == {
+        *("config.yaml", "metrics.jsonl", "report.html", "summary.md", "topics"),
+    }
 
 
 @pytest.fixture
@@ -277,20 +350,22 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_call_that_an_interrupt_meets_as_it_begins_is_made_once(monkeypatch, ctrl_c):
-    begin, made = threading.Thread.start, []
+def test_an_interrupt_as_the_delivery_begins_is_no_second_one(store, tmp_path, monkeypatch, ctrl_c):
+    begin, begun = threading.Thread.start, []
 
     def interrupted(thread):
         begin(thread)
+        begun.append(thread)
         ctrl_c()
 
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
-    call = Call(lambda: made.append(None))
-    with pytest.raises(KeyboardInterrupt):
-        Patience().call(call)
-    monkeypatch.undo()
-    Patience(5).call(call)
-    assert len(made) == 1
+    tracker = open_tracker(store, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.start(RunConfig(), {})
+    tracker.finish("KILLED")
+    assert len(begun) == 1
+    assert [run.info.status for run in runs_in(store, tmp_path / "run")] == ["KILLED"]
 
 
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.19, 0.2, 0.21, 0.3])
@@ -316,24 +391,10 @@ def test_a_run_that_is_being_made_when_an_interrupt_strikes_is_made_once(
         begin()
     tracker.finish("KILLED")
     kept = Record.read(tmp_path / "run")
-    there = client(store)
-    found = there.search_runs([experiment_id(there, store)], f"tags.`topicell.key` = '{kept.key}'")
+    found = runs_in(store, tmp_path / "run")
     assert [run.info.run_id for run in found] == [kept.run_id]
     assert found[0].info.status == kept.status == "KILLED"
     assert kept.delivered
-
-
-def test_patience_is_spent_over_all_calls():
-    patience = Patience(2.0)
-    patience.call(lambda: time.sleep(0.9))
-    assert patience.left < 1.7
-    began = time.monotonic()
-    with pytest.raises(Unreachable, match="no answer in time"):
-        patience.call(lambda: time.sleep(600))
-    assert time.monotonic() - began < 60
-    assert patience.left == 0
-    with pytest.raises(Unreachable, match="broken"):
-        Patience().call(lambda: (_ for _ in ()).throw(OSError("broken")))
 
 
 def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch):
@@ -355,6 +416,37 @@ def test_a_parent_takes_over_no_folder_of_a_run(store, tmp_path):
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
+def test_a_store_that_is_deleted_in_a_run_has_all_after_sync(tmp_path, caplog):
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/there/mlflow.db")
+    tracker = open_tracker(config, tmp_path / "run")
+    tracker.start(RunConfig(), {})
+    tracker.log_metrics({"train/elbo": -9.0}, epoch=0)
+    for path in (tmp_path / "there").glob("mlflow.db*"):
+        path.unlink()
+    tracker.finish("FINISHED")
+    assert "unable to open database file" in caplog.text
+    assert not Record.read(tmp_path / "run").delivered
+    other = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db")
+    run_id = deliver(tmp_path / "run", other, 30)
+    run = client(other).get_run(run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/elbo": -9})
+
+
+def test_a_resumed_run_loses_the_tags_of_its_failure(store, tmp_path):
+    tracker = open_tracker(store, tmp_path / "run")
+    tracker.start(RunConfig(), {})
+    tracker.finish("FAILED", {"topicell.error": "no memory"})
+    first = client(store).get_run(tracker.run_id)
+    assert (first.info.status, first.data.tags["topicell.error"]) == ("FAILED", "no memory")
+    again = open_tracker(store, tmp_path / "run", resume=True)
+    again.start(RunConfig(), {})
+    again.finish("FINISHED")
+    assert again.run_id == tracker.run_id
+    run = client(store).get_run(again.run_id)
+    assert run.info.status == "FINISHED"
+    assert "topicell.error" not in run.data.tags
+
+
 def test_a_store_that_was_moved_is_not_made_anew(tmp_path):
     there = tmp_path / "there"
     config = TrackingConfig(uri=f"sqlite:///{there}/mlflow.db")
@@ -365,10 +457,10 @@ def test_a_store_that_was_moved_is_not_made_anew(tmp_path):
     kept.write(tmp_path / "run")
     there.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"no longer there; tracking\.uri=… says where"):
-        deliver(tmp_path / "run", TrackingConfig(), Patience())
+        deliver(tmp_path / "run", TrackingConfig(), 30)
     assert not there.exists()
     moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/moved/mlflow.db")
-    assert deliver(tmp_path / "run", moved, Patience(30)) == tracker.run_id
+    assert deliver(tmp_path / "run", moved, 30) == tracker.run_id
 
 
 def test_the_run_of_a_process_that_is_not_gone_is_left_to_it(store, tmp_path):
@@ -401,9 +493,11 @@ def test_a_database_that_is_away_is_not_waited_for(answer, tmp_path):
         threading.Thread(target=close, daemon=True).start()
         began = time.monotonic()
         config = TrackingConfig(uri=f"postgresql+psycopg://user@127.0.0.1:{port}/db")
-        assert isinstance(problem_with(config), Unreachable)
+        record(RunFolder(tmp_path / "run", tracking=config))
+        assert not Record.read(tmp_path / "run").delivered
         # Nor does any other store of the process wait, as it would for MLflow's lock.
         create_store(tmp_path / "other.db")
         assert time.monotonic() - began < 60
+    nowhere = TrackingConfig(uri="postgresql+psycopg://user@host:port/db")
     with pytest.raises(InputError, match="is no address; write"):
-        problem_with(TrackingConfig(uri="postgresql+psycopg://user@host:port/db"))
+        RunFolder(tmp_path / "no run", tracking=nowhere)

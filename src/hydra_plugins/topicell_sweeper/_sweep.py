@@ -85,8 +85,8 @@ def sweep(
             _say("interrupted; the same command goes on from here")
             raise
         finally:
-            if ended != "RUNNING" and not (settings.join and study.n_others):
-                parent.finish(ended)
+            others = settings.join and study.n_others
+            parent.finish("RUNNING" if others else ended)
     finally:
         study.close()
     require_reports(folders)

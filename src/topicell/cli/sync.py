@@ -31,7 +31,7 @@ def sync(arguments: list[str]) -> None:
     from topicell.tracking.delivery import deliver, undelivered
     from topicell.tracking.interrupted import ROOTS
     from topicell.tracking.record import BusyError, Record
-    from topicell.tracking.store import Patience, Unreachable
+    from topicell.tracking.store import Unreachable
 
     folders = [Path(folder) for folder in asked.folders]
     for folder in folders:
@@ -46,7 +46,7 @@ def sync(arguments: list[str]) -> None:
         if store in away:
             continue
         try:
-            run_id = deliver(folder, asked.tracking, Patience(SECONDS, BYTES_PER_SECOND))
+            run_id = deliver(folder, asked.tracking, SECONDS, BYTES_PER_SECOND)
         except BusyError:
             print(f"{folder}: still at work, and delivers itself")
         except Unreachable as error:

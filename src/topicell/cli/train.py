@@ -178,13 +178,13 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
 
 def _print_ended(folder: Path, record: Record, config: RunConfig) -> None:
     """Deliver a run that has ended before to MLflow if it is not there yet, and print where."""
-    from topicell.tracking.delivery import deliver
+    from topicell.tracking.delivery import LAST_SECONDS, deliver
     from topicell.tracking.record import Journal, clear
-    from topicell.tracking.store import LAST_SECONDS, Patience, Unreachable
+    from topicell.tracking.store import Unreachable
 
     if record.store and not record.delivered:
         with contextlib.suppress(Unreachable):
-            deliver(folder, config.tracking, Patience(LAST_SECONDS))
+            deliver(folder, config.tracking, LAST_SECONDS)
     else:
         # Remove leftovers of a run that was killed during shutdown. A folder that is busy or
         # read-only needs no removal.

@@ -298,8 +298,6 @@ def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     from topicell.sweep import page
 
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
-    # The store may be back that was away for a while.
-    parent.try_again()
     folder.mkdir(parents=True, exist_ok=True)
     sweep.write(folder, as_plain(verdict, sweep))
     parent.keep(("sweep.json",))

@@ -1,11 +1,11 @@
-"""Where runs are recorded: the only room of mlflow.
+"""Tracking of runs; the only package that imports mlflow.
 
-`record` (what a folder knows of its run) and `store` (address, client, patience) → `delivery` (from
-folder to store, once) → `runs` and `parents` (recording) → `interrupted` (what to go on with) and
-`stored` (reading again), `registry`, `ui`.
+`record` (the run folder) and `store` (address and client of MLflow) → `delivery` (from the folder
+to the store) → `runs` and `parents` (trackers of a run, and of a grid or a sweep). `interrupted`
+finds runs to resume, `stored` reads runs, `registry` keeps models, `ui` serves MLflow's pages.
 """
 
 import os
 
-# Asked for when mlflow is imported, by whichever module of this room is first.
+# MLflow reads it when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

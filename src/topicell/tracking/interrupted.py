@@ -1,4 +1,4 @@
-"""Finding the run to go on with, and the folders that MLflow is still to have."""
+"""Runs that were interrupted: which one to resume, and whether its settings are the same."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from topicell.tracking.record import RECORD, Record, is_alive, records
 from topicell.tracking.store import client, first_line, require_store, shown_uri
 
 ROOTS = ("runs", "multiruns", "sweeps", "evaluations")
-"""Where commands put their folders when they are told no other."""
+"""Default places of the folders that commands make."""
 FREE_KNOBS = ("tracking.", "train.progress", "train.checkpoint_every")
-"""Settings that may differ when a run is gone on with: its results do not depend on them."""
+"""Settings that may change when a run is resumed, because its results do not depend on them."""
 
 
 def other_settings(record: Record, settings: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that are not those of a recorded run."""
+    """Return the names of the settings that differ from those of a recorded run."""
     now = json.loads(json.dumps(dict(settings)))
     return [
         name
@@ -29,7 +29,7 @@ def other_settings(record: Record, settings: Mapping[str, Any]) -> list[str]:
 
 
 def require_same_settings(record: Record, settings: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run by other settings than its own."""
+    """Refuse to resume a run with other settings than its own."""
     for name in other_settings(record, settings):
         raise InputError(
             f"{name} = {settings[name]!r}, and the run in {folder} has "
@@ -39,7 +39,7 @@ def require_same_settings(record: Record, settings: Mapping[str, Any], folder: P
 
 
 def ended(folder: Path, settings: Mapping[str, Any]) -> Record | None:
-    """The record of a run that has ended as it should; None if there is anything to go on with."""
+    """Return the record of a run that finished; None if there is something to resume."""
     if not (folder / RECORD).exists():
         return None
     record = Record.read(folder)
@@ -50,7 +50,7 @@ def ended(folder: Path, settings: Mapping[str, Any]) -> Record | None:
 
 
 def last_of(root: Path, settings: Mapping[str, Any]) -> Path | None:
-    """The folder under a root of the last run of these settings that has not ended."""
+    """Return the folder under `root` of the last unfinished run with these settings."""
     for folder, record in _unfinished(root):
         if record.params and not other_settings(record, settings):
             return folder
@@ -58,7 +58,7 @@ def last_of(root: Path, settings: Mapping[str, Any]) -> Path | None:
 
 
 def last_grid(root: Path, overrides: str) -> Path | None:
-    """The folder under a root of the last grid of these overrides that has not ended."""
+    """Return the folder under `root` of the last unfinished grid with these overrides."""
     for folder, record in _unfinished(root):
         if record.tags.get("topicell.overrides") == overrides:
             return folder
@@ -66,7 +66,7 @@ def last_grid(root: Path, overrides: str) -> Path | None:
 
 
 def named(run: str, config: TrackingConfig) -> Path:
-    """The folder of a run that is named by its MLflow id or its folder.
+    """Return the folder of a run that is named by its MLflow id or its folder.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _with_id(run: str, config: TrackingConfig) -> Path:
 
 
 def _unfinished(root: Path) -> Iterator[tuple[Path, Record]]:
-    """Runs that have not ended, or not arrived, the last first; without those still at work."""
+    """Yield runs that did not finish or are not delivered, and are not at work; the last first."""
     found = [
         (record.started, folder, record)
         for folder, record in records(root)

@@ -1,4 +1,4 @@
-"""Parent runs in MLflow: of a grid, of a sweep."""
+"""The run that the runs of a grid or a sweep are nested under."""
 
 from __future__ import annotations
 
@@ -6,66 +6,63 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from topicell.config import TrackingConfig
 from topicell.errors import InputError
 from topicell.tracking.delivery import (
+    INTERRUPTED_SECONDS,
+    LAST_SECONDS,
     PARENT_KEY,
     PARENT_RUN,
     Delivery,
-    Link,
     deliver,
     direct,
-    located,
     undelivered,
 )
 from topicell.tracking.provenance import provenance, source_tags
 from topicell.tracking.record import RECORD, BusyError, Journal, Record, is_alive, milliseconds
 from topicell.tracking.store import (
-    INTERRUPTED_SECONDS,
-    LAST_SECONDS,
-    Patience,
+    Unreachable,
     client,
-    experiment_id,
+    failed_lately,
+    first_line,
     has_run,
-    problem_with,
+    located,
+    prepare,
     shown_uri,
 )
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from topicell.tracking.stored import NestedRun
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Parent:
-    """The run that the runs of a grid or a sweep are nested under.
+    """Record the parent run of a grid or a sweep.
 
-    Like a run it is recorded in its folder first, and MLflow may have it later. With tracking off
-    there is none, and every call does nothing. A store that goes away costs one warning.
+    Like a run it is recorded in its folder and delivered from there. With tracking off there is
+    none, and every call does nothing.
 
     Parameters
     ----------
     config
         Store and experiment.
     run_id
-        A run that was made before, to be read.
+        A stored parent run, to be read.
     """
 
     def __init__(self, config: TrackingConfig, run_id: str = "") -> None:
         self.config = config
         self._run_id = run_id if config.enabled else ""
-        self._patience = Patience()
         self._delivery: Delivery | None = None
-        self._journal: Journal | None = None
-        self._link = Link(
-            config,
-            "the runs go on, their folders have everything, and `topicell sync` delivers it when "
-            "MLflow is back",
-        )
 
     @classmethod
     def start(
@@ -76,7 +73,7 @@ class Parent:
         folder: Path,
         before: str = "",
     ) -> Parent:
-        """Create the run, and tell the jobs of this process and of those that it starts.
+        """Create the run, and tell its id to the jobs of this process and of those it starts.
 
         Parameters
         ----------
@@ -85,14 +82,16 @@ class Parent:
         name, tags
             Of the run.
         folder
-            Of the grid or the sweep; where it has a record, that run is gone on with.
+            The folder of the grid or the sweep; a run that is recorded there goes on.
         before
-            The id of a run that was made before, elsewhere, to go on with if the store has it.
+            The id of a run to go on with if the store has it, which was made from another folder.
         """
         parent = cls(config)
         if not config.enabled:
             return parent
-        problem = problem_with(config)
+        # A bad address is refused before anything is written; the delivery warns of a failure.
+        with suppress(Unreachable):
+            prepare(config)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECORD).exists():
             record = Record.read(folder)
@@ -106,123 +105,108 @@ class Parent:
             record.store = located(config)
         else:
             record = Record(name=name, tags=source_tags() | provenance() | dict(tags))
-            # A parent has none itself, whoever started this process.
+            # A parent has no parent, whoever started this process.
             direct(record, config, nested=False)
         record.run_id = before or record.run_id
         record.write(folder)
-        parent._journal = Journal(folder, shared=True)
-        parent._delivery = Delivery(folder, record, config)
-        parent._delivery.patience = parent._patience
         os.environ[PARENT_KEY] = record.key
-        if problem is not None:
-            parent._link.fail("take the parent run", problem)
-        parent._attempt("take the parent run", parent._flush)
-        if parent.run_id:
-            os.environ[PARENT_RUN] = parent.run_id
+        parent._delivery = Delivery(
+            folder,
+            record,
+            Journal(folder, shared=True),
+            config,
+            "the runs go on, their folders have everything, and `topicell sync` delivers it when "
+            "MLflow is back",
+        )
+        parent._delivery.begin()
+        if record.run_id:
+            os.environ[PARENT_RUN] = record.run_id
         return parent
 
     @property
     def run_id(self) -> str:
-        """The run's id in MLflow; empty if MLflow could not be reached."""
+        """Return the run's id in MLflow; empty if MLflow does not have the run."""
         return self._delivery.record.run_id if self._delivery else self._run_id
 
     @property
     def experiment(self) -> str:
-        """The experiment's id; empty without MLflow."""
-        found: list[str] = []
-        self._attempt(
-            "be read",
-            lambda: found.append(
-                self._patience.call(lambda: experiment_id(client(self.config), self.config))
-            ),
+        """Return the id of the experiment; empty without MLflow."""
+        if self._delivery is not None:
+            return self._delivery.experiment
+        return self._ask(
+            lambda: str(client(self.config).get_run(self.run_id).info.experiment_id), ""
         )
-        return found[0] if found else ""
 
     @property
     def store(self) -> str:
-        """The store, without a password; empty without MLflow."""
+        """Return the address of the store without its password; empty without MLflow."""
         return shown_uri(self.config) if self.run_id else ""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record what was searched; a value that is there already stays."""
+        """Record what is searched; a value that was recorded before stays."""
         if self._delivery is not None:
-            record = self._delivery.record
-            record.params = dict(params) | record.params
-            self._changed("take parameters")
+            self._delivery.record.params = dict(params) | self._delivery.record.params
+            self._write()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tag the parent."""
         if self._delivery is not None:
-            self._delivery.record.tags |= tags
-            self._changed("take tags")
+            self._delivery.record.tags = self._delivery.record.tags | dict(tags)
+            self._write()
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Record metrics of the whole."""
-        if self._journal is not None and values:
-            self._journal.append({"step": step} | dict(values))
-            self._attempt("take metrics", self._flush)
+        """Record metrics of the grid or the sweep."""
+        if self._delivery is not None and values:
+            self._delivery.journal.append({"step": step} | dict(values))
+            self._delivery.warn()
 
     def keep(self, names: tuple[str, ...]) -> None:
-        """Store files and folders of its folder as artifacts of the parent."""
-        if self._delivery is None:
-            return
-        delivery = self._delivery
-        kept = delivery.record.artifacts
-        kept += [name for name in names if name not in kept]
-        delivery.record.write(delivery.folder)
-        self._attempt("take artifacts", lambda: delivery.upload(names))
+        """Deliver files and subfolders of the folder as artifacts, when the parent ends."""
+        if self._delivery is not None:
+            kept = self._delivery.record.artifacts
+            self._delivery.record.artifacts = [*kept, *(n for n in names if n not in kept)]
+            self._write()
 
     def end_child(self, run_id: str, trial: int, status: str, tags: Mapping[str, str]) -> None:
         """End the run of a process that is gone, unless it ended itself.
 
-        Without an id it is found by its trial: the process was killed before it could tell.
+        Parameters
+        ----------
+        run_id
+            Its id; empty if the process was killed before it told its id.
+        trial
+            The number of its trial.
+        status, tags
+            How it ended.
         """
-        folder = self._folder_of(trial)
-        if folder is not None and (folder / RECORD).exists():
-            try:
-                journal = Journal(folder)
-            except BusyError:
-                # Not gone yet: it ends its own record.
-                return
-            record = Record.read(folder)
-            if record.status == "RUNNING":
-                record.status, record.ended = status, milliseconds()
-                record.tags |= tags
-                record.write(folder)
-            journal.close()
-            if not record.delivered:
-                self._attempt("end a run", lambda: deliver(folder, self.config, self._patience))
+        if self._delivery is None:
             return
-
-        def send() -> None:
-            store = client(self.config)
-            found = [run_id]
-            if not run_id:
-                theirs = (
-                    f"tags.`mlflow.parentRunId` = '{self.run_id}' and "
-                    f"tags.`topicell.trial` = '{trial}'"
-                )
-                experiment = store.get_run(self.run_id).info.experiment_id
-                found = [run.info.run_id for run in store.search_runs([experiment], theirs)]
-            for one in found:
-                # Of another store, where the study was begun with another one.
-                if not has_run(store, one):
-                    continue
-                if store.get_run(one).info.status == "RUNNING":
-                    for name, value in tags.items():
-                        store.set_tag(one, name, value)
-                    store.set_terminated(one, status)
-
-        # On another machine, whose folder is not here.
-        self._attempt("end a run", lambda: self._patience.call(send))
+        folder = self._delivery.folder / str(trial)
+        if not (folder / RECORD).exists():
+            # It ran on another machine.
+            if not failed_lately(self.config):
+                self._ask(lambda: end_run(client(self.config), run_id, status, tags), None)
+            return
+        try:
+            with closing(Journal(folder)):
+                record = Record.read(folder)
+                if record.status == "RUNNING":
+                    record.status, record.ended = status, milliseconds()
+                    record.tags |= tags
+                    record.write(folder)
+        except BusyError:
+            # The process is not gone yet, and ends its own record.
+            return
+        if not record.delivered:
+            self._deliver(folder)
 
     def record_failure(
         self, trial: int, name: str, params: Mapping[str, object], tags: Mapping[str, str]
     ) -> None:
-        """A failed run for a trial that could not begin."""
-        folder = self._folder_of(trial)
-        if folder is None or (folder / RECORD).exists():
+        """Record a failed run for a trial that could not begin."""
+        if self._delivery is None or (self._delivery.folder / str(trial) / RECORD).exists():
             return
+        folder = self._delivery.folder / str(trial)
         folder.mkdir(exist_ok=True)
         record = Record(
             name=name,
@@ -233,92 +217,86 @@ class Parent:
         )
         direct(record, self.config)
         record.write(folder)
-        self._attempt("record a failed run", lambda: deliver(folder, self.config, self._patience))
+        self._deliver(folder)
 
     def nested_runs(self, curve: str) -> list[NestedRun]:
-        """The runs under this one; none if the store cannot be read."""
+        """Return the runs under this one; none if the store cannot be read."""
         from topicell.tracking.stored import nested_runs
 
-        found: list[NestedRun] = []
-        self._attempt(
-            "be read", lambda: found.extend(nested_runs(self.config, self.run_id, curve=curve))
-        )
-        return found
+        return self._ask(lambda: nested_runs(self.config, self.run_id, curve=curve), [])
 
     def register(self, run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> str:
-        """Register the model of one of the runs as the champion; its version, if that went well."""
+        """Register the model of one of the runs as the champion; return its version, if it has one.
+
+        A run that was made on another machine is fetched from the store.
+        """
         from topicell.tracking.registry import register
         from topicell.tracking.stored import fetch_run
 
-        made: list[str] = []
-
-        def send() -> None:
+        def send() -> str:
             with tempfile.TemporaryDirectory() as scratch:
                 there = folder
                 if not (folder / "model").is_dir():
-                    # The run was made on another machine.
                     there, _ = fetch_run(run_id, self.config, Path(scratch), ("model",))
-                made.append(register(self.config, run_id, there, name=name, tags=tags))
+                return register(self.config, run_id, there, name=name, tags=tags)
 
-        try:
-            self._attempt("register the model", send)
-        except InputError as error:
-            log.warning("the model of run %s could not be registered: %s", run_id, error)
-        return made[0] if made else ""
-
-    def try_again(self) -> None:
-        """Give a store that was away another chance."""
-        self._link.up = True
-        self._patience.left = max(self._patience.left, INTERRUPTED_SECONDS)
+        return self._ask(send, "")
 
     def finish(self, status: str) -> None:
-        """End the parent run: FINISHED, FAILED or KILLED; and deliver what its runs kept aside."""
+        """End the parent, FINISHED, FAILED or KILLED, and deliver what its runs still have.
+
+        RUNNING leaves that to other processes that work on the same sweep.
+        """
         os.environ.pop(PARENT_RUN, None)
         os.environ.pop(PARENT_KEY, None)
-        if self._delivery is None or self._journal is None:
+        if self._delivery is None:
             return
-        record, folder = self._delivery.record, self._delivery.folder
-        record.status, record.ended = status, milliseconds()
-        record.write(folder)
-        self._link.up = True
-        killed = status == "KILLED"
-        self._patience.left = INTERRUPTED_SECONDS if killed else self._patience.left + LAST_SECONDS
-        self._attempt("take all of the parent run", self._end)
-        record.write(folder)
-        self._journal.close()
-        if not killed:
+        delivery, last = self._delivery, status in ("FINISHED", "FAILED")
+        if status != "RUNNING":
+            delivery.record.status, delivery.record.ended = status, milliseconds()
+            self._write()
+        delivery.end(delivery.left + LAST_SECONDS if last else INTERRUPTED_SECONDS)
+        delivery.journal.close()
+        if last:
             self.deliver_runs()
 
     def deliver_runs(self) -> None:
-        """Deliver what the runs under this one kept aside."""
+        """Deliver what the runs under this one still have."""
         if self._delivery is None:
             return
         for folder in undelivered([self._delivery.folder]):
-            # Those of other processes are theirs to deliver.
+            # Other processes deliver their own runs.
             if folder != self._delivery.folder and not is_alive(folder):
-                self._attempt("take a run", partial(deliver, folder, self.config, self._patience))
+                self._deliver(folder)
 
-    def _end(self) -> None:
-        assert self._delivery is not None
-        assert self._journal is not None
-        # Those of other processes that worked on it, too; what is there already is not doubled.
-        self._journal.read()
-        self._delivery.send(self._journal.lines)
-        self._delivery.end()
+    def _deliver(self, folder: Path) -> None:
+        if not failed_lately(self.config):
+            self._ask(lambda: deliver(folder, self.config, LAST_SECONDS), "")
 
-    def _flush(self) -> None:
-        assert self._delivery is not None
-        assert self._journal is not None
-        self._delivery.send(self._journal.lines[self._delivery.record.sent :])
-
-    def _changed(self, what: str) -> None:
+    def _write(self) -> None:
         assert self._delivery is not None
         self._delivery.record.write(self._delivery.folder)
-        self._attempt(what, self._delivery.describe)
+        self._delivery.warn()
 
-    def _folder_of(self, trial: int) -> Path | None:
-        return self._delivery.folder / str(trial) if self._delivery else None
+    def _ask(self, ask: Callable[[], T], nothing: T) -> T:
+        """Return the answer of the store; if it gives none, warn and return `nothing`."""
+        if not self.run_id:
+            return nothing
+        from mlflow.exceptions import MlflowException
 
-    def _attempt(self, what: str, action: Callable[[], object]) -> None:
-        if self.run_id or self._delivery is not None:
-            self._link.attempt(what, action, self._delivery)
+        try:
+            return ask()
+        except (MlflowException, OSError, InputError, Unreachable) as error:
+            if self._delivery is None or isinstance(error, InputError):
+                log.warning("MLflow at %s: %s", shown_uri(self.config), first_line(error))
+            else:
+                self._delivery.warn(error)
+            return nothing
+
+
+def end_run(store: MlflowClient, run_id: str, status: str, tags: Mapping[str, str]) -> None:
+    """End a run in the store, unless it ended itself or is a run of another store."""
+    if run_id and has_run(store, run_id) and store.get_run(run_id).info.status == "RUNNING":
+        for name, value in tags.items():
+            store.set_tag(run_id, name, value)
+        store.set_terminated(run_id, status)

@@ -1,4 +1,4 @@
-"""Which code made a run, and who started it."""
+"""Tags that say which code made a run, and who started it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def provenance() -> dict[str, str]:
-    """Tags that say which code made a run: version, and commit where it runs from a checkout."""
+    """Return the version of topicell and, in a checkout, the commit."""
     tags = {
         "topicell.version": version("topicell"),
         "topicell.started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    # An installed topicell may lie inside somebody's repository without being part of it.
+    # An installed topicell may lie in another repository without being part of it.
     if _git("ls-files", "--error-unmatch", __file__):
         tags["topicell.git_commit"] = _git("rev-parse", "HEAD")
         tags["topicell.git_dirty"] = str(bool(_git("status", "--porcelain"))).lower()
@@ -37,7 +37,7 @@ def _git(*arguments: str) -> str:
 
 
 def source_tags() -> dict[str, str]:
-    """Tags by which MLflow's table names user and program."""
+    """Return the tags from which MLflow's table of runs shows user and program."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

@@ -1,7 +1,7 @@
-"""What a folder knows of its run: ``run.json`` and ``metrics.jsonl``.
+"""The record of a run in its folder: ``run.json`` and ``metrics.jsonl``.
 
-The folder comes first. All that a run says of itself is written there before MLflow hears of it, so
-a run can be gone on with, and delivered later, from its folder alone.
+Everything is written to the folder before it is sent to MLflow, so a run can be resumed, and
+delivered later, from its folder alone.
 """
 
 from __future__ import annotations
@@ -26,32 +26,38 @@ from topicell.files import whole
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoint"
+RUN_ERROR = "topicell.error"
+"""Tag of a failed run; its value says why."""
 REPORT_ERROR = "topicell.report_error"
 """Tag of a finished run whose report failed; its value says why."""
 _WRITING = threading.Lock()
+"""A run and the thread that delivers it write the same file."""
 
 
 def milliseconds() -> int:
-    """The time as MLflow counts it."""
+    """Return the time in MLflow's unit."""
     return int(time.time() * 1000)
 
 
 @dataclass(kw_only=True, slots=True)
 class Record:
-    """``run.json``: a run, or the parent of several, besides its metrics and artifacts."""
+    """Hold ``run.json``: a run, or the parent of several, without its metrics and artifacts.
+
+    A thread that delivers the run writes it too: replace its dictionaries and lists, change none.
+    """
 
     name: str
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Names the run in a store whose answer, with the run's id, was never heard."""
+    """Identifies the run in a store whose answer, with the run's id, was lost."""
     params: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     started: int = field(default_factory=milliseconds)
     status: str = "RUNNING"
     ended: int | None = None
     artifacts: list[str] = field(default_factory=list)
-    """Files and folders beside this one that MLflow is to have."""
+    """Files and folders in the run folder that are delivered."""
     store: str = ""
-    """The tracking store, without a password; empty where none is wanted."""
+    """The tracking store without its password; empty if tracking is off."""
     experiment: str = ""
     artifact_location: str | None = None
     asked: bool = False
@@ -60,18 +66,18 @@ class Record:
     parent_id: str = ""
     parent_key: str = ""
     sent: int = 0
-    """Lines of ``metrics.jsonl`` that the store is known to have."""
+    """Number of lines of ``metrics.jsonl`` that the store has."""
     delivered: bool = False
     """Whether the store has everything."""
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """The record of a folder.
+        """Read the record of a folder.
 
         Raises
         ------
         InputError
-            There is none, or it is none of ours.
+            There is none, or the file is not a record.
         """
         path = folder / RECORD
         try:
@@ -84,8 +90,7 @@ class Record:
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Write it, whole or not at all."""
-        # A call to the store that was given up notes in its thread that it asked.
+        """Write ``run.json`` completely or not at all."""
         with (
             _WRITING,
             whole(folder / RECORD) as unfinished,
@@ -97,26 +102,25 @@ class Record:
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
-    """What a process that was killed had written, and not yet given its name."""
+    """Return the unfinished files of a process that was killed while it wrote these names."""
     return [path for name in names for path in folder.glob(f".{name}-*")]
 
 
 def clear(folder: Path, record: Record) -> None:
-    """Take away what a killed process left beside its record; of a run that ended, its checkpoints.
+    """Remove unfinished records, and the checkpoints of a run that ended.
 
-    For who has the journal open: others may be at work.
+    The caller must hold the lock of the journal.
     """
     with _WRITING, contextlib.suppress(OSError):
-        # On a disk that takes nothing any more they stay, and hide no other error.
+        # A disk that fails must not hide the error of the run.
         for path in leftovers(folder, [RECORD]):
             path.unlink()
     if record.status == "FINISHED":
-        # The model has the weights, and nothing is left to go on with.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def records(root: Path) -> Iterator[tuple[Path, Record]]:
-    """All records under a folder, each with its own folder; what is none of ours is passed over."""
+    """Yield all records under a folder, with their folders; warn of other files of that name."""
     for path in sorted(root.rglob(RECORD)):
         try:
             yield path.parent, Record.read(path.parent)
@@ -125,28 +129,29 @@ def records(root: Path) -> Iterator[tuple[Path, Record]]:
 
 
 class BusyError(InputError):
-    """Another process works on the run."""
+    """Say that another process works on the run."""
 
 
 class Journal:
-    """``metrics.jsonl``, kept open, and locked while its run is alive.
+    """Keep ``metrics.jsonl`` open, and locked while the run is alive.
 
     Parameters
     ----------
     folder
         The run folder.
     shared
-        Whether several processes may have it open, as those that work on one sweep.
+        Whether several processes may have it open, such as those of one sweep.
 
     Raises
     ------
     BusyError
-        Another process has it.
+        Another process has it open.
     InputError
-        It is damaged.
+        The file is damaged.
     """
 
     def __init__(self, folder: Path, *, shared: bool = False) -> None:
+        self.shared = shared
         self._file: BinaryIO = (folder / METRICS).open("a+b")
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -157,44 +162,44 @@ class Journal:
                 f"{folder} is being worked on by another process; wait until that has ended"
             ) from error
         except OSError:
-            # A file system without locks, as some of clusters: that runs do not meet is up to us.
+            # Some file systems of clusters have no locks.
             pass
         self._folder = folder
         self.lines: list[dict[str, Any]] = []
-        self.read(mend=not shared)
+        self.read()
 
-    def read(self, *, mend: bool = False) -> None:
-        """Read the lines, those of other processes too; `mend` takes a torn one away."""
+    def read(self) -> None:
+        """Read the lines, those of other processes too; remove an incomplete one."""
         self._file.seek(0)
-        whole, _, torn = self._file.read().rpartition(b"\n")
-        if torn and mend:
+        complete, _, incomplete = self._file.read().rpartition(b"\n")
+        if incomplete and not self.shared:
             # The process was killed while it wrote the line.
-            self._file.truncate(len(whole) + bool(whole))
+            self._file.truncate(len(complete) + bool(complete))
         try:
-            self.lines = [json.loads(line) for line in whole.splitlines()]
+            self.lines = [json.loads(line) for line in complete.splitlines()]
         except ValueError as error:
             self._file.close()
             raise InputError(f"{self._folder / METRICS} is damaged ({error})") from error
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write a line with its time."""
+        """Append a line and its time."""
         timed = {"time": milliseconds(), **line}
         self._file.write(json.dumps(timed).encode() + b"\n")
         self._file.flush()
         self.lines.append(timed)
 
     def close(self) -> None:
-        """Let others have it."""
+        """Close the file, which releases the lock."""
         self._file.close()
 
 
 def is_alive(folder: Path) -> bool:
-    """Whether a process works on the run of a folder."""
+    """Return whether a process works on the run of a folder."""
     try:
         Journal(folder).close()
     except FileNotFoundError:
         return False
     except (InputError, OSError):
-        # Or it cannot be gone on with for another reason.
+        # A folder that cannot be read cannot be resumed either.
         return True
     return False

@@ -1,4 +1,4 @@
-"""The model registry: the model of a run under a name and an alias, and back to a folder."""
+"""The model registry: store the model of a run under a name and an alias, and fetch it again."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 CODE = Path(__file__).with_name("served.py")
 REQUIRED = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "pandas", "safetensors")
-"""What a model is pinned to, mlflow besides. No package index has topicell: where MLflow builds an
-environment for the model, pip must be shown its wheel (``PIP_FIND_LINKS``)."""
+"""Libraries whose versions a model pins, besides mlflow.
+
+No package index has topicell: where MLflow builds an environment for the model, ``PIP_FIND_LINKS``
+must name the folder of its wheel.
+"""
 
 
 def register(
@@ -39,10 +42,10 @@ def register(
 ) -> str:
     """Register the model of a run as a new version, and move the alias to it.
 
-    Where the alias names this run's model already, nothing is done.
+    Nothing is done if the alias names the model of this run already. The run may have ended.
 
-    What is stored is an MLflow model, an output of the run: the saved fit, the code that loads it,
-    a signature that names the genes, pinned requirements; no pickle. The run may have ended.
+    The stored MLflow model is an output of the run: the saved fit, the code that loads it, a
+    signature that names the genes, and pinned requirements; no pickle.
 
     Parameters
     ----------
@@ -52,10 +55,8 @@ def register(
         The run that made the model.
     folder
         Its run folder, with ``model/`` as written by `TopicFit.save`.
-    name
-        Of the registered model; made if there is none.
-    alias
-        What names this version from now on.
+    name, alias
+        Of the registered model, which is made if it does not exist, and of the new version.
     tags
         Of the version.
 
@@ -78,7 +79,7 @@ def register(
 
     fit = load_fit(folder / "model")
     store = client(config)
-    # It announces that it waits for what is there already.
+    # MLflow logs that it waits for a version that it has already.
     logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
     before = _champion(store, name, alias)
     if before is not None and before.run_id == run_id:
@@ -100,12 +101,12 @@ def register(
     finally:
         store.finalize_logged_model(model.model_id, status)
     store.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    # By its place: MLflow looks up models:/ID in the store that is set for the whole process.
+    # MLflow would look up models:/ID in the store that is set for the whole process.
     made = store.create_model_version(
         name, model.artifact_location, run_id, tags=dict(tags), model_id=model.model_id
     )
     if not is_server(config):
-        # As a server does: the UI shows it beside the run.
+        # A server sets this tag itself, and the UI shows it beside the run.
         versions = json.dumps([{"name": name, "version": made.version}])
         store.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
     store.set_registered_model_alias(name, alias, str(made.version))
@@ -113,13 +114,13 @@ def register(
 
 
 def _champion(store: MlflowClient, name: str, alias: str) -> Any:
-    """The version that an alias names; None if there is none."""
+    """Return the version that an alias names; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
         return store.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        # Stores differ in how they say that there is no such alias.
+        # Stores differ in the error for an alias that does not exist.
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
@@ -127,7 +128,7 @@ def _champion(store: MlflowClient, name: str, alias: str) -> Any:
 
 def _save(fit: TopicFit, weights: Path, path: Path, logged: Any) -> None:
     """Write the MLflow model of a fit that is saved in the folder `weights`."""
-    # MLflow would add the lock file of whatever project the user stands in.
+    # MLflow would add the lock file of a project in the current folder.
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     with warnings.catch_warnings():
         # MLflow warns of its own type hints.
@@ -155,7 +156,7 @@ def _save(fit: TopicFit, weights: Path, path: Path, logged: Any) -> None:
         model_id=logged.model_id,
     )
     with warnings.catch_warnings():
-        # The signature is not inferred, so it needs no example; cells are not given away.
+        # The signature is not inferred, and an example would publish cells.
         warnings.filterwarnings("ignore", ".*input example was not provided")
         save_model(
             path,
@@ -165,7 +166,7 @@ def _save(fit: TopicFit, weights: Path, path: Path, logged: Any) -> None:
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIRED],
             signature=signature,
         )
-    # Where these lay on this machine means nothing where the model goes.
+    # Paths on this machine mean nothing on another one.
     flavor = model.flavors["python_function"]
     flavor["model_code_path"] = CODE.name
     flavor["artifacts"]["fit"]["uri"] = flavor["artifacts"]["fit"]["path"]
@@ -231,7 +232,7 @@ def fetch_model(model: str, config: TrackingConfig, destination: Path) -> Path:
 
 
 def _address(store: MlflowClient, model: str, config: TrackingConfig) -> str:
-    """Where the files of a version are, if it is registered."""
+    """Return the address of the files of a registered version."""
     from mlflow.exceptions import MlflowException
 
     name, _, which = model.partition("/")
@@ -247,7 +248,7 @@ def _address(store: MlflowClient, model: str, config: TrackingConfig) -> str:
         ) from error
     number = str(registered.aliases.get(which, which))
     latest = max((int(found.version) for found in registered.latest_versions), default=0)
-    # A word would be refused in other words by each kind of store.
+    # Each kind of store has another error for a version that is no number.
     if number.isdecimal():
         try:
             return str(store.get_model_version_download_uri(name, number))

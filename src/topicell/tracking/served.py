@@ -1,4 +1,4 @@
-"""The code of a registered model: MLflow copies this file beside the weights, and runs the copy.
+"""Code of a registered model: MLflow copies this file beside the weights, and runs the copy.
 
 Nothing imports this module. The copy must run with later versions of topicell, so it imports public
 names only. The input is the counts as floats: MLflow enforces the signature before `predict`, and
@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 
 class TopicProportions(PythonModel):  # type: ignore[misc]  # mlflow is untyped
-    """Cells × genes in, cells × topics out."""
+    """Map cells × genes to cells × topics."""
 
     def load_context(self, context: Any) -> None:
         """Read the saved fit."""

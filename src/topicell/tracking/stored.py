@@ -1,4 +1,4 @@
-"""Runs that were stored: their folder, their metrics."""
+"""Stored runs: their folder, their metrics, their report."""
 
 from __future__ import annotations
 
@@ -12,29 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from topicell.config import TrackingConfig
 from topicell.errors import InputError
-from topicell.tracking.delivery import store_of
+from topicell.tracking.delivery import LAST_SECONDS, deliver
 from topicell.tracking.record import RECORD, REPORT_ERROR, Journal, Record
-from topicell.tracking.store import (
-    LAST_SECONDS,
-    Patience,
-    Unreachable,
-    client,
-    first_line,
-    require_store,
-    shown_uri,
-)
+from topicell.tracking.store import Unreachable, client, first_line, require_store, shown_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PARENT_KINDS = ("multirun", "sweep")
-"""Tags of runs that others are nested under."""
+"""Kinds of runs that other runs are nested under."""
 
 
 def kind_of(run: str, config: TrackingConfig) -> str:
-    """What a run id or folder is: ``run``, ``evaluation``, ``multirun`` or ``sweep``.
+    """Return the kind of a run id or folder: ``run``, ``evaluation``, ``multirun`` or ``sweep``.
 
-    What is not found is called a run: `fetch_run` says what is wrong with it.
+    An unknown id is of kind ``run``; `fetch_run` raises the error.
     """
     if Path(run).is_dir():
         return "sweep" if (Path(run) / "sweep.json").exists() else "run"
@@ -50,7 +46,7 @@ def kind_of(run: str, config: TrackingConfig) -> str:
 def fetch_run(
     run: str, config: TrackingConfig, destination: Path, artifacts: Sequence[str]
 ) -> tuple[Path, str]:
-    """The folder of a stored run and its run id (empty for a folder that MLflow does not know).
+    """Return the folder of a stored run and its run id, which is empty if a folder was named.
 
     Parameters
     ----------
@@ -59,9 +55,9 @@ def fetch_run(
     config
         The store.
     destination
-        Where the artifacts of an MLflow run are copied to.
+        The folder for a copy of the artifacts of an MLflow run.
     artifacts
-        Which artifacts are needed.
+        The names of the artifacts to copy.
 
     Raises
     ------
@@ -104,12 +100,12 @@ def store_artifacts(run_id: str, config: TrackingConfig, directory: Path) -> Non
 
 
 def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) -> None:
-    """Give a stored run its new report, and take away the tag that the first one failed.
+    """Give a stored run its new report, and remove the tag that the first one failed.
 
     Parameters
     ----------
     run
-        How the run was named: its id in MLflow, or its folder.
+        How the user named the run: by its id in MLflow, or by its folder.
     run_id
         Its id in MLflow; empty if it was named by its folder.
     config
@@ -117,6 +113,7 @@ def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) ->
     made
         The folder of the new report.
     """
+    folder = Path(run)
     if run_id:
         tags = client(config).get_run(run_id).data.tags
         store_artifacts(run_id, config, made)
@@ -124,41 +121,31 @@ def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) ->
             return
         client(config).delete_tag(run_id, REPORT_ERROR)
         folder = Path(tags.get("topicell.folder", ""))
-        # The folder may be of another machine, or gone.
-        if (folder / RECORD).is_file() and Record.read(folder).run_id == run_id:
-            _add_report(folder, made)
+    # The folder may be on another machine, or gone.
+    if not (folder / RECORD).is_file():
         return
-    folder = Path(run)
-    if not (folder / RECORD).is_file() or REPORT_ERROR not in Record.read(folder).tags:
-        return
-    _add_report(folder, made)
     record = Record.read(folder)
-    if not record.delivered:
+    if REPORT_ERROR not in record.tags or run_id not in ("", record.run_id):
         return
-    try:
-        store = store_of(record, config)
-        patience = Patience(LAST_SECONDS)
-        patience.call(lambda: store_artifacts(record.run_id, store, made))
-        patience.call(lambda: client(store).delete_tag(record.run_id, REPORT_ERROR))
-    except (InputError, Unreachable) as error:
-        warnings.warn(
-            f"MLflow has not received the new report ({error}); `topicell report "
-            f"run={record.run_id}` gives it to MLflow",
-            stacklevel=2,
-        )
-
-
-def _add_report(folder: Path, made: Path) -> None:
-    """Put a report where the first one failed; nothing else has its names."""
     with contextlib.closing(Journal(folder)):
         shutil.copytree(made, folder, dirs_exist_ok=True)
-        record = Record.read(folder)
-        record.tags.pop(REPORT_ERROR, None)
+        del record.tags[REPORT_ERROR]
+        deliver_again = record.delivered and not run_id
+        record.delivered = record.delivered and not deliver_again
         record.write(folder)
+    if deliver_again:
+        try:
+            deliver(folder, config, LAST_SECONDS)
+        except (InputError, Unreachable) as error:
+            warnings.warn(
+                f"MLflow has not received the new report ({error}); `topicell sync "
+                f"folders={folder}` delivers it",
+                stacklevel=2,
+            )
 
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """The metrics by epoch and the final metrics of a run folder."""
+    """Return the metrics by epoch and the final metrics of a run folder."""
     history: list[dict[str, float]] = []
     final: dict[str, float] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -173,7 +160,7 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class NestedRun:
-    """A run of a grid or a sweep, as it is stored."""
+    """Hold a stored run of a grid or a sweep."""
 
     run_id: str
     name: str
@@ -181,7 +168,7 @@ class NestedRun:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     values: Mapping[str, Mapping[str, Sequence[float]]]
-    """Of ``scores.csv``: by metric and split, one value a replicate."""
+    """The values of ``scores.csv`` by metric and split, one per replicate."""
     curve: Mapping[int, float]
     """A metric by epoch."""
     seconds: float | None
@@ -189,7 +176,7 @@ class NestedRun:
 
 
 def nested_runs(config: TrackingConfig, parent_id: str, *, curve: str) -> list[NestedRun]:
-    """The runs under a parent, in the order in which they were begun.
+    """Return the runs under a parent, in the order in which they began.
 
     Parameters
     ----------
@@ -198,48 +185,43 @@ def nested_runs(config: TrackingConfig, parent_id: str, *, curve: str) -> list[N
     parent_id
         The parent run.
     curve
-        The metric whose values by epoch are read.
+        The metric to read by epoch.
     """
     store = client(config)
     experiment = store.get_run(parent_id).info.experiment_id
-    found = []
-    page = None
-    while True:
-        page = store.search_runs(
-            [experiment], f"tags.mlflow.parentRunId = '{parent_id}'", page_token=page and page.token
-        )
-        found += list(page)
-        if not page.token:
-            break
-    runs = []
-    for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
+    nested, token, runs = f"tags.mlflow.parentRunId = '{parent_id}'", None, []
+    while token != "":
+        page = store.search_runs([experiment], nested, page_token=token)
+        runs += page
+        token = page.token or ""
+    runs.sort(key=lambda run: (run.info.start_time, run.info.run_id))
+    return [_nested_run(store, run, curve) for run in runs]
+
+
+def _nested_run(store: MlflowClient, run: Any, curve: str) -> NestedRun:
+    info = run.info
+    values: dict[str, dict[str, list[float]]] = {}
+    if any(item.path == "scores.csv" for item in store.list_artifacts(info.run_id)):
         with tempfile.TemporaryDirectory() as scratch:
-            values: dict[str, dict[str, list[float]]] = {}
-            if any(item.path == "scores.csv" for item in store.list_artifacts(run.info.run_id)):
-                store.download_artifacts(run.info.run_id, "scores.csv", scratch)
-                values = read_scores(Path(scratch) / "scores.csv")
-        history = store.get_metric_history(run.info.run_id, curve)
-        end = run.info.end_time
-        runs.append(
-            NestedRun(
-                run_id=run.info.run_id,
-                name=run.info.run_name,
-                status=run.info.status,
-                params=run.data.params,
-                tags=run.data.tags,
-                values=values,
-                curve={metric.step: metric.value for metric in history},
-                seconds=(end - run.info.start_time) / 1000 if end else None,
-                ended=datetime.fromtimestamp(end / 1000, UTC).isoformat(timespec="seconds")
-                if end
-                else "",
-            )
-        )
-    return runs
+            values = read_scores(Path(store.download_artifacts(info.run_id, "scores.csv", scratch)))
+    ended = ""
+    if info.end_time:
+        ended = datetime.fromtimestamp(info.end_time / 1000, UTC).isoformat(timespec="seconds")
+    return NestedRun(
+        run_id=info.run_id,
+        name=info.run_name,
+        status=info.status,
+        params=run.data.params,
+        tags=run.data.tags,
+        values=values,
+        curve={point.step: point.value for point in store.get_metric_history(info.run_id, curve)},
+        seconds=(info.end_time - info.start_time) / 1000 if info.end_time else None,
+        ended=ended,
+    )
 
 
 def read_scores(path: Path) -> dict[str, dict[str, list[float]]]:
-    """The values of ``scores.csv``, by metric and split."""
+    """Return the values of ``scores.csv`` by metric and split."""
     values: dict[str, dict[str, list[float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):

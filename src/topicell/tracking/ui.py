@@ -1,4 +1,4 @@
-"""MLflow's own UI on the store."""
+"""MLflow's own user interface for the store."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ import warnings
 from urllib.parse import urlsplit
 
 from topicell.config import TrackingConfig
-from topicell.tracking.store import (
-    client,
-    experiment_id,
-    is_server,
-    require_store,
-    tracking_uri,
-)
+from topicell.tracking.store import client, experiment_id, is_server, require_store, tracking_uri
 
 
 def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
-    """The command that serves MLflow's own UI on the store, light and without telemetry.
+    """Return the command that serves MLflow's UI with one worker and without telemetry.
 
     Warns
     -----
     UserWarning
-        Others than this machine may reach it.
+        Other machines may reach it.
     """
     require_store(config)
     if not _is_loopback(host):
@@ -33,8 +27,7 @@ def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
             "read, change and delete the runs; host=127.0.0.1 keeps it to this machine",
             stacklevel=2,
         )
-    # Through the environment: a command line is seen by everybody on the machine, and the
-    # address of a database may hold a password.
+    # Everybody on the machine can see a command line, and the address may hold a password.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking_uri(config)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -43,10 +36,10 @@ def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
 
 
 def ui_address(config: TrackingConfig, host: str, port: int) -> str:
-    """The address of the experiment's table of runs in the machine-learning view.
+    """Return the address of the experiment's table of runs in the machine-learning view.
 
-    Without a user's name and password: it is printed, and stays in the history of the browser,
-    which asks for them.
+    It has no user name and no password, because it is printed and kept in the browser's history;
+    the browser asks for them.
     """
     require_store(config)
     experiment = experiment_id(client(config), config)
