@@ -24,9 +24,9 @@ from optuna.distributions import (
 
 from topicell.config import Sampler, SweepConfig
 from topicell.errors import InputError
-from topicell.sweep import study as module
-from topicell.sweep.locks import DatabaseLocks, locks_of
-from topicell.sweep.study import KILLED, Study, open_storage
+from topicell.sweep import storage as module
+from topicell.sweep.storage import DatabaseLocks, open_locks, open_storage
+from topicell.sweep.study import KILLED, Study
 
 TOPICS = "model.n_topics"
 SPACE = {TOPICS: IntDistribution(2, 30), "model.sparse": CategoricalDistribution(["True", "False"])}
@@ -40,12 +40,13 @@ ASKS_AND_WAITS = """
 import json, sys
 from optuna.distributions import json_to_distribution
 from topicell.config import SweepConfig
-from topicell.sweep import study as module
+from topicell.sweep import storage as module
+from topicell.sweep.study import Study
 
 told = json.loads(sys.argv[1])
 module.HEARTBEAT_SECONDS, module.STALE_SECONDS = told["seconds"]
 space = {name: json_to_distribution(text) for name, text in told["space"].items()}
-study = module.Study(SweepConfig(**told["settings"]), space, {}, 0)
+study = Study(SweepConfig(**told["settings"]), space, {}, 0)
 for i in range(told["n_asked"]):
     trial = study.ask()
     study.note(trial.number, run_id=f"run {i}")
@@ -73,10 +74,10 @@ study.close()
 
 OBEYS = """
 import sys
-from topicell.config import InputError
-from topicell.sweep.locks import locks_of
+from topicell.errors import InputError
+from topicell.sweep.storage import open_locks
 
-locks = locks_of(*sys.argv[1:])
+locks = open_locks(*sys.argv[1:])
 print("ready", flush=True)
 for line in sys.stdin:
     command = line.strip()
@@ -84,7 +85,7 @@ for line in sys.stdin:
         locks.release()
         answer = "released"
     elif command == "briefly":
-        with locks.briefly():
+        with locks.decision():
             print("in", flush=True)
             sys.stdin.readline()
         answer = "out"
@@ -99,14 +100,14 @@ for line in sys.stdin:
 COUNTS = """
 import sys, time
 from pathlib import Path
-from topicell.sweep.locks import locks_of
+from topicell.sweep.storage import open_locks
 
 url, study, counter, n = sys.argv[1:]
-locks = locks_of(url, study)
+locks = open_locks(url, study)
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(int(n)):
-    with locks.briefly():
+    with locks.decision():
         before = int(Path(counter).read_text())
         time.sleep(0.0005)
         Path(counter).write_text(str(before + 1))
@@ -275,7 +276,7 @@ def soon(condition, seconds=60.0):
 
 
 def test_locks_of_a_database_are_of_the_database(url):
-    locks = locks_of(url, "s")
+    locks = open_locks(url, "s")
     assert isinstance(locks, DatabaseLocks)
     locks.release()
 
@@ -354,8 +355,8 @@ def test_a_brief_lock_does_not_touch_the_one_on_the_study(holders):
 
 
 def test_a_decision_that_fails_is_over(holders, url):
-    locks = locks_of(url, "s")
-    with pytest.raises(ZeroDivisionError), locks.briefly():
+    locks = open_locks(url, "s")
+    with pytest.raises(ZeroDivisionError), locks.decision():
         _ = 1 / 0
     (other,) = holders(1)
     assert other.ask("briefly") == "in"

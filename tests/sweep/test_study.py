@@ -20,17 +20,18 @@ from optuna.distributions import (
 
 from topicell.config import Pruner, Sampler, SweepConfig
 from topicell.errors import InputError
-from topicell.sweep import study as module
+from topicell.sweep import storage as module
+from topicell.sweep import study as study_module
+from topicell.sweep.storage import open_storage
 from topicell.sweep.study import (
-    KILLED,
+    MAX_POINTS,
     Study,
-    is_finite,
     make_pruner,
     make_sampler,
-    open_storage,
+    points_of,
     study_name,
 )
-from topicell.sweep.trials import PERPLEXITY
+from topicell.sweep.trials import KILLED, PERPLEXITY
 from topicell.tracking.store import without_password
 
 TOPICS, RATE, FLAG = "model.n_topics", "train.learning_rate", "model.sparse"
@@ -42,12 +43,13 @@ ASKS_AND_WAITS = """
 import json, sys
 from optuna.distributions import json_to_distribution
 from topicell.config import SweepConfig
-from topicell.sweep import study as module
+from topicell.sweep import storage as module
+from topicell.sweep.study import Study
 
 told = json.loads(sys.argv[1])
 module.HEARTBEAT_SECONDS, module.STALE_SECONDS = told["seconds"]
 space = {name: json_to_distribution(text) for name, text in told["space"].items()}
-study = module.Study(SweepConfig(**told["settings"]), space, {}, 0)
+study = Study(SweepConfig(**told["settings"]), space, {}, 0)
 for i in range(told["n_asked"]):
     trial = study.ask()
     study.note(trial.number, run_id=f"run {i}", folder=f"folder {i}", n_topics=3)
@@ -116,7 +118,7 @@ def use_up(study, at_most=1000):
 
 def lose(study):
     """What is left of a study whose process was killed."""
-    study._beating.set()
+    study._closed.set()
     study._locks.release()
 
 
@@ -304,14 +306,14 @@ def test_a_grid_needs_an_end(journal):
         opened(journal, ENDLESS, sampler=Sampler.grid)
 
 
-def test_a_space_is_finite_if_every_setting_is_and_its_points_are_not_too_many():
-    assert is_finite(FINITE)
-    assert is_finite({RATE: FloatDistribution(0, 1, step=0.25)})
-    assert is_finite({RATE: FloatDistribution(0.5, 0.5)})
-    assert not is_finite(ENDLESS)
-    assert is_finite({"a": IntDistribution(1, module.MOST_POINTS)})
-    assert not is_finite({"a": IntDistribution(0, module.MOST_POINTS)})
-    assert not is_finite({n: IntDistribution(1, 1000) for n in "abcdefgh"})
+def test_a_space_is_enumerated_if_every_setting_ends_and_its_points_are_not_too_many():
+    assert len(points_of(FINITE)) == N_POINTS
+    assert len(points_of({RATE: FloatDistribution(0, 1, step=0.25)})) == 5
+    assert points_of({RATE: FloatDistribution(0.5, 0.5)}) == [{RATE: 0.5}]
+    assert points_of(ENDLESS) is None
+    assert len(points_of({"a": IntDistribution(1, MAX_POINTS)})) == MAX_POINTS
+    assert points_of({"a": IntDistribution(0, MAX_POINTS)}) is None
+    assert points_of({n: IntDistribution(1, 1000) for n in "abcdefgh"}) is None
 
 
 SESSIONS = {"once": [12], "in the middle": [5, 7], "each time": [1] * 12}
@@ -600,7 +602,7 @@ def test_trials_of_one_who_joined_and_was_killed_are_taken_over(start_process, s
 
 def test_no_trial_is_started_after_the_timeout_of_all_sessions(url, monkeypatch):
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     with opened(url, timeout=10.0) as study:
         running = study.ask()
         clock.now += 6
@@ -625,7 +627,7 @@ def test_no_trial_is_started_after_the_timeout_of_all_sessions(url, monkeypatch)
 
 def test_without_a_timeout_time_is_counted_and_ends_nothing(journal, monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     with opened(journal) as study:
         clock.now += 1e6
         assert study.ask() is not None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from topicell.errors import InputError
-from topicell.sweep.locks import DatabaseLocks, FileLocks, locks_of
+from topicell.sweep.storage import FileLocks, open_locks
 
 OBEYS = """
 import sys
-from topicell.config import InputError
-from topicell.sweep.locks import locks_of
+from topicell.errors import InputError
+from topicell.sweep.storage import open_locks
 
-locks = locks_of(*sys.argv[1:])
+locks = open_locks(*sys.argv[1:])
 print("ready", flush=True)
 for line in sys.stdin:
     command = line.strip()
@@ -25,7 +24,7 @@ for line in sys.stdin:
         locks.release()
         answer = "released"
     elif command == "briefly":
-        with locks.briefly():
+        with locks.decision():
             print("in", flush=True)
             sys.stdin.readline()
         answer = "out"
@@ -40,14 +39,14 @@ for line in sys.stdin:
 COUNTS = """
 import sys, time
 from pathlib import Path
-from topicell.sweep.locks import locks_of
+from topicell.sweep.storage import open_locks
 
 url, study, counter, n = sys.argv[1:]
-locks = locks_of(url, study)
+locks = open_locks(url, study)
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(int(n)):
-    with locks.briefly():
+    with locks.decision():
         before = int(Path(counter).read_text())
         time.sleep(0.0005)
         Path(counter).write_text(str(before + 1))
@@ -165,7 +164,7 @@ def test_a_storage_is_the_same_by_any_path(processes, url, tmp_path):
 
 def test_a_program_that_is_started_meanwhile_does_not_keep_the_lock(processes, url):
     """As a worker that outlives the sweep, or a browser that shows its report."""
-    locks = locks_of(url, "s")
+    locks = open_locks(url, "s")
     assert locks.hold(shared=False)
     with subprocess.Popen(["sleep", "60"], close_fds=False) as other:
         locks.release()
@@ -193,8 +192,8 @@ def test_who_is_killed_in_a_decision_does_not_stop_the_others(processes, url):
 
 
 def test_a_decision_that_fails_is_over(processes, url):
-    locks = locks_of(url, "s")
-    with pytest.raises(ZeroDivisionError), locks.briefly():
+    locks = open_locks(url, "s")
+    with pytest.raises(ZeroDivisionError), locks.decision():
         _ = 1 / 0
     assert processes(url, "s").ask("briefly") == "in"
     locks.release()
@@ -210,9 +209,9 @@ def test_a_brief_lock_does_not_touch_the_one_on_the_study(processes, url):
 
 
 def test_who_is_refused_is_told_the_ways_out(url):
-    locks = locks_of(url, "s")
+    locks = open_locks(url, "s")
     assert locks.hold(shared=False)
-    other = locks_of(url, "s")
+    other = open_locks(url, "s")
     with pytest.raises(InputError, match=r"sweep\.study = 's': another process .*sweep\.join=true"):
         other.hold(shared=True)
     other.release()
@@ -220,7 +219,7 @@ def test_who_is_refused_is_told_the_ways_out(url):
 
 
 def test_locks_are_files_of_their_own_beside_the_storage(url, tmp_path):
-    locks = locks_of(url, "a study with any name: ü?*")
+    locks = open_locks(url, "a study with any name: ü?*")
     assert isinstance(locks, FileLocks)
     assert locks.hold(shared=True)
     found = sorted(path.name for path in tmp_path.iterdir())
@@ -234,18 +233,5 @@ def test_locks_are_files_of_their_own_beside_the_storage(url, tmp_path):
 )
 def test_an_address_that_cannot_be_locked_is_refused(url):
     with pytest.raises(InputError, match=r"give sqlite:///FILE, journal:FILE or") as refused:
-        locks_of(url, "s")
+        open_locks(url, "s")
     assert "secret" not in str(refused.value)
-
-
-@pytest.mark.parametrize("scheme", ["sqlite:///", "journal:"])
-def test_a_folder_that_cannot_be_made_is_refused(scheme, tmp_path):
-    Path(tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file cannot be written to .*choose another"):
-        locks_of(f"{scheme}{tmp_path / 'file' / 'optuna.db'}", "s")
-
-
-def test_a_database_without_its_driver_is_refused_with_the_way_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(InputError, match=r"pip install 'psycopg\[binary\]'"):
-        DatabaseLocks("postgresql+psycopg://me:secret@127.0.0.1:1/d", "s")
