@@ -240,7 +240,7 @@ class Study:
         """End a trial whose worker was killed; return whether it is tried again, which is once."""
         trial = self._running[number]
         self.fail(number, error)
-        first = trial.user_attrs.get(KILLED_BEFORE, 0) == 0
+        first = int(trial.user_attrs.get(KILLED_BEFORE, 0)) == 0
         if first:
             self._repeat(trial, n_killed=1)
         return first
