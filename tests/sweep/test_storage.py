@@ -1,15 +1,15 @@
-"""Locks on files, between processes: exclusive or shared, and gone with whoever held them."""
+"""Locks between processes, exclusive or shared, that end with their process; and bad addresses."""
 
 from __future__ import annotations
 
-import contextlib
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from topicell.errors import InputError
-from topicell.sweep.storage import FileLocks, open_locks
+from topicell.sweep.storage import DatabaseLocks, FileLocks, open_locks, open_storage
 
 OBEYS = """
 import sys
@@ -23,7 +23,7 @@ for line in sys.stdin:
     if command == "release":
         locks.release()
         answer = "released"
-    elif command == "briefly":
+    elif command == "decide":
         with locks.decision():
             print("in", flush=True)
             sys.stdin.readline()
@@ -53,64 +53,29 @@ for _ in range(int(n)):
 """
 
 
-class Holder:
-    """A process that does with its locks what it is told."""
-
-    def __init__(self, script, *arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def tell(self, command):
-        self.process.stdin.write(f"{command}\n")
-        self.process.stdin.flush()
-
-    def hear(self):
-        return self.process.stdout.readline().strip()
-
-    def ask(self, command):
-        self.tell(command)
-        return self.hear()
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture
-def processes():
-    """Starts processes, and ends them."""
-    with contextlib.ExitStack() as stack:
+def holders(start_program, url):
+    """Starts processes that have the locks of a study, all in one storage."""
 
-        def start(*arguments, script=OBEYS):
-            holder = Holder(script, *arguments)
-            stack.enter_context(holder.process)
-            stack.callback(holder.process.kill)
-            assert holder.hear() == "ready"
-            return holder
+    def start(n, study="s", url=url):
+        found = [start_program(OBEYS, url, study) for _ in range(n)]
+        assert [one.hear() for one in found] == ["ready"] * n
+        return found
 
-        yield start
+    return start
 
 
-@pytest.fixture(params=["sqlite:///", "journal:"])
-def url(request, tmp_path):
-    return f"{request.param}{tmp_path / 'optuna.db'}"
-
-
-def test_one_process_works_on_a_study(processes, url):
-    one, two = (processes(url, "s") for _ in range(2))
+def test_one_process_works_on_a_study(holders, soon):
+    one, two = holders(2)
     assert one.ask("exclusive") == "alone"
     assert two.ask("exclusive") == "refused"
     assert two.ask("shared") == "refused"
     assert one.ask("release") == "released"
-    assert two.ask("exclusive") == "alone"
+    assert soon(lambda: two.ask("exclusive") == "alone")
 
 
-def test_those_who_share_work_together_and_know_who_came_first(processes, url):
-    one, two, three = (processes(url, "s") for _ in range(3))
+def test_processes_that_share_work_together_and_know_which_came_first(holders, soon):
+    one, two, three, four = holders(4)
     assert one.ask("shared") == "alone"
     assert two.ask("shared") == "not alone"
     assert three.ask("exclusive") == "refused"
@@ -118,29 +83,20 @@ def test_those_who_share_work_together_and_know_who_came_first(processes, url):
     assert three.ask("exclusive") == "refused"
     assert three.ask("shared") == "not alone"
     assert two.ask("release") == three.ask("release") == "released"
-    four = processes(url, "s")
-    assert four.ask("shared") == "alone"
-
-
-def test_who_was_refused_stands_in_nobodys_way(processes, url):
-    one, two, three = (processes(url, "s") for _ in range(3))
-    assert one.ask("shared") == "alone"
-    assert two.ask("exclusive") == "refused"
-    assert three.ask("shared") == "not alone"
-    assert one.ask("release") == three.ask("release") == "released"
-    assert two.ask("exclusive") == "alone"
+    assert soon(lambda: four.ask("exclusive") == "alone")
 
 
 @pytest.mark.parametrize("command", ["exclusive", "shared"])
-def test_the_lock_of_a_killed_process_is_free(processes, url, command):
-    one = processes(url, "s")
+def test_the_lock_of_a_killed_process_is_free(holders, soon, command):
+    one, two = holders(2)
     assert one.ask(command) == "alone"
+    assert two.ask("exclusive") == "refused"
     one.kill()
-    assert processes(url, "s").ask("exclusive") == "alone"
+    assert soon(lambda: two.ask("exclusive") == "alone")
 
 
-def test_a_killed_process_leaves_the_others_their_share(processes, url):
-    one, two, three = (processes(url, "s") for _ in range(3))
+def test_a_killed_process_leaves_the_others_their_share(holders):
+    one, two, three = holders(3)
     assert one.ask("shared") == "alone"
     assert two.ask("shared") == "not alone"
     one.kill()
@@ -148,90 +104,161 @@ def test_a_killed_process_leaves_the_others_their_share(processes, url):
     assert three.ask("shared") == "not alone"
 
 
-def test_studies_and_storages_do_not_know_each_other(processes, url):
-    assert processes(url, "s").ask("exclusive") == "alone"
-    assert processes(url, "t").ask("exclusive") == "alone"
-    assert processes(f"{url}2", "s").ask("exclusive") == "alone"
+def test_studies_do_not_know_each_other(holders):
+    ((one,), (two,)) = holders(1, "s"), holders(1, "t")
+    assert one.ask("exclusive") == two.ask("exclusive") == "alone"
 
 
-def test_a_storage_is_the_same_by_any_path(processes, url, tmp_path):
+@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
+def test_a_storage_is_the_same_by_any_path_and_another_is_not(holders, url, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
-    scheme = url.removesuffix(str(tmp_path / "optuna.db"))
-    assert processes(url, "s").ask("exclusive") == "alone"
+    scheme = url.removesuffix(f"{tmp_path}/optuna.db")
+    (one,) = holders(1)
+    assert one.ask("exclusive") == "alone"
     for path in (tmp_path / "link" / "optuna.db", tmp_path / ".." / tmp_path.name / "optuna.db"):
-        assert processes(f"{scheme}{path}", "s").ask("exclusive") == "refused"
+        (other,) = holders(1, url=f"{scheme}{path}")
+        assert other.ask("exclusive") == "refused"
+    (other,) = holders(1, url=f"{url}2")
+    assert other.ask("exclusive") == "alone"
 
 
-def test_a_program_that_is_started_meanwhile_does_not_keep_the_lock(processes, url):
+def test_a_program_that_is_started_meanwhile_does_not_keep_the_lock(holders, soon, url):
     """As a worker that outlives the sweep, or a browser that shows its report."""
     locks = open_locks(url, "s")
     assert locks.hold(shared=False)
     with subprocess.Popen(["sleep", "60"], close_fds=False) as other:
         locks.release()
-        assert processes(url, "s").ask("exclusive") == "alone"
+        (one,) = holders(1)
+        assert soon(lambda: one.ask("exclusive") == "alone")
         other.kill()
 
 
-def test_decisions_are_taken_one_at_a_time(processes, url, tmp_path):
+def test_decisions_are_taken_one_at_a_time(start_program, url, tmp_path):
     counter = tmp_path / "counter"
     counter.write_text("0")
-    both = [processes(url, "s", counter, 200, script=COUNTS) for _ in range(2)]
+    both = [start_program(COUNTS, url, "s", counter, 200) for _ in range(2)]
+    assert [one.hear() for one in both] == ["ready"] * 2
     for one in both:
-        one.tell("go")
+        one.tell()
     assert [one.process.wait(600) for one in both] == [0, 0]
     assert counter.read_text() == "400"
 
 
-def test_who_is_killed_in_a_decision_does_not_stop_the_others(processes, url):
-    one, two = (processes(url, "s") for _ in range(2))
-    assert one.ask("briefly") == "in"
-    two.tell("briefly")
+def test_a_process_that_is_killed_in_a_decision_does_not_stop_the_others(holders):
+    one, two = holders(2)
+    assert one.ask("decide") == "in"
+    two.tell("decide")
     one.kill()
     assert two.hear() == "in"
     assert two.ask("") == "out"
 
 
-def test_a_decision_that_fails_is_over(processes, url):
+def test_a_decision_that_fails_releases_its_lock(holders, url):
     locks = open_locks(url, "s")
     with pytest.raises(ZeroDivisionError), locks.decision():
         _ = 1 / 0
-    assert processes(url, "s").ask("briefly") == "in"
+    (other,) = holders(1)
+    assert other.ask("decide") == "in"
     locks.release()
 
 
-def test_a_brief_lock_does_not_touch_the_one_on_the_study(processes, url):
-    one, two = (processes(url, "s") for _ in range(2))
+def test_the_decision_lock_does_not_touch_the_one_on_the_study(holders):
+    one, two = holders(2)
     assert one.ask("shared") == "alone"
-    assert one.ask("briefly") == "in"
+    assert one.ask("decide") == "in"
     assert two.ask("shared") == "not alone"
     assert one.ask("") == "out"
-    assert two.ask("briefly") == "in"
+    assert two.ask("decide") == "in"
 
 
-def test_who_is_refused_is_told_the_ways_out(url):
-    locks = open_locks(url, "s")
+def test_a_refusal_says_what_to_do(url):
+    locks, other = open_locks(url, "s"), open_locks(url, "s")
     assert locks.hold(shared=False)
-    other = open_locks(url, "s")
     with pytest.raises(InputError, match=r"sweep\.study = 's': another process .*sweep\.join=true"):
         other.hold(shared=True)
     other.release()
     locks.release()
 
 
-def test_locks_are_files_of_their_own_beside_the_storage(url, tmp_path):
+def test_locks_are_of_the_database_or_files_beside_the_storage(url, tmp_path):
     locks = open_locks(url, "a study with any name: ü?*")
-    assert isinstance(locks, FileLocks)
     assert locks.hold(shared=True)
-    found = sorted(path.name for path in tmp_path.iterdir())
-    assert len(found) == 2
-    assert all(name.startswith(".optuna.db.") and name.endswith(".lock") for name in found)
+    if url.startswith("postgresql"):
+        assert isinstance(locks, DatabaseLocks)
+    else:
+        assert isinstance(locks, FileLocks)
+        found = sorted(path.name for path in tmp_path.iterdir())
+        assert len(found) == 2
+        assert all(name.startswith(".optuna.db.") and name.endswith(".lock") for name in found)
     locks.release()
 
 
+# Addresses
+
+
+def open_both(url):
+    """What a study opens, in this order."""
+    open_locks(url, "s").release()
+    open_storage(url)
+
+
 @pytest.mark.parametrize(
-    "url", ["mysql://me:secret@host/d", "redis://host", "optuna.db", "sqlite://", "postgres"]
+    "url",
+    [
+        *("nosuch://me:secret@host/d", "http://me:secret@host/d", "mysql://me:secret@host/d"),
+        *("redis://host", "optuna.db", "postgres", "sqlite://"),
+    ],
 )
-def test_an_address_that_cannot_be_locked_is_refused(url):
-    with pytest.raises(InputError, match=r"give sqlite:///FILE, journal:FILE or") as refused:
-        open_locks(url, "s")
-    assert "secret" not in str(refused.value)
+def test_an_unknown_kind_of_storage_is_refused_with_those_known(url):
+    with pytest.raises(InputError, match=r"sweep\.storage = .*sqlite:///FILE.*journal:FILE") as e:
+        open_both(url)
+    assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize("use", [open_storage, open_both])
+def test_a_driver_that_is_not_installed_is_named_with_the_way_to_get_it(use, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InputError, match=r"driver is not .*pip install 'psycopg\[binary\]'") as e:
+        use("postgresql+psycopg://me:secret@127.0.0.1:1/d")
+    assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize("use", [open_storage, open_both])
+@pytest.mark.parametrize("scheme", ["sqlite:///", "journal:"])
+def test_a_place_that_cannot_be_written_to_is_refused(use, scheme, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/optuna.db' cannot be opened .*sqlite:///FILE"):
+        use(f"{scheme}{tmp_path / 'file' / 'optuna.db'}")
+
+
+@pytest.mark.parametrize("use", [open_storage, open_both])
+def test_a_file_that_is_no_storage_is_refused(use, tmp_path):
+    (tmp_path / "cells.csv").write_text("cell,gene\n" * 1000)
+    for scheme in ("sqlite:///", "journal:"):
+        with pytest.raises(InputError, match=r"sweep\.storage.*cannot be opened"):
+            use(f"{scheme}{tmp_path / 'cells.csv'}")
+    with pytest.raises(InputError, match=r"sweep\.storage.*cannot be opened"):
+        use(f"sqlite:///{tmp_path}")
+
+
+@pytest.mark.extras("psycopg")
+@pytest.mark.parametrize("use", [open_storage, open_both])
+def test_a_server_that_cannot_be_reached_is_refused_without_the_password(use):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        for rest in (f"127.0.0.1:{port}/d", "127.0.0.1:port/d", "x y/z@127.0.0.1:1/d"):
+            with pytest.raises(InputError, match=r"sweep\.storage.*cannot be opened") as refused:
+                use(f"postgresql+psycopg://me:secret@{rest}")
+            assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("use", [open_storage, open_both])
+@pytest.mark.parametrize(
+    "wrong", [("topicell:", "nobody:"), ("not%3A%20to%2Fbe%40shown", "no-secret"), ("/d", "/no-d")]
+)
+def test_a_server_that_refuses_is_an_input_error(use, database, wrong):
+    with pytest.raises(InputError, match=r"sweep\.storage.*cannot be opened") as refused:
+        use(database.replace(*wrong))
+    assert "shown" not in str(refused.value)
+    assert "no-secret" not in str(refused.value)

@@ -188,6 +188,11 @@ class DatabaseLocks(Locks):
 
     def release(self) -> None:
         """See `Locks.release`."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        # The server notices some time after it that a connection was closed.
+        with contextlib.suppress(SQLAlchemyError):
+            self._call("pg_advisory_unlock_all")
         self._connection.close()
 
     def _try(self, *, shared: bool) -> bool:
@@ -197,10 +202,10 @@ class DatabaseLocks(Locks):
         self._call("pg_advisory_lock_shared", self._study)
         self._call("pg_advisory_unlock", self._study)
 
-    def _call(self, function: str, key: int) -> Any:
-        from sqlalchemy import text
+    def _call(self, function: str, *key: int) -> Any:
+        from sqlalchemy import func, select
 
-        return self._connection.execute(text(f"SELECT {function}(:key)"), {"key": key}).scalar()
+        return self._connection.execute(select(getattr(func, function)(*key))).scalar()
 
 
 def open_locks(url: str, study: str) -> Locks:
