@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import logging
 import math
 import threading
 import time
@@ -37,8 +36,6 @@ from topicell.evaluation.estimates import difference
 from topicell.redaction import without_password
 from topicell.sweep.storage import close_storage, open_locks, open_storage
 from topicell.sweep.trials import INTERRUPTED, KILLED, PERPLEXITY, Trial
-
-log = logging.getLogger(__name__)
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
 MAX_POINTS = 100_000
@@ -278,18 +275,14 @@ class Study:
         return [as_plain(trial) for trial in trials if trial.state is not TrialState.WAITING]
 
     def importance(self) -> dict[str, float]:
-        """Return the importance of each setting (PED-ANOVA); empty if it cannot be computed."""
+        """Return the importance of each setting (PED-ANOVA); empty if no setting varied."""
         done = self._complete()
         varied = {name for name in self.space if len({repr(t.params[name]) for t in done}) > 1}
         if len(varied) < 2:
             return dict.fromkeys(varied, 1.0)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = optuna.importance.get_param_importances(self._study)
-        except (RuntimeError, ValueError) as error:
-            log.warning("the importance of the settings cannot be computed (%s)", error)
-            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(self._study)
         return {name: float(value) for name, value in found.items()}
 
     def _require(self, definition: Mapping[str, Any]) -> None:
