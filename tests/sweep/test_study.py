@@ -21,7 +21,7 @@ from topicell.config import Pruner, Sampler, SweepConfig
 from topicell.errors import InputError
 from topicell.sweep import storage as module
 from topicell.sweep import study as study_module
-from topicell.sweep.storage import open_storage
+from topicell.sweep.storage import close_storage, open_storage
 from topicell.sweep.study import (
     MAX_POINTS,
     Study,
@@ -108,6 +108,7 @@ def use_up(study, at_most=1000):
 def lose(study):
     """What is left of a study whose process was killed."""
     study._closed.set()
+    close_storage(study._storage)
     study._locks.release()
 
 
@@ -658,7 +659,8 @@ def test_a_study_made_with_other_settings_is_refused_by_their_name(url):
 
 
 def test_an_optuna_study_of_other_making_is_refused(url):
-    foreign = optuna.create_study(storage=open_storage(url), study_name="s")
+    storage = open_storage(url)
+    foreign = optuna.create_study(storage=storage, study_name="s")
     foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     with pytest.raises(InputError, match=r"'s' in .* was not made by topicell; choose another"):
         opened(url)
@@ -667,6 +669,7 @@ def test_an_optuna_study_of_other_making_is_refused(url):
         assert study.trials() == []
     assert len(foreign.trials) == 1
     assert foreign.user_attrs == {}
+    close_storage(storage)
 
 
 def test_studies_in_one_storage_do_not_know_each_other(url):
@@ -697,6 +700,7 @@ def completed(study, *curve, values=None):
     study.complete(trial.number, 1.0, values or {})
 
 
+@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
 @pytest.mark.parametrize(
     ("value", "ends"), [(99.0, False), (100.9, False), (101.1, True), (math.nan, True)]
 )
@@ -768,6 +772,7 @@ def test_no_pruner_prunes_nothing(journal):
         assert not study.report_split(trial.number, "0", [1e9, 1e9 + 1])
 
 
+@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
 @pytest.mark.parametrize("pruner", Pruner)
 def test_every_pruner_works_over_sessions(url, pruner):
     given = {"pruner": pruner, "n_startup_trials": 1, "pruning_warmup": 0.1}
@@ -799,6 +804,7 @@ def splits(*values):
     return {PERPLEXITY: {str(seed): list(one) for seed, one in enumerate(values)}}
 
 
+@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
 @pytest.mark.parametrize(
     ("values", "ends"),
     [([98.0, 100.0], False), ([102.0, 104.0], False), ([110.0, 112.0], True)],
