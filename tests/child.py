@@ -105,8 +105,8 @@ def copy_new_stores(store: ModuleType, empty_store: str) -> None:
 
 def hold_trials(hold: Path) -> None:
     """Have trials wait in their tenth epoch while a file exists; its text is the first number."""
-    watched = importlib.import_module("topicell.sweep.watch").Watched
-    log_metrics = watched.log_metrics
+    tracker = importlib.import_module("topicell.sweep.tracker").TrialTracker
+    log_metrics = tracker.log_metrics
 
     def log_and_wait(self: Any, values: dict[str, float], epoch: int | None = None) -> None:
         log_metrics(self, values, epoch)
@@ -114,7 +114,7 @@ def hold_trials(hold: Path) -> None:
             while epoch == 9 and int(self.trial.tags["topicell.trial"]) >= int(hold.read_text()):
                 time.sleep(0.02)
 
-    watched.log_metrics = log_and_wait
+    tracker.log_metrics = log_and_wait
 
 
 def hear_signals(blocked: set[int] | tuple[()] = ()) -> None:

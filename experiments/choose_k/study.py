@@ -123,7 +123,7 @@ def blood(folder: Path, seeds=(0, 1), extra=()) -> None:
 
 def nothing(settings) -> None:
     """A run that takes no time: what a trial costs is then all the sweeper's."""
-    from topicell.sweep.watch import current_trial
+    from topicell.sweep.tracker import current_trial
 
     trial = current_trial()
     k = settings.model.n_topics

@@ -19,7 +19,7 @@ from optuna.distributions import (
 )
 from optuna.distributions import distribution_to_json as as_json
 
-from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, distribution, space_of
+from hydra_plugins.topicell_sweeper._space import bounds_of, distribution, space_of
 from topicell.errors import InputError
 
 PARSER = OverridesParser.create()
@@ -45,7 +45,7 @@ def enumerated(one):
 
 def received(value, name="a"):
     """What a run receives for a value that was proposed."""
-    return parsed(as_override(name, value)).value()
+    return parsed(f"{name}={value}").value()
 
 
 def same(a, b):

@@ -27,7 +27,9 @@ import yaml
 from optuna.trial import TrialState
 
 from topicell.config import TrackingConfig, dotted
-from topicell.sweep.study import KILLED, RETRY_OF, open_storage
+from topicell.sweep.storage import open_storage
+from topicell.sweep.study import RETRY_OF
+from topicell.sweep.trials import KILLED
 from topicell.tracking.store import client, create_store, experiment_id
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import pytest
 
 from topicell.errors import InputError
 from topicell.sweep import workers as module
-from topicell.sweep.watch import Pruned
-from topicell.sweep.workers import Began, Died, Done, Report, SplitReport, Workers
+from topicell.sweep.tracker import Began, Pruned, Report, SplitReport
+from topicell.sweep.workers import Died, Done, Workers
 
 SECONDS = 600
 

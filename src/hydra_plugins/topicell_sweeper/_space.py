@@ -36,41 +36,40 @@ INCOMPARABLE = (
     "sweep",
     "experiment",
 )
-"""Groups of settings that decide which cells and genes are predicted, or how that is measured."""
+"""Groups of settings that determine which cells and genes are predicted, or how it is measured."""
 
 
 def space_of(
     params: Mapping[str, str], arguments: Sequence[str], config_loader: Any
 ) -> tuple[dict[str, BaseDistribution], dict[str, str], list[str]]:
-    """Split overrides into what is searched and what is fixed.
+    """Divide overrides into searched and fixed settings.
 
     Parameters
     ----------
     params
-        Settings of ``sweep.params``; the arguments go before them.
+        The settings of ``sweep.params``; the arguments override them.
     arguments
-        Overrides of the command line.
+        The overrides of the command line.
     config_loader
-        Hydra's.
+        Hydra's loader.
 
     Returns
     -------
-    The distribution of each searched setting, how it was written, and the fixed overrides.
+    The distribution of each searched setting, each as the user wrote it, and the fixed overrides.
 
     Raises
     ------
     InputError
-        A sweep that cannot be searched, or nothing to search.
+        A setting cannot be searched, or none is.
     """
     parser = OverridesParser.create(config_loader=config_loader)
-    # Of several for one setting the last counts, as everywhere in Hydra.
+    # As everywhere in Hydra, the last override of a setting counts.
     given = {_name(override): override for override in parser.parse_overrides(list(arguments))}
-    named = given.keys()
-    asked = [f"{name}={text}" for name, text in params.items() if name not in named]
+    others = [f"{name}={text}" for name, text in params.items() if name not in given]
     space: dict[str, BaseDistribution] = {}
     written: dict[str, str] = {}
     fixed: list[str] = []
-    for override in [*parser.parse_overrides(asked), *given.values()]:
+    for override in [*parser.parse_overrides(others), *given.values()]:
         if override.is_sweep_override():
             name = _name(override)
             space[name] = distribution(override)
@@ -92,84 +91,83 @@ def space_of(
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Optuna's distribution of a sweep.
+    """Return Optuna's distribution of a sweep.
 
-    Ranges end before their stop, as everywhere in Hydra; intervals include both ends.
+    As everywhere in Hydra, ranges end before their stop, and intervals include both ends.
     """
-    name, value = _name(override), override.value()
-    written = f"{name} = {override.get_value_string()}"
+    value = override.value()
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, ChoiceSweep):
-        choices = [_plain(override, element) for element in value.list]
-        if len({_identity(element) for element in value.list}) < len(choices):
-            raise InputError(f"{written}: a choice is there twice")
-        return CategoricalDistribution(choices)
+        if len({_identity(element) for element in value.list}) < len(value.list):
+            raise _bad(override, "a choice is there twice")
+        return CategoricalDistribution([_plain(override, element) for element in value.list])
     if isinstance(value, RangeSweep):
         if log:
-            raise InputError(f"{written}: a range has steps; write tag(log,interval(…))")
-        return _of_range(override, value, written)
-    if isinstance(value, IntervalSweep):
-        low, high = value.start, value.end
-        assert low is not None
-        assert high is not None
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError(f"{written}: both ends must be finite")
-        if low > high:
-            raise InputError(f"{written}: begins above its end")
-        if log and low <= 0:
-            raise InputError(f"{written}: a logarithmic interval must begin above 0")
-        if isinstance(low, int) and isinstance(high, int):
-            return IntDistribution(low, high, log=log)
-        if name == TOPICS:
-            raise InputError(
-                f"{written}: numbers of topics are whole; write int({override.get_value_string()})"
-            )
-        return FloatDistribution(float(low), float(high), log=log)
-    raise InputError(f"{written}: cannot be searched; give choice(…), range(…) or interval(…)")
+            raise _bad(override, "a range has steps; write tag(log,interval(…))")
+        return _of_range(override, value)
+    if not isinstance(value, IntervalSweep):
+        raise _bad(override, "cannot be searched; give choice(…), range(…) or interval(…)")
+    low, high = value.start, value.end
+    assert low is not None
+    assert high is not None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise _bad(override, "both ends must be finite")
+    if low > high:
+        raise _bad(override, "begins above its end")
+    if log and low <= 0:
+        raise _bad(override, "a logarithmic interval must begin above 0")
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    if _name(override) == TOPICS:
+        whole = f"int({override.get_value_string()})"
+        raise _bad(override, f"numbers of topics are whole; write {whole}")
+    return FloatDistribution(float(low), float(high), log=log)
 
 
-def _of_range(override: Override, value: RangeSweep, written: str) -> BaseDistribution:
-    """The points that Hydra makes of a range, in decimals: sums of floats miss the last one."""
+def _of_range(override: Override, value: RangeSweep) -> BaseDistribution:
+    """Return the points of a range, computed in decimals: sums of floats can miss the last one."""
     parts = (value.start, value.stop, value.step)
     if not all(part is not None and math.isfinite(part) for part in parts) or value.step == 0:
-        raise InputError(f"{written}: needs a start, a stop and a step other than 0")
+        raise _bad(override, "needs a start, a stop and a step other than 0")
     n_points = len(list(override.sweep_iterator()))
     if n_points == 0:
-        raise InputError(f"{written}: the range is empty")
+        raise _bad(override, "the range is empty")
     start, step = Decimal(str(value.start)), Decimal(str(value.step))
     low, high = sorted((start, start + (n_points - 1) * step))
     if all(isinstance(part, int) for part in parts):
         return IntDistribution(int(low), int(high), step=abs(int(step)))
     if _name(override) == TOPICS:
-        raise InputError(f"{written}: numbers of topics are whole")
+        raise _bad(override, "numbers of topics are whole")
     return FloatDistribution(float(low), float(high), step=float(abs(step)))
 
 
 def bounds_of(found: BaseDistribution | None) -> tuple[int, int] | None:
-    """Smallest and largest number of topics of a distribution."""
+    """Return the smallest and largest number of topics of a distribution."""
     if isinstance(found, IntDistribution):
         return found.low, found.high
-    if isinstance(found, CategoricalDistribution):
-        try:
-            numbers = [int(str(choice).strip("'\"")) for choice in found.choices]
-        except ValueError as error:
-            raise InputError(f"{TOPICS}: numbers of topics are whole ({error})") from error
-        return min(numbers), max(numbers)
-    return None
+    if not isinstance(found, CategoricalDistribution):
+        return None
+    try:
+        numbers = [int(str(choice).strip("'\"")) for choice in found.choices]
+    except ValueError as error:
+        raise InputError(f"{TOPICS}: numbers of topics are whole ({error})") from error
+    return min(numbers), max(numbers)
 
 
-def as_override(name: str, value: Any) -> str:
-    """A value as the command line has it."""
-    return f"{name}={value}"
+def _bad(override: Override, problem: str) -> InputError:
+    return InputError(f"{_name(override)} = {override.get_value_string()}: {problem}")
 
 
 def _name(override: Override) -> str:
-    """The setting, whether it is changed or added (``+``, ``++``)."""
+    """Return the setting, whether the override changes it or adds it (``+``, ``++``)."""
     return str(override.get_key_element()).lstrip("+")
 
 
 def _identity(element: Any) -> tuple[str, Any]:
-    """What makes two choices the same: 1 and 1.0 are, x and 'x' are, 0 and false are not."""
+    """Return what is equal for equal choices: 1 and 1.0 are equal, x and 'x', but not 0 and false.
+
+    Optuna takes 1 and 1.0 as equal, and would never try one of them.
+    """
     if isinstance(element, (str, QuotedString)):
         return "text", element.text if isinstance(element, QuotedString) else element
     if isinstance(element, (int, float)) and not isinstance(element, bool):
@@ -178,11 +176,11 @@ def _identity(element: Any) -> tuple[str, Any]:
 
 
 def _plain(override: Override, element: Any) -> Any:
-    """A choice that Optuna can store: numbers as they are, the rest as it is written."""
-    if isinstance(element, bool) or not isinstance(element, (int, float)):
-        if isinstance(element, str) and set(element) & set("'\""):
-            element = QuotedString(text=element, quote=Quote.single)
-        if isinstance(element, QuotedString):
-            return element.with_quotes()
-        return str(override._get_value_element_as_str(element))
-    return element
+    """Return a choice that Optuna can store: a number, or text as it is written in an override."""
+    if isinstance(element, (int, float)) and not isinstance(element, bool):
+        return element
+    if isinstance(element, str) and set(element) & set("'\""):
+        element = QuotedString(text=element, quote=Quote.single)
+    if isinstance(element, QuotedString):
+        return element.with_quotes()
+    return str(override._get_value_element_as_str(element))

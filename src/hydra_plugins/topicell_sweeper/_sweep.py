@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from hydra_plugins.topicell_sweeper._space import as_override, bounds_of, space_of
+from hydra_plugins.topicell_sweeper._space import bounds_of, space_of
 from topicell.cli.errors import own_process, require_reports
 from topicell.cli.train import to_run_config
 from topicell.config import RunConfig, SweepConfig, as_dict, dotted
@@ -26,28 +27,100 @@ from topicell.data.preprocessing import held_in_memory
 from topicell.data.reading import source_digest
 from topicell.errors import InputError
 from topicell.redaction import without_password
-from topicell.sweep.search import Job, Search, SweepError, conclude
+from topicell.sweep.conclusion import conclude
+from topicell.sweep.search import Job, Search, SweepError
 from topicell.sweep.selection import Kind
-from topicell.sweep.study import Study, study_name
-from topicell.sweep.trials import TOPICS, now
-from topicell.sweep.watch import CurrentTrial, working_on
+from topicell.sweep.study import Space, Study, study_name
+from topicell.sweep.tracker import CurrentTrial, set_current_trial
+from topicell.sweep.trials import TOPICS, Sweep, now
 from topicell.sweep.workers import Work
 from topicell.tracking.parents import Parent
 
 _WORKER = ExitStack()
-"""What lasts as long as a worker."""
+"""Contexts that last as long as a worker process."""
 ELSEWHERE = ("report", "tracking")
-"""Groups that do not change what a trial finds."""
+"""Groups of settings that do not change the result of a trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is searched, and with which settings."""
+
+    context: HydraContext
+    config: DictConfig
+    settings: SweepConfig
+    base: RunConfig
+    """The settings of a run, without those that are searched."""
+    space: Space
+    written: Mapping[str, str]
+    """Each searched setting as the user wrote it."""
+    fixed: Sequence[str]
+    definition: Mapping[str, Any]
+    """Everything that determines the result of a trial."""
+    folder: Path
+
+    def compose(self, number: int, params: Mapping[str, Any]) -> Job:
+        """Return the job of a trial, composed as by Hydra's own sweepers."""
+        searched = [f"{name}={value}" for name, value in params.items()]
+        loader = self.context.config_loader
+        composed = loader.load_sweep_config(self.config, [*self.fixed, *searched])
+        with open_dict(composed):
+            composed.hydra.job.id = str(number)
+            composed.hydra.job.num = number
+            composed.hydra.sweep.dir = str(self.folder)
+            # Only the parent writes to the terminal; warnings are in the log of the run's folder.
+            composed.hydra.job_logging.handlers.console.level = "ERROR"
+        run = to_run_config(composed)
+        return Job(pickle.dumps(composed), run.model.n_topics, run.title, dotted(run))
 
 
 def sweep(
     context: HydraContext, task: TaskFunction, config: DictConfig, arguments: Sequence[str]
 ) -> None:
     """Search, conclude, and print the verdict."""
+    plan = make_plan(context, config, arguments)
+    settings = plan.settings
+    study = Study(settings, plan.space, plan.definition, plan.base.seed)
+    if hasattr(task, "begun"):
+        # A later error is not about the folder of the sweep.
+        task.begun = True
+    try:
+        parent = start_parent(plan, study)
+        status = "FAILED"
+        try:
+            prepare = partial(_prepare, context, task, str(config.hydra.job.name))
+            Search(study, plan.compose, prepare, settings, parent, _say).run()
+            with study.exclusively():
+                if study.n_others:
+                    _say(f"{study.n_others} trials are still run by others who joined the study")
+                    status = "RUNNING"
+                    return
+                folders = conclude_and_print(plan, study, parent)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            _say("interrupted; the same command goes on from here")
+            raise
+        finally:
+            if status != "RUNNING" and not (settings.join and study.n_others):
+                parent.finish(status)
+    finally:
+        study.close()
+    require_reports(folders)
+
+
+def make_plan(context: HydraContext, config: DictConfig, arguments: Sequence[str]) -> Plan:
+    """Check the settings of a sweep, before anything is computed or written.
+
+    Raises
+    ------
+    InputError
+        A setting is invalid.
+    """
     settings = OmegaConf.to_object(config.sweep)
     assert isinstance(settings, SweepConfig)
     space, written, fixed = space_of(settings.params, arguments, context.config_loader)
-    bounds = bounds_of(space.get(TOPICS))
+    bounds_of(space.get(TOPICS))
     fixed.append("sweep.enabled=true")
     base = to_run_config(context.config_loader.load_sweep_config(config, fixed))
     if not config.hydra.launcher._target_.endswith("BasicLauncher"):
@@ -59,60 +132,21 @@ def sweep(
         raise InputError(
             "preprocess.split.valid = 0: trials are compared on validation cells; keep some"
         )
-    definition = _definition(base, written)
-    settings.study = settings.study or study_name(base.data.title, definition)
-    folder = Path(str(config.hydra.sweep.dir)) / settings.study
-    study = Study(settings, space, definition, base.seed)
-    if hasattr(task, "begun"):
-        # What goes wrong from here on is not that a folder cannot be made.
-        task.begun = True
-    try:
-        parent = _parent(study, settings, base, written, folder)
-        ended = "FAILED"
-        try:
-            compose = partial(_compose, context, config, fixed, folder)
-            prepare = partial(_prepare, context, task, str(config.hydra.job.name))
-            Search(study, compose, prepare, settings, parent, _say).run()
-            with study.exclusively():
-                if study.n_others:
-                    _say(f"{study.n_others} trials are still run by others who joined the study")
-                    ended = "RUNNING"
-                    return
-                folders = _conclude(study, settings, parent, folder, base, written, bounds)
-            ended = "FINISHED"
-        except KeyboardInterrupt:
-            ended = "KILLED"
-            _say("interrupted; the same command goes on from here")
-            raise
-        finally:
-            others = settings.join and study.n_others
-            parent.finish("RUNNING" if others else ended)
-    finally:
-        study.close()
-    require_reports(folders)
-
-
-def _definition(base: RunConfig, written: Mapping[str, str]) -> dict[str, Any]:
-    """All that decides what a trial finds."""
-    settings = {
+    unused = ("train.progress", "data.path", *written)
+    definition = {
         name: value
         for name, value in dotted(base).items()
-        if name.partition(".")[0] not in ELSEWHERE and name not in written
+        if name.partition(".")[0] not in ELSEWHERE and name not in unused
     }
-    settings.pop("train.progress", None)
-    settings.pop("data.path", None)
-    searched = {name: f"searched over {text}" for name, text in written.items()}
-    return settings | searched | {"data": source_digest(base.data), "topicell": version("topicell")}
+    definition |= {name: f"searched over {text}" for name, text in written.items()}
+    definition |= {"data": source_digest(base.data), "topicell": version("topicell")}
+    settings.study = settings.study or study_name(base.data.title, definition)
+    folder = Path(str(config.hydra.sweep.dir)) / settings.study
+    return Plan(context, config, settings, base, space, written, fixed, definition, folder)
 
 
-def _parent(
-    study: Study,
-    settings: SweepConfig,
-    base: RunConfig,
-    written: Mapping[str, str],
-    folder: Path,
-) -> Parent:
-    """The parent run of the study: made by whoever is first, before any worker starts."""
+def start_parent(plan: Plan, study: Study) -> Parent:
+    """Start the parent run of the study, or continue it, before any worker starts."""
     with study.exclusively():
         tags = {
             "topicell.kind": "sweep",
@@ -121,61 +155,58 @@ def _parent(
             "topicell.overrides": " ".join(map(without_password, sys.argv[1:])),
         }
         before = study.parent_run
-        parent = Parent.start(base.tracking, f"sweep {study.name}", tags, folder, before)
+        name = f"sweep {study.name}"
+        parent = Parent.start(plan.base.tracking, name, tags, plan.folder, before)
         if parent.run_id not in ("", before):
             study.parent_run = parent.run_id
-        searched = {f"searched.{name}": text for name, text in written.items()}
-        own = {f"sweep.{k}": v for k, v in as_dict(settings).items() if k != "storage"}
-        fixed = {name: v for name, v in dotted(base).items() if name not in written}
-        parent.log_params(fixed | searched | own)
-    done = f"{study.n_done} of {settings.n_trials} trials so far"
+        params = {k: v for k, v in dotted(plan.base).items() if k not in plan.written}
+        params |= {f"searched.{name}": text for name, text in plan.written.items()}
+        own = as_dict(plan.settings).items()
+        parent.log_params(params | {f"sweep.{k}": v for k, v in own if k != "storage"})
+    done = f"{study.n_done} of {plan.settings.n_trials} trials so far"
     _say(f"study {study.name} in {study.address}: {done}")
     return parent
 
 
-def _conclude(
-    study: Study,
-    settings: SweepConfig,
-    parent: Parent,
-    folder: Path,
-    base: RunConfig,
-    written: Mapping[str, str],
-    bounds: tuple[int, int] | None,
-) -> list[Path]:
-    """Print the verdict; the folders of the trials."""
-    found, verdict = conclude(
-        study,
-        settings,
-        parent,
-        folder,
-        {
-            "data": base.data.title,
-            "kind": "sweep",
-            "bounds": bounds,
-            "space": dict(written),
-            "storage": study.address,
-            "sampler": settings.sampler.value,
-            "pruner": settings.pruner.value,
-            "n_jobs": settings.n_jobs,
-            "version": version("topicell"),
-            "created": now(),
-        },
+def conclude_and_print(plan: Plan, study: Study, parent: Parent) -> list[Path]:
+    """Conclude the study, print the verdict and register the model; return the trials' folders."""
+    settings = plan.settings
+    found = Sweep(
+        name=study.name,
+        data=plan.base.data.title,
+        kind="sweep",
+        bounds=bounds_of(plan.space.get(TOPICS)),
+        space=dict(plan.written),
+        trials=study.trials(),
+        importance=study.importance(),
+        storage=study.address,
+        sampler=settings.sampler.value,
+        pruner=settings.pruner.value,
+        seconds=study.seconds,
+        n_jobs=settings.n_jobs,
+        stability_floor=settings.stability_floor,
+        parent_id=parent.run_id,
+        experiment_id=parent.experiment,
+        tracking=parent.store,
+        version=version("topicell"),
+        created=now(),
     )
+    verdict = conclude(found, parent, plan.folder)
     errors = [trial.error for trial in found.trials if trial.failed]
+    again = "none is tried again: fix it, and name another sweep.study or raise sweep.n_trials"
     if errors and not any(trial.state == "COMPLETE" for trial in found.trials):
         raise SweepError(
-            f"none of {len(found.trials)} trials was completed (the last: {errors[-1]}), and none "
-            "is tried again: mend it, and name another sweep.study or raise sweep.n_trials"
+            f"none of {len(found.trials)} trials was completed (the last: {errors[-1]}), and "
+            f"{again}"
         )
     print(verdict.sentence)
     for caution in verdict.cautions:
         print(f"  {caution}")
-    print(f"report      {folder / 'report.html'}")
+    print(f"report      {plan.folder / 'report.html'}")
     if verdict.kind is Kind.failed:
         raise SweepError(
             f"too many trials failed to choose a number of topics (the last: {errors[-1]}); "
-            "nothing is registered, and none is tried again: fix it, and name another sweep.study "
-            "or raise sweep.n_trials"
+            f"nothing is registered, and {again}"
         )
     folders = [Path(trial.folder) for trial in found.trials if trial.folder]
     chosen = next((trial for trial in found.trials if trial.number == verdict.trial), None)
@@ -192,50 +223,28 @@ def _conclude(
     return folders
 
 
-def _compose(
-    context: HydraContext,
-    config: DictConfig,
-    fixed: Sequence[str],
-    folder: Path,
-    number: int,
-    params: Mapping[str, Any],
-) -> Job:
-    """The configuration of a trial, as Hydra's own sweepers make it."""
-    moved = [as_override(name, value) for name, value in params.items()]
-    composed = context.config_loader.load_sweep_config(config, [*fixed, *moved])
-    with open_dict(composed):
-        composed.hydra.job.id = str(number)
-        composed.hydra.job.num = number
-        composed.hydra.sweep.dir = str(folder)
-        # The parent speaks for all; warnings are in the log of the run's folder.
-        composed.hydra.job_logging.handlers.console.level = "ERROR"
-    run = to_run_config(composed)
-    return Job(pickle.dumps(composed), run.model.n_topics, run.title, dotted(run))
-
-
 def _prepare(context: HydraContext, task: TaskFunction, name: str) -> Work:
-    """Make a new process one of Hydra's, and ours."""
+    """Prepare a new process for Hydra and for topicell; return what runs a job."""
     setup_globals()
     hydra_version.setbase(None)
     JobRuntime.instance().set("name", name)
     own_process()
-    # Its own is shared between processes, by a semaphore that a killed worker would leave behind.
+    # tqdm's own lock has a semaphore, which a killed worker would not release.
     tqdm.set_lock(threading.RLock())
     _WORKER.enter_context(held_in_memory())
     return partial(_work, context, task)
 
 
 def _work(context: HydraContext, task: TaskFunction, payload: bytes, trial: CurrentTrial) -> None:
-    """Do the job of a trial."""
-    composed = pickle.loads(payload)
-    with working_on(trial):
-        run_job(
-            hydra_context=context,
-            task_function=task,
-            config=composed,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+    """Run the job of a trial."""
+    set_current_trial(trial)
+    run_job(
+        hydra_context=context,
+        task_function=task,
+        config=pickle.loads(payload),
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
 
 
 def _say(line: str) -> None:

@@ -28,7 +28,7 @@ from topicell.errors import InputError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from topicell.sweep.watch import CurrentTrial
+    from topicell.sweep.tracker import CurrentTrial
     from topicell.tracking.record import Record
 
 MULTIRUN = {"-m", "--multirun"}
@@ -97,7 +97,7 @@ class Job:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from topicell.sweep.watch import current_trial
+        from topicell.sweep.tracker import current_trial
 
         self.begun = True
         trial = current_trial()
@@ -153,7 +153,7 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
         raise InputError("sweep=topics makes many runs: topicell train -m sweep=topics")
     from topicell.report import ReportError
     from topicell.run import run
-    from topicell.sweep.watch import Watched
+    from topicell.sweep.tracker import TrialTracker
     from topicell.tracking.interrupted import ended
     from topicell.tracking.record import REPORT_ERROR
     from topicell.tracking.runs import open_tracker
@@ -168,7 +168,7 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
         return
     tracker = open_tracker(config.tracking, folder, resume=resume)
     if trial is not None:
-        result = run(config, Watched(tracker, trial))
+        result = run(config, TrialTracker(tracker, trial))
         trial.conclude(result.values)
     else:
         result = run(config, tracker)

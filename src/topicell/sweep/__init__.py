@@ -1,7 +1,7 @@
-"""Choosing the number of topics: Optuna proposes, worker processes run, a verdict ends it.
+"""Choosing the number of topics: Optuna proposes trials, worker processes run them.
 
-The way: `study` (what Optuna keeps, and how it survives) and `workers` (processes that make one
-run after another) → `search` (the loop between them) → `trials` (what was found, as plain data)
-→ `selection` (the verdict on K) → `page`. `watch` is the other end: what a run shows of itself
-while it is a trial. The Hydra plugin ``hydra_plugins.topicell_sweeper`` stands above all this.
+`search` is the loop between the `study` (an Optuna study in a `storage`) and the `workers`; in a
+worker, `tracker` connects a run to the sweep. `trials` are the results as plain data, from which
+`selection` makes the verdict on K, and `conclusion` and `page` write it. A plain `grid` ends in the
+same way. The Hydra plugin ``hydra_plugins.topicell_sweeper`` starts a sweep.
 """

@@ -1,41 +1,41 @@
-"""A plain grid (``-m model.n_topics=5,10 seed=0,1``) under the same verdict as a sweep."""
+"""A plain grid (``-m model.n_topics=5,10 seed=0,1``) ends with the same verdict as a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from topicell.config import RunConfig, dotted
-from topicell.sweep.search import judge
+from topicell.sweep import conclusion
+from topicell.sweep.tracker import VALIDATION
 from topicell.sweep.trials import INTERRUPTED, TOPICS, Sweep, Trial, now
-from topicell.sweep.watch import VALIDATION
 from topicell.tracking.parents import Parent
 from topicell.tracking.stored import NestedRun
 
 STATES = {"FINISHED": "COMPLETE", "RUNNING": "RUNNING"}
-"""States of a run in MLflow as states of a trial; every other one is a failure."""
+"""MLflow's states of a run as states of a trial; every other state is a failure."""
 
 
 def conclude(parent: Parent, folder: Path) -> Iterator[str]:
-    """Compare the runs of a grid over numbers of topics; lines for the terminal."""
+    """Compare the runs of a grid over numbers of topics; return lines for the terminal."""
     if not parent.run_id:
         return
     sweep = as_sweep(parent)
-    apart = any(name.partition(".")[0] in ("data", "preprocess") for name in sweep.space)
-    if apart or len({trial.n_topics for trial in sweep.trials}) < 2:
-        # Perplexities of different cells or genes are not to be compared.
+    other_cells = any(name.partition(".")[0] in ("data", "preprocess") for name in sweep.space)
+    if other_cells or len({trial.n_topics for trial in sweep.trials}) < 2:
+        # Perplexities of different cells or genes cannot be compared.
         return
-    verdict = judge(sweep, parent, folder)
+    verdict = conclusion.conclude(sweep, parent, folder)
     yield verdict.sentence
     yield from (f"  {caution}" for caution in verdict.cautions)
     yield f"report      {folder / 'report.html'}"
 
 
 def as_sweep(parent: Parent) -> Sweep:
-    """The runs of a grid as trials, in the order in which they were begun."""
+    """Return the runs of a grid as trials, in the order in which they began."""
     runs = parent.nested_runs(VALIDATION)
-    moved = [
+    searched = [
         name
         for name in dotted(RunConfig())
         if len({run.params.get(name) for run in runs}) > 1 and not name.startswith("tracking.")
@@ -44,7 +44,7 @@ def as_sweep(parent: Parent) -> Sweep:
         Trial(
             number=number,
             state=STATES.get(run.status, "FAIL"),
-            params={name: _number(run.params.get(name, "")) for name in moved},
+            params={name: _number(run.params.get(name, "")) for name in searched},
             n_topics=int(run.params.get(TOPICS, 0)),
             values=run.values,
             curve=run.curve,
@@ -61,10 +61,10 @@ def as_sweep(parent: Parent) -> Sweep:
     numbers = [trial.n_topics for trial in trials if trial.n_topics]
     return Sweep(
         name=parent.run_id,
-        data=_data(runs),
+        data=", ".join(sorted(set(map(_data, runs)))),
         kind="multirun",
         bounds=(min(numbers), max(numbers)) if numbers else None,
-        space={name: _listed(trial.params[name] for trial in trials) for name in moved},
+        space={name: _listed(trial.params[name] for trial in trials) for name in searched},
         trials=trials,
         parent_id=parent.run_id,
         experiment_id=parent.experiment,
@@ -74,14 +74,9 @@ def as_sweep(parent: Parent) -> Sweep:
     )
 
 
-def _data(runs: list[NestedRun]) -> str:
-    titles = {_title(run.params) for run in runs}
-    return ", ".join(sorted(titles))
-
-
-def _title(params: Mapping[str, str]) -> str:
-    path = params.get("data.path", "None")
-    return params.get("data.name", "") if path == "None" else Path(path).stem
+def _data(run: NestedRun) -> str:
+    path = run.params.get("data.path", "None")
+    return run.params.get("data.name", "") if path == "None" else Path(path).stem
 
 
 def _listed(values: Iterable[int | float | str]) -> str:

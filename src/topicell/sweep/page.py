@@ -1,4 +1,4 @@
-"""The page of a sweep: the verdict on the number of topics K, and all that it rests on."""
+"""The page of a sweep: the verdict on the number of topics K, and the measures behind it."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ DASH = "–"
 HEADLINES = (PERPLEXITY, STABILITY, "topics/coherence_npmi", "topics/used")
 """The metrics of the chosen K that the page begins with."""
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-"""What the states of trials are called."""
+"""Titles of the states of trials."""
 
 FIGURES = {
     "topic_curves": (
-        "Above all, how much worse each K predicts the same held-out cells than the best K does; "
-        "its bars are ± 1 standard error of that difference. Where a bar reaches the line, the "
-        "cells do not tell this K from the best: the smallest of these is taken. Below, the "
-        "measures by themselves, ± 1 standard error over splits and replicates; their bars are "
-        "long because some splits are harder than others, for every K alike.",
+        "The first panel shows how much worse each K predicts the same held-out cells than the "
+        "best K; its bars are ± 1 standard error of that difference. If a bar reaches the line, "
+        "the cells do not distinguish this K from the best: the smallest such K is taken. The "
+        "other panels show each measure, ± 1 standard error over splits and replicates; their bars "
+        "are long because some splits are harder than others for every K.",
         "Measures of {n_topics} numbers of topics with error bars; first the perplexity above "
         "that of the best one",
     ),
     "parallel_coordinates": (
-        "One line a complete trial, through its settings and its measures. Look for the settings "
+        "Each line is a complete trial, through its settings and its measures. Look for settings "
         "that the dark lines share.",
         "Parallel coordinates of {n_complete} complete trials, coloured by perplexity",
     ),
     "trial_history": (
-        "Perplexity of the trials in the order of their numbers. If the lowest still falls at the "
-        "end, more trials may find a better one.",
+        "Perplexity of the trials in the order of their numbers. If the lowest value still falls "
+        "at the end, more trials may find a better one.",
         "Perplexity of {n_trials} trials by number, with the lowest so far",
     ),
     "pruning_curves": (
-        "Validation perplexity by epoch, of the first split: what pruning goes by. It is taken "
-        "while training and is not quite the perplexity that decides.",
+        "Validation perplexity by epoch on the first split, by which trials are pruned. It is "
+        "measured during training and differs a little from the perplexity that decides.",
         "Validation perplexity by epoch of {n_curves} trials, those that were stopped marked",
     ),
     "importance_bars": (
-        "How much each setting tells good trials from the others (PED-ANOVA; Watanabe, Bansal & "
-        "Hutter 2023). Of few trials it is rough.",
+        "How well each setting distinguishes good trials from the others (PED-ANOVA; Watanabe, "
+        "Bansal & Hutter 2023). It is rough for few trials.",
         "Bars of the importance of the settings: {importance}",
     ),
 }
-"""Caption and alternative text of each figure, in the order of the page."""
+"""Caption and alternative text of each figure, in the order on the page."""
 
 
 def write(
@@ -75,17 +75,17 @@ def write(
     sweep
         The trials and how they were made.
     verdict
-        The verdict on them, of `topicell.sweep.selection.select`.
+        The verdict on them, from `topicell.sweep.selection.select`.
     directory
-        Where to write; made if need be.
+        Where to write; created if it does not exist.
     dpi
         Resolution of the figures.
     pdf
-        Whether to write them as PDF too.
+        Whether to write the figures as PDF too.
 
     Returns
     -------
-    The files written: the figures, and the page last.
+    The files written: the figures, then the page.
     """
     (directory / "figures").mkdir(parents=True, exist_ok=True)
     from topicell.report.figures import as_svg, save
@@ -100,17 +100,7 @@ def write(
 
 
 def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
-    """The report of a sweep as one HTML page, with its images inside.
-
-    Parameters
-    ----------
-    sweep
-        The trials and how they were made.
-    verdict
-        The verdict on them.
-    figures
-        SVG by the names of `FIGURES`.
-    """
+    """Return the report of a sweep as one HTML page; `figures` are SVG by name in `FIGURES`."""
     from markupsafe import Markup
 
     measured = points(sweep.trials)
@@ -158,7 +148,7 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
 
 
 def _figures(sweep: Sweep, verdict: Verdict) -> dict[str, Any]:
-    """The matplotlib figures, by the name of their file; those there is nothing to draw for go."""
+    """Return the matplotlib figures that can be drawn, by the name of their file."""
     from topicell.report.figures import sweep as sweep_figures
 
     measured = points(sweep.trials)
@@ -209,9 +199,9 @@ def _figures(sweep: Sweep, verdict: Verdict) -> dict[str, Any]:
 
 
 def _losses(measured: Sequence[Point], verdict: Verdict) -> list[Estimate | None]:
-    """Perplexity of each K above that of the best one, on the same cells; None for the best.
+    """Return the perplexity of each K above that of the best, on the same cells; None for the best.
 
-    Where there is no verdict, the best is the one of the lowest perplexity.
+    Without a verdict, the best is the K with the lowest perplexity.
     """
     lowest = min(measured, key=lambda point: point.perplexity)
     best = next((point for point in measured if point.n_topics == verdict.best), lowest)
@@ -226,12 +216,17 @@ def _means_and_errors(estimates: Sequence[Estimate | None]) -> tuple[list[float]
     return [e.mean for e in known], [e.se for e in known]
 
 
+def _estimate(trial: Trial, measure: str) -> Estimate | None:
+    return estimate(trial.values[measure]) if measure in trial.values else None
+
+
 def _mean(trial: Trial, measure: str) -> float:
-    return estimate(trial.values[measure]).mean if measure in trial.values else math.nan
+    found = _estimate(trial, measure)
+    return math.nan if found is None else found.mean
 
 
 def _settings(sweep: Sweep) -> list[str]:
-    """The settings that were moved, the number of topics first."""
+    """Return the searched settings, the number of topics first."""
     return [TOPICS, *(name for name in sweep.space if name != TOPICS)]
 
 
@@ -241,7 +236,7 @@ def _setting(trial: Trial, name: str) -> Any:
 
 
 def _tiles(measured: Sequence[Point], verdict: Verdict) -> list[dict[str, str]]:
-    """The chosen K and its measures; nothing where none was chosen."""
+    """Return the chosen K and its measures; empty if none was chosen."""
     point = next((point for point in measured if point.n_topics == verdict.n_topics), None)
     if point is None:
         return []
@@ -249,7 +244,7 @@ def _tiles(measured: Sequence[Point], verdict: Verdict) -> list[dict[str, str]]:
     tiles = [{"title": "Number of topics", "value": str(point.n_topics), "meaning": best}]
     for name in HEADLINES:
         if name in point.values:
-            (text,) = _column([point.estimate(name)], _decimals(name, measured))
+            text = _text(point.estimate(name), _decimals(name, measured))
             mean, _, se = text.partition(" ± ")
             meaning = "" if se == DASH else f"± {se} standard error"
             tiles.append({"title": metric(name).title, "value": mean, "meaning": meaning})
@@ -259,37 +254,36 @@ def _tiles(measured: Sequence[Point], verdict: Verdict) -> list[dict[str, str]]:
 def _topics(
     measured: Sequence[Point], verdict: Verdict, stability_floor: float
 ) -> list[dict[str, Any]]:
-    """The rows of the table of K."""
+    """Return the rows of the table of K."""
     if not measured:
         return []
-    losses = _losses(measured, verdict)
-    above = _column(losses, _decimals(PERPLEXITY, measured) + 1, signed=True)
-    columns = {
-        name: _column([point.estimate(name) for point in measured], _decimals(name, measured))
+    decimals = {name: _decimals(name, measured) for name in MEASURES}
+    others = [
+        name
         for name in MEASURES
-        if any(name in point.values for point in measured)
-    }
+        if name != PERPLEXITY and any(name in point.values for point in measured)
+    ]
     rows = []
-    for i, point in enumerate(measured):
+    for point, loss in zip(measured, _losses(measured, verdict), strict=True):
         k = point.n_topics
         marks = {
             "chosen": k == verdict.n_topics,
-            "best": losses[i] is None,
+            "best": loss is None,
             "plateau": k in verdict.within and k != verdict.n_topics,
             "not stable": point.stability < stability_floor,
         }
+        above = "0" if loss is None else _text(loss, decimals[PERPLEXITY] + 1, signed=True)
         rows.append(
             {
                 "n_topics": k,
                 "trials": ", ".join(map(str, point.trials)),
                 "kind": "chosen" if marks["chosen"] else "within" if marks["plateau"] else "",
                 "marks": [mark for mark, holds in marks.items() if holds],
-                "perplexity": columns[PERPLEXITY][i],
-                "loss": "0" if losses[i] is None else above[i],
+                "perplexity": _text(point.estimate(PERPLEXITY), decimals[PERPLEXITY]),
+                "loss": above,
                 "others": [
-                    (metric(name).title, column[i])
-                    for name, column in columns.items()
-                    if name != PERPLEXITY
+                    (metric(name).title, _text(point.estimate(name), decimals[name]))
+                    for name in others
                 ],
             }
         )
@@ -297,29 +291,24 @@ def _topics(
 
 
 def _trials(sweep: Sweep) -> list[dict[str, Any]]:
-    """The rows of the table of all trials, in the order of their numbers."""
-    trials = sorted(sweep.trials, key=lambda trial: trial.number)
-    measured = [
-        estimate(trial.values[PERPLEXITY]) if PERPLEXITY in trial.values else None
-        for trial in trials
-    ]
-    perplexities = _column(measured, _decimals(PERPLEXITY, points(trials)))
+    """Return the rows of the table of all trials, in the order of their numbers."""
+    decimals = _decimals(PERPLEXITY, points(sweep.trials))
     return [
         {
             "number": trial.number,
             "state": STATES.get(trial.state, trial.state),
             "params": [(name, _value(_setting(trial, name))) for name in _settings(sweep)],
-            "perplexity": perplexity,
+            "perplexity": _text(_estimate(trial, PERPLEXITY), decimals),
             "epochs": f"{trial.epochs:,}",
             "time": DASH if trial.seconds is None else _duration(trial.seconds),
             "run": _run(sweep, trial),
         }
-        for trial, perplexity in zip(trials, perplexities, strict=True)
+        for trial in sorted(sweep.trials, key=lambda trial: trial.number)
     ]
 
 
 def _run(sweep: Sweep, trial: Trial) -> dict[str, str]:
-    """What a trial's run is called, its address, and how its report is asked for."""
+    """Return the name of a trial's run, its address, and the command for its report."""
     run = trial.run_id or trial.folder
     return {
         "number": str(trial.number),
@@ -331,7 +320,7 @@ def _run(sweep: Sweep, trial: Trial) -> dict[str, str]:
 
 
 def _link(sweep: Sweep, run_id: str) -> str:
-    """The address of a run in MLflow's pages; empty where there is no server to show them."""
+    """Return the address of a run in MLflow's pages; empty without a server."""
     is_server = sweep.tracking.startswith(("http://", "https://"))
     if not (is_server and run_id and sweep.experiment_id):
         return ""
@@ -346,7 +335,7 @@ def _importance(sweep: Sweep) -> str:
 
 
 def _saved(trials: Sequence[Trial]) -> str:
-    """Epochs that pruning saved: each pruned trial would have gone on as complete ones do."""
+    """Return the epochs that pruning saved, if pruned trials had trained as long as the others."""
     complete = [trial.epochs for trial in trials if trial.state == "COMPLETE"]
     if not complete:
         return ""
@@ -362,18 +351,12 @@ def _decimals(measure: str, measured: Sequence[Point]) -> int:
     return 3 if decimals is None else decimals
 
 
-def _column(
-    estimates: Sequence[Estimate | None], decimals: int, *, signed: bool = False
-) -> list[str]:
-    """Means ± standard errors; a dash for what is not known."""
-
-    def text(e: Estimate | None) -> str:
-        if e is None or not math.isfinite(e.mean):
-            return DASH
-        mean = f"{round(e.mean, decimals) + 0.0:{'+' * signed},.{decimals}f}".replace("-", "−")
-        return f"{mean} ± {e.se:,.{decimals}f}" if math.isfinite(e.se) else f"{mean} ± {DASH}"
-
-    return [text(e) for e in estimates]
+def _text(value: Estimate | None, decimals: int, *, signed: bool = False) -> str:
+    """Return a mean ± its standard error; a dash for what was not measured."""
+    if value is None or not math.isfinite(value.mean):
+        return DASH
+    mean = f"{round(value.mean, decimals) + 0.0:{'+' * signed},.{decimals}f}".replace("-", "−")
+    return f"{mean} ± {f'{value.se:,.{decimals}f}' if math.isfinite(value.se) else DASH}"
 
 
 def _value(value: Any) -> str:

@@ -1,14 +1,12 @@
-"""The loop of a sweep: ask Optuna, give to a worker, hear, tell; at the end, the verdict."""
+"""The loop of a sweep: ask Optuna for a trial, give it to a worker, record how it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +14,14 @@ import numpy as np
 from topicell.config import SweepConfig
 from topicell.errors import InputError
 from topicell.signals import held_interrupts
-from topicell.sweep.selection import MEASURES, Verdict, outcomes, points, select
 from topicell.sweep.study import Study
-from topicell.sweep.trials import PERPLEXITY, Sweep
-from topicell.sweep.workers import Began, Died, Done, Event, Report, SplitReport, Work, Workers
+from topicell.sweep.tracker import Began, Report, SplitReport
+from topicell.sweep.trials import PERPLEXITY
+from topicell.sweep.workers import Died, Done, Event, Work, Workers
 from topicell.tracking.parents import Parent
 
-log = logging.getLogger(__name__)
-
-REFUSED = 2
-"""So many trials refused for bad input before any other end: the input is bad, not the point."""
+N_REFUSED = 2
+"""If so many trials are refused or die before a run begins, all would: the sweep stops."""
 
 
 class SweepError(RuntimeError):
@@ -34,7 +30,7 @@ class SweepError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A trial, ready to be worked on."""
+    """A trial that a worker can run."""
 
     payload: bytes
     n_topics: int
@@ -43,22 +39,22 @@ class Job:
 
 
 class Search:
-    """A study, its workers, and its parent run.
+    """A study, its workers and its parent run.
 
     Parameters
     ----------
     study
-        Where trials are asked for and told.
+        Proposes the trials and stores how they end.
     compose
-        The job of a trial, from its number and parameters.
+        Makes the job of a trial from its number and its parameters.
     prepare
-        What a worker calls once; gives what does jobs.
+        Called once in each worker; returns the function that runs a job.
     settings
-        Of the sweep.
+        Settings of the sweep.
     parent
-        The parent run.
+        The parent run in MLflow.
     say
-        Told in a line how each trial ended.
+        Prints a line, such as how a trial ended.
     """
 
     def __init__(
@@ -78,54 +74,50 @@ class Search:
         self.say = say
         self.jobs: dict[int, Job] = {}
         self.runs: dict[int, str] = {}
-        self._best = math.inf
-        self._n_told = 0
+        before = study.trials()
+        complete = [_perplexity(trial.values) for trial in before if trial.state == "COMPLETE"]
+        self._best = min(complete, default=math.inf)
+        self._n_ended = sum(trial.state in ("COMPLETE", "PRUNED") for trial in before)
         self._refused: dict[int, str] = {}
-        self._n_deaths = 0
+        self._n_died = 0
         self._n_failed = 0
 
     def run(self) -> None:
-        """Use up the budget.
+        """Run trials until the budget is used.
 
         Raises
         ------
         SweepError
-            More trials failed than ``max_failure_rate`` allows.
+            More trials failed than ``max_failure_rate`` allows, or no worker can begin a run.
         InputError
-            The first trials were refused for bad input.
+            The first trials were refused because of bad input.
         KeyboardInterrupt
-            After all workers ended and their trials were queued again.
+            The sweep was interrupted; its trials are queued again.
         """
         self._end_abandoned()
-        for trial in self.study.trials():
-            if trial.state == "COMPLETE":
-                self._best = min(self._best, _perplexity(trial.values))
-            self._n_told += trial.state in ("COMPLETE", "PRUNED")
         workers = Workers(self.prepare)
         try:
-            # An interrupt amid Optuna's work would leave a lock of its storage behind, or half of
-            # what is told: it waits for the end of a round.
-            with held_interrupts() as interrupt:
-                self._fill(workers)
-                while workers.busy:
-                    interrupt.pass_on()
+            # An interrupt waits for the end of a round: within Optuna it could leave a lock of the
+            # storage behind.
+            with held_interrupts() as held:
+                while self._fill(workers):
+                    held.pass_on()
                     for event in workers.events(timeout=1.0):
-                        self._hear(event, workers)
-                    interrupt.pass_on()
-                    self._fill(workers)
+                        self._handle(event, workers)
+                    held.pass_on()
             workers.close()
         except BaseException:
             self._stop(workers)
             raise
 
     def _end_abandoned(self) -> None:
-        """End the runs of processes that are gone."""
+        """End the runs of processes that have ended without it."""
         while self.study.abandoned:
             trial = self.study.abandoned.pop()
-            self.parent.end_child(trial.run_id, trial.number, "KILLED", _tags("FAIL", trial.error))
+            self.parent.end_child(trial.run_id, trial.number, "KILLED", _tags(trial.error))
 
     def _fill(self, workers: Workers) -> bool:
-        """Give every idle worker a trial; whether any works."""
+        """Give each idle worker a trial; return whether any trial is running."""
         while len(workers.busy) < self.settings.n_jobs:
             trial = self.study.ask()
             if trial is None:
@@ -134,89 +126,93 @@ class Search:
             try:
                 job = self.compose(trial.number, trial.params)
             except ValueError as error:
-                # A point that no run can be made of: bad as that of a run that refuses it.
-                self._told(Done(trial.number, "FAIL", error=str(error), bad_input=True))
+                # The settings of the trial are invalid.
+                self._end(Done(trial.number, "FAIL", error=str(error), bad_input=True))
                 continue
             self.jobs[trial.number] = job
             self.study.note(trial.number, n_topics=job.n_topics)
-            workers.give(trial.number, job.payload, self._marks(trial.number))
+            workers.give(trial.number, job.payload, self._trial_tags(trial.number))
         return bool(workers.busy)
 
-    def _hear(self, event: Event, workers: Workers) -> None:
-        if isinstance(event, Began):
-            self._began(event)
-        elif isinstance(event, Report):
-            end = self.study.report(event.number, event.epoch, event.value)
-            workers.answer(event.number, end=end)
-        elif isinstance(event, SplitReport):
-            end = self.study.report_split(event.number, event.seed, event.values)
-            workers.answer(event.number, end=end)
-        elif isinstance(event, Done):
-            self._told(event)
-        elif event.number is not None:
-            error = f"its process {_how(event.exitcode)}"
-            run_id = self.runs.get(event.number, "")
-            self.parent.end_child(run_id, event.number, "FAILED", _tags("FAIL", error))
-            again = self.study.killed(event.number, error)
-            self._say(event.number, f"{error}; {'it is tried again' if again else 'given up'}")
-            self._n_deaths += 1
-            if not self.runs and self._n_deaths >= REFUSED:
-                self.study.repeat(event.number)
-                raise SweepError(f"worker processes die before they begin a run: {error}")
-            if not again:
-                self._failed(error)
+    def _handle(self, event: Event, workers: Workers) -> None:
+        match event:
+            case Began():
+                self._began(event)
+            case Report():
+                end = self.study.report(event.number, event.epoch, event.value)
+                workers.answer(event.number, end=end)
+            case SplitReport():
+                end = self.study.report_split(event.number, event.seed, event.values)
+                workers.answer(event.number, end=end)
+            case Done():
+                self._end(event)
+            case Died(number=int(number)):
+                error = f"its process {_how(event.exitcode)}"
+                self._end_run(number, "FAILED", error)
+                again = self._killed(number, error)
+                self._n_died += 1
+                if not self.runs and self._n_died >= N_REFUSED:
+                    if not again:
+                        self.study.repeat(number)
+                    raise SweepError(f"worker processes die before they begin a run: {error}")
+                if not again:
+                    self._failed(error)
 
     def _began(self, event: Began) -> None:
         self.runs[event.number] = event.run_id
         self.study.note(event.number, run_id=event.run_id, folder=event.folder)
 
-    def _marks(self, number: int) -> dict[str, str]:
-        """Tags that every run of the sweep carries."""
-        return {"topicell.trial": str(number), "topicell.study": self.study.name}
-
-    def _told(self, done: Done) -> None:
-        number = done.number
+    def _end(self, done: Done) -> None:
+        """Record how a trial ended."""
+        number, state, error = done.number, done.state, done.error
+        value = _perplexity(done.values)
+        if state == "COMPLETE" and not math.isfinite(value):
+            state = "FAIL"
+            missing = PERPLEXITY not in done.values
+            error = "no validation cells to compare trials by" if missing else f"perplexity {value}"
         self.study.note(number, epochs=done.epochs)
-        if done.state == "COMPLETE" and PERPLEXITY not in done.values:
-            done = Done(number, "FAIL", error="no validation cells to compare trials by")
-        if done.state == "COMPLETE":
-            value = _perplexity(done.values)
-            if not math.isfinite(value):
-                self._told(Done(number, "FAIL", epochs=done.epochs, error=f"perplexity {value}"))
-                return
+        if state == "COMPLETE":
             self.study.complete(number, value, done.values)
             self._best = min(self._best, value)
-            self._n_told += 1
-            self.parent.log_metrics(
-                {"sweep/perplexity": value, "sweep/best_perplexity": self._best}, self._n_told
-            )
+            self._log({"sweep/perplexity": value})
             self._say(number, f"perplexity {value:.4g} (best so far {self._best:.4g})")
-        elif done.state == "PRUNED":
+        elif state == "PRUNED":
             self.study.prune(number)
-            self._n_told += 1
-            if math.isfinite(self._best):
-                self.parent.log_metrics({"sweep/best_perplexity": self._best}, self._n_told)
+            self._log({})
             self._say(number, f"pruned after {done.epochs} epochs")
-        elif done.state == "KILLED":
-            # Not by us: `_stop` tells of those. As if its process had been killed.
-            again = self.study.killed(number, "interrupted")
-            self._say(number, f"was interrupted; {'it is tried again' if again else 'given up'}")
+        elif state == "KILLED":
+            # Someone interrupted the worker alone: `_stop` handles interrupts of the sweep.
+            self._killed(number, "interrupted")
         else:
-            self.study.fail(number, done.error)
+            self.study.fail(number, error)
             if number not in self.runs and number in self.jobs:
                 job = self.jobs[number]
-                tags = self._marks(number) | _tags("FAIL", done.error)
+                tags = self._trial_tags(number) | _tags(error)
                 self.parent.record_failure(number, job.name, job.settings, tags)
-            self._say(number, f"failed: {done.error}")
+            self._say(number, f"failed: {error}")
             if done.bad_input:
-                self._refused[number] = done.error
-            self._failed(done.error)
+                self._refused[number] = error
+            self._failed(error)
+
+    def _killed(self, number: int, error: str) -> bool:
+        again = self.study.killed(number, error)
+        self._say(number, f"{error}; {'it is tried again' if again else 'given up'}")
+        return again
 
     def _failed(self, error: str) -> None:
+        """Count a failed trial, and stop if there are too many.
+
+        Raises
+        ------
+        InputError
+            The first trials were all refused because of bad input.
+        SweepError
+            More failed than ``max_failure_rate`` allows.
+        """
         self._n_failed += 1
-        n_enough = min(REFUSED, self.settings.n_trials)
-        if self._n_told == 0 and len(self._refused) == self._n_failed >= n_enough:
-            # Not used up: with the input mended, the same command tries them.
+        n_enough = min(N_REFUSED, self.settings.n_trials)
+        if self._n_ended == 0 and len(self._refused) == self._n_failed >= n_enough:
+            # Once the input is fixed, the same command tries them again.
             for number in self._refused:
                 self.study.repeat(number)
             raise InputError(next(iter(self._refused.values())))
@@ -228,30 +224,32 @@ class Search:
             )
 
     def _stop(self, workers: Workers) -> None:
-        """End the workers; what they worked on is queued again."""
+        """End the workers, and queue the trials again that did not end before."""
         try:
-            self._hear_out(workers)
+            for event in workers.interrupt():
+                if isinstance(event, Began):
+                    self._began(event)
+                elif isinstance(event, Died) and event.number is not None:
+                    self._end_run(event.number, "KILLED", "interrupted")
+                elif isinstance(event, Done) and event.state != "KILLED":
+                    with contextlib.suppress(InputError, SweepError):
+                        self._end(event)
         finally:
             workers.close()
-        # Those that were asked for but given to nobody.
         for number in self.study.open_trials:
             self.study.interrupted(number)
 
-    def _hear_out(self, workers: Workers) -> None:
-        for event in workers.interrupt():
-            number = event.number
-            if isinstance(event, Began):
-                self._began(event)
-            elif isinstance(event, Died) and number is not None:
-                run_id = self.runs.get(number, "")
-                self.parent.end_child(run_id, number, "KILLED", _tags("FAIL", "interrupted"))
-                self.study.interrupted(number)
-            elif isinstance(event, Done) and event.state == "KILLED":
-                self.study.interrupted(event.number)
-            elif isinstance(event, Done):
-                # Its end came before the interrupt.
-                with contextlib.suppress(InputError, SweepError):
-                    self._told(event)
+    def _end_run(self, number: int, status: str, error: str) -> None:
+        self.parent.end_child(self.runs.get(number, ""), number, status, _tags(error))
+
+    def _trial_tags(self, number: int) -> dict[str, str]:
+        return {"topicell.trial": str(number), "topicell.study": self.study.name}
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self._n_ended += 1
+        if math.isfinite(self._best):
+            metrics["sweep/best_perplexity"] = self._best
+        self.parent.log_metrics(metrics, self._n_ended)
 
     def _say(self, number: int, what: str) -> None:
         job = self.jobs.get(number)
@@ -259,111 +257,23 @@ class Search:
         self.say(f"trial {number:3d}  {topics}{what}")
 
 
-def conclude(
-    study: Study,
-    settings: SweepConfig,
-    parent: Parent,
-    folder: Path,
-    described: Mapping[str, Any],
-) -> tuple[Sweep, Verdict]:
-    """Write ``sweep.json`` and the report, and put the verdict on the parent run.
-
-    Parameters
-    ----------
-    study
-        With all its trials.
-    settings, parent
-        Of the sweep.
-    folder
-        Where to write.
-    described
-        What the sweep is, as fields of `Sweep`.
-    """
-    sweep = Sweep(
-        name=study.name,
-        trials=study.trials(),
-        importance=study.importance(),
-        seconds=study.seconds,
-        stability_floor=settings.stability_floor,
-        parent_id=parent.run_id,
-        experiment_id=parent.experiment,
-        tracking=parent.store,
-        **described,
-    )
-    return sweep, judge(sweep, parent, folder)
-
-
-def judge(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
-    """The verdict, the report, and both on the parent run."""
-    from topicell.sweep import page
-
-    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep.write(folder, as_plain(verdict, sweep))
-    parent.keep(("sweep.json",))
-    for point in points(sweep.trials):
-        metrics = {}
-        for name in MEASURES:
-            found = point.estimate(name)
-            if found is not None:
-                metrics[f"by_n_topics/{name}"] = found.mean
-                if not math.isnan(found.se):
-                    metrics[f"by_n_topics/{name}_se"] = found.se
-        # The step is K: MLflow draws the curve over numbers of topics.
-        parent.log_metrics(metrics, step=point.n_topics)
-    parent.log_metrics({f"importance/{name}": value for name, value in sweep.importance.items()})
-    if verdict.n_topics is not None:
-        parent.log_metrics({"sweep/n_topics": verdict.n_topics})
-    tags = {
-        "topicell.verdict": verdict.kind.value,
-        "topicell.n_topics": "" if verdict.n_topics is None else str(verdict.n_topics),
-        "mlflow.note.content": "\n\n".join(
-            [f"**{verdict.sentence}**", *verdict.cautions, _states(sweep)]
-        ),
-    }
-    parent.set_tags(tags)
-    page.write(sweep, verdict, folder)
-    parent.keep(("report.html", "figures"))
-    return verdict
-
-
-def as_plain(verdict: Verdict, sweep: Sweep) -> dict[str, Any]:
-    """The verdict as ``sweep.json`` has it, with the failed trials by number of topics."""
-    return {
-        "kind": verdict.kind.value,
-        "n_topics": verdict.n_topics,
-        "best": verdict.best,
-        "trial": verdict.trial,
-        "sentence": verdict.sentence,
-        "cautions": list(verdict.cautions),
-        "failed": {k: sum(failed) for k, failed in outcomes(sweep.trials).items() if any(failed)},
-    }
-
-
-def _states(sweep: Sweep) -> str:
-    counts: dict[str, int] = {}
-    for trial in sweep.trials:
-        counts[trial.state] = counts.get(trial.state, 0) + 1
-    return "Trials: " + ", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items()))
-
-
 def _perplexity(values: Mapping[str, Any]) -> float:
-    """The objective: mean over splits and replicates."""
-    by_split = values[PERPLEXITY]
-    return float(np.mean([np.mean(of_split) for of_split in by_split.values()]))
+    """Return the objective, the mean over splits and replicates; NaN if there is none."""
+    means = [np.mean(of_split) for of_split in values.get(PERPLEXITY, {}).values()]
+    return float(np.mean(means)) if means else math.nan
 
 
-def _tags(state: str, error: str) -> dict[str, str]:
-    return {"topicell.trial_state": state, "topicell.error": error}
+def _tags(error: str) -> dict[str, str]:
+    return {"topicell.trial_state": "FAIL", "topicell.error": error}
 
 
 def _how(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        why = f"was killed by signal {-exitcode}"
-        if exitcode == -signal.SIGKILL:
-            why += (
-                ", as the system does when memory is full: lower sweep.n_jobs, "
-                "train.n_replicates or preprocess.n_variable_genes"
-            )
-        return why
-    return f"ended with code {exitcode}"
+    """Return how a process ended, and how to fix it."""
+    if exitcode is None or exitcode >= 0:
+        return f"ended with code {exitcode}"
+    if exitcode != -signal.SIGKILL:
+        return f"was killed by signal {-exitcode}"
+    return (
+        f"was killed by signal {-exitcode}, as the system does when memory is full: lower "
+        "sweep.n_jobs, train.n_replicates or preprocess.n_variable_genes"
+    )

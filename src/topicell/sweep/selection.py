@@ -1,17 +1,17 @@
-"""From trials to a verdict on the number of topics K. Pure arithmetic: numpy alone.
+"""The verdict on the number of topics K, from the trials. Pure arithmetic with numpy alone.
 
 For each K, every measure has a mean and a standard error over splits and replicates. The verdict
-goes by held-out perplexity under the one-standard-error rule (Breiman, Friedman, Olshen & Stone
-1984, Classification and Regression Trees, section 3.4.3): the smallest K whose perplexity is
-within one standard error of the lowest, among those whose topics are stable. The error is that of
-the *difference*, taken on the same held-out cells: a split is hard or easy for every K alike, and
-by this the perplexities of two K can be told apart that one split moves farther than K does.
+follows the one-standard-error rule (Breiman, Friedman, Olshen & Stone 1984, Classification and
+Regression Trees, section 3.4.3): the smallest K whose held-out perplexity is within one standard
+error of the lowest, among those whose topics are stable. The error is that of the *difference* on
+the same held-out cells: pairing removes the variation between splits, which can exceed the
+difference between two K.
 
-Measures are never rescaled and added: those of one K do not depend on which others were tried,
-and a K that is worse than the best does not change the choice.
+Measures are never rescaled and added: those of one K do not depend on which others were tried, and
+a K that is worse than the best does not change the choice.
 
-Failed trials are counted by K. Where more than half of the trials, or of the numbers of topics,
-failed, nothing is chosen: the lowest perplexity of the few that are left says little.
+Failed trials are counted by K. If more than half of the trials, or of the numbers of topics,
+failed, no K is chosen: the lowest perplexity of the few others says little.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ MEASURES = (
 )
 """The metrics whose curves over K are shown."""
 MOST = 0.5
-"""If a larger share of the trials, or of the numbers of topics, failed, none is chosen."""
+"""If a larger share of the trials, or of the numbers of topics, failed, no K is chosen."""
 WIDE = 0.5
-"""A plateau over more than this share of the range (of its logarithm) is no optimum."""
+"""A plateau over a larger share of the range (in its logarithm) is no optimum."""
 FEW = 3
-"""Of fewer numbers of topics there is no curve."""
+"""Fewer numbers of topics make no curve."""
 
 
 class Kind(Enum):
-    """What the perplexities of the numbers of topics look like."""
+    """The shape of the perplexity over the numbers of topics."""
 
     optimum = "clear optimum"
     plateau = "plateau"
@@ -55,9 +55,9 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The measures of one number of topics: of its trial of the lowest perplexity.
+    """The measures of one number of topics, from its trial of the lowest perplexity.
 
-    `trials` are their numbers: several where a grid moved the seed.
+    `trials` are the numbers of the trials: several if a grid searched the seed.
     """
 
     n_topics: int
@@ -65,7 +65,7 @@ class Point:
     values: Mapping[str, BySplit]
 
     def estimate(self, measure: str) -> Estimate | None:
-        """Mean and standard error of a measure; None where it was not taken."""
+        """Return the mean and standard error of a measure; None if it was not measured."""
         return estimate(self.values[measure]) if measure in self.values else None
 
     @property
@@ -75,7 +75,7 @@ class Point:
 
     @property
     def stability(self) -> float:
-        """Mean stability over splits; NaN with one replicate."""
+        """Mean stability over splits; NaN for one replicate."""
         return estimate(self.values[STABILITY]).mean if STABILITY in self.values else math.nan
 
 
@@ -83,9 +83,8 @@ class Point:
 class Verdict:
     """The number of topics to take, and why.
 
-    `n_topics` is None where there is nothing to choose from; `within` are the numbers of topics
-    within one standard error of `best`, among the stable ones; `trial` is the number of the trial
-    to take.
+    `n_topics` is None if none can be chosen; `within` are the stable numbers of topics within one
+    standard error of `best`; `trial` is the number of the trial to take.
     """
 
     kind: Kind
@@ -98,11 +97,11 @@ class Verdict:
 
 
 def points(trials: Sequence[Trial]) -> list[Point]:
-    """The measures of each number of topics, in ascending order.
+    """Return the measures of each number of topics, in ascending order.
 
-    Trials that differ in the seed alone are one: their splits are put together. Of several
-    settings at one number of topics, the one of the most splits counts, then of the lowest
-    perplexity. A trial whose perplexity is not finite was not measured.
+    Trials that differ in the seed alone are one: their splits are put together. If several
+    settings were tried at one number of topics, the one with the most splits counts, then the one
+    with the lowest perplexity. A trial whose perplexity is not finite does not count.
     """
     pooled: dict[tuple[int, str], list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
@@ -125,19 +124,19 @@ def points(trials: Sequence[Trial]) -> list[Point]:
 
 
 def outcomes(trials: Sequence[Trial]) -> dict[int, list[bool]]:
-    """Return by number of topics, for each setting that was tried to an end, whether it failed.
+    """Return, by number of topics, whether each of the settings that were tried failed.
 
-    Settings count once: a failed trial that was tried again counts as the second one ended.
-    Interrupted trials do not count, pruned ones did not fail. A perplexity that is NaN is a
-    failure; an infinite one is not, since topics may give a held-out count probability 0. The
-    number of topics is 0 where a trial does not tell it.
+    The same settings count once: a failed trial that was tried again counts as its last attempt.
+    Interrupted trials do not count, and pruned ones did not fail. A perplexity of NaN is a
+    failure; an infinite one is not, since topics can give a held-out count probability 0. The
+    number of topics is 0 if it is unknown.
     """
     ended: dict[int, dict[str, bool]] = {}
     for trial in trials:
         perplexities = trial.values.get(PERPLEXITY, {}).values()
         failed = trial.failed or any(np.isnan(of_split).any() for of_split in perplexities)
         if failed or trial.state in ("COMPLETE", "PRUNED"):
-            # A run that failed before its settings were recorded is like no other.
+            # A run that failed before its settings were recorded is unlike any other.
             key = repr(sorted(trial.params.items()) or trial.number)
             of_topics = ended.setdefault(_n_topics(trial), {})
             of_topics[key] = failed and of_topics.get(key, True)
@@ -150,21 +149,19 @@ def select(
     bounds: tuple[int, int] | None = None,
     stability_floor: float = 0.7,
 ) -> Verdict:
-    """The verdict on the number of topics.
+    """Return the verdict on the number of topics.
+
+    The smallest stable K whose perplexity is within one standard error of the lowest is chosen;
+    none if most of the trials, or of the numbers of topics, failed.
 
     Parameters
     ----------
     trials
-        All trials; only complete ones count.
+        All trials.
     bounds
-        Smallest and largest number of topics that could be tried; by default those that were.
+        The smallest and largest number of topics that could be tried; by default, that were.
     stability_floor
-        Numbers of topics of a lower mean stability are not chosen.
-
-    Returns
-    -------
-    The choice is the smallest stable K whose perplexity is within one standard error of the
-    lowest; nothing where most of the trials, or of the numbers of topics, failed.
+        Numbers of topics with a lower mean stability are not chosen.
     """
     measured = points(trials)
     ended = outcomes(trials)
@@ -191,39 +188,23 @@ def select(
         point.n_topics: {split: point.values[PERPLEXITY][split] for split in splits}
         for point in stable
     }
-    best = min(
-        stable, key=lambda point: (estimate(perplexity[point.n_topics]).mean, point.n_topics)
-    )
-    loss = {
-        point.n_topics: difference(perplexity[point.n_topics], perplexity[best.n_topics])
-        for point in stable
-    }
-    # A NaN error is of fits that are alone: nothing but a tie is within it.
-    within = [
-        point
-        for point in stable
-        if point is best or loss[point.n_topics].mean <= np.nan_to_num(loss[point.n_topics].se)
-    ]
-    no_error = any(math.isnan(of_point.se) for of_point in loss.values())
+    best = min(perplexity, key=lambda k: (estimate(perplexity[k]).mean, k))
+    loss = {k: difference(values, perplexity[best]) for k, values in perplexity.items()}
+    # Single fits have an error of NaN: then only a tie is within it.
+    within = tuple(k for k in loss if k == best or loss[k].mean <= np.nan_to_num(loss[k].se))
     low, high = bounds or (measured[0].n_topics, measured[-1].n_topics)
-    kind, sentence = _in_words(
-        [point.n_topics for point in within],
-        best.n_topics,
-        _shown(estimate(perplexity[best.n_topics]).mean),
-        (low, high),
-    )
+    lowest = _rounded(estimate(perplexity[best]).mean)
+    kind, sentence = _kind_and_sentence(within, best, lowest, (low, high))
     if len(stable) == 1:
         kind = Kind.none
         sentence = (
-            f"No clear optimum: K = {best.n_topics} (perplexity "
-            f"{_shown(estimate(perplexity[best.n_topics]).mean)}) alone was measured and is stable."
+            f"No clear optimum: K = {best} (perplexity {lowest}) alone was measured and is stable."
         )
-    elif no_error:
+    elif any(math.isnan(of_k.se) for of_k in loss.values()):
         kind = Kind.none
         sentence = (
-            f"No clear optimum: K = {best.n_topics} has the lowest perplexity "
-            f"({_shown(estimate(perplexity[best.n_topics]).mean)}), but without error bars, so the "
-            "difference may be chance."
+            f"No clear optimum: K = {best} has the lowest perplexity ({lowest}), but without error "
+            "bars, so the difference may be chance."
         )
         cautions.append(
             "Fits that are alone, without replicates or splits: train.n_replicates=4 or "
@@ -238,27 +219,20 @@ def select(
             "Fits of one replicate have no stability: the floor is not applied to them."
         )
     tried = {_n_topics(trial) for trial in trials} - {0}
-    if kind in (Kind.plateau, Kind.none) and within[-1].n_topics == high > low:
+    if kind in (Kind.plateau, Kind.none) and within[-1] == high > low:
         cautions.append(f"The plateau reaches the edge of the range, K = {high}: larger K may do.")
-    elif kind is not Kind.edge and best.n_topics == max(tried) < high:
-        cautions.append(f"No K above {best.n_topics}, the best, was tried: raise sweep.n_trials.")
+    elif kind is not Kind.edge and best == max(tried) < high:
+        cautions.append(f"No K above {best}, the best, was tried: raise sweep.n_trials.")
     if unstable:
         cautions.append(
             f"Not considered, for a stability below {stability_floor:g}: K = {_listed(unstable)}."
         )
-    return Verdict(
-        kind,
-        within[0].n_topics,
-        best.n_topics,
-        tuple(point.n_topics for point in within),
-        within[0].trials[0],
-        sentence,
-        tuple(cautions),
-    )
+    trial = next(point.trials[0] for point in stable if point.n_topics == within[0])
+    return Verdict(kind, within[0], best, within, trial, sentence, tuple(cautions))
 
 
 def _of_failures(ended: Mapping[int, Sequence[bool]]) -> str:
-    """Count the failed trials, by K."""
+    """Return how many trials failed, by K."""
     n_failed, n_ended = _n_failed(ended)
     by_topics = ", ".join(
         f"{sum(failed)} of {len(failed)} with {f'K = {n_topics}' if n_topics else 'no known K'}"
@@ -269,7 +243,7 @@ def _of_failures(ended: Mapping[int, Sequence[bool]]) -> str:
 
 
 def _too_many(ended: Mapping[int, Sequence[bool]]) -> str:
-    """Say that most of the trials or numbers of topics failed; nothing where they did not."""
+    """Return that most of the trials or numbers of topics failed; empty if they did not."""
     n_failed, n_ended = _n_failed(ended)
     if n_failed > MOST * n_ended:
         what = f"{n_failed} of {n_ended} trials failed"
@@ -288,14 +262,14 @@ def _n_failed(ended: Mapping[int, Sequence[bool]]) -> tuple[int, int]:
 
 
 def _n_topics(trial: Trial) -> int:
-    """The number of topics of a trial; 0 where it is unknown."""
+    """Return the number of topics of a trial; 0 if it is unknown."""
     try:
         return trial.n_topics or int(str(trial.params.get(TOPICS, 0)).strip("'\""))
     except ValueError:
         return 0
 
 
-def _in_words(
+def _kind_and_sentence(
     within: Sequence[int], best: int, lowest: str, bounds: tuple[int, int]
 ) -> tuple[Kind, str]:
     (low, high), k, last = bounds, within[0], within[-1]
@@ -312,15 +286,11 @@ def _in_words(
             f"one standard error of the lowest ({lowest} at K = {best}). Take K = {k}, the "
             "smallest."
         )
-    if k == high > low:
+    if high > low and (k == high or k == low > 2):
+        others, beyond = ("smaller", "beyond") if k == high else ("larger", "below")
         return Kind.edge, (
-            f"The lowest perplexity ({lowest}) is at the edge of the range, K = {k}, and smaller K "
-            f"are worse. Widen it: the best K may lie beyond {high}."
-        )
-    if k == low < high and low > 2:
-        return Kind.edge, (
-            f"The lowest perplexity ({lowest}) is at the edge of the range, K = {k}, and larger K "
-            f"are worse. Widen it: the best K may lie below {low}."
+            f"The lowest perplexity ({lowest}) is at the edge of the range, K = {k}, and {others} "
+            f"K are worse. Widen it: the best K may lie {beyond} {k}."
         )
     return Kind.optimum, (
         f"Clear optimum at K = {k}: perplexity {lowest}; every other K that was measured, and is "
@@ -329,9 +299,9 @@ def _in_words(
 
 
 def _usual_splits(measured: Sequence[Point]) -> frozenset[str]:
-    """The splits that most numbers of topics were measured on.
+    """Return the splits on which most numbers of topics were measured.
 
-    The mean of a K that missed a hard split is not to be compared with those that had it.
+    The mean of a K without a hard split cannot be compared with a mean that includes it.
     """
     sets = [frozenset(point.values[PERPLEXITY]) for point in measured]
     return max(sets, key=lambda splits: (sets.count(splits), len(splits), sorted(splits)))
@@ -346,7 +316,7 @@ def _is_finite(by_split: BySplit) -> bool:
     return bool(values) and bool(np.isfinite(values).all())
 
 
-def _shown(value: float) -> str:
+def _rounded(value: float) -> str:
     return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
 
 

@@ -1,6 +1,6 @@
-"""What a sweep found, as plain data: `Trial`, `Sweep`, and ``sweep.json``.
+"""The trials of a sweep as plain data, and ``sweep.json``.
 
-Made from an Optuna study or from the runs of a grid; the verdict and the page need nothing else.
+They come from an Optuna study or from the runs of a grid; the verdict and the page need no more.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, Self
 from topicell.errors import InputError
 
 PERPLEXITY = "valid/perplexity_folded"
-"""What is minimised: the test cells stay unseen until the choice is made."""
+"""The metric that is minimised: the test cells stay unseen until the choice is made."""
 TOPICS = "model.n_topics"
 SEED = "seed"
 KILLED = "the sweep was killed"
 INTERRUPTED = "interrupted"
-"""Errors of trials that were stopped from outside."""
+"""Errors of trials that did not fail by themselves."""
 FORMAT = 1
 
 
 def now() -> str:
-    """Date and time, to the second."""
+    """Return the date and time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -37,18 +37,18 @@ class Trial:
     state: str
     """COMPLETE, PRUNED, FAIL or RUNNING."""
     params: Mapping[str, Any]
-    """The settings that the sweep moves, by dotted name."""
+    """The searched settings, by dotted name."""
     n_topics: int
     values: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    """By metric and seed of the split, one value a replicate; empty unless complete."""
+    """By metric and seed of the split, one value per replicate; empty unless complete."""
     curve: Mapping[int, float] = field(default_factory=dict)
-    """Validation perplexity by epoch, of the first split: what pruning goes by."""
+    """Validation perplexity by epoch on the first split, by which trials are pruned."""
     epochs: int = 0
     """Epochs trained, over all splits."""
     seconds: float | None = None
-    """From start to end of the trial."""
+    """Duration of the trial."""
     ended: str = ""
-    """Date and time."""
+    """Date and time of its end."""
     run_id: str = ""
     run_name: str = ""
     folder: str = ""
@@ -56,31 +56,31 @@ class Trial:
 
     @property
     def failed(self) -> bool:
-        """Whether the trial failed by itself: one that was pruned or interrupted did not."""
+        """Whether the trial failed by itself: a pruned or interrupted one did not."""
         return self.state == "FAIL" and self.error not in (KILLED, INTERRUPTED)
 
     @property
     def others(self) -> dict[str, Any]:
-        """The settings that the sweep moves, but for the number of topics and the seed."""
+        """The searched settings without the number of topics and the seed."""
         return {name: v for name, v in self.params.items() if name not in (TOPICS, SEED)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A sweep or a grid: its trials, and what they say together."""
+    """A sweep or a grid: its trials, and how they were made."""
 
     name: str
     data: str
-    """What the data are called."""
+    """Name of the data."""
     kind: str
     """``sweep`` or ``multirun``."""
     bounds: tuple[int, int] | None
-    """Smallest and largest number of topics that could be tried."""
+    """The smallest and largest number of topics that could be tried."""
     space: Mapping[str, str]
-    """The settings that were moved, and over what, in words."""
+    """The searched settings, each as the user wrote it."""
     trials: Sequence[Trial]
     importance: Mapping[str, float] = field(default_factory=dict)
-    """Importance of each setting for the perplexity, PED-ANOVA; sums to 1."""
+    """Importance of each setting for the perplexity (PED-ANOVA); sums to 1."""
     storage: str = ""
     sampler: str = ""
     pruner: str = ""
@@ -91,12 +91,12 @@ class Sweep:
     parent_id: str = ""
     experiment_id: str = ""
     tracking: str = ""
-    """The tracking store, without a password; empty where nothing is tracked."""
+    """The tracking store, without a password; empty without tracking."""
     version: str = ""
     created: str = ""
 
     def write(self, folder: Path, verdict: Mapping[str, Any] | None = None) -> Path:
-        """Write ``sweep.json``, with the verdict for whoever reads the file alone."""
+        """Write ``sweep.json``, with the verdict for readers of the file."""
         path = folder / "sweep.json"
         of_verdict = {} if verdict is None else {"verdict": verdict}
         text = json.dumps({"format": FORMAT} | of_verdict | asdict(self), indent=1)
@@ -109,7 +109,7 @@ class Sweep:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document.pop("format", None) != FORMAT:
             raise InputError(f"{path} was written by another version of topicell; sweep again")
-        # `topicell.sweep.selection.select` gives it again.
+        # `topicell.sweep.selection.select` computes it again.
         document.pop("verdict", None)
         document["trials"] = [
             Trial(**(trial | {"curve": {int(e): v for e, v in trial["curve"].items()}}))

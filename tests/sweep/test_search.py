@@ -1,0 +1,43 @@
+"""The loop of a sweep, where its workers cannot begin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+import pytest
+from optuna.distributions import IntDistribution
+
+from topicell.config import SweepConfig, TrackingConfig
+from topicell.sweep.search import Job, Search, SweepError
+from topicell.sweep.study import Study
+from topicell.tracking.parents import Parent
+
+
+def die():
+    """A worker that the system kills while it imports."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_if_no_worker_can_begin_a_run_the_sweep_stops_and_the_budget_is_whole(tmp_path, n_jobs):
+    settings = SweepConfig(study="s", storage=f"journal:{tmp_path / 'log'}", n_trials=4)
+    settings.n_jobs = n_jobs
+    space = {"model.n_topics": IntDistribution(2, 5)}
+    lines = []
+
+    def compose(number, params):
+        return Job(b"", params["model.n_topics"], "", {})
+
+    with contextlib.closing(Study(settings, space, {}, 0)) as study:
+        parent = Parent(TrackingConfig(enabled=False))
+        with pytest.raises(SweepError, match=r"die before they begin a run: .* memory is full"):
+            Search(study, compose, die, settings, parent, lines.append).run()
+    assert len(lines) == 2
+    with contextlib.closing(Study(settings, space, {}, 0)) as study:
+        asked = []
+        while (trial := study.ask()) is not None:
+            asked.append(trial.params["model.n_topics"])
+            study.complete(trial.number, 1.0, {})
+    assert sorted(asked) == [2, 3, 4, 5]
