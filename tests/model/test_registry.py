@@ -29,7 +29,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_name():
 
 def test_a_model_refuses_settings_without_effect():
     require_model(ModelConfig(kind="sklearn_nmf", n_topics=7), TrainConfig(epochs=3))
-    with pytest.raises(InputError, match=r"model\.n_hidden = 9: model\.kind=sklearn_nmf has no such"):
+    with pytest.raises(InputError, match=r"n_hidden = 9: model\.kind=sklearn_nmf has no such"):
         require_model(ModelConfig(kind="sklearn_nmf", n_hidden=9), TrainConfig())
     with pytest.raises(InputError, match=r"train\.batch_size = 9: model\.kind=sklearn_nmf has no"):
         require_model(ModelConfig(kind="sklearn_nmf"), TrainConfig(batch_size=9))
