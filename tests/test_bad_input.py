@@ -699,7 +699,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "a pattern of every gene": ([*SIMULATED, "preprocess.drop_genes=['']"], "drop_genes = ['']"),
     "counts that no cell has": (
         [*SIMULATED, "preprocess.min_counts_per_cell=2000000000"],
-        "none of 40 cells is left",
+        "removes all 40 cells",
     ),
     "a simulation beyond counts": (
         ["data=simulated", "data.simulation.mean_counts=1e30"],

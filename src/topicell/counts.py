@@ -263,7 +263,7 @@ def as_counts(
     if round_values and off.any():
         _require_not_normalised(x, where)
         off = np.zeros(x.nnz, dtype=bool)
-    for bad, what, mend in (
+    for bad, what, fix in (
         (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
         (np.isinf(x.data), "infinite", "counts are finite"),
         (whole < 0, "negative", "scaled or corrected values are not counts"),
@@ -279,7 +279,7 @@ def as_counts(
             gene = f"gene {genes[column]}" if genes is not None else f"column {column}"
             raise InputError(
                 f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:.10g} in row "
-                f"{row}, {gene}); {mend}{hint}"
+                f"{row}, {gene}); {fix}{hint}"
             )
     x = sp.csr_matrix((whole.astype(np.float32), x.indices, x.indptr), shape=x.shape)
     x.eliminate_zeros()

@@ -59,7 +59,7 @@ def sync(arguments: list[str]) -> None:
             print(f"{folder}: MLflow run {run_id}")
     done = f"{n_delivered} of {len(waiting)} runs delivered"
     if problems:
-        then = "topicell sync goes on from here when that is mended"
+        then = "topicell sync goes on from here when that is fixed"
         fail(FAILED, f"{done}; {'; '.join(problems)}; {then}")
     print(done if waiting else "nothing waits")
 

@@ -172,8 +172,8 @@ class PreprocessConfig:
     cache: bool = True
     """Keep the prepared data in the user's cache folder, by digest of data and settings."""
     cache_limit_mb: int | None = setting(2000, POSITIVE)
-    """Size in MB that the cache of prepared data may have: what was used longest ago is removed
-    first, never what was written last; null sets no limit."""
+    """Largest size of the cache of prepared data, in MB: data used longest ago are removed first,
+    those written last never; null sets no limit."""
 
     def __post_init__(self) -> None:
         check_fields("preprocess", self)
@@ -458,7 +458,7 @@ class RunConfig:
 
     @property
     def title(self) -> str:
-        """What a run is called that was given no name."""
+        """Name of a run without a name of its own."""
         default = self.model.kind == ModelConfig().kind
         kind = "" if default else f"{self.model.kind}, "
         return f"{self.data.title}, {kind}{self.model.n_topics} topics, seed {self.seed}"

@@ -1,7 +1,7 @@
 """Decide what the rows and columns of a matrix are: cells or genes, which features, which names.
 
-Files do not say these things in one way. What is certain is done, with a warning that says so;
-what is doubtful is refused, with the setting that decides it.
+Files differ in how they say these things. If there is no doubt, cells and genes are put in order
+with a warning; if there is doubt, the file is refused with the setting that decides.
 """
 
 from __future__ import annotations

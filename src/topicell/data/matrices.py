@@ -199,11 +199,11 @@ def _read(source: str, role: str) -> _Matrix:
         raise
     except Exception as error:  # damage shows as any error of h5py, pandas, numpy or zipfile
         what = str(error).strip().partition("\n")[0]
-        mend = "the file may be damaged, or of another form than its name says: write it again"
+        fix = "the file may be damaged, or of another form than its name says: write it again"
         if "Object arrays" in what:
-            mend = "save values as numbers, and names with dtype=str"
+            fix = "save values as numbers, and names with dtype=str"
         raise InputError(
-            f"cannot be read as {form} ({type(error).__name__}: {what}); {mend}"
+            f"cannot be read as {form} ({type(error).__name__}: {what}); {fix}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """From raw counts to the cells and genes that are modelled: filters, variable genes, split.
 
 The steps and their order are those of the scvi-tools tutorial "Topic Modeling with Amortized
-LDA"; every step is a knob of `PreprocessConfig`.
+LDA"; every step is a setting of `PreprocessConfig`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
     adata
         Cells × genes with integer counts in ``layers["counts"]``; left as it is.
     config
-        The knobs.
+        The settings.
     seed
         Decides the split.
 
@@ -140,7 +140,7 @@ def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
                 f"preprocess.split.{name} = {share}: no cell falls into this part of "
                 f"{adata.n_obs} cells"
                 + (f", split by {config.stratify_by!r}" if config.stratify_by else "")
-                + "; what it measures is left out",
+                + "; its scores are left out",
                 stacklevel=3,
             )
     # Cells of an earlier run hold its column and, beside it, the user's: that one stays.
@@ -446,13 +446,15 @@ def _require_filtered(counts_N: np.ndarray) -> None:
         )
 
 
-def _require_column(adata: AnnData, key: str | None, knob: str) -> None:
+def _require_column(adata: AnnData, key: str | None, name: str) -> None:
     if key is not None and key not in adata.obs:
         raise InputError(
-            f"{knob} = {key!r}: obs has no such column; here: {', '.join(map(str, adata.obs))}"
+            f"{name} = {key!r}: obs has no such column; here: {', '.join(map(str, adata.obs))}"
         )
 
 
-def _require_left(what: str, kept: np.ndarray, knob: str, value: object) -> None:
+def _require_left(what: str, kept: np.ndarray, name: str, value: object) -> None:
     if not kept.any():
-        raise InputError(f"{knob} = {value!r}: none of {len(kept)} {what}s is left; loosen it")
+        raise InputError(
+            f"{name} = {value!r} removes all {len(kept)} {what}s; use a less strict value"
+        )

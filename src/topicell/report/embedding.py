@@ -106,7 +106,7 @@ def _neighbors_and_umap(scratch: AnnData, use_rep: str, n_neighbors: int, seed: 
         warnings.filterwarnings("ignore", message="Tensorflow not installed", module="umap")
         _keep_compiled_umap()
         # Equal cells, or groups of cells with nothing between them: scanpy repairs its graph and
-        # UMAP starts from a simpler layout; both say so, and neither is for the user to mend
+        # UMAP starts from a simpler layout; both say so, and neither is for the user to fix
         warnings.filterwarnings("ignore", category=SparseEfficiencyWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"umap\.spectral|sklearn\.")
         sc.pp.neighbors(

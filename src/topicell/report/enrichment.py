@@ -123,8 +123,8 @@ def _refuse_binary(path: str | Path, data: bytes, position: int) -> NoReturn:
     _refuse(path, f"line {line} is not UTF-8 text", "save the gene sets as a GMT file in UTF-8")
 
 
-def _refuse(path: str | Path, what: str, mend: str) -> NoReturn:
-    raise InputError(f"report.gene_sets = {str(path)!r}: {what}; {mend}") from None
+def _refuse(path: str | Path, what: str, fix: str) -> NoReturn:
+    raise InputError(f"report.gene_sets = {str(path)!r}: {what}; {fix}") from None
 
 
 def restricted_sets(

@@ -1,4 +1,4 @@
-"""The table of figures: how each is drawn from a run, and what the page says about it.
+"""The table of figures: how each is drawn from a run, and its caption on the page.
 
 To add a figure, write a function of a `ReportedRun` and add one row to `FIGURES`.
 """

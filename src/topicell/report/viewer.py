@@ -117,7 +117,7 @@ def _expression(
         dtype=np.float32,
     )
     scale = np.repeat(255 / np.maximum(greatest, 1e-9), np.diff(x_NG.indptr))
-    # What is expressed at all is seen to be.
+    # An expressed gene is always visible.
     values = np.clip(np.rint(x_NG.data * scale), 1, 255).astype(np.uint8)
     index = np.uint16 if x_NG.shape[0] <= 1 << 16 else np.uint32
     return kept, {

@@ -52,7 +52,7 @@ def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = Fal
                 "has no obs and var that can be read alone (written by anndata before 0.7?); "
                 "leave out backed=true"
             )
-        # An AnnData in outline: `locate` finds in it the element of the file, still unread.
+        # `locate` finds the element in this stand-in for an AnnData, without reading it.
         raw = SimpleNamespace(X=file["raw/X"], var_names=None) if "raw" in file else None
         outline = SimpleNamespace(
             X=file.get("X"), layers=file.get("layers", {}), raw=raw, var_names=None

@@ -308,7 +308,7 @@ def readable_on(color: Any) -> str:
 
 
 def category_codes(categories: Any) -> tuple[np.ndarray, list[str]]:
-    """Number of each cell's category (−1: none) and the names; categories without cells go."""
+    """Return each cell's category as a number (−1: none), and the names of categories."""
     column = pd.Series(categories)
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype("category")

@@ -205,7 +205,7 @@ def top_genes_heatmap(
     norm = Normalize(-4, 4)
 
     def draw(axes: Axes, genes: slice) -> None:
-        # what is nowhere has no value; what is not in one topic alone is as low as can be
+        # a gene of no topic has no value; a gene missing in one topic has the lowest value
         value = np.ma.masked_where(np.isnan(value_KT[:, genes]), value_KT[:, genes])
         n_rows, n_columns = value.shape
         axes.pcolormesh(
