@@ -110,7 +110,7 @@ def test_predictions_are_those_of_the_fit(champion, frame, planted, fitted):
     expected = fitted.transform(planted[0])
     for given in (frame, frame.iloc[:, ::-1].assign(another_gene=0.5), frame.astype("int32")):
         pd.testing.assert_frame_equal(champion.predict(given), expected, check_exact=True)
-    settings = {"replicate": (fitted.shown + 1) % 3, "refine": True, "n_samples": 8, "seed": 5}
+    settings = {"replicate": (fitted.selected + 1) % 3, "refine": True, "n_samples": 8, "seed": 5}
     few = planted[0][np.arange(20)]
     pd.testing.assert_frame_equal(
         champion.predict(frame[:20], params=settings),

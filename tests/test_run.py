@@ -474,7 +474,7 @@ def test_scores_are_the_summary_of_their_table(on_one_split, on_three_splits):
         assert rows["split"].unique().tolist() == list(result.values[metric])
         everything = rows["value"].tolist()
         means = [statistics.fmean(values) for values in of_splits]
-        shown = of_splits[0][result.fit.shown if len(of_splits[0]) > 1 else 0]
+        shown = of_splits[0][result.fit.selected if len(of_splits[0]) > 1 else 0]
         expected = {
             metric: shown,
             f"{metric}_mean": statistics.fmean(everything),
@@ -526,7 +526,7 @@ def test_the_score_to_choose_by_is_that_of_the_validation_cells(on_three_splits)
         cells, folded=True, n_samples=n_samples, seed=0
     )
     assert result.values["valid/perplexity_folded"]["0"] == by_replicate.tolist()
-    assert result.scores["valid/perplexity_folded"] == by_replicate[result.fit.shown]
+    assert result.scores["valid/perplexity_folded"] == by_replicate[result.fit.selected]
     assert result.scores["valid/perplexity_folded"] != result.scores["test/perplexity_folded"]
 
 

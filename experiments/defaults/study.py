@@ -136,7 +136,7 @@ def main() -> None:
                         "perplexity": perplexity(completed, fold_in(observed, beta_KG), beta_KG),
                         "elbo": elbo_R[r],
                         "topics_used": used_topics(theta_NK),
-                        "shown": r == fit.shown,
+                        "shown": r == fit.selected,
                     }
                     if truth_KG is not None:
                         row["cosine_with_truth"] = match_topics(truth_KG, beta_KG).cosine.mean()

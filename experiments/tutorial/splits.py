@@ -56,7 +56,7 @@ def main() -> None:
                 "topicell": fit.perplexity(counts[~is_train], seed=seed),
                 "kl_nmf": perplexity(completed, fold_in(observed, topics), topics),
                 "elbo": fit.elbo(),
-                "topics_used": used_topics(fit.theta()[fit.shown]),
+                "topics_used": used_topics(fit.theta()[fit.selected]),
                 "seconds_4_replicates": seconds,
                 "kl_nmf_seconds": nmf_seconds,
             }

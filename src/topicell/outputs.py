@@ -98,10 +98,10 @@ def conclude(
         Settings, and the record of the run.
     """
     fit, adata = estimates.fit, cells.adata
-    annotate(adata, estimates.theta_RNK[fit.shown])
-    adata.varm["lda_topics"] = estimates.beta_RKG[fit.shown].T.copy()
+    annotate(adata, estimates.theta_RNK[fit.selected])
+    adata.varm["lda_topics"] = estimates.beta_RKG[fit.selected].T.copy()
     values = values_of(measurements.by_split)
-    scores = dict(summarized(values, next(iter(measurements.by_split)), fit.shown))
+    scores = dict(summarized(values, next(iter(measurements.by_split)), fit.selected))
     if fit.has_encoder and config.evaluate.n_gap_cells:
         with step("amortization gap"):
             gap_N = amortization_gap(fit, cells, config.evaluate, config.seed)
@@ -133,11 +133,11 @@ def _of_replicates(estimates: Estimates) -> dict[str, object]:
         return {}
     agreed = consensus(beta_RKG)
     return {
-        "topic_stability": stability(beta_RKG).per_topic_RK[fit.shown],
-        "topic_support": agreed.support_C[agreed.member_RK[fit.shown]],
-        "shown": fit.shown,
+        "topic_stability": stability(beta_RKG).per_topic_RK[fit.selected],
+        "topic_support": agreed.support_C[agreed.member_RK[fit.selected]],
+        "shown": fit.selected,
         "topic_matches": np.stack(
-            [match_topics(beta_RKG[fit.shown], other_KG).cosine for other_KG in beta_RKG]
+            [match_topics(beta_RKG[fit.selected], other_KG).cosine for other_KG in beta_RKG]
         ),
     }
 

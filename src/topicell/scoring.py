@@ -183,7 +183,9 @@ def amortization_gap(
         generator = np.random.default_rng(seed)
         drawn = np.sort(generator.choice(n_cells, config.n_gap_cells, replace=False))
     gap_N = np.full(n_cells, np.nan)
-    gap_N[drawn] = fit.amortization_gap(cells.counts[drawn], replicates=[fit.shown], seed=seed)[0]
+    gap_N[drawn] = fit.amortization_gap(cells.counts[drawn], replicates=[fit.selected], seed=seed)[
+        0
+    ]
     return gap_N
 
 

@@ -129,7 +129,7 @@ def test_topics_are_proportions_in_the_order_of_their_own_share(kind, fits):
     # No unseen count is impossible.
     assert (beta_RKG > 0).all()
     table = fit.cell_topics()
-    assert np.array_equal(table.to_numpy(), theta_RNK[fit.shown])
+    assert np.array_equal(table.to_numpy(), theta_RNK[fit.selected])
     assert table.index.tolist() == fit.cells.cells.tolist()
 
 
@@ -137,8 +137,8 @@ def test_topics_are_proportions_in_the_order_of_their_own_share(kind, fits):
 def test_the_planted_topics_and_proportions_are_found(kind, fits, planted):
     """On cells that were held out too, and in the order of the topics."""
     fit = fits(kind)
-    theta_NK = fit.theta(fit.held_out, replicates=[fit.shown])[0]
-    matching = match_topics(planted[2], fit.beta()[fit.shown])
+    theta_NK = fit.theta(fit.held_out, replicates=[fit.selected])[0]
+    matching = match_topics(planted[2], fit.beta()[fit.selected])
     assert matching.cosine.min() > 0.9
     assert (
         np.corrcoef(theta_NK[:, matching.permutation].ravel(), planted[1][400:].ravel())[0, 1]
@@ -196,7 +196,7 @@ def test_perplexity_and_elbo_are_ours(kind, fits):
         assert (perplexity_R > 1).all()
         assert (perplexity_R < 120).all()
     assert np.array_equal(fit.selection_R, fit.elbo_given_topics(fit.held_out))
-    assert fit.shown == np.argmax(fit.selection_R)
+    assert fit.selected == np.argmax(fit.selection_R)
 
 
 @each(KINDS)

@@ -36,9 +36,9 @@ def test_topics_are_ordered_by_mean_proportion_in_every_replicate(fitted):
 
 
 def test_the_replicate_shown_is_the_best_on_validation_cells(fitted):
-    assert fitted.shown == np.argmax(fitted.elbo_by_replicate(fitted.held_out))
+    assert fitted.selected == np.argmax(fitted.elbo_by_replicate(fitted.held_out))
     shown = fitted.cell_topics()
-    assert shown.equals(fitted.cell_topics(replicate=fitted.shown))
+    assert shown.equals(fitted.cell_topics(replicate=fitted.selected))
     with pytest.raises(InputError, match="replicates 0 to 2"):
         fitted.cell_topics(replicate=3)
 
@@ -129,7 +129,7 @@ def test_a_saved_model_holds_no_pickle_and_its_history(fitted, tmp_path):
     loaded = load_fit(folder)
     assert loaded.history == json.loads(json.dumps(fitted.history))
     assert loaded.model == fitted.model
-    assert loaded.shown == fitted.shown
+    assert loaded.selected == fitted.selected
     with pytest.raises(InputError, match="holds no cells"):
         loaded.cell_topics()
 
@@ -196,7 +196,7 @@ def test_the_consensus_is_that_of_all_replicates(fitted, planted):
 @pytest.mark.parametrize("by", ["lift", "relevance", "frex"])
 def test_genes_are_ranked_by_other_scores_too(fitted, by):
     table = fitted.top_genes(8, by=by)
-    scores = gene_scores(fitted.beta()[fitted.shown], by, fitted.gene_frequency_G)
+    scores = gene_scores(fitted.beta()[fitted.selected], by, fitted.gene_frequency_G)
     for k, row in enumerate(scores):
         assert table[f"topic_{k}_score"].tolist() == sorted(row, reverse=True)[:8]
         genes = fitted.genes[np.argsort(-row, kind="stable")[:8]]
@@ -213,4 +213,4 @@ def test_a_replicate_whose_elbo_is_not_finite_is_not_selected(
     fitted, monkeypatch, selection, selected
 ):
     monkeypatch.setattr(fitted, "selection_R", np.array(selection))
-    assert fitted.shown == selected
+    assert fitted.selected == selected

@@ -163,7 +163,7 @@ def test_topics_are_ordered_by_mean_proportion_and_the_likeliest_replicate_is_sh
     np.testing.assert_array_equal(fit.beta()[1], beta_KG[by_size])
     np.testing.assert_array_equal(theta_RNK[1], fold_in(counts.x[:400], beta_KG)[:, by_size])
     np.testing.assert_array_equal(theta_RNK[0], theta_RNK[1])
-    assert fit.shown == 1
+    assert fit.selected == 1
     np.testing.assert_array_equal(fit.selection_R, fit.elbo_given_topics(counts[400:]))
     np.testing.assert_array_equal(fit.theta(replicates=[1]), theta_RNK[1:])
     assert np.abs(fit.theta(refine=True)[1] - theta_RNK[1]).mean() < 0.02
@@ -182,7 +182,7 @@ def test_what_was_saved_comes_back_without_the_librarys_inference(planted, tmp_p
     assert isinstance(loaded, PointFit)
     assert loaded.model == model
     assert loaded.genes.tolist() == counts.genes.tolist()
-    assert loaded.shown == fit.shown
+    assert loaded.selected == fit.selected
     assert loaded.beta().dtype == np.float64
     np.testing.assert_array_equal(loaded.beta(), fit.beta())
     cells = counts[400:]

@@ -89,7 +89,7 @@ def test_refining_adds_the_mean_gap_to_the_elbo(fitted, gap_RN):
     assert (refined_R > plain_R).all()
     held_out = fitted.held_out
     gained = fitted.elbo(held_out, refine=True) - fitted.elbo(held_out)
-    expected = fitted.amortization_gap(held_out, replicates=[fitted.shown]).mean()
+    expected = fitted.amortization_gap(held_out, replicates=[fitted.selected]).mean()
     assert gained == pytest.approx(expected, rel=1e-5)
     for r in range(3):
         assert fitted.elbo(replicate=r, refine=True) == refined_R[r]
@@ -103,7 +103,7 @@ def test_refined_proportions_are_proportions_of_the_replicates_asked_for(fitted)
     for r in range(3):
         assert np.array_equal(fitted.theta(replicates=[r], refine=True)[0], theta_RNK[r])
     table = fitted.cell_topics(refine=True)
-    assert np.array_equal(table.to_numpy(), theta_RNK[fitted.shown])
+    assert np.array_equal(table.to_numpy(), theta_RNK[fitted.selected])
 
 
 def test_refined_proportions_are_nearer_to_the_truth(fitted, planted):

@@ -176,9 +176,9 @@ def fit(product):
 def test_planted_topics_and_proportions_are_found(fit, product):
     _, theta_NK, topics_KG = product
     beta_KG = np.exp(topics_KG) / np.exp(topics_KG).sum(1, keepdims=True)
-    match = match_topics(beta_KG, fit.beta()[fit.shown])
+    match = match_topics(beta_KG, fit.beta()[fit.selected])
     assert match.cosine.min() > 0.97
-    found_NK = fit.theta(fit.held_out, replicates=[fit.shown])[0][:, match.permutation]
+    found_NK = fit.theta(fit.held_out, replicates=[fit.selected])[0][:, match.permutation]
     assert np.corrcoef(found_NK.ravel(), theta_NK[400:].ravel())[0, 1] > 0.97
 
 

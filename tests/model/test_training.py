@@ -97,10 +97,10 @@ def test_planted_topics_are_recovered(planted, init):
         TrainConfig(progress=False),
         seed=0,
     )
-    shown = fit.beta()[fit.shown]
+    shown = fit.beta()[fit.selected]
     matching = match_topics(beta_KG, shown)
     assert matching.cosine.mean() >= 0.95
-    error = np.abs(fit.theta(counts)[fit.shown][:, matching.permutation] - theta_NK)
+    error = np.abs(fit.theta(counts)[fit.selected][:, matching.permutation] - theta_NK)
     assert error.mean() < 0.06
 
 
@@ -263,7 +263,7 @@ def test_cells_of_any_depth_are_fitted(mean_counts, spread, engine):
         assert np.isfinite(score).all()
     assert (fit.perplexity_by_replicate(held_out) < counts.n_genes).all()
     if mean_counts >= 1e3:
-        assert match_topics(beta_KG, fit.beta()[fit.shown]).cosine.mean() > 0.9
+        assert match_topics(beta_KG, fit.beta()[fit.selected]).cosine.mean() > 0.9
 
 
 def of_depth(mean_counts, spread):

@@ -311,7 +311,7 @@ def test_topics_of_blood_recover_its_cells():
     fit = topicell.fit(
         topicell.load_dataset("pbmc68k"), n_topics=8, n_replicates=1, epochs=5, progress=False
     )
-    score_KG = gene_scores(fit.beta()[fit.shown], "relevance", fit.gene_frequency_G)
+    score_KG = gene_scores(fit.beta()[fit.selected], "relevance", fit.gene_frequency_G)
     leading = [list(fit.genes[genes]) for genes in top_genes(score_KG, 20)]
     table = enrichment(leading, read_gene_sets("blood"), fit.genes, fit.topic_names)
     found = table[table["q"] < 0.01]

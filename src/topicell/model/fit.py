@@ -45,7 +45,7 @@ class TopicFit(ABC):
     Fitted topics are in order of mean proportion; those brought by a user keep their order.
 
     Methods take cells as an AnnData or as `Counts`, match genes by name, and describe the
-    replicate shown unless told another; ``replicate`` counts from 0. Estimates are seeded.
+    selected replicate unless told another; ``replicate`` counts from 0. Estimates are seeded.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class TopicFit(ABC):
         Their identifiers, if the data had any beside the names, shape (G,): cells of other files
         are matched by either.
     selection_R
-        ELBO by which the replicate shown was chosen: nats per validation cell (per training cell
+        ELBO by which the selected replicate was chosen: nats per validation cell (per training cell
         where there was no validation set); 0 for points where there was nothing to choose.
     gene_frequency_G
         Share of each gene in all training counts.
@@ -161,8 +161,8 @@ class TopicFit(ABC):
         return len(self.genes)
 
     @property
-    def shown(self) -> int:
-        """The replicate shown: the one of the highest finite ELBO on validation cells."""
+    def selected(self) -> int:
+        """The selected replicate: the one of the highest finite ELBO on validation cells."""
         finite = np.isfinite(self.selection_R)
         return int(np.argmax(np.where(finite, self.selection_R, -np.inf)))
 
@@ -471,7 +471,7 @@ class TopicFit(ABC):
 
     def _replicate(self, replicate: int | None) -> int:
         if replicate is None:
-            return self.shown
+            return self.selected
         if not 0 <= replicate < self.n_replicates:
             raise InputError(
                 f"replicate = {replicate}: this fit has replicates 0 to {self.n_replicates - 1}"

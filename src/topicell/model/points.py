@@ -28,7 +28,7 @@ class PointFit(TopicFit):
     Attributes
     ----------
     beta_RKG
-        The topics, in the order shown.
+        The topics, in their final order.
     infer
         The library's own inference of each replicate; none after loading, when every θ comes from
         a posterior optimised for the cell.

@@ -31,7 +31,7 @@ class AmortizedFit(TopicFit):
     program
         The Pyro program with its trained weights.
     order_RK
-        Topic k as shown is topic ``order_RK[r, k]`` of the program.
+        Topic k of the fit is topic ``order_RK[r, k]`` of the program.
     """
 
     def __init__(self, program: TopicProgram, order_RK: np.ndarray, **shared: Any) -> None:

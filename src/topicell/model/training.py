@@ -94,7 +94,7 @@ def train(
 
     Returns
     -------
-    The fit; the replicate shown is the one of the highest ELBO on validation cells (on training
+    The fit; the selected replicate is the one of the highest ELBO on validation cells (on training
     cells where there are none), and its topics are ordered by mean proportion, largest first.
 
     Raises

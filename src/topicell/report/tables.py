@@ -30,7 +30,7 @@ def write_tables(
     adata: AnnData,
     folder: Path,
 ) -> None:
-    """Write ``topics/*.csv`` and ``cells/cell_topics.csv`` of the replicate shown.
+    """Write ``topics/*.csv`` and ``cells/cell_topics.csv`` of the selected replicate.
 
     Names stand there as they are in the data, also those that a spreadsheet takes for a formula
     (``=1+1``): these tables are read again, and cells and genes are matched by name.
@@ -49,7 +49,7 @@ def write_tables(
     agreed = consensus(beta_RKG) if fit.n_replicates > 1 else None
     (folder / "topics").mkdir(exist_ok=True)
     (folder / "cells").mkdir(exist_ok=True)
-    for path, table in _tables(fit, theta_RNK[fit.shown], beta_RKG[fit.shown], agreed, adata):
+    for path, table in _tables(fit, theta_RNK[fit.selected], beta_RKG[fit.selected], agreed, adata):
         with whole(folder / path) as unfinished:
             table.to_csv(unfinished)
 
@@ -82,7 +82,7 @@ def _tables(
 def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> pd.DataFrame:
     """Return how many replicates found each consensus topic, and how similar it was there."""
     shown = np.full(len(names), "", dtype=object)
-    shown[agreed.member_RK[fit.shown]] = fit.topic_names
+    shown[agreed.member_RK[fit.selected]] = fit.topic_names
     score_CG = gene_scores(agreed.beta_CG, "relevance", fit.gene_frequency_G)
     return pd.DataFrame(
         {

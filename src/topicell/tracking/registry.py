@@ -142,7 +142,7 @@ def _save(fit: TopicFit, weights: Path, path: Path, logged: Any) -> None:
         Schema([ColSpec("float", topic) for topic in fit.topic_names]),
         ParamSchema(
             [
-                ParamSpec("replicate", "long", fit.shown),
+                ParamSpec("replicate", "long", fit.selected),
                 ParamSpec("refine", "boolean", False),
                 ParamSpec("n_samples", "long", 256),
                 ParamSpec("seed", "long", 0),

@@ -158,9 +158,9 @@ def stability_matrix(
     Parameters
     ----------
     cosine_RK
-        Cosine similarity of each topic of the replicate shown with its match in each replicate.
+        Cosine similarity of each topic of the selected replicate with its match in each replicate.
     shown
-        The replicate shown; its own row is left out.
+        The selected replicate; its own row is left out.
     support_K
         In how many of the R replicates each topic was found.
     topics
