@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -465,9 +466,8 @@ class TopicFit(ABC):
     @staticmethod
     def load(path: str | Path) -> TopicFit:
         """Read a saved fit: the earlier name of `topicell.load`, which registered models call."""
-        from topicell import load
-
-        return load(path)
+        fit: TopicFit = import_module("topicell").load(path)
+        return fit
 
     def _replicate(self, replicate: int | None) -> int:
         if replicate is None:
