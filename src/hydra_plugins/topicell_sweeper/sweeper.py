@@ -1,7 +1,7 @@
-"""The plugin that Hydra finds; what it does is in `_sweep`, which imports what is heavy."""
+"""The plugin that Hydra finds. The work is in `_sweep`, which has the heavy imports."""
 
-# No annotations from __future__: Hydra runs this module before Python knows of it, and a dataclass
-# would look for it.
+# No annotations from __future__: Hydra runs this module before it is in `sys.modules`, where a
+# dataclass would look for it.
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 @dataclass
 class TopicellSweeperConf:
-    """Settings are in the group ``sweep`` (`topicell.config.SweepConfig`)."""
+    """The sweeper has no settings here: they are in the group ``sweep`` (`SweepConfig`)."""
 
     _target_: str = "hydra_plugins.topicell_sweeper.sweeper.TopicellSweeper"
 
@@ -29,7 +29,7 @@ class TopicellSweeper(Sweeper):  # type: ignore[misc]  # hydra is untyped
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what a job needs."""
+        """Keep the arguments for `sweep`."""
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
