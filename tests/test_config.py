@@ -28,7 +28,7 @@ from topicell.errors import InputError
 
 
 @pytest.mark.parametrize(
-    ("make", "knob"),
+    ("make", "setting"),
     [
         (lambda: ModelConfig(n_topics=1), "model.n_topics"),
         (lambda: ModelConfig(n_hidden=0), "model.n_hidden"),
@@ -65,10 +65,10 @@ from topicell.errors import InputError
         (lambda: RunConfig(seed=-1), "seed"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_the_name_of_its_knob(make, knob):
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_knob(make, setting):
     with pytest.raises(InputError) as error:
         make()
-    assert str(error.value).startswith(f"{knob} ")
+    assert str(error.value).startswith(f"{setting} ")
 
 
 def test_priors_may_be_numbers_or_lists():
@@ -116,23 +116,23 @@ def test_the_walk_finds_the_numbers():
 
 
 @pytest.mark.parametrize(
-    ("prefix", "schema", "knob"),
+    ("prefix", "schema", "setting"),
     [
         pytest.param(*number, id=number[0] + number[2].name)
         for number in NUMBERS
         if number[0] + number[2].name not in NO_PLAIN_NUMBERS
     ],
 )
-def test_no_number_may_be_nan_infinite_negative_or_boundless(prefix, schema, knob):
-    """Also of a knob that is added later: no exception has been needed so far."""
+def test_no_number_may_be_nan_infinite_negative_or_boundless(prefix, schema, setting):
+    """Also of a setting that is added later: no exception has been needed so far."""
     given = {"theta": "a", "beta": "b", "data": "c"} if schema is ExternalConfig else {}
     wrong = [math.nan, math.inf, -math.inf, -1, True, "many", [], {}]
-    if "int" in str(knob.type).split(" | "):
+    if "int" in str(setting.type).split(" | "):
         wrong += [1.5, 1e30, 10**30, -(10**30)]
     for value in wrong:
         with pytest.raises(InputError) as error:
-            schema(**given, **{knob.name: value})
-        assert str(error.value).startswith(f"{prefix}{knob.name} = "), error.value
+            schema(**given, **{setting.name: value})
+        assert str(error.value).startswith(f"{prefix}{setting.name} = "), error.value
 
 
 CHOICES = [
@@ -144,18 +144,18 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(
-    ("prefix", "schema", "knob"),
+    ("prefix", "schema", "setting"),
     [pytest.param(*choice, id=choice[0] + choice[2].name) for choice in CHOICES],
 )
-def test_a_choice_that_is_none_is_refused_by_name(prefix, schema, knob):
+def test_a_choice_that_is_none_is_refused_by_name(prefix, schema, setting):
     with pytest.raises(ValidationError) as error:
         OmegaConf.merge(
             OmegaConf.structured(TrainCommand),
-            OmegaConf.from_dotlist([f"{prefix}{knob.name}=fastest"]),
+            OmegaConf.from_dotlist([f"{prefix}{setting.name}=fastest"]),
         )
     message = str(error.value)
-    assert f"full_key: {prefix}{knob.name}" in message
-    assert all(member.name in message for member in type(knob.default))
+    assert f"full_key: {prefix}{setting.name}" in message
+    assert all(member.name in message for member in type(setting.default))
 
 
 @pytest.mark.parametrize(

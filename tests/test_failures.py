@@ -1,4 +1,4 @@
-"""What runs die of is named in one line, with the knob to turn; a sweep goes on."""
+"""What runs die of is named in one line, with the setting to turn; a sweep goes on."""
 
 from __future__ import annotations
 

@@ -372,11 +372,11 @@ def test_a_model_cannot_name_weights_outside_of_itself(registered, outside, fitt
 OUTSIDE = ["../../outside", "/outside", "..", ".", "a/b", "a\\b", "~/x:y"]
 
 
-@pytest.mark.parametrize("knob", ["study", "register"])
+@pytest.mark.parametrize("setting", ["study", "register"])
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_names_of_studies_and_models_are_no_paths(knob, name):
-    with pytest.raises(InputError, match=rf"sweep\.{knob} = "):
-        SweepConfig(**{knob: name})
+def test_names_of_studies_and_models_are_no_paths(setting, name):
+    with pytest.raises(InputError, match=rf"sweep\.{setting} = "):
+        SweepConfig(**{setting: name})
 
 
 @pytest.mark.parametrize("name", ["topicell/../x/1", "a/b/c", "x:y/1", "a/../b"])

@@ -536,12 +536,12 @@ def test_settings_without_effect_are_refused_by_name(kind, given, message, plant
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"), [("learning_rate", 0.01), ("batch_size", 64), ("max_steps", 3)]
+    ("setting", "value"), [("learning_rate", 0.01), ("batch_size", 64), ("max_steps", 3)]
 )
-def test_settings_of_training_without_effect_are_refused_by_name(knob, value, planted):
+def test_settings_of_training_without_effect_are_refused_by_name(setting, value, planted):
     for kind in KINDS:
-        with pytest.raises(InputError, match=f"train.{knob} = {value}: .*{kind} has no such"):
-            fit_model(planted[0], None, ModelConfig(kind=kind), TrainConfig(**{knob: value}))
+        with pytest.raises(InputError, match=f"train.{setting} = {value}: .*{kind} has no such"):
+            fit_model(planted[0], None, ModelConfig(kind=kind), TrainConfig(**{setting: value}))
 
 
 @pytest.mark.parametrize("kind", KINDS[2:])

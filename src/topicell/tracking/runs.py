@@ -50,7 +50,7 @@ ARTIFACTS = (
     "model",
 )
 """Files and folders of a run besides its records."""
-RUN_FOLDER_KNOB = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
+RUN_FOLDER_SETTING = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
 
 
 class Tracker(Protocol):
@@ -96,7 +96,7 @@ class RunFolder:
     ----------
     directory
         The run folder; it is made if it does not exist.
-    knob
+    setting
         The setting that chooses the folder, for messages.
     resume
         Resume the run in the folder, if there is one.
@@ -118,7 +118,7 @@ class RunFolder:
     def __init__(
         self,
         directory: Path,
-        knob: str = RUN_FOLDER_KNOB,
+        setting: str = RUN_FOLDER_SETTING,
         *,
         resume: bool = False,
         tracking: TrackingConfig | None = None,
@@ -131,7 +131,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(
                 f"run folder {directory} cannot be written to ({error.strerror}); choose another "
-                f"with {knob}"
+                f"with {setting}"
             ) from error
         self.record: Record | None = None
         self.journal: Journal | None = None
@@ -149,7 +149,7 @@ class RunFolder:
             if taken:
                 raise InputError(
                     f"run folder {directory} holds {taken[0]} already, and nothing is written "
-                    f"over; choose another with {knob}"
+                    f"over; choose another with {setting}"
                 )
         if tracking is not None:
             # A bad address is refused before anything is computed; `start` warns of a failure.
@@ -321,10 +321,10 @@ class RunFolder:
 def open_tracker(
     config: TrackingConfig,
     directory: Path,
-    knob: str = RUN_FOLDER_KNOB,
+    setting: str = RUN_FOLDER_SETTING,
     *,
     resume: bool = False,
 ) -> RunFolder:
-    """Return the tracker that a configuration asks for, on a run folder that `knob` chooses."""
+    """Return the tracker that a configuration asks for, on a run folder that `setting` chooses."""
     tracking = config if config.enabled else None
-    return RunFolder(directory, knob, resume=resume, tracking=tracking)
+    return RunFolder(directory, setting, resume=resume, tracking=tracking)
