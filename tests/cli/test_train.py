@@ -45,7 +45,7 @@ def counts_file(path, x=None, *, layers=None, names=None):
         (["data=file"], "data=file needs data.path=FILE"),
         (["data=file", "data.path=absent.h5ad"], "absent.h5ad"),
         (["data.label_key=cell_type"], "data.label_key"),
-        (["preprocess.min_counts_per_cell=1000000"], "none of 700 cells"),
+        (["preprocess.min_counts_per_cell=1000000"], "removes all 700 cells"),
         (["preprocess.drop_genes=[.]"], "preprocess.drop_genes"),
         (["tracking.uri=ftp://x"], "tracking.uri"),
         (["seed="], "seed"),

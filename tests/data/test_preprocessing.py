@@ -122,9 +122,9 @@ def test_cells_without_modelled_counts_are_named():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"min_counts_per_cell": 10**6}, "preprocess.min_counts_per_cell.*none of 300 cells"),
-        ({"min_cells_per_gene": 10**6}, "preprocess.min_cells_per_gene.*none of 400 genes"),
-        ({"drop_genes": ["."]}, "preprocess.drop_genes.*none of 400 genes"),
+        ({"min_counts_per_cell": 10**6}, "preprocess.min_counts_per_cell.*removes all 300 cells"),
+        ({"min_cells_per_gene": 10**6}, "preprocess.min_cells_per_gene.*removes all 400 genes"),
+        ({"drop_genes": ["."]}, "preprocess.drop_genes.*removes all 400 genes"),
         ({"drop_genes": ["("]}, "preprocess.drop_genes.*not a regular expression"),
         ({"batch_key": "donor"}, "preprocess.batch_key = 'donor'.*kind, batch"),
         (
