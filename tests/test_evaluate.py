@@ -127,7 +127,7 @@ def test_an_exact_zero_is_infinite_and_a_floor_mends_it(brought):
         result, _ = scored(folder)
     assert result.scores["given/perplexity"] == np.inf
     assert result.scores["given/elbo_given_topics"] == -np.inf
-    assert np.isfinite(scored(folder, "mended", floor=1e-9)[0].scores["given/perplexity"])
+    assert np.isfinite(scored(folder, "floored", floor=1e-9)[0].scores["given/perplexity"])
 
 
 def test_it_is_recorded_and_reported_like_a_run(brought):

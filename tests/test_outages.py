@@ -155,7 +155,7 @@ def test_a_server_that_fails_costs_a_warning_and_everything_arrives_once(
     with Proxy(server, kind, after) as proxy:
         code, _, err = sync(proxy.uri)
     assert code == 1
-    assert "topicell sync goes on from here when that is mended" in err
+    assert "topicell sync goes on from here when that is fixed" in err
     assert len(err.splitlines()) == 1
     assert not json.loads((place / "run" / "run.json").read_text())["delivered"]
     code, out, err = sync(good.uri)

@@ -1,4 +1,4 @@
-"""Any form, either way up and in any order gives the same topics; each misfit says what to mend."""
+"""Any form, either way up and in any order gives the same topics; each mismatch says how to fix it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each form read back equal to what was written; each damage refused with path and mend."""
+"""Each form read back equal to what was written; each damage refused with path and fix."""
 
 from __future__ import annotations
 
