@@ -265,7 +265,7 @@ class CellMap {
 class Maps {
   constructor(cells) {
     this.cells = cells;
-    this.selected = null; // categories picked in the legend; null for all
+    this.shown = null; // categories picked in the legend; null for all
     this.maps = ["counts", "topics"].map((space) => {
       const map = new CellMap($(`map-${space}`), cells[`umap_${space}`], cells.n);
       map.ring = map.canvas.parentElement.querySelector(".ring");
@@ -303,7 +303,7 @@ class Maps {
 
   choose(by) {
     this.current = this.coloring(by);
-    this.selected = null;
+    this.shown = null;
     this.paint();
     this.legend();
     const { title, names } = this.current;
@@ -324,7 +324,7 @@ class Maps {
   }
 
   paint() {
-    const palette = paletteOf(this.current, this.selected);
+    const palette = paletteOf(this.current, this.shown);
     for (const map of this.maps) map.paint(this.current.values, palette, this.current.names === undefined);
   }
 
@@ -351,9 +351,9 @@ class Maps {
       swatch.style.background = colors[code];
       const button = make("button", { type: "button", ariaPressed: "false" }, swatch, `${name} `, make("small", { textContent: sizes[code].toLocaleString("en") }));
       button.addEventListener("click", () => {
-        const shown = this.selected || new Set();
+        const shown = this.shown || new Set();
         if (!shown.delete(code)) shown.add(code);
-        this.selected = shown.size ? shown : null;
+        this.shown = shown.size ? shown : null;
         [...list.children].forEach((other, i) => (other.ariaPressed = String(shown.has(i))));
         this.paint();
       });
@@ -447,7 +447,7 @@ class Maps {
       .map(([name, share]) => line(`${name}: ${Math.round(100 * share)} %`));
     const { gene, values, greatest } = this.current;
     const shown = gene === undefined ? [] : [line(`${gene}: ${((values[cell] / 255) * greatest).toFixed(2)}`)];
-    return [...groups, ...topics, ...selected];
+    return [...groups, ...topics, ...shown];
   }
 }
 
