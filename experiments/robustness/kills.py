@@ -5,7 +5,8 @@
 Each run is killed with SIGKILL at moments drawn over its whole length, imports apart, and started
 again with ``resume=true``, up to eight times; then it may end. What it then has must be, byte for
 byte, what a run has that nothing befell, and MLflow must have every point and artifact once.
-Interrupts strike the main job, report included; they must end it with code 130 within 5 s.
+Interrupts strike the main job, report included; they must end it with code 130 within 5 s (with
+``--quick``, which also runs on busy machines, 20 s).
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def interrupted(n: int, seed: int, scratch: Path) -> list[float]:
     folder = scratch / "main"
     assert ended(start(folder, "train"))[0] == 0
     length = time.monotonic() - began
-    found = []
-    for i in range(n):
+    found: list[float] = []
+    while len(found) < n:
         process = start(folder, "train")
         try:
             process.wait(generator.uniform(0.2, 0.95) * length)
@@ -94,10 +95,10 @@ def interrupted(n: int, seed: int, scratch: Path) -> list[float]:
         except subprocess.TimeoutExpired:
             pass
         struck = time.monotonic()
-        os.killpg(process.pid, signal.SIGTERM if i % 2 else signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM if len(found) % 2 else signal.SIGINT)
         code, _, err = ended(process)
         found.append(time.monotonic() - struck)
-        # The latter once the run has ended, and Python too hears no signals any more.
+        # A signal ends the process by itself after the run has ended, while Python shuts down.
         assert code in (130, -signal.SIGINT, -signal.SIGTERM), (code, err)
     made = runs(TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"))
     statuses = {run.info.status for run in made}
@@ -124,7 +125,7 @@ def main() -> None:
             f"{max(seconds):.2f} s"
         )
     bad = sum(n for name, n in counts.items() if name not in ("kills", "runs"))
-    raise SystemExit(int(bad > 0 or max(seconds) > 5))
+    raise SystemExit(int(bad > 0 or max(seconds) > (20 if arguments.quick else 5)))
 
 
 if __name__ == "__main__":
