@@ -1,4 +1,4 @@
-"""Any form, transposed or not, in any order gives the same topics; a mismatch says how to fix it."""
+"""Any form, transposed or not, gives the same topics; a mismatch says how to fix it."""
 
 from __future__ import annotations
 
