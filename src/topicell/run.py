@@ -61,6 +61,8 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     ):
         checkpoints = checkpoints_of(config, tracker, config.seed)
         fit = fit_parts(config, cells.parts, config.seed, checkpoints, tracker)
+        # Taken here: the measures are no part of the fit.
+        known = {"speed/fit_seconds": checkpoints.seconds}
         with step("topic proportions of the cells"):
             estimates = estimates_of(fit, cells, config, config.seed)
         # A resumed run has measured some splits before.
@@ -73,7 +75,6 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         for seed, of_split in further_splits(cells, config, tracker):
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
-        known = {"speed/fit_seconds": checkpoints.seconds}
         result = conclude(estimates, Measurements(measured, known), cells, config, tracker)
         warn_of_infinite(result.scores)
         last_tags.update(result.tags)
