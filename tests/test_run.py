@@ -18,6 +18,7 @@ from topicell.config import (
     PreprocessConfig,
     ReportConfig,
     RunConfig,
+    SimulationConfig,
     TrackingConfig,
     TrainConfig,
 )
@@ -26,8 +27,9 @@ from topicell.data.cells import PreparedCells
 from topicell.errors import InputError
 from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.evaluation.stability import match_topics
+from topicell.model.checkpoints import Checkpoints
 from topicell.preflight import require_labels
-from topicell.run import run
+from topicell.run import measure_split, run
 from topicell.scoring import split_seeds, warn_of_infinite
 from topicell.tracking.runs import ARTIFACTS as ARTIFACT_NAMES
 from topicell.tracking.runs import RECORDS, open_tracker
@@ -550,3 +552,25 @@ def test_scores_that_are_not_finite_are_named():
     warn_of_infinite({"a": 1.0, "b": 0.0})
     with pytest.warns(UserWarning, match="not finite: a, c, d;"):
         warn_of_infinite({"a": np.nan, "b": 1.0, "c": np.inf, "d": -np.inf})
+
+
+def test_the_time_of_the_fit_does_not_contain_the_measures(tmp_path, monkeypatch):
+    clock = {"seconds": 1.0}
+
+    def measured(*arguments):
+        clock["seconds"] = 100.0
+        return measure_split(*arguments)
+
+    monkeypatch.setattr(Checkpoints, "seconds", property(lambda _: clock["seconds"]))
+    monkeypatch.setattr("topicell.run.measure_split", measured)
+    config = RunConfig(
+        data=DataConfig(name="simulated", simulation=SimulationConfig(n_cells=60, n_genes=40)),
+        preprocess=PreprocessConfig(n_variable_genes=None, drop_genes=[], cache=False),
+        model=ModelConfig(n_topics=3, n_hidden=8),
+        train=TrainConfig(n_replicates=1, epochs=1, progress=False),
+        report=ReportConfig(enabled=False),
+        tracking=TrackingConfig(enabled=False),
+    )
+    result = run(config, open_tracker(config.tracking, tmp_path / "run"))
+    assert result.scores["speed/fit_seconds"] == 1
+    assert clock["seconds"] == 100
