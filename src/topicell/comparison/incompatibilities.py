@@ -18,7 +18,7 @@ INCOMPATIBILITIES = {
         "for every model. Use the same seed, or several splits in each run "
         "(evaluate.n_splits=5).",
     ),
-    "topics": (
+    "n_topics": (
         "Different numbers of topics",
         "The prior of the topic proportions depends on the number of topics.",
     ),

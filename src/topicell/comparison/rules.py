@@ -46,7 +46,7 @@ def _same(condition: str, score: str, a: StoredRun, b: StoredRun) -> bool:
         "split": lambda: (
             same_split(a, b, score) or min(len(a.values[score]), len(b.values[score])) > 1
         ),
-        "topics": lambda: len(a.beta_KG) == len(b.beta_KG),
+        "n_topics": lambda: len(a.beta_KG) == len(b.beta_KG),
         "labels": lambda: (
             a.labels_N is not None
             and b.labels_N is not None

@@ -79,10 +79,13 @@ class Metric:
     """One row of the table."""
 
     name: str
-    """``group/name``, as in scores.csv, metrics.jsonl and MLflow."""
+    """``group/name``, as in scores.csv, metrics.jsonl and MLflow; metrics of topics alone are
+    ``topics/…``."""
     title: str
+    """At most 32 characters."""
     meaning: str
-    """Plain text of one or two sentences; the direction is added by `explanation`."""
+    """Plain text of one or two sentences that end with a full stop; `explanation` adds the
+    direction."""
     better: Literal[-1, 0, 1] = 0
     """1 if higher is better, −1 if lower is better, 0 if neither is."""
     same: tuple[str, ...] = ()
@@ -221,7 +224,7 @@ ROWS = (
         meaning="The mean over all cells of a lower bound on the log-probability of a cell, with "
         "fixed topics and optimised topic proportions under the prior Dirichlet(1/K).",
         better=1,
-        same=("counts", "topics"),
+        same=("counts", "n_topics"),
         unit=_NATS,
     ),
     Metric(
@@ -231,7 +234,7 @@ ROWS = (
         "optimised topic proportions under the prior Dirichlet(1/K). It is computed in the same "
         "way for every kind of model.",
         better=1,
-        same=(*_SPLIT, "topics"),
+        same=(*_SPLIT, "n_topics"),
         unit=_NATS,
     ),
     Metric(
@@ -535,7 +538,7 @@ CONDITIONS = {
     "counts": "the modelled counts (cells, genes and values)",
     "cells": "the cells",
     "split": "the split into training, validation and test cells, or several splits in each run",
-    "topics": "the number of topics",
+    "n_topics": "the number of topics",
     "labels": "the labels of the cells",
     "device": "the device",
 }

@@ -32,10 +32,10 @@ __all__ = [
 
 MAIN_FIGURE = "umap_counts_topics"
 """The figure that says most of a run."""
+PICTURE = "figures/preview"
+"""The main figure, small: MLflow shows pictures of a description in their full size."""
 DIFFERENTIAL = ("lda_rate", "lda_lfc", "lda_lfc_se", "lda_nearest", "lda_p", "lda_q")
 """Entries of ``varm`` that hold the differential expression of topics."""
-PICTURE = "figures/preview"
-"""The same, small enough for a description in MLflow, which shows pictures as large as they are."""
 
 
 class ReportError(Exception):

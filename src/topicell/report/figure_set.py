@@ -1,6 +1,7 @@
 """The table of figures: how each is drawn from a run, and its caption on the page.
 
-To add a figure, write a function of a `ReportedRun` and add one row to `FIGURES`.
+To add a figure, write a function in `topicell.report.figures` that makes it from arrays, and here a
+function of a `ReportedRun` that calls it, with a row of `FIGURES`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class ReportedRun:
     Attributes
     ----------
     adata
-        The run's cells, maps, clusters and topics.
+        The run's cells × modelled genes: log-normalised ``X``, ``layers["counts"]``, topics in
+        ``obsm["X_lda"]`` and ``varm["lda_topics"]``, ``obs["leiden"]``, ``obsm["X_umap_counts"]``
+        and ``["X_umap_topics"]``. Stored runs of earlier versions can lack layers and columns.
     history
         Metrics of each epoch; empty if there are none.
     config
@@ -91,6 +94,11 @@ class ReportedRun:
         return np.asarray(self.adata.varm["lda_topics"]).T
 
     @cached_property
+    def dominant_N(self) -> np.ndarray:
+        """The topic with the largest proportion in each cell."""
+        return ranking.dominant_topics(self.theta_NK)
+
+    @cached_property
     def genes(self) -> np.ndarray:
         """Names of the modelled genes."""
         names: np.ndarray = self.adata.var_names.to_numpy()
@@ -98,7 +106,7 @@ class ReportedRun:
 
     @cached_property
     def topics(self) -> list[int] | None:
-        """The topics that are drawn, None for all."""
+        """The topics to draw, None for all; every figure of topics draws only these."""
         return shown_topics(self.theta_NK)
 
     @cached_property
@@ -141,14 +149,14 @@ class FigureSpec:
     Attributes
     ----------
     name
-        Name of its files.
+        Name of its files, and of the anchor on the page: lower case and underscores.
     draw
         Draw it with matplotlib.
     applies
-        Whether a run has what the figure needs.
+        Whether a run has what the figure needs, such as labels or a layer.
     caption, alt
         Caption and alternative text on the page; a figure without a caption is not on the page.
-        The text may contain ``{n_topics}``, ``{n_cells}`` and ``{n_epochs}``.
+        The text may contain ``{n_topics}`` (those drawn), ``{n_cells}`` and ``{n_epochs}``.
     """
 
     name: str
@@ -200,10 +208,9 @@ _CHARACTERISTIC = "Characteristic genes (FREX) of each topic, in all topics"
 def _top_genes_dots(run: ReportedRun) -> Any:
     columns, topic_of_T = run.characteristic
     expressed_NT = run.adata.X[:, columns] > 0
-    dominant_N = ranking.dominant_topics(run.theta_NK)
     expressed_KT = np.full((len(run.beta_KG), len(columns)), np.nan)
-    for topic in np.unique(dominant_N):
-        of_topic = expressed_NT[dominant_N == topic].mean(axis=0)
+    for topic in np.unique(run.dominant_N):
+        of_topic = expressed_NT[run.dominant_N == topic].mean(axis=0)
         expressed_KT[topic] = np.asarray(of_topic).ravel()
     return figures.top_genes_dots(
         run.genes[columns],
@@ -255,6 +262,7 @@ def _has_labels(run: ReportedRun) -> bool:
     return run.labels is not None
 
 
+# Figures with a caption are on the page, in this order; the others are files only.
 _MAP = "Each point is a cell; distances over more than a neighbourhood mean little in a UMAP."
 FIGURES = {
     spec.name: spec
@@ -367,7 +375,7 @@ FIGURES = {
         ),
     )
 }
-"""All figures; those with a caption in the order of the page."""
+"""All figures."""
 
 
 def drawings(run: ReportedRun) -> Iterator[Drawing]:

@@ -1,6 +1,7 @@
 """The table of files and folders with counts: how each form is recognised, and its reader.
 
-To add a form, write its reader in a file of this package and add one row to `FORMS`.
+To add a form, write its reader in a file of this package and add one row to `FORMS`, before the
+rows that would take its files too: the first row that matches reads the file.
 """
 
 from __future__ import annotations
@@ -26,11 +27,6 @@ from topicell.errors import InputError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-SUPPORTED = (
-    "h5ad, 10x h5, h5mu or loom (each may be .gz), 10x folders (matrix.mtx, features.tsv or "
-    "genes.tsv, barcodes.tsv; each may be .gz and have a prefix), a zarr folder, or csv/tsv (.gz "
-    "too; a header of gene names, a first column of cell names)"
-)
 _FROM_R = (
     "is a file of R; write it as h5ad there: zellkonverter::writeH5AD(Seurat::"
     "as.SingleCellExperiment(object), 'cells.h5ad'), or the counts alone with "
@@ -70,7 +66,10 @@ class Form:
     matches
         Whether a path has this form.
     read
-        Return the AnnData of a path.
+        Return the AnnData of a path: cells × genes, the counts as they are in ``X`` or a layer.
+        Its `InputError` begins with a verb ("has …"): the caller puts the path before it.
+    listed
+        Entry in messages that list what can be read; empty if another row has it.
     modalities
         Whether `read` also takes the arguments ``modality`` and ``prefix`` of `recognise`.
     """
@@ -78,6 +77,7 @@ class Form:
     name: str
     matches: Callable[[Path], bool]
     read: Callable[..., AnnData]
+    listed: str = ""
     modalities: bool = False
 
 
@@ -139,7 +139,7 @@ def _why_none(path: Path) -> str:
         )
     if packed.is_tar(path):
         return f"is a tar archive; unpack it (tar -xf {path.name}) and give its content"
-    return f"is of no form that can be read; supported: {SUPPORTED}"
+    return f"is of no form that can be read; supported: {supported()}"
 
 
 def _why_no_folder(path: Path) -> str:
@@ -154,7 +154,7 @@ def _why_no_folder(path: Path) -> str:
     here = f" (here: {_listed([*files, *folders])})" if files or folders else ""
     return (
         f"is a folder, and neither zarr nor 10x mtx; name a file in it{here}? "
-        f"Supported: {SUPPORTED}"
+        f"Supported: {supported()}"
     )
 
 
@@ -195,7 +195,8 @@ def _is_packed(compression: str, path: Path) -> bool:
 
 
 def _is_zip(path: Path) -> bool:
-    return path.is_file() and _suffix(path) not in _HDF5_NAMES and packed.is_zip(path)
+    # A .npz of numpy is a zip archive too, and no zarr folder.
+    return path.is_file() and _suffix(path) not in (*_HDF5_NAMES, ".npz") and packed.is_zip(path)
 
 
 def _is_sample(path: Path) -> bool:
@@ -275,18 +276,29 @@ def _read_packed(path: Path, modality: str | None, prefix: str) -> AnnData:
 
 
 FORMS = [
-    Form("MuData", _is_h5mu, read_h5mu, modalities=True),
-    Form("loom", lambda path: _is_hdf5(path) and is_loom(path), read_loom),
-    Form("10x h5", lambda path: _is_hdf5(path) and is_10x_h5(path), read_10x_h5),
-    Form("h5ad", _is_h5ad, read_h5ad),
+    Form("MuData", _is_h5mu, read_h5mu, "h5mu", modalities=True),
+    Form("loom", lambda path: _is_hdf5(path) and is_loom(path), read_loom, "loom"),
+    Form("10x h5", lambda path: _is_hdf5(path) and is_10x_h5(path), read_10x_h5, "10x h5"),
+    Form("h5ad", _is_h5ad, read_h5ad, "h5ad"),
     *(
         Form(f"an HDF5 file in {name}", partial(_is_packed, name), _read_packed, modalities=True)
         for name in packed.COMPRESSIONS
     ),
     Form("10x mtx files", _is_sample, read_mtx),
-    *(Form(suffix[1:], partial(_is_table, suffix), read_text) for suffix in SEPARATORS),
+    *(Form(suffix[1:], partial(_is_table, suffix), read_text, suffix[1:]) for suffix in SEPARATORS),
     Form("a zarr folder in zip", _is_zip, read_zarr, modalities=True),
-    Form("a zarr folder", _is_zarr, read_zarr, modalities=True),
-    Form("a 10x mtx folder", _is_mtx_folder, lambda path: read_mtx(_chosen_folder(path))),
+    Form("a zarr folder", _is_zarr, read_zarr, "a zarr folder (zip too)", modalities=True),
+    Form(
+        "a 10x mtx folder",
+        _is_mtx_folder,
+        lambda path: read_mtx(_chosen_folder(path)),
+        "a 10x folder (matrix.mtx, features.tsv or genes.tsv, barcodes.tsv)",
+    ),
 ]
-"""All forms, in the order in which they are tried: a file has the first that matches."""
+"""All forms, in the order in which they are tried: the first that matches reads the file."""
+
+
+def supported() -> str:
+    """Return what can be read, for messages."""
+    listed = ", ".join(form.listed for form in FORMS if form.listed)
+    return f"{listed}; files may be compressed (.gz), and tables have gene and cell names"

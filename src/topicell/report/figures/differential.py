@@ -21,9 +21,9 @@ from topicell.report.figures.drawing import (
     INK,
     NORMAL,
     SMALL,
+    drawn_topics,
     grid_shape,
     new_figure,
-    numbered,
     plain,
     short,
     topic_colors,
@@ -114,7 +114,7 @@ def volcanoes(
     n_named
         How many genes are named in each panel.
     """
-    numbers, colors = numbered(topics, len(lfc_KG))
+    numbers, colors = drawn_topics(topics, len(lfc_KG))
     n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
     figure = new_figure(

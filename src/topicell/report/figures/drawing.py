@@ -22,6 +22,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.textpath import TextToPath
+from matplotlib.ticker import ScalarFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from topicell.files import whole
@@ -58,7 +59,8 @@ THEME = {
     "#ffffff": "var(--page,#fff)",
     PAPER: f"var(--paper,{PAPER})",
 }
-"""Inks that mean no data, and the variables of a page with a light and a dark theme."""
+"""Inks that mean no data, and the variables of a page with a light and a dark theme. Text and
+lines of a figure take these inks only: any other colour stays as it is on a dark page."""
 SVG_DPI = 150
 """Resolution of pictures inside an SVG, such as the points of a map."""
 
@@ -104,7 +106,7 @@ def topic_colors(n: int) -> list[str]:
     return PALETTE[:n] + _further_colors(n - len(PALETTE), saturation=0.45)
 
 
-def numbered(topics: Sequence[int] | None, n_topics: int) -> tuple[list[int], list[str]]:
+def drawn_topics(topics: Sequence[int] | None, n_topics: int) -> tuple[list[int], list[str]]:
     """Return numbers and colours of the topics that are drawn; of all if None."""
     numbers = list(range(n_topics)) if topics is None else [int(topic) for topic in topics]
     colors = topic_colors(n_topics)
@@ -227,7 +229,7 @@ def plain(axes: Axes, axis: Any = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for side in axes.spines.values():
         side.set_color(LINE)
-    axes.tick_params(labelsize=SMALL, colors=INK, color=LINE)
+    axes.tick_params(which="both", labelsize=SMALL, colors=INK, color=LINE)
     axes.grid(True, axis=axis, color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
 
@@ -237,7 +239,8 @@ def name_axes(axes: Axes, title: str, unit: str, color: str = INK) -> None:
     plain(axes)
     axes.set_title(title, fontsize=NORMAL, color=INK, loc="left")
     axes.set_ylabel(unit, fontsize=SMALL, color=color)
-    axes.ticklabel_format(axis="y", useOffset=False)
+    if isinstance(axes.yaxis.get_major_formatter(), ScalarFormatter):
+        axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def legend_outside(

@@ -26,10 +26,10 @@ from topicell.report.figures.drawing import (
     PAPER,
     PROPORTION,
     SMALL,
+    drawn_topics,
     grid_shape,
     named_ticks,
     new_figure,
-    numbered,
     plain,
     readable_on,
     short,
@@ -66,7 +66,7 @@ def top_genes(
     topics
         Numbers of the topics that are drawn; None draws all.
     """
-    numbers, colors = numbered(topics, len(names_KT))
+    numbers, colors = drawn_topics(topics, len(names_KT))
     values = np.asarray(values_KT, dtype=float)[numbers]
     n_topics, n_genes = values.shape
     n_columns, n_rows = grid_shape(n_topics)
@@ -125,7 +125,7 @@ def top_genes_dots(
     topics
         Numbers of the topics that are drawn; None draws all.
     """
-    numbers, _ = numbered(topics, len(proportion_KT))
+    numbers, _ = drawn_topics(topics, len(proportion_KT))
     greatest_T = proportion_KT.max(axis=0)
     scaled_KT = (proportion_KT / np.where(greatest_T > 0, greatest_T, 1))[numbers]
     expressed_KT = expressed_KT[numbers]
@@ -198,7 +198,7 @@ def top_genes_heatmap(
     topics
         Numbers of the topics that are drawn; None draws all.
     """
-    numbers, _ = numbered(topics, len(proportion_KT))
+    numbers, _ = drawn_topics(topics, len(proportion_KT))
     mean_T = proportion_KT.mean(axis=0)
     with np.errstate(divide="ignore"):
         value_KT = np.log2(proportion_KT / np.where(mean_T > 0, mean_T, np.nan))[numbers]
@@ -258,7 +258,7 @@ def enrichment_bars(
     max_q
         Where the line is drawn; bars that do not reach it are pale.
     """
-    numbers, colors = numbered(topics, n_topics)
+    numbers, colors = drawn_topics(topics, n_topics)
     topic_B, q = np.asarray(topics_B), np.asarray(q_B, dtype=float)
     best = []
     for topic in numbers:
@@ -347,7 +347,7 @@ def _genes_by_topics(
     # a column has the same width in every figure, and in every panel
     n_columns = int((figure.get_figwidth() - 1.2) / 0.2 + 0.01)
     panels = list(figure.subplots(n_panels, 1, squeeze=False).ravel())
-    numbers, colors = numbered(*drawn)
+    numbers, colors = drawn_topics(*drawn)
     topics = [f"Topic {k}{remark}" for k, remark in zip(numbers, remarks_K, strict=True)]
     color_of = dict(zip(numbers, colors, strict=True))
     for panel, axes in enumerate(panels):

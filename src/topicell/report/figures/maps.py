@@ -27,10 +27,10 @@ from topicell.report.figures.drawing import (
     SMALL,
     category_codes,
     category_colors,
+    drawn_topics,
     grid_shape,
     legend_outside,
     new_figure,
-    numbered,
     point_size,
     value_bar,
 )
@@ -58,7 +58,7 @@ def umap_by_topic(
     topics
         Numbers of the topics that are drawn; None draws all.
     """
-    numbers, _ = numbered(topics, theta_NK.shape[1])
+    numbers, _ = drawn_topics(topics, theta_NK.shape[1])
     n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
     figure = new_figure(2.05 * n_columns + 0.9, 2.2 * n_rows + 0.45, title)

@@ -22,9 +22,9 @@ from topicell.report.figures.drawing import (
     SMALL,
     category_codes,
     category_colors,
+    drawn_topics,
     named_ticks,
     new_figure,
-    numbered,
     readable_on,
     short,
     topic_colors,
@@ -52,7 +52,7 @@ def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None)
     topics
         Numbers of the topics that are drawn; None draws all.
     """
-    numbers, _ = numbered(topics, theta_NK.shape[1])
+    numbers, _ = drawn_topics(topics, theta_NK.shape[1])
     theta_NK = theta_NK[:, numbers]
     centred_NK = theta_NK - theta_NK.mean(axis=0)
     norm_K = np.linalg.norm(centred_NK, axis=0)
@@ -82,7 +82,7 @@ def topic_similarity(beta_KG: np.ndarray, topics: Sequence[int] | None = None) -
     topics
         Numbers of the topics that are drawn; None draws all.
     """
-    numbers, _ = numbered(topics, len(beta_KG))
+    numbers, _ = drawn_topics(topics, len(beta_KG))
     beta_KG = beta_KG[numbers]
     unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
     value_KK = unit_KG @ unit_KG.T
@@ -118,7 +118,7 @@ def topic_by_label(
     topics
         Numbers of the topics that are drawn; None draws all.
     """
-    numbers, _ = numbered(topics, theta_NK.shape[1])
+    numbers, _ = drawn_topics(topics, theta_NK.shape[1])
     theta_NK = theta_NK[:, numbers]
     codes_N, names = category_codes(labels)
     means = [theta_NK[codes_N == code].mean(axis=0) for code in range(len(names))]
@@ -182,7 +182,7 @@ def stability_matrix(
     >>> support_K = agreed.support_C[agreed.member_RK[1]]
     >>> figure = stability_matrix(cosine_RK, 1, support_K)
     """
-    numbers, _ = numbered(topics, cosine_RK.shape[1])
+    numbers, _ = drawn_topics(topics, cosine_RK.shape[1])
     cosine_RK = cosine_RK[:, numbers]
     support_K = None if support_K is None else [support_K[topic] for topic in numbers]
     n_replicates, n_topics = cosine_RK.shape

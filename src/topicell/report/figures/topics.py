@@ -19,9 +19,9 @@ from topicell.report.figures.drawing import (
     NOTHING,
     SMALL,
     category_codes,
+    drawn_topics,
     legend_outside,
     new_figure,
-    numbered,
     short,
 )
 
@@ -52,7 +52,7 @@ def structure_plot(
     topics
         Numbers of the topics that are drawn, the others together in grey; None draws all.
     """
-    numbers, colors = numbered(topics, theta_NK.shape[1])
+    numbers, colors = drawn_topics(topics, theta_NK.shape[1])
     labels = [f"Topic {topic}" for topic in numbers]
     if len(numbers) < theta_NK.shape[1]:
         others_N = np.delete(theta_NK, numbers, axis=1).sum(axis=1)
