@@ -140,7 +140,7 @@ class Counts:
                 + (
                     "pass fill_missing=true to count them as zero"
                     if len(found)
-                    else "are the gene names of the same kind (symbols, Ensembl ids)?"
+                    else "check that both have the same kind of gene names (symbols or Ensembl ids)"
                 )
             )
         selection = sp.csr_matrix(
@@ -268,7 +268,7 @@ def as_counts(
         (np.isinf(x.data), "infinite", "counts are finite"),
         (whole < 0, "negative", "scaled or corrected values are not counts"),
         (off, "not whole", _whole_mend(x)),
-        (x.data > MAX_COUNT, f"above {MAX_COUNT}", "that is no count of molecules"),
+        (x.data > MAX_COUNT, f"above {MAX_COUNT}", "no cell has so many molecules of one gene"),
     ):
         if bad.any():
             entry = int(np.argmax(bad))
@@ -312,22 +312,23 @@ def require_sound(matrix: Any, where: str) -> None:
     )
     if not sound:
         raise InputError(
-            f"{where} is damaged: its {matrix.format} indices do not fit its shape "
+            f"{where} is damaged: its {matrix.format} indices do not match its shape "
             f"{matrix.shape}; write it again"
         )
 
 
 def _whole_mend(x: sp.csr_matrix) -> str:
     if kind := _normalisation(x):
-        return f"they look {kind}, and the model needs raw counts"
+        return f"they look {kind}, but the model needs raw counts"
     if x.data.size and np.nanmax(x.data) < 20:
         return (
-            "they look log-normalised, and the model needs raw counts; only if they are corrected "
-            "or expected counts, round=true (data.round=true of topicell train) rounds them"
+            "they look log-normalised, but the model needs raw counts; only if they are corrected "
+            "or expected counts, use round=true (topicell train: data.round=true) to round them"
         )
     return (
-        "the model needs raw counts; if these are corrected or expected counts (of SoupX, "
-        "CellBender, RSEM, salmon), round=true (data.round=true of topicell train) rounds them"
+        "the model needs raw counts; if these are corrected or expected counts (from SoupX, "
+        "CellBender, RSEM or salmon), use round=true (topicell train: data.round=true) to round "
+        "them"
     )
 
 
@@ -347,8 +348,8 @@ def _normalisation(x: sp.csr_matrix) -> str:
 def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
     if kind := _normalisation(x):
         raise InputError(
-            f"{where}: round=true is for corrected or expected counts, and these values are "
-            f"{kind}: all cells have one total; give the raw counts"
+            f"{where}: round=true is for corrected or expected counts, but these values are "
+            f"{kind}: all cells have the same total; give the raw counts"
         )
 
 

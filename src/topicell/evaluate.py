@@ -113,8 +113,9 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         infinite = [name for name, value in result.scores.items() if np.isinf(value)]
         if infinite:
             warnings.warn(
-                f"{', '.join(infinite)}: infinite, because a gene has proportion 0 in every topic "
-                "of a cell that has counts of it; floor=1e-9 gives every gene at least that",
+                f"{', '.join(infinite)}: infinite, because a cell has counts of a gene whose "
+                "proportion is 0 in all topics of the cell; floor=1e-9 gives each gene at least "
+                "this proportion",
                 stacklevel=2,
             )
     return result
@@ -148,7 +149,7 @@ def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:
         unknown = [name for name in names if name not in obs.index]
         if unknown:
             raise InputError(
-                f"held_out = {held_out!r}: {len(unknown)} of its {len(names)} names are none of "
+                f"held_out = {held_out!r}: {len(unknown)} of its {len(names)} names are not among "
                 f"the scored cells ({', '.join(unknown[:3])})"
             )
         held_N = obs.index.isin(names)
@@ -157,12 +158,12 @@ def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:
         held_N = (marks if marks.dtype == bool else marks.astype(str) == "test").to_numpy()
     else:
         raise InputError(
-            f"held_out = {held_out!r}: neither a file nor a column of obs (there: "
+            f"held_out = {held_out!r}: neither a file nor a column of obs (columns: "
             f"{', '.join(map(str, obs.columns)) or 'none'})"
         )
     if not held_N.any() or held_N.all():
         raise InputError(
-            f"held_out = {held_out!r}: marks {int(held_N.sum())} of {len(held_N)} cells; it must "
-            "name some (true or test, in a column) and leave others"
+            f"held_out = {held_out!r}: selects {int(held_N.sum())} of {len(held_N)} cells; it must "
+            "select some cells (value true or test in a column) but not all"
         )
     return np.asarray(held_N)

@@ -231,8 +231,9 @@ def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
     stale = [str(name) for name in adata.obs if TOPIC_COLUMN.fullmatch(str(name))]
     if stale:
         warnings.warn(
-            f"obs of the cells has {len(stale)} columns of topics already ({', '.join(stale[:3])}"
-            f"{', …' if len(stale) > 3 else ''}); the new topics replace them",
+            f"obs already has {len(stale)} columns of topics "
+            f"({', '.join(stale[:3])}{', …' if len(stale) > 3 else ''}); the new topics replace "
+            "them",
             stacklevel=2,
         )
     adata.obs = adata.obs.drop(columns=stale)

@@ -49,8 +49,8 @@ def check_report(cells: PreparedCells, config: ReportConfig) -> None:
     if cells.labels is not None:
         if TOPIC_COLUMN.fullmatch(str(cells.labels.name)):
             raise InputError(
-                f"data.label_key = {cells.labels.name!r}: the run replaces columns of this name by "
-                "its topics; rename the column of labels"
+                f"data.label_key = {cells.labels.name!r}: the run stores its topics under this "
+                "name; rename the column of labels"
             )
         require_labels(cells.labels)
 
@@ -61,5 +61,5 @@ def require_labels(labels: pd.Series) -> None:
     if n_labels > max(len(labels) / 2, 2):
         raise InputError(
             f"data.label_key = {labels.name!r}: {n_labels} different values for {len(labels)} "
-            "cells are no labels; name a column of cell types, or none"
+            "cells cannot be labels; name a column of cell types, or leave this setting out"
         )

@@ -125,8 +125,8 @@ def predictable(cells: Counts, seed: int) -> Counts:
     """Return the held-out cells, or none of them if no count is left to predict."""
     if cells.n_cells and not thin(cells.x, seed)[1].nnz:
         warnings.warn(
-            f"the {cells.n_cells} held-out cells have too few counts to predict; their scores are "
-            "left out",
+            f"the {cells.n_cells} held-out cells have too few counts to be predicted; their "
+            "scores are left out",
             stacklevel=3,
         )
         return cells[:0]
@@ -194,6 +194,7 @@ def warn_of_infinite(scores: Mapping[str, float]) -> None:
     names = [name for name, score in scores.items() if not np.isfinite(score)]
     if names:
         warnings.warn(
-            f"not finite: {', '.join(names)}; do not choose settings or compare models by these",
+            f"not finite: {', '.join(names)}; do not use these scores to choose settings or "
+            "compare models",
             stacklevel=3,
         )

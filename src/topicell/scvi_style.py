@@ -58,10 +58,10 @@ SETUP_WITHOUT_EFFECT = (
         "categorical_covariate_keys continuous_covariate_keys cat_cov_keys cont_cov_keys",
         "the model has no covariates",
     )
-    | _all("indices_key", "cells are known by their names")
+    | _all("indices_key", "cells are identified by their names")
     | _all(
         "source_registry extend_categories allow_missing_labels field_registries",
-        "there is no registry to transfer",
+        "topicell has no such registry",
     )
 )
 """Arguments of scvi-tools' `setup_anndata`, of all its models, that nothing here answers to."""
@@ -98,14 +98,14 @@ TRAINER_WITHOUT_EFFECT = (
     )
     | _all(
         "early_stopping_monitor early_stopping_mode early_stopping_warmup_epochs",
-        "early stopping goes by the validation ELBO from the first epoch",
+        "early stopping uses the validation ELBO from the first epoch on",
     )
     | _all(
         "check_val_every_n_epoch val_check_interval num_sanity_val_steps limit_val_batches",
-        "the validation cells are looked at after every epoch",
+        "the validation cells are evaluated after each epoch",
     )
     | _all("gradient_clip_val gradient_clip_algorithm", "gradients are not clipped")
-    | _all("deterministic", "a fit depends on its seed alone")
+    | _all("deterministic", "a fit depends only on its seed")
     | _all("precision", "matrix products are in single precision")
     | _all(
         "benchmark logger log_every_n_steps log_save_dir learning_rate_monitor callbacks "
@@ -185,7 +185,9 @@ def _warn_of(method: str, given: Mapping[str, Any], reasons: Mapping[str, str], 
             by_reason.setdefault(reasons[name], []).append(name)
     if by_reason:
         told = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-        warnings.warn(f"AmortizedLDA.{method}: no effect here: {told}", stacklevel=level + 1)
+        warnings.warn(
+            f"AmortizedLDA.{method}: these arguments have no effect: {told}", stacklevel=level + 1
+        )
 
 
 def _asks(value: Any) -> bool:
@@ -221,8 +223,8 @@ def _device_of(accelerator: Any) -> Device:
     device = ACCELERATORS.get(str(accelerator).partition(":")[0])
     if device is None:
         raise InputError(
-            f"accelerator = {accelerator!r}: topicell computes on the CPU or on CUDA; give auto, "
-            "cpu or gpu"
+            f"accelerator = {accelerator!r}: topicell runs on the CPU or on CUDA; give auto, cpu "
+            "or gpu"
         )
     try:
         resolve_device(device)

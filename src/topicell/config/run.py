@@ -40,7 +40,13 @@ class SimulationConfig:
     mean_counts: float = setting(1000.0, POSITIVE)
     """Mean library size; sizes are log-normal with `counts_sd`."""
     counts_sd: float = setting(
-        0.3, Bounds(0, 10, "must be between 0 and 10, of the logarithm of the library size")
+        0.3,
+        Bounds(
+            0,
+            10,
+            "must be between 0 and 10; it is the standard deviation of the logarithm of the "
+            "library size",
+        ),
     )
     """Standard deviation of the logarithm of the library size."""
     cell_topic_prior: float = setting(0.1, PRIOR)
@@ -118,7 +124,7 @@ class DataConfig(ReadConfig):
             self.name == "file" or self.path is None,
             "data.path",
             self.path,
-            f"only data=file reads a path, and data.name is {self.name!r}",
+            f"only data=file reads a path, but data.name is {self.name!r}",
         )
 
 
@@ -221,8 +227,8 @@ class ModelConfig:
                 len(prior) == self.n_topics,
                 "model.cell_topic_prior",
                 prior,
-                f"has {len(prior)} numbers for {self.n_topics} topics; give one a topic, or one "
-                "for all",
+                f"has {len(prior)} numbers for {self.n_topics} topics; give one number for each "
+                "topic, or one number for all",
             )
 
 
@@ -359,7 +365,7 @@ class TrainConfig:
             self.precision is not Precision.bfloat16 or self.engine is Engine.fused,
             "train.precision",
             self.precision.value,
-            "is for train.engine = fused",
+            "works with train.engine=fused only",
         )
 
 
@@ -396,7 +402,7 @@ class ReportConfig:
     enabled: bool = True
     n_components: int = setting(30, POSITIVE)
     """Principal components of the log-normalised counts."""
-    n_neighbors: int = setting(20, Bounds(2, says="needs 2 or more"))
+    n_neighbors: int = setting(20, Bounds(2, says="must be at least 2"))
     """Neighbours of both UMAPs."""
     leiden_resolution: float = setting(0.8, POSITIVE)
     n_top_genes: int = setting(10, POSITIVE)
@@ -406,8 +412,8 @@ class ReportConfig:
         Bounds(
             10,
             1200,
-            "must be between 10 and 1200: figures of fewer dots cannot be drawn, of more take "
-            "gigabytes",
+            "must be between 10 and 1200: with less, figures cannot be drawn; with more, they "
+            "take gigabytes of memory",
         ),
     )
     """Resolution of the figures, dots per inch (in the PDFs, of the points of maps alone)."""
@@ -466,7 +472,7 @@ class RunConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExternalConfig(ReadConfig):
-    """Score and report topics from elsewhere: theta=FILE beta=FILE data=SET-or-FILE."""
+    """Score topics of another tool, and make a report: theta=FILE beta=FILE data=NAME-or-FILE."""
 
     theta: str = "???"
     """Topic proportions of cells: FILE.csv, .tsv, .txt, .npy, .npz or .h5ad[:obsm/NAME]."""

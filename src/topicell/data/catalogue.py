@@ -71,8 +71,10 @@ CATALOGUE: Mapping[str, Dataset] = MappingProxyType(
                 sha256=None,
                 label_key="bulk_labels",
                 licence="CC BY 4.0 (10x Genomics); distributed with scanpy (BSD-3-Clause)",
-                description="700 blood cells × 765 genes of PBMC 68k (Zheng et al. 2017), "
-                "shipped with scanpy: needs no network",
+                description=(
+                    "700 blood cells × 765 genes of PBMC 68k (Zheng et al. 2017), included in "
+                    "scanpy: needs no network"
+                ),
             ),
             Dataset(
                 name="pbmc_facs",
@@ -179,7 +181,9 @@ def fetch(
         found = f"the server answered {str(error).partition(' for url')[0]}"
         raise _not_downloaded(dataset, path, found) from error
     except requests.exceptions.ChunkedEncodingError as error:
-        raise _not_downloaded(dataset, path, "the download was cut off midway") from error
+        raise _not_downloaded(
+            dataset, path, "the connection was lost during the download"
+        ) from error
     except requests.Timeout as error:
         raise _not_downloaded(dataset, path, "the server did not answer in time") from error
     except requests.exceptions.SSLError as error:
@@ -190,7 +194,7 @@ def fetch(
     except requests.RequestException as error:
         raise _not_downloaded(dataset, path, str(error)) from error
     except ValueError as error:  # pooch: the checksum differs
-        found = "what arrived has not the pinned checksum: it was cut off or has changed"
+        found = "the downloaded file has a wrong checksum: it is incomplete or has changed"
         raise _not_downloaded(dataset, path, found) from error
     except OSError as error:
         raise _not_downloaded(dataset, path, f"the file cannot be written ({error})") from error
@@ -346,10 +350,10 @@ def _is_safe(url: str, allow_loopback_http: bool) -> bool:
 
 
 def _not_downloaded(dataset: Dataset, path: Path, found: str) -> InputError:
-    there = " (the file there has another checksum, and stays)" if path.is_file() else ""
+    there = " (the file there has another checksum and is kept)" if path.is_file() else ""
     return InputError(
-        f"{dataset.name} could not be downloaded from {dataset.url}: {found}; try again, or put "
-        f"the file by hand at {path}{there}, or set TOPICELL_DATA to a folder that has "
+        f"{dataset.name} could not be downloaded from {dataset.url}: {found}; try again, or save "
+        f"the file yourself as {path}{there}, or set TOPICELL_DATA to a folder that has "
         f"{dataset.file_name}"
     )
 
@@ -365,9 +369,9 @@ def _undo_rounded_log1p(logged: sp.csr_matrix, scale: np.ndarray) -> sp.csr_matr
     certain = (high - low < 1) & (first == last)
     if not certain.all():
         raise InputError(
-            f"pbmc68k: {int((~certain).sum())} values of scanpy's pbmc68k_reduced do not stand "
-            "for exactly one count; this version of scanpy ships other data: "
-            "choose another set (data=pbmc3k)"
+            f"pbmc68k: {int((~certain).sum())} values of scanpy's pbmc68k_reduced do not stand for "
+            "exactly one count; this version of scanpy contains other data: choose another data "
+            "set (data=pbmc3k)"
         )
     return sp.csr_matrix((first, logged.indices, logged.indptr), shape=logged.shape)
 
@@ -393,8 +397,8 @@ def _facs_workspace(path: str | Path | None) -> tuple[Path, dict[str, Any]]:
         workspace = rdata.read_rda(file, constructor_dict=constructors)["pbmc_facs"]
     except Exception as error:  # a damaged file fails anywhere inside the parser
         raise InputError(
-            f"{file} cannot be read as the R workspace pbmc_facs.RData "
-            f"({type(error).__name__}: {error}); get it anew from {CATALOGUE['pbmc_facs'].url}"
+            f"{file} cannot be read as the R workspace pbmc_facs.RData ({type(error).__name__}: "
+            f"{error}); download it again from {CATALOGUE['pbmc_facs'].url}"
         ) from error
     return file, workspace
 

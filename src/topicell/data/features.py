@@ -78,10 +78,10 @@ def oriented(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnData:
     if not certain:
         raise InputError(
             f"{what}; {prefix}orientation=genes_rows transposes the table, "
-            f"{prefix}orientation=cells_rows takes it as it is"
+            f"{prefix}orientation=cells_rows does not"
         )
     warnings.warn(
-        f"{what}: the matrix is transposed; {prefix}orientation=cells_rows would take it as it is",
+        f"{what}: the matrix is transposed; {prefix}orientation=cells_rows prevents this",
         stacklevel=3,
     )
     return _transposed(adata)
@@ -103,7 +103,7 @@ def _genes_in_rows(rows: Sequence[str], columns: Sequence[str], header: str) -> 
     elif cells_in_rows and not cells_in_columns:
         against += 1
     if genes.names_gene(header):
-        for_it.append(f"the first column is headed {header!r}")
+        for_it.append(f"the header of the first column is {header!r}")
     elif genes.names_cell(header):
         against += 1
     if len(for_it) <= against:
@@ -156,7 +156,7 @@ def _of_type(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
             return adata
         raise InputError(
             f"{setting} = {config.feature_type!r}: var has no column of feature types "
-            f"({_TYPE_COLUMNS[0]}); leave the setting out"
+            f"({_TYPE_COLUMNS[0]}); leave this setting out"
         )
     types = adata.var[column].astype(str).str.strip()
     counted = Counter(types)
@@ -166,14 +166,14 @@ def _of_type(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
     if not kept.any():
         if asked is None and len(counted) == 1:
             warnings.warn(
-                f"all {adata.n_vars} features are of type {next(iter(counted))!r}, none is gene "
-                "expression; they are modelled as genes are",
+                f"all {adata.n_vars} features are of type {next(iter(counted))!r}, not gene "
+                "expression; they are modelled like genes",
                 stacklevel=4,
             )
             return adata
         raise InputError(
             f"{setting} = {config.feature_type or 'Gene Expression'!r}: no feature is of this "
-            f"type; here: {here}; name one of them, or {setting}=all"
+            f"type; found: {here}; name one of them, or write {setting}=all"
         )
     if kept.all():
         return adata
@@ -218,8 +218,9 @@ def _named(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
         if parts is None:
             return adata
         warnings.warn(
-            f"gene names such as {index[0]!r} are divided: the symbol names the gene, the "
-            f"identifier is kept in var[{IDS_COLUMN!r}]; {setting}=index keeps the names whole",
+            f"gene names such as {index[0]!r} are split: the gene gets the symbol as its name, "
+            f"and var[{IDS_COLUMN!r}] keeps the identifier; {setting}=index keeps the names as "
+            "they are",
             stacklevel=4,
         )
         return _renamed(adata, parts[0], parts[1], have_ids=True)
@@ -229,8 +230,8 @@ def _named(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
         named = [s for s in symbols if s.strip().lower() not in _BLANK]
         if len(named) >= 0.5 * len(symbols) and genes.share_of_ids(named) < 0.5:
             warnings.warn(
-                f"genes are named by var[{column!r}], and their ids, such as {index[0]!r}, are "
-                f"kept in var[{IDS_COLUMN!r}]; {setting}=index keeps the ids as names",
+                f"genes get their names from var[{column!r}], and var[{IDS_COLUMN!r}] keeps their "
+                f"ids, such as {index[0]!r}; {setting}=index keeps the ids as names",
                 stacklevel=4,
             )
             return _renamed(adata, symbols, index, have_ids)
@@ -257,8 +258,8 @@ def _without_others(adata: AnnData) -> AnnData:
         return adata
     totals = np.asarray(adata.layers["counts"].sum(0, dtype=np.float64)).ravel()
     for mask, what in (
-        (summary, "sums of a counting program (reads without a gene)"),
-        (metadata, "metadata of cells, by their names"),
+        (summary, "sums from a counting program (reads without a gene)"),
+        (metadata, "metadata of cells, judging by their names"),
     ):
         if mask.any():
             first = ", ".join(np.array(names)[mask][:4]) + (", …" if mask.sum() > 4 else "")

@@ -92,13 +92,13 @@ def require_gene_names(var: pd.DataFrame, gene_names: str | None, prefix: str = 
     if columns:
         example = ", ".join(map(str, var[columns[0]].iloc[:3]))
         raise InputError(
-            f"the genes have no names but numbers ({', '.join(names[:3])}, …); columns of var that "
-            f"may name them: {', '.join(columns)}; set {prefix}gene_names={columns[0]} (there: "
-            f"{example}, …), or {prefix}gene_names=index to keep the numbers"
+            f"the genes have numbers instead of names ({', '.join(names[:3])}, …); columns of var "
+            f"that may hold names: {', '.join(columns)}; set {prefix}gene_names={columns[0]} "
+            f"(values: {example}, …), or {prefix}gene_names=index to keep the numbers"
         )
     if names in ([str(i) for i in range(len(names))], [str(i + 1) for i in range(len(names))]):
         warnings.warn(
-            f"the genes have no names but numbers ({names[0]} to {names[-1]}), and var has no "
+            f"the genes have numbers instead of names ({names[0]} to {names[-1]}), and var has no "
             "column of names: tables and figures show the numbers",
             UserWarning,
             stacklevel=3,
@@ -153,8 +153,8 @@ def _plain_names(frame: pd.DataFrame, where: str) -> None:
     frame.columns = new
     if changed:
         warnings.warn(
-            f"{where} has column names that are reserved, empty or repeated; they are kept under "
-            f"other names: {', '.join(changed)}",
+            f"{where} has column names that are reserved, empty or repeated; they get other "
+            f"names: {', '.join(changed)}",
             UserWarning,
             stacklevel=4,
         )
@@ -233,7 +233,7 @@ def _plain_objects(values: np.ndarray, where: str) -> Any:
         return pd.arrays.BooleanArray(truths, missing) if missing.any() else truths
     if kind in ("mixed", "mixed-integer"):
         warnings.warn(
-            f"{where} holds values of several types; they are kept as text",
+            f"{where} holds values of several types; they are stored as text",
             UserWarning,
             stacklevel=5,
         )

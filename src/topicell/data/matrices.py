@@ -124,8 +124,8 @@ def read_topics(
     if n_topics != beta_GK.shape[1] or n_topics < 2:
         raise InputError(
             f"{about_theta} has {len(cells)} cells × {n_topics} topics and {about_beta} "
-            f"{beta_GK.shape[1]} topics × {len(genes)} genes; both must have the same topics, "
-            "two or more: give two files of one model"
+            f"{beta_GK.shape[1]} topics × {len(genes)} genes; both must have the same number of "
+            "topics, at least 2: give two files of the same model"
         )
     names = theta_topics or beta_topics or [f"topic_{k}" for k in range(n_topics)]
     if beta_topics is not None and set(beta_topics) == set(names):
@@ -166,13 +166,15 @@ class _Matrix:
     def __post_init__(self) -> None:
         shape, dtype = self.values.shape, self.values.dtype
         if len(shape) != 2 or 0 in shape or dtype.kind not in "biuf":
-            raise InputError(f"is an array of shape {shape} of {dtype}, not a matrix of numbers")
+            raise InputError(
+                f"is an array of shape {shape} and type {dtype}, not a matrix of numbers"
+            )
         for side, names, n_values in zip(("row", "column"), self.names, shape, strict=True):
             if names is not None and len(names) != n_values:
                 raise InputError(f"has {n_values} {side}s and {len(names)} names for them")
             if repeated := _repeated(names or []):
                 raise InputError(
-                    f"more than one {side} is named {_first(repeated)}; give each a name of its own"
+                    f"more than one {side} is named {_first(repeated)}; give each its own name"
                 )
 
     def __str__(self) -> str:
@@ -187,7 +189,7 @@ def _read(source: str, role: str) -> _Matrix:
         raise InputError(f"there is no such file (looked from {Path.cwd()}); check the path")
     ending = re.search(r"(?i)\.((csv|tsv|tab|txt)(\.gz)?|npy|npz|h5ad)$", path.name)
     if ending is None:
-        raise InputError(f"is of no form that can be read; supported: {_FORMS}")
+        raise InputError(f"is not in a supported format; supported: {_FORMS}")
     form = ending[1].lower()
     try:
         if form == "h5ad":
@@ -199,7 +201,7 @@ def _read(source: str, role: str) -> _Matrix:
         raise
     except Exception as error:  # damage shows as any error of h5py, pandas, numpy or zipfile
         what = str(error).strip().partition("\n")[0]
-        fix = "the file may be damaged, or of another form than its name says: write it again"
+        fix = "the file may be damaged, or in another format than its name says: write it again"
         if "Object arrays" in what:
             fix = "save values as numbers, and names with dtype=str"
         raise InputError(
@@ -274,7 +276,9 @@ def _from_numpy(path: Path, role: str) -> _Matrix:
         arrays = [name for name in file.files if name not in ("cells", "genes", "topics")]
         if role not in arrays and len(arrays) != 1:
             here = ", ".join(file.files) or "nothing"
-            raise InputError(f"has no array {role}, and not one array alone; here: {here}")
+            raise InputError(
+                f"has no array {role}, and does not hold exactly one array; found: {here}"
+            )
         matrix = _Matrix(file[role if role in arrays else arrays[0]])
         names = [file[s].astype(str).ravel().tolist() if s in file.files else None for s in sides]
     if names == [None, None]:
@@ -285,7 +289,7 @@ def _from_numpy(path: Path, role: str) -> _Matrix:
     )
     if upright and turned:
         raise InputError(
-            f"is {matrix}, and its names fit either side; write it as csv, with names in the "
+            f"is {matrix}, and its names match both sides; write it as csv, with names in the "
             "first column and the header"
         )
     first, second = names[::-1] if turned else names
@@ -304,7 +308,7 @@ def _from_h5ad(path: Path, field: str) -> _Matrix:
         if part not in parts or not name or field not in file:
             here = ", ".join(f"{p}/{n}" for p in parts for n in file.get(p, ())) or "no such"
             raise InputError(
-                f"has no {field}; here: {here}; name a matrix as {path.name}:obsm/NAME"
+                f"has no {field}; found: {here}; name a matrix as {path.name}:obsm/NAME"
             )
         element = read_elem(file[field])
         if part != "uns":
@@ -334,8 +338,8 @@ def _aligned(
         if values.shape[0] != len(data_names):
             raise InputError(
                 f"is {matrix} without names of {item}s, and the data have {len(data_names)} "
-                f"{item}s; give it all of them in the data's order, or names of {item}s (a first "
-                "line of numbers alone is read as values)"
+                f"{item}s; give all {item}s in the order of the data, or add names of {item}s (a "
+                "first line that holds only numbers is read as values)"
             )
         return values, np.arange(len(data_names)), topics
     _require_known(names, places, item)
@@ -360,9 +364,11 @@ def _axis_of_items(matrix: _Matrix, places: dict[str, int], n_items: int, item: 
         return int(columns > rows)
     either = f"is {matrix} and may be {item}s × topics or topics × {item}s"
     if rows[0]:
-        raise InputError(f"{either}, for both sides have names of {item}s; rename the topics")
+        raise InputError(f"{either}, because both sides have names of {item}s; rename the topics")
     if rows[2] and not named:
-        raise InputError(f"{either}, for the data have {n_items} {item}s; give it their names")
+        raise InputError(
+            f"{either}, because the data have {n_items} {item}s; add the names of the {item}s"
+        )
     # Neither side fits; more can be said of the longer one, which is seldom that of the topics.
     return max(named or (0, 1), key=lambda axis: shape[axis])
 
@@ -374,16 +380,16 @@ def _require_known(names: list[str], places: dict[str, int], item: str) -> None:
     if len(unknown) < len(names):
         raise InputError(
             f"{len(unknown)} of its {len(names)} {item}s are not in the data: {_first(unknown)}; "
-            "leave them out of the file, or give the data that it was fitted to"
+            "remove them from the file, or give the data that the topics were fitted to"
         )
-    hint = "rename either, or give the data that it was fitted to"
+    hint = "rename one of them, or give the data that the topics were fitted to"
     if _are_numbers(names):
         hint = "the first column and the header are for names, not values"
     elif _are_ensembl(names) != _are_ensembl(places):
-        hint = "one side has Ensembl ids and the other symbols: rename either"
+        hint = "one side has Ensembl ids and the other symbols: rename one of them"
     raise InputError(
-        f"none of its {len(names)} {item}s is in the data: {_first(names)}, where the data have "
-        f"{_first(places)}; {hint}"
+        f"none of its {len(names)} {item}s is in the data: the file has {_first(names)}, the data "
+        f"have {_first(places)}; {hint}"
     )
 
 
@@ -402,14 +408,14 @@ def _proportions(
     if bad.any():
         i, j = np.argwhere(bad)[0]
         raise InputError(
-            f"holds {x[i, j]:g} for {rows[i]!r} and {columns[j]!r} ({bad.sum()} such of {x.size} "
-            "values); proportions are finite numbers, 0 or greater"
+            f"holds {x[i, j]:g} for {rows[i]!r} and {columns[j]!r} ({bad.sum()} such values of "
+            f"{x.size}); proportions must be finite numbers, 0 or greater"
         )
     sums = x.sum(axis=1)
     if len(empty := np.flatnonzero(sums == 0)):
         raise InputError(
-            f"all is zero for {row} {rows[empty[0]]!r} ({len(empty)} of {len(x)} {row}s); leave "
-            f"such {row}s out"
+            f"all values of {row} {rows[empty[0]]!r} are zero ({len(empty)} of {len(x)} {row}s); "
+            f"leave such {row}s out"
         )
     off = np.flatnonzero(np.abs(sums - 1) > _TOLERANCE)
     if len(off) and not normalize:

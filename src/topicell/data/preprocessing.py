@@ -124,8 +124,9 @@ def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
     n_empty = int((np.asarray(adata.layers["counts"].sum(1)).ravel() == 0).sum())
     if n_empty:
         warnings.warn(
-            f"{n_empty} cells have no count in the {adata.n_vars} modelled genes: their topic "
-            "proportions say nothing; raise preprocess.min_counts_per_cell or n_variable_genes",
+            f"{n_empty} cells have no counts in the {adata.n_vars} modelled genes, so their topic "
+            "proportions have no meaning; raise preprocess.min_counts_per_cell or "
+            "n_variable_genes",
             stacklevel=3,
         )
     return adata
@@ -137,8 +138,7 @@ def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
     for name, share in (("valid", config.valid), ("test", config.test)):
         if share > 0 and not (parts == name).any():
             warnings.warn(
-                f"preprocess.split.{name} = {share}: no cell falls into this part of "
-                f"{adata.n_obs} cells"
+                f"preprocess.split.{name} = {share}: this part of the {adata.n_obs} cells is empty"
                 + (f", split by {config.stratify_by!r}" if config.stratify_by else "")
                 + "; its scores are left out",
                 stacklevel=3,
@@ -178,7 +178,8 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categoric
         part[shuffled[n_valid : n_valid + n_test]] = 2
     if not (part == 0).any():
         raise InputError(
-            f"preprocess.split.train = {config.train}: no cell is left to train on of {adata.n_obs}"
+            f"preprocess.split.train = {config.train}: none of the {adata.n_obs} cells is left for "
+            "training"
         )
     return pd.Categorical.from_codes(part, categories=pd.Index(PARTS))
 
@@ -282,7 +283,7 @@ def _keep(adata: AnnData, path: Path, limit_mb: int | None) -> None:
     except OSError as error:
         warnings.warn(
             f"prepared data could not be cached in {path.parent}: {error}; set XDG_CACHE_HOME to "
-            "a folder you may write to, or preprocess.cache=false",
+            "a folder with write permission, or use preprocess.cache=false",
             stacklevel=3,
         )
 
@@ -324,7 +325,8 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
         if batch.isna().any():
             raise InputError(
                 f"preprocess.batch_key = {config.batch_key!r}: {int(batch.isna().sum())} of "
-                f"{len(batch)} cells have no value there; fill the column, or leave batch_key out"
+                f"{len(batch)} cells have no value there; fill the column, or leave "
+                "preprocess.batch_key out"
             )
         adata.obs[config.batch_key] = batch
     on_counts = config.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper)
@@ -359,8 +361,8 @@ def _require_enough_to_rank(adata: AnnData, config: PreprocessConfig) -> None:
             of = "" if config.batch_key is None else f" of {config.batch_key} = {batch!r}"
             raise InputError(
                 f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of the {size} "
-                f"cells{of}: it needs {MIN_CELLS_TO_RANK}; try preprocess.flavor=seurat, "
-                "preprocess.n_variable_genes=null, or no batch_key"
+                f"cells{of}: it needs at least {MIN_CELLS_TO_RANK} cells; try "
+                "preprocess.flavor=seurat, preprocess.n_variable_genes=null, or no batch_key"
             )
 
 
@@ -394,7 +396,7 @@ def _warn_of_no_match(pattern: str, names: np.ndarray) -> None:
     some = ", ".join(map(str, names[:3]))
     message = f"preprocess.drop_genes: {pattern!r} matches none of {len(names)} genes ({some}, …)"
     if genes.share_of_ids(names) >= 0.5:
-        message += "; these are ids: data.gene_names=COLUMN names genes by a column of symbols"
+        message += "; these names are ids: data.gene_names=COLUMN selects a column of symbols"
     elif pattern not in genes.CLASSES:
         # The class that was meant: most patterns are the human spelling of one.
         for kind in genes.CLASSES:
@@ -402,7 +404,7 @@ def _warn_of_no_match(pattern: str, names: np.ndarray) -> None:
             if len(found) and genes.is_like(kind, pattern):
                 message += (
                     f"; {len(found)} genes are {kind}, such as {found[0]}: "
-                    f"preprocess.drop_genes=[{kind}] knows every spelling"
+                    f"preprocess.drop_genes=[{kind}] recognises all of their spellings"
                 )
     warnings.warn(message, stacklevel=5)
 
@@ -412,7 +414,7 @@ def _warn_of_others(names: pd.Index) -> None:
     spiked = names[genes.is_of("spike_in", names)]
     if len(spiked):
         warnings.warn(
-            f"{len(spiked)} spike-ins, such as {spiked[0]}, are modelled as genes; "
+            f"{len(spiked)} spike-ins, such as {spiked[0]}, are modelled like genes; "
             "preprocess.drop_genes=[mitochondrial,spike_in] leaves them out",
             stacklevel=4,
         )
@@ -420,7 +422,7 @@ def _warn_of_others(names: pd.Index) -> None:
     if antibodies:
         warnings.warn(
             f"{len(antibodies)} genes are named like antibodies or hashtags, such as "
-            f"{antibodies[0]}; if they are, leave them out of the file, or by a pattern of "
+            f"{antibodies[0]}; if they are, remove them from the file, or add a pattern to "
             "preprocess.drop_genes",
             stacklevel=4,
         )
@@ -439,9 +441,9 @@ def _require_filtered(counts_N: np.ndarray) -> None:
     if empty.mean() > EMPTY_SHARE:
         raise InputError(
             f"{int(empty.sum())} of {n_barcodes} barcodes have fewer than {EMPTY_COUNTS} counts, "
-            f"and cells here have {deep:.0f} and more: this looks like the unfiltered matrix with "
-            "its empty droplets (raw_feature_bc_matrix); give the filtered one "
-            "(filtered_feature_bc_matrix), or leave out shallow barcodes (topicell train: "
+            f"whereas cells have {deep:.0f} and more: this looks like the unfiltered matrix with "
+            "empty droplets (raw_feature_bc_matrix); give the filtered matrix "
+            "(filtered_feature_bc_matrix), or remove barcodes with few counts (topicell train: "
             "preprocess.min_counts_per_cell=500)"
         )
 
@@ -449,7 +451,7 @@ def _require_filtered(counts_N: np.ndarray) -> None:
 def _require_column(adata: AnnData, key: str | None, name: str) -> None:
     if key is not None and key not in adata.obs:
         raise InputError(
-            f"{name} = {key!r}: obs has no such column; here: {', '.join(map(str, adata.obs))}"
+            f"{name} = {key!r}: obs has no such column; found: {', '.join(map(str, adata.obs))}"
         )
 
 

@@ -53,11 +53,11 @@ def load(config: DataConfig) -> AnnData:
         column that does not exist.
     """
     if config.name == "file":
-        assert config.path is not None, "DataConfig requires a path with name: file"
+        assert config.path is not None, "DataConfig with name='file' needs a path"
         adata = read(config.path, backed=config.backed, prefix="data.", **_options(config))
     elif config.name in ("simulated", "pbmc68k", "pbmc_facs"):
         if config.backed:
-            raise InputError(f"data.backed = True: needs an h5ad file, which {config.name} is not")
+            raise InputError(f"data.backed = True: needs an h5ad file, not {config.name}")
         if config.name == "simulated":
             adata = simulate(config.simulation)
         else:
@@ -121,7 +121,7 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     try:
         form, reader = recognise(path, config.modality, prefix)
         if backed and reader is not read_h5ad:
-            raise InputError(f"backed=true needs an h5ad file, and this is {form}")
+            raise InputError(f"backed=true needs an h5ad file, but this is {form}")
         with warnings.catch_warnings():
             # anndata's remark on repeated names; ours, below, says how many and what was done.
             warnings.filterwarnings("ignore", message=r".* names are not unique")
@@ -141,15 +141,15 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
         raise InputError(f"{path}: {error}") from error
     except MemoryError as error:
         raise InputError(
-            f"{path}: asks for more memory than there is ({error}); if it is not that large, it "
-            "is damaged: copy or download it again; of an h5ad file, topicell train with "
-            "data.backed=true reads only the counts"
+            f"{path}: reading it needs more memory than there is ({error}); if the file is small, "
+            "it is damaged: copy or download it again; if it is a large h5ad file, use topicell "
+            "train with data.backed=true, which reads only the counts"
         ) from error
     except Exception as error:  # damage shows as any error of h5py, zarr, pandas, scipy or gzip
         what = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{path}: cannot be read as {form} ({type(error).__name__}: {what}); the file may be "
-            "cut off, damaged or not of that form: copy or download it again, or write it anew"
+            "incomplete, damaged or in another format: copy, download or write it again"
         ) from error
     adata.obs_names = _unique(adata.obs_names, "cell", path)
     adata.var_names = _unique(adata.var_names, "gene", path)
@@ -200,7 +200,7 @@ def source_digest(config: DataConfig) -> str:
         An unknown name, or a path that does not exist.
     """
     if config.name == "file":
-        assert config.path is not None, "DataConfig requires a path with name: file"
+        assert config.path is not None, "DataConfig with name='file' needs a path"
         path = Path(config.path).expanduser()
         _require_readable(path)
         identity = _digest_of_path(path)
@@ -240,11 +240,10 @@ def _require_readable(path: Path) -> None:
         raise InputError(f"{path}: cannot be reached ({why}); check the path") from error
     if not (path.is_file() or path.is_dir()):
         raise InputError(
-            f"{path}: is neither a file nor a folder but a pipe or a device, which is read but "
-            "once; save it as a file first"
+            f"{path}: is a pipe or a device, which can be read only once; save it as a file first"
         )
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: may not be read; change its permissions")
+        raise InputError(f"{path}: no permission to read it; change its permissions")
 
 
 def _version_of_scanpy() -> str:
@@ -286,7 +285,7 @@ def _unique(names: pd.Index, kind: str, path: Path) -> pd.Index:
     from anndata.utils import make_index_unique
 
     warnings.warn(
-        f"{path}: {n_repeated} {kind} names repeat an earlier one; they got suffixes (-1, -2, …)",
+        f"{path}: {n_repeated} {kind} names are repeated; suffixes (-1, -2, …) make them unique",
         UserWarning,
         stacklevel=3,
     )

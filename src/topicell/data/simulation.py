@@ -58,7 +58,7 @@ def simulate(config: SimulationConfig) -> AnnData:
     if not library_N.max() <= LARGEST:
         raise InputError(
             f"data.simulation.mean_counts = {config.mean_counts}, counts_sd = {config.counts_sd}: "
-            f"a cell of {library_N.max():.3g} counts cannot be drawn; ask for fewer"
+            f"a cell of {library_N.max():.3g} counts cannot be simulated; use smaller values"
         )
     size_N = library_N.astype(np.int64)
 

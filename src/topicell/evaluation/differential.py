@@ -149,7 +149,9 @@ def differential_expression(
     """
     x_GN, theta_NK = _checked(x_NG, theta_NK)
     if not 0 < pseudo_count < np.inf:
-        raise ValueError(f"pseudo_count = {pseudo_count}: must be positive, 0.5 is the default")
+        raise ValueError(
+            f"pseudo_count = {pseudo_count}: must be greater than 0; the default is 0.5"
+        )
     if not 0 <= min_cells < np.inf:
         raise ValueError(f"min_cells = {min_cells}: must be at least 0")
     n_genes, n_topics = x_GN.shape[0], theta_NK.shape[1]
@@ -158,8 +160,8 @@ def differential_expression(
     is_used_K = (theta_NK[library_N > 0] ** 2).sum(0) >= max(min_cells, np.finfo(float).tiny)
     if is_used_K.sum() < 2:
         raise ValueError(
-            f"differential expression compares topics: {is_used_K.sum()} of {n_topics} is used by "
-            f"cells with counts (min_cells = {min_cells}), 2 the least"
+            "differential expression needs at least 2 topics in use: cells with counts use "
+            f"{is_used_K.sum()} of {n_topics} (min_cells = {min_cells})"
         )
     used, tested = np.flatnonzero(is_used_K), np.flatnonzero(total_G)
 
@@ -200,7 +202,9 @@ def _checked(x_NG: sp.csr_matrix, theta_NK: np.ndarray) -> tuple[sp.csr_matrix, 
         )
     # The negation catches NaN.
     if not (np.abs(theta_NK.sum(1) - 1) < 1e-3).all() or (theta_NK < 0).any():
-        raise ValueError("theta must hold topic proportions: at least 0, and 1 in sum over topics")
+        raise ValueError(
+            "theta must hold topic proportions: at least 0, with a sum of 1 over topics"
+        )
     x_GN = sp.csr_matrix(x_NG.T)
     if not (x_GN.data >= 0).all() or not np.isfinite(x_GN.data).all():
         raise ValueError("counts must be at least 0 and finite")
@@ -263,9 +267,7 @@ def _maximise(
             mean_P = mean_P[np.repeat(moves_M, np.diff(x_MN.indptr))]
             x_MN, f_MK, exposure_MK = x_MN[moves_M], f_MK[moves_M], exposure_MK[moves_M]
             loss_M, damping_M, moving = loss_M[moves_M], damping_M[moves_M], moving[moves_M]
-    raise AssertionError(
-        f"no maximum of the likelihood of {len(moving)} genes in {MAX_STEPS} steps"
-    )
+    raise AssertionError(f"the fit of {len(moving)} genes did not converge in {MAX_STEPS} steps")
 
 
 def _stretch(step_CK: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def gene_scores(
     if np.ndim(beta_KG) != 2:
         raise ValueError(f"beta has shape {np.shape(beta_KG)}: it must be (K, G)")
     if by in ("probability", "lift") and weight is not None:
-        raise ValueError(f"weight = {weight}: {by} has no weight, relevance and frex do")
+        raise ValueError(f"weight = {weight}: {by} has no weight; only relevance and frex have one")
     weights = {} if weight is None else {"weight": weight}
     if by == "frex":
         return frex(beta_KG, **weights)

@@ -227,7 +227,9 @@ def _group(cosine_TT: np.ndarray, replicate_T: np.ndarray, min_cosine: float) ->
 
 def _check_replicates(measure: str, n_replicates: int) -> None:
     if n_replicates < 2:
-        raise ValueError(f"{measure} compares replicates: {n_replicates} are too few, 2 the least")
+        raise ValueError(
+            f"{measure} compares replicates: it needs at least 2, found {n_replicates}"
+        )
 
 
 def _unit(beta_KG: np.ndarray) -> np.ndarray:

@@ -76,8 +76,8 @@ class Checkpoints:
                 _write_whole(path, whole, header)
             except OSError as error:
                 warnings.warn(
-                    f"the checkpoint {path} could not be written ({error.strerror}); the fit goes "
-                    "on without it. Free the disk, or set train.checkpoint_every=null",
+                    f"the checkpoint {path} could not be written ({error.strerror}); the fit "
+                    "continues without it. Free disk space, or set train.checkpoint_every=null",
                     stacklevel=2,
                 )
             else:
@@ -107,8 +107,8 @@ class Checkpoints:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 warnings.warn(
-                    f"the checkpoint {path} is damaged ({error}); the fit goes on from an earlier "
-                    "state",
+                    f"the checkpoint {path} is damaged ({error}); the fit continues from an "
+                    "earlier state",
                     stacklevel=2,
                 )
                 path.unlink()

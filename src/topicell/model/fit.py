@@ -252,7 +252,10 @@ class TopicFit(ABC):
             There is one replicate only.
         """
         if self.n_replicates < 2:
-            raise InputError("consensus compares replicates; fit with n_replicates=4, say")
+            raise InputError(
+                "consensus compares replicates, but this fit has only one; fit with "
+                "n_replicates=4, for example"
+            )
         return consensus(self.beta(n_samples=n_samples, seed=seed))
 
     def transform(
@@ -306,8 +309,8 @@ class TopicFit(ABC):
         n_empty = int((np.diff(counts.x.indptr) == 0).sum())
         if n_empty:
             warnings.warn(
-                f"{n_empty} cells have no count in the model's genes: their topic proportions say "
-                "nothing",
+                f"{n_empty} cells have no counts in the model's genes, so their topic proportions "
+                "have no meaning",
                 stacklevel=2,
             )
         return self.cell_topics(
@@ -484,7 +487,9 @@ class TopicFit(ABC):
     def _counts(self, data: Any, layer: str | None = None) -> Counts:
         if data is None:
             if self.cells is None:
-                raise InputError("a loaded fit holds no cells; pass the cells as first argument")
+                raise InputError(
+                    "a loaded fit holds no cells; pass the cells as the first argument"
+                )
             return self.cells
         return Counts.of(data, layer).with_genes(self.genes, ids=self.gene_ids)
 
@@ -514,7 +519,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None], *, overwrite: 
     """Fill a new folder through `write`, and put it in place only when it is whole."""
     path = Path(path)
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; pass overwrite=True, or another path")
+        raise InputError(f"{path} exists; pass overwrite=True or another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

@@ -131,11 +131,14 @@ class PointFit(TopicFit):
 
     def elbo_by_replicate(self, data: Any = None, **options: Any) -> np.ndarray:
         """Raise an error: points have no posterior of topics, and so no ELBO of their own."""
-        raise InputError("topics without a posterior have no ELBO; use elbo_given_topics")
+        raise InputError(
+            "the ELBO needs a posterior of the topics, which this model does not have; use "
+            "elbo_given_topics"
+        )
 
     def amortization_gap(self, data: Any = None, **options: Any) -> np.ndarray:
         """Raise an error: points have no encoder."""
-        raise InputError("topics without an encoder have no amortization gap")
+        raise InputError("the amortization gap needs an encoder, which this model does not have")
 
     def _weights(self) -> dict[str, Tensor]:
         return {"beta": torch.from_numpy(np.ascontiguousarray(self.beta_RKG))}
@@ -151,9 +154,7 @@ class PointFit(TopicFit):
         beta_RKG = weights["beta"].numpy()
         expected = (len(shared["selection_R"]), shared["model"].n_topics, len(shared["genes"]))
         if beta_RKG.shape != expected:
-            raise InputError(
-                f"topics of shape {beta_RKG.shape} do not fit the {expected} of its settings"
-            )
+            raise InputError(f"topics have shape {beta_RKG.shape}, but the settings say {expected}")
         return cls(beta_RKG, **shared)
 
 

@@ -17,8 +17,8 @@ def check_sizes(counts: Counts, model: ModelConfig) -> None:
     """
     if model.n_topics > counts.n_cells:
         raise InputError(
-            f"model.n_topics = {model.n_topics}: more topics than the {counts.n_cells} training "
-            "cells; ask for fewer topics"
+            f"model.n_topics = {model.n_topics}: there are only {counts.n_cells} training cells; "
+            "ask for fewer topics"
         )
     if counts.n_genes < 2:
         raise InputError("only 1 gene is left to model, and topics need 2 at least")
@@ -26,5 +26,5 @@ def check_sizes(counts: Counts, model: ModelConfig) -> None:
     if prior is not None and not isinstance(prior, (int, float)) and len(prior) != counts.n_genes:
         raise InputError(
             f"model.topic_gene_prior has {len(prior)} numbers for {counts.n_genes} genes; give one "
-            "a gene, or one for all"
+            "number for each gene, or one number for all"
         )

@@ -252,9 +252,9 @@ def fit_of(
         state.note_failures(failed)
     if state.failed:
         warnings.warn(
-            f"{len(state.failed)} of {state.program.n_replicates} replicates were dropped, because "
-            f"values are not finite ({state.described_failures()}); the fit has the others. A "
-            "lower train.learning_rate may keep all",
+            f"{len(state.failed)} of {state.program.n_replicates} replicates were left out, "
+            f"because they have values that are not finite ({state.described_failures()}); the "
+            "fit has the other replicates. A lower train.learning_rate may prevent this",
             stacklevel=3,
         )
     return fit
@@ -383,7 +383,7 @@ class State:
             self.failed[replicate] = f"{names[replicate]} at {when}"
         if not self.sound:
             raise NonFiniteError(
-                f"training stopped at {when}: in each replicate a value is not finite "
+                f"training stopped at {when}: each replicate has a value that is not finite "
                 f"({self.described_failures()}); lower train.learning_rate"
             )
 
@@ -492,8 +492,8 @@ def _require_same_shape(start: AmortizedFit, program: TopicProgram) -> None:
         before, now = getattr(start.program, name), getattr(program, name)
         if before != now:
             raise InputError(
-                f"training cannot go on from a fit of {name} = {before} with {name} = {now}; keep "
-                "it, or start anew"
+                f"training cannot continue from a fit with {name} = {before}, because {name} = "
+                f"{now} now; keep the old value, or start a new fit"
             )
 
 

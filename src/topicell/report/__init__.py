@@ -56,7 +56,7 @@ def require_enough_cells(adata: AnnData) -> None:
     if adata.n_obs < MIN_CELLS:
         raise InputError(
             f"{adata.n_obs} cells are too few for the maps of the report, which need {MIN_CELLS}; "
-            "report.enabled=false does without"
+            "report.enabled=false makes no report"
         )
 
 
@@ -93,7 +93,7 @@ def add_differential_expression(adata: AnnData) -> None:
     try:
         found = differential_expression(adata.layers["counts"], theta_NK)
     except ValueError as error:
-        warnings.warn(f"no differential expression of topics: {error}", stacklevel=2)
+        warnings.warn(f"differential expression of topics is left out: {error}", stacklevel=2)
         return
     values = found.rate_KG, found.lfc_KG, found.se_KG, found.nearest_KG, found.p_KG, found.q_KG
     for name, value_KG in zip(DIFFERENTIAL, values, strict=True):

@@ -67,7 +67,7 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
             _refuse(
                 path,
                 f"line {number} has no tab ({start!r})",
-                "a GMT file has on each line a name, a description and genes, tab separated",
+                "each line of a GMT file has a name, a description and genes, separated by tabs",
             )
         name, _, *genes = (field.strip() for field in line.split("\t"))
         if not name:
@@ -104,13 +104,13 @@ def _read_text(path: str | Path) -> str:
         _refuse(
             path,
             f"there is no such file (looked from {Path.cwd()})",
-            f"check the path, or take {BLOOD!r}, the sets that come with topicell",
+            f"check the path, or use {BLOOD!r}, the sets included in topicell",
         )
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        _refuse(path, "the gzip file is cut off or damaged", "copy or download it again")
+        _refuse(path, "the gzip file is incomplete or damaged", "copy or download it again")
     except OSError as error:
         what = (error.strerror or type(error).__name__).lower()
-        _refuse(path, f"cannot be read ({what})", "name a GMT file that may be read")
+        _refuse(path, f"cannot be read ({what})", "name a GMT file that can be read")
     except UnicodeDecodeError as error:
         _refuse_binary(path, data, error.start)
     if "\0" in text:
@@ -164,15 +164,15 @@ def restricted_sets(
                 if gene.casefold() in folded:
                     raise InputError(
                         f"report.gene_sets: no gene of the {len(gene_sets)} sets is among the "
-                        f"{len(modelled)} modelled genes, but ignoring case there are: "
-                        f"{gene!r} of {name!r} is {folded[gene.casefold()]!r} in the data; "
-                        "write the symbols as the data do (or take sets of the same species)"
+                        f"{len(modelled)} modelled genes, but some differ only in case: {gene!r} "
+                        f"of {name!r} is {folded[gene.casefold()]!r} in the data; write the "
+                        "symbols as in the data, or use sets of the same species"
                     )
     examples = [next(iter(next(iter(gene_sets.values()), ())), ""), min(modelled, default="")]
     raise InputError(
         f"report.gene_sets: none of the {len(gene_sets)} sets has {MIN_GENES} of the "
         f"{len(modelled)} modelled genes (the sets have names like {examples[0]!r}, the data like "
-        f"{examples[1]!r}); take sets with the same kind of names, or model more genes"
+        f"{examples[1]!r}); use sets with the same kind of gene names, or model more genes"
     )
 
 

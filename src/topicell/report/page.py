@@ -18,10 +18,10 @@ from topicell.evaluation import ranking
 from topicell.evaluation.metrics import ordered
 from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
-from topicell.report.cautions import cautions, dominance, limits
 from topicell.report.figure_set import FIGURES, MAX_TOPICS, folded, shown_topics
 from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
+from topicell.report.warnings import dominance, score_warnings, topic_warnings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,7 +30,7 @@ RANKINGS = {
     "probability": ("Probability", "The most frequent genes, often shared by all topics."),
     "relevance": (
         "Relevance",
-        "Frequent in the topic and more so than elsewhere (log probability and log lift, λ = 0.6).",
+        "More frequent in the topic than in other topics (log probability and log lift, λ = 0.6).",
     ),
     "frex": ("FREX", "Both frequent in the topic and exclusive to it."),
 }
@@ -88,9 +88,9 @@ def render(
         model=_model_line(config, theta_NK.shape[1], len(history), _n_replicates(run)),
         headlines=[score(name, scores[name]) for name in headlines(scores)],
         scores=[score(name, scores[name]) for name in ordered(scores)],
-        cautions=[
-            *cautions(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
-            *limits(
+        warnings=[
+            *topic_warnings(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
+            *score_warnings(
                 _n_test(adata),
                 replicated=stability_K is not None,
                 given="theta" in config,
@@ -141,9 +141,9 @@ def _data_line(adata: AnnData, *, given: bool) -> str:
     if "split" in adata.obs:
         sizes = adata.obs["split"].value_counts()
         parts = {
-            "train": "not known to be held out" if given else "to train on",
-            "valid": "to validate on",
-            "test": "kept to test on",
+            "train": "not known to be held out" if given else "for training",
+            "valid": "for validation",
+            "test": "for testing",
         }
         line += "; " + ", ".join(f"{sizes[p]:,} {use}" for p, use in parts.items() if sizes.get(p))
     return line
@@ -163,8 +163,8 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_repli
         line += f", {n_epochs} epoch{'s' * (n_epochs > 1)}"
     if n_replicates > 1:
         line += (
-            f"; {n_replicates} replicates, and the one of the highest ELBO on validation cells is "
-            "shown"
+            f"; {n_replicates} replicates, and the one with the highest ELBO on validation cells "
+            "is shown"
         )
     return line
 

@@ -115,8 +115,8 @@ class Parent:
             record,
             Journal(folder, shared=True),
             config,
-            "the runs go on, their folders have everything, and `topicell sync` delivers it when "
-            "MLflow is back",
+            "the runs continue, their folders hold all results, and `topicell sync` delivers "
+            "them later",
         )
         parent._delivery.begin()
         if record.run_id:

@@ -220,10 +220,12 @@ def fetch_model(model: str, config: TrackingConfig, destination: Path) -> Path:
             )
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"model = {model!r} is not a model of topicell's; name one that it registered"
+                f"model = {model!r} was not registered by topicell; name a model that was"
             ) from error
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"model = {model!r}: its weights, {path}, are outside of the model")
+            raise InputError(
+                f"model = {model!r}: its weights, {path}, are outside the folder of the model"
+            )
         return download(f"{address}/{path}")
     except (MlflowException, OSError) as error:
         raise InputError(
@@ -244,7 +246,7 @@ def _address(store: MlflowClient, model: str, config: TrackingConfig) -> str:
         there = ", ".join(sorted(found.name for found in store.search_registered_models()))
         raise InputError(
             f"model = {model!r}: no model {name!r} is registered in {shown_uri(config)}; "
-            f"there: {there or 'none'}"
+            f"registered models: {there or 'none'}"
         ) from error
     number = str(registered.aliases.get(which, which))
     latest = max((int(found.version) for found in registered.latest_versions), default=0)

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 SUPPORTED = (
     "h5ad, 10x h5, h5mu or loom (each may be .gz), 10x folders (matrix.mtx, features.tsv or "
-    "genes.tsv, barcodes.tsv; each may be .gz and have a prefix), a zarr folder, or csv/tsv (.gz "
-    "too; a header of gene names, a first column of cell names)"
+    "genes.tsv, barcodes.tsv; each may be .gz and have a prefix), a zarr folder, or csv/tsv (may "
+    "be .gz; gene names in the header, cell names in the first column)"
 )
 _FROM_R = (
-    "is a file of R; write it as h5ad there: zellkonverter::writeH5AD(Seurat::"
-    "as.SingleCellExperiment(object), 'cells.h5ad'), or the counts alone with "
-    "DropletUtils::write10xCounts"
+    "is an R file; in R, write it as h5ad with "
+    "zellkonverter::writeH5AD(Seurat::as.SingleCellExperiment(object), 'cells.h5ad'), or only the "
+    "counts with DropletUtils::write10xCounts"
 )
 _CONVERSIONS = {
     ".rds": _FROM_R,
@@ -42,11 +42,11 @@ _CONVERSIONS = {
     ".rdata": _FROM_R,
     ".qs": _FROM_R,
     ".h5seurat": (
-        "is a file of SeuratDisk; convert it in R with SeuratDisk::Convert(FILE, dest = 'h5ad')"
+        "is a SeuratDisk file; convert it in R with SeuratDisk::Convert(FILE, dest = 'h5ad')"
     ),
     ".cloupe": (
-        "is a file of the Loupe Browser, without the counts in an open form; give Cell Ranger's "
-        "filtered_feature_bc_matrix.h5 of the same run"
+        "is a Loupe Browser file, whose format is not public; give filtered_feature_bc_matrix.h5, "
+        "which Cell Ranger wrote in the same run"
     ),
     ".xlsx": "is a spreadsheet, which changes gene names into dates; save the table as csv",
     ".xls": "is a spreadsheet, which changes gene names into dates; save the table as csv",
@@ -125,22 +125,22 @@ def _why_none(path: Path) -> str:
         if {"assays", "cell.names"} <= _members(path):
             return _CONVERSIONS[".h5seurat"]
         return (
-            "is Cell Ranger's list of molecules, without the matrix; give the "
-            "filtered_feature_bc_matrix.h5 beside it"
+            "is Cell Ranger's list of molecules and has no count matrix; give "
+            "filtered_feature_bc_matrix.h5 from the same folder"
         )
     if _suffix(path) in _HDF5_NAMES:
         return (
-            "is not an HDF5 file in spite of its name; it may be empty, cut off or damaged: copy "
-            "or download it again"
+            "has the name of an HDF5 file but is not one; it may be empty, incomplete or damaged: "
+            "copy or download it again"
         )
     if _suffix(path) == ".mtx":
         return (
-            "is one part of a 10x mtx folder, which names of genes and cells belong to "
-            "(features.tsv or genes.tsv, barcodes.tsv); put them beside it and give the folder"
+            "is a 10x matrix without the names of genes and cells (features.tsv or genes.tsv, "
+            "barcodes.tsv); put these files into the same folder and give the folder"
         )
     if packed.is_tar(path):
-        return f"is a tar archive; unpack it (tar -xf {path.name}) and give its content"
-    return f"is of no form that can be read; supported: {SUPPORTED}"
+        return f"is a tar archive; unpack it (tar -xf {path.name}) and give one of its files"
+    return f"is not in a supported format; supported: {SUPPORTED}"
 
 
 def _why_no_folder(path: Path) -> str:
@@ -154,8 +154,8 @@ def _why_no_folder(path: Path) -> str:
     folders = sorted(f"{f.name}/" for f in path.iterdir() if f.is_dir())
     here = f" (here: {_listed([*files, *folders])})" if files or folders else ""
     return (
-        f"is a folder, and neither zarr nor 10x mtx; name a file in it{here}? "
-        f"Supported: {SUPPORTED}"
+        f"is a folder, but neither zarr nor 10x mtx; give a file in it{here}. Supported: "
+        f"{SUPPORTED}"
     )
 
 

@@ -26,8 +26,8 @@ def read_h5ad(path: Path) -> AnnData:
         for side, what in (("obs", "cells"), ("var", "genes")):
             if side not in file:
                 raise InputError(
-                    f"cannot be read as h5ad: it has no {side}, which names the {what}; "
-                    "write it with anndata's write_h5ad"
+                    f"cannot be read as h5ad: it has no {side} with the names of the {what}; write "
+                    "it with anndata's write_h5ad"
                 )
     return anndata.read_h5ad(path)
 
@@ -49,8 +49,8 @@ def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = Fal
     with h5py.File(path, "r") as file:
         if not all(isinstance(file.get(name), h5py.Group) for name in ("obs", "var")):
             raise InputError(
-                "has no obs and var that can be read alone (written by anndata before 0.7?); "
-                "leave out backed=true"
+                "has obs and var in an old form (anndata before 0.7), which backed=true cannot "
+                "read; leave out backed=true"
             )
         # `locate` finds the element in this stand-in for an AnnData, without reading it.
         raw = SimpleNamespace(X=file["raw/X"], var_names=None) if "raw" in file else None

@@ -61,7 +61,7 @@ def _attributes(group: Any, known: tuple[str, ...], what: str, length: int) -> p
     names = next((name for name in known if name in columns), None)
     if names is None:
         raise InputError(
-            f"has no attribute that names the {what} ({', '.join(known)}); here: "
+            f"has no attribute with the names of the {what} ({', '.join(known)}); found: "
             f"{', '.join(columns) or 'none'}"
         )
     index = columns.pop(names)

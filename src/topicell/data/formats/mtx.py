@@ -146,7 +146,7 @@ def _together(names: list[str], parts: list[AnnData]) -> AnnData:
         )
         raise InputError(
             f"its {len(parts)} samples have no gene in common ({firsts}); give one of them as "
-            "data.path, or name their genes alike"
+            "data.path, or use the same gene names in all"
         )
     n_all = len({gene for of in places for gene in of})
     if n_all > len(shared):
@@ -194,11 +194,11 @@ def _read_triple(sample: Triple) -> AnnData:
         if file is sample.genes and list(folder.glob("*peaks.bed*")):
             raise InputError(
                 f"the folder has peaks.bed and no {names}: it holds counts of chromatin peaks, not "
-                "of genes; give the folder or file of the gene expression"
+                "of genes; give the folder or file with gene expression"
             )
         raise InputError(
-            f"the folder has no {names} (.gz or not) for {sample.matrix.name}; put it beside the "
-            "matrix, under the same prefix"
+            f"the folder has no {names} (.gz or not) for {sample.matrix.name}; put it into the "
+            "same folder, with the same prefix"
         )
     assert sample.genes is not None
     assert sample.cells is not None
@@ -251,7 +251,7 @@ def _entries(
         if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[4:] != ["general"]:
             raise InputError(
                 f"{path.name} does not begin with '%%MatrixMarket matrix coordinate … general'; "
-                "the file may be damaged, or of another form: write it anew"
+                "the file may be damaged or in another format: write it again"
             )
         sizes = next((line for line in file if line.strip() and not line.startswith(b"%")), b"")
         n_rows, n_columns, n_entries = map(int, sizes.split())
@@ -262,9 +262,9 @@ def _entries(
         table = pd.read_csv(file, sep=r"\s+", header=None, na_filter=False, comment="%")
     if table.shape != (n_entries, 3) or any(kind.kind not in "iuf" for kind in table.dtypes):
         raise InputError(
-            f"{path.name} declares {n_entries} entries of gene, cell and count, and holds "
-            f"{len(table)} lines of {table.shape[1]}, or what is no number; it may be cut off or "
-            "damaged: copy or download it again"
+            f"{path.name} declares {n_entries} entries of gene, cell and count, but holds "
+            f"{len(table)} lines of {table.shape[1]} values, or values that are not numbers; it "
+            "may be incomplete or damaged: copy or download it again"
         )
     at = table[[0, 1]].to_numpy()
     if not ((at >= 1) & (at <= (n_rows, n_columns)) & (at == np.floor(at))).all():
@@ -294,6 +294,6 @@ def _fitted(
             return genes[excess[0] :], cells[excess[1] :], cells_first
     n_genes, n_cells = shape[::-1] if usual else shape
     raise InputError(
-        f"{path.name} has {n_genes} genes × {n_cells} cells, but there are names for "
-        f"{len(genes)} genes and {len(cells)} cells; the files do not belong together"
+        f"{path.name} has {n_genes} genes × {n_cells} cells, but there are names for {len(genes)} "
+        f"genes and {len(cells)} cells; use files of the same sample"
     )

@@ -34,7 +34,7 @@ def named(symbols: Any, ids: Any) -> pd.Index:
     if n_blank and ids is not None:
         names[blank] = np.asarray(ids, dtype=object)[blank]
         warnings.warn(
-            f"{n_blank} of {len(names)} genes have no symbol; they are named by their ids",
+            f"{n_blank} of {len(names)} genes have no symbol; their ids are used as names",
             UserWarning,
             stacklevel=3,
         )

@@ -68,7 +68,7 @@ def unpacked(path: Path) -> Iterator[Path]:
                 raise
             raise InputError(
                 f"cannot be unpacked in {folder} ({error.strerror}); set TMPDIR to a folder with "
-                "more space, or unpack it yourself"
+                "more space, or unpack the file yourself"
             ) from error
         yield copy
 

@@ -25,8 +25,7 @@ def warn_of_repeats(n: int, where: str) -> None:
     """Warn that `n` values of a matrix were added to others."""
     if n:
         warnings.warn(
-            f"{where} holds {n} values for a cell and gene that have one already; such "
-            "values are added",
+            f"{where} holds {n} values that repeat a cell and gene; repeated values are added up",
             UserWarning,
             stacklevel=3,
         )

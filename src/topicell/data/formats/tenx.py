@@ -54,7 +54,9 @@ def read_10x_h5(path: Path) -> AnnData:
     with h5py.File(path, "r") as file:
         groups = {name: group for name, group in file.items() if _is_matrix(group)}
         if len(groups) > 1:
-            raise InputError(f"holds several genomes: {', '.join(groups)}; give each a file")
+            raise InputError(
+                f"holds several genomes: {', '.join(groups)}; write each genome to its own file"
+            )
         (group,) = groups.values()
         if "features" in group:
             n_features = len(group["features"]["name"])

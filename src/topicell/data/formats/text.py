@@ -76,8 +76,8 @@ def read_text(path: Path) -> AnnData:
     if not counted:
         i = notes[0]
         raise InputError(
-            f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}, and no column of counts; one "
-            "header line of gene names, one column of cell names and counts are expected"
+            f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}, and no column of counts; "
+            "expected are one header line of gene names, one column of cell names, and counts"
         )
     names: list[str] = []
     parts: list[sp.csr_matrix] = []
@@ -103,7 +103,7 @@ def read_text(path: Path) -> AnnData:
     obs.index = pd.Index(_row_names(names, corner, obs), name=corner or None)
     if notes:
         warnings.warn(
-            f"{path.name}: columns that hold no counts are taken for metadata: "
+            f"{path.name}: columns without counts are treated as metadata: "
             f"{', '.join(obs.columns[:5])}{', …' if len(obs.columns) > 5 else ''}",
             stacklevel=3,
         )
@@ -147,7 +147,7 @@ def _row_names(names: list[str], header: str, metadata: pd.DataFrame) -> list[st
     if all(_is_number(name) for name in names) and (repeat or genes.n_gene_like([header])):
         raise InputError(
             f"its first column, {header!r}, holds numbers{' that repeat' if repeat else ''}; the "
-            "first column is for cell names: add one"
+            "first column must hold cell names: add such a column"
         )
     return names
 
@@ -166,7 +166,8 @@ def _names_of_columns(header: list[str], n_columns: int) -> list[str]:
     # R writes no name above the column of row names, other programs do.
     if len(header) not in (n_columns, n_columns + 1):
         raise InputError(
-            f"its header has {len(header)} names, and its rows one cell name and {n_columns} values"
+            f"its header has {len(header)} names, but each row has one cell name and {n_columns} "
+            "values; make them match"
         )
     return header[-n_columns:]
 
@@ -182,6 +183,6 @@ def _require_numbers(chunk: pd.DataFrame, names: list[str]) -> None:
         bad = (numbers.isna() if numbers.isna().any() else numbers == numbers.max()).to_numpy()
         raise InputError(
             f"holds {chunk[column][bad].iloc[0]!r} for cell {chunk.index[bad][0]}, gene "
-            f"{names[place]}, which is not a number, or none that a count can be; one header line "
-            "of gene names, one column of cell names and counts are expected"
+            f"{names[place]}, which is not a count; expected are one header line of gene names, "
+            "one column of cell names, and counts"
         )

@@ -86,8 +86,8 @@ def _require_chunks(group: Any, prefix: str = "") -> None:
             n_there = array.nchunks_initialized // math.prod(-(-s // c) for s, c in chunks)
             if n_there < n_all:
                 raise InputError(
-                    f"{name} lacks {n_all - n_there} of {n_all} chunks; the folder was not copied "
-                    "whole: copy or make it again"
+                    f"{name} lacks {n_all - n_there} of {n_all} chunks; the folder is incomplete: "
+                    "copy or create it again"
                 )
 
 

@@ -68,7 +68,7 @@ def volcano(
     n_named
         How many genes are named.
     """
-    figure = new_figure(6.4, 5.0, f"Genes that set topic {topic} apart")
+    figure = new_figure(6.4, 5.0, f"Genes that distinguish topic {topic}")
     axes = figure.add_subplot()
     x_G, y_G, differs_G = _coordinates(lfc_G, p_G, q_G, max_q, min_lfc)
     limits = _limits(x_G, y_G)
@@ -118,7 +118,7 @@ def volcanoes(
     n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
     figure = new_figure(
-        2.15 * n_columns + 0.6, 2.05 * n_rows + 0.85, "Genes that set each topic apart"
+        2.15 * n_columns + 0.6, 2.05 * n_rows + 0.85, "Genes that distinguish each topic"
     )
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     panels = list(grid.ravel())

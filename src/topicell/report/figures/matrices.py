@@ -187,7 +187,7 @@ def stability_matrix(
     support_K = None if support_K is None else [support_K[topic] for topic in numbers]
     n_replicates, n_topics = cosine_RK.shape
     if n_replicates < 2:
-        raise ValueError("cosine_RK has 1 replicate: none to compare it with, 2 are the least")
+        raise ValueError("cosine_RK has 1 replicate: a comparison needs at least 2")
     others = [replicate for replicate in range(n_replicates) if replicate != shown]
     value_RC = cosine_RK[others]
     entries = [f"Replicate {replicate}" for replicate in others]

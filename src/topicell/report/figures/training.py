@@ -41,8 +41,8 @@ def gap_histogram(gap_N: np.ndarray) -> Figure:
     axes.legend(fontsize=SMALL, frameon=False, labelcolor=INK)
     name_axes(axes, "", f"cells, of {len(gap):,}")
     n_beyond = int((gap > end).sum())
-    beyond = f"; the last bar holds the {n_beyond} cells beyond" if n_beyond else ""
-    axes.set_xlabel(f"nats that refinement gains{beyond}", fontsize=SMALL, color=INK)
+    beyond = f"; the last bar also holds {n_beyond} cells with larger values" if n_beyond else ""
+    axes.set_xlabel(f"nats gained by refinement{beyond}", fontsize=SMALL, color=INK)
     axes.set_xlim(0, end)
     return figure
 
