@@ -1,4 +1,4 @@
-"""Errors for users, and the one line in which a failed run says why it failed."""
+"""Errors for users, and the one-line message of a failed run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from topicell.redaction import without_password
 
 
 class InputError(ValueError):
-    """Bad data or a bad setting: the message says what was found, where, and how to fix it."""
+    """Invalid data or an invalid setting: the message says what was found and how to fix it."""
 
 
 def failure(error: BaseException, *, trains: bool = True) -> str:
@@ -17,9 +17,9 @@ def failure(error: BaseException, *, trains: bool = True) -> str:
     Parameters
     ----------
     error
-        What it raised.
+        The error that it raised.
     trains
-        Name the settings of ``topicell train`` that save memory or disk space.
+        Whether to name the settings of ``topicell train`` that save memory or disk space.
     """
     message = without_password(" ".join(str(error).split())) or "no message"
     if not trains and disk_is_full(error):

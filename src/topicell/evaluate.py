@@ -1,6 +1,6 @@
-"""Topics from elsewhere, under the same measures: ``topicell evaluate``.
+"""Score topics of another tool with the same metrics: ``topicell evaluate``.
 
-matrices → the cells they belong to → measures → report; like `topicell.run` without a fit.
+matrices → their cells → metrics → report; like `topicell.run` without a fit.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ if TYPE_CHECKING:
 
 
 HEADERS = ("cell", "cells", "cell_id", "barcode", "barcodes", "index", "name", "obs_names", "x")
-"""What a first line that names no cell may say."""
+"""Headers that the first line of a file of names may have."""
 
 
 def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
-    """Measure, report and record external topics like those of a run.
+    """Score and report external topics, and record the result like a run.
 
     Parameters
     ----------
     config
-        The two matrices, the cells, and how to measure.
+        The two matrices, the cells, and the settings of the metrics.
     tracker
-        Where it is recorded; its folder receives the artifacts.
+        Where the result is recorded; its folder receives the artifacts.
 
     Raises
     ------
     InputError
-        A matrix is no set of proportions, or does not belong to the data; nothing was recorded.
+        A matrix does not hold proportions, or does not match the data; nothing was recorded.
     """
     named = config.data in ("simulated", *CATALOGUE)
     data = DataConfig(
@@ -76,7 +76,7 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         gene_ids=whole.var.get("gene_ids"),
         normalize=config.normalize,
     )
-    # All genes are there to log-normalise by; those of the topics are then measured.
+    # Log-normalisation needs all genes; the metrics use those of the topics.
     kept = PreprocessConfig(
         min_counts_per_cell=0,
         min_cells_per_gene=0,
@@ -85,7 +85,8 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         split=SplitConfig(train=1.0, valid=0.0, test=0.0),
     )
     with warnings.catch_warnings():
-        # A cell without counts adds nothing to any score, and no setting of preprocess exists here.
+        # A cell without counts changes no score, and this command has no settings of preprocess to
+        # change.
         warnings.filterwarnings("ignore", message=r".*(zero counts|have no count|preprocess\.)")
         adata = preprocess(whole, kept, seed=config.seed)[topics.cells, topics.genes].copy()
     if config.held_out is not None:

@@ -27,7 +27,7 @@ class ReportCommand:
 
 
 def report(arguments: list[str]) -> None:
-    """Make the report of a stored run; of a sweep or a grid, if its parent is named."""
+    """Make the report of a stored run, or of a sweep or grid if `run` is its parent."""
     asked: ReportCommand = read(COMMAND, arguments)
     import tempfile
 

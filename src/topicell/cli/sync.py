@@ -12,7 +12,7 @@ from topicell.config import TrackingConfig
 from topicell.errors import InputError
 
 SECONDS = 30.0
-"""Seconds to wait, for each run, for a store that does not answer."""
+"""Seconds to wait for a store that does not answer, for each run."""
 BYTES_PER_SECOND = 500_000
 """Slowest upload that is waited for."""
 
@@ -26,7 +26,7 @@ class SyncCommand:
 
 
 def sync(arguments: list[str]) -> None:
-    """Deliver each run folder that waits, and say which could not be delivered."""
+    """Deliver the run folders that are not delivered yet, and print which of them failed."""
     asked: SyncCommand = read(COMMAND, arguments)
     from topicell.tracking.delivery import deliver, undelivered
     from topicell.tracking.interrupted import ROOTS

@@ -25,7 +25,7 @@ class UICommand:
 
 
 def ui(arguments: list[str]) -> None:
-    """Serve MLflow's UI until interrupted; of a tracking server, open its own."""
+    """Serve MLflow's UI until interrupted; for a tracking server, open its own UI."""
     asked: UICommand = read(COMMAND, arguments)
     import subprocess
     import webbrowser

@@ -1,6 +1,6 @@
-"""Stored runs side by side: ``topicell compare``.
+"""Compare stored runs: ``topicell compare``.
 
-`compare` calls the modules in this order: `runs` reads stored runs, `incompatibilities` says what
+`compare` calls the modules in this order: `runs` reads stored runs, `incompatibilities` finds what
 prevents a comparison (by the conditions in `rules`), `scoring` compares scores, and `matching`
 matches topics. The result is a `values.Comparison`; `page` writes its page and tables.
 """

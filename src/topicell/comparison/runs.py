@@ -28,7 +28,7 @@ from topicell.tracking.stored import (
 )
 
 ARTIFACTS = ("adata.h5ad", "config.yaml", "metrics.jsonl", "model", "scores.csv")
-"""What is read of a run."""
+"""The files of a run that are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

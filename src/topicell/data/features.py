@@ -1,7 +1,7 @@
-"""Decide what the rows and columns of a matrix are: cells or genes, which features, which names.
+"""Decide whether rows are cells or genes, which features are kept, and how genes are named.
 
-Files differ in how they say these things. If there is no doubt, cells and genes are put in order
-with a warning; if there is doubt, the file is refused with the setting that decides.
+Files differ in these respects. If a file has one clear meaning, it is converted with a warning; if
+not, it is rejected, and the message names the setting that decides.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ _SYMBOL_COLUMNS = (
     "hgnc_symbol mgi_symbol external_gene_name gene_short_name gene_common_name features feature "
     "name names gene genes original_gene_symbols"
 ).split()
-"""Columns of var that hold symbols, in lower case: the first that is there is taken."""
+"""Columns of var that hold symbols, in lower case: the first existing one is used."""
 _ID_COLUMNS = (
     "gene_ids gene_id ensembl_id ensembl_ids ensembl ensembl_gene_id feature_id ensemblid geneid"
 ).split()
 IDS_COLUMN = "gene_ids"
-"""Column of var that keeps identifiers, by which cells of other files are matched."""
+"""Column of var that keeps identifiers, by which genes of other files are matched."""
 _BLANK = ("", "nan", "none", "<na>", "na")
 
 
 def oriented(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnData:
-    """Return the cells as rows, transposed where rows are genes.
+    """Return the matrix with cells as rows, transposed if its rows are genes.
 
     Parameters
     ----------
     adata
-        A matrix either way up; the name of its obs index is the header of its first column, if any.
+        A matrix of either orientation; the name of its obs index is the header of its first column,
+        if there is one.
     config
-        ``orientation``; by ``auto`` the names of rows and columns decide.
+        ``orientation``; with ``auto``, the names of rows and columns decide.
     prefix
-        Put before names of settings in messages.
+        Prefix of the names of settings in messages.
 
     Raises
     ------
     InputError
-        Names suggest that rows are genes, and do not prove it.
+        Names suggest that rows are genes, but do not prove it.
 
     Warns
     -----
@@ -88,7 +89,7 @@ def oriented(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnData:
 
 
 def _genes_in_rows(rows: Sequence[str], columns: Sequence[str], header: str) -> tuple[str, bool]:
-    """Return what speaks for genes in rows, empty if nothing does, and whether it is certain."""
+    """Return the evidence for genes in rows (empty if there is none), and whether it is certain."""
     n_rows, n_columns = genes.n_gene_like(rows), genes.n_gene_like(columns)
     cells_in_rows = genes.n_cell_like(rows) >= 0.5 * len(rows)
     cells_in_columns = genes.n_cell_like(columns) >= 0.5 * len(columns)
@@ -119,9 +120,9 @@ def _transposed(adata: AnnData) -> AnnData:
 
 
 def with_features(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnData:
-    """Return the cells with the features that are genes, named as the configuration asks.
+    """Return the cells with the features that are genes, named as the configuration says.
 
-    Identifiers that give way to symbols stay in ``var["gene_ids"]``.
+    Identifiers that are replaced by symbols are kept in ``var["gene_ids"]``.
 
     Parameters
     ----------
@@ -130,7 +131,7 @@ def with_features(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnDa
     config
         ``feature_type`` and ``gene_names``.
     prefix
-        Put before names of settings in messages.
+        Prefix of the names of settings in messages.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def with_features(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnDa
     Warns
     -----
     UserWarning
-        Features were left out, or names were taken from another column than the index.
+        Features were left out, or names come from another column than the index.
     """
     return _without_others(_named(_of_type(adata, config, prefix), config, prefix))
 
@@ -189,7 +190,7 @@ def _of_type(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
 
 
 def _are_types(column: pd.Series) -> bool:
-    """Return whether a column holds types of features; some columns of this name hold biotypes."""
+    """Return whether a column holds types of features; some such columns hold biotypes."""
     values = {str(value).strip().lower() for value in column.unique()}
     return not values.isdisjoint((*_GENE_EXPRESSION, *_OTHER_TYPES))
 
@@ -249,7 +250,7 @@ def _renamed(adata: AnnData, names: list[str], ids: list[str], have_ids: bool) -
 
 
 def _without_others(adata: AnnData) -> AnnData:
-    """Leave out rows of counting programs, and columns of metadata among the genes."""
+    """Remove summary rows of counting programs, and columns of metadata among the genes."""
     names = list(map(str, adata.var_names))
     summary = np.array([bool(genes.SUMMARY.match(name)) for name in names])
     metadata = np.zeros(len(names), dtype=bool)

@@ -1,7 +1,7 @@
-"""Topics of any model: from two files to matrices that fit the data, or a refusal that says why.
+"""Read topics of any model from two files and check that they match the data.
 
 `read_topics` reads the topic proportions of cells (theta) and the gene proportions of topics
-(beta), turns and orders them as the data's cells and genes are, and takes nothing but
+(beta), transposes and orders them like the cells and genes of the data, and accepts only
 proportions.
 
 Shapes: N cells, K topics, G genes.
@@ -28,9 +28,9 @@ _FORMS = (
     "scipy.sparse's), h5ad (FILE.h5ad:obsm/NAME, :varm/NAME or :uns/NAME)"
 )
 _FIELDS = {"theta": "obsm/X_lda", "beta": "varm/lda_topics"}
-"""Where topicell's own h5ad files have them."""
+"""Fields of topicell's own h5ad files."""
 _TOLERANCE = 1e-3
-"""How far a sum of proportions may be from 1, for rounded text and low precision."""
+"""Allowed difference of a sum of proportions from 1, for rounded text and low precision."""
 _ENSEMBL = re.compile(r"ENS[A-Z]*\d{6,}")
 
 
@@ -45,7 +45,7 @@ class Topics:
     beta_KG
         Gene proportions of each topic; rows sum to 1.
     cells, genes
-        Which of the data's cells and genes these are: increasing indices, shapes (N,) and (G,).
+        Increasing indices of these cells and genes in the data, shapes (N,) and (G,).
     names
         Names of the topics, shape (K,).
     """
@@ -66,33 +66,33 @@ def read_topics(
     gene_ids: Iterable[str] | None = None,
     normalize: bool = False,
 ) -> Topics:
-    r"""Read a pair of matrices, either way up, and put them in the order of the data.
+    r"""Read a pair of matrices, in either orientation, and put them in the order of the data.
 
-    Names decide which side has the cells or genes, else its length does. Cells and genes that
-    the files lack are left out; a matrix without their names must have all of them, in the
-    data's order. Topics of the same names are matched by name, others in order.
+    Names decide which side has the cells or genes; without names, the lengths decide. Cells and
+    genes that the files do not have are left out; a matrix without names must have all of them, in
+    the order of the data. Topics are matched by name if both files have the same names, else by
+    order.
 
     Parameters
     ----------
     theta, beta
         Files: csv, tsv or txt (also .gz), with names in the first column and the header; npy; npz
         of one array or with arrays ``theta`` and ``beta``, and names in ``cells``, ``genes`` and
-        ``topics``; npz of `scipy.sparse.save_npz`; h5ad with a field, as
-        ``FILE.h5ad:obsm/NAME``, ``varm/NAME`` or ``uns/NAME``, and without it ``obsm/X_lda`` or
-        ``varm/lda_topics``.
+        ``topics``; npz of `scipy.sparse.save_npz`; h5ad with a field, as ``FILE.h5ad:obsm/NAME``,
+        ``varm/NAME`` or ``uns/NAME``; without a field, ``obsm/X_lda`` or ``varm/lda_topics``.
     cell_names, gene_names
         Those of the data.
     gene_ids
-        Identifiers of the same genes: beta may have these in place of the names.
+        Identifiers of the same genes; beta may have these instead of the names.
     normalize
-        Rescale each cell of theta and each topic of beta to sum to 1, whatever the sum was. Where
-        both have other sums they are factors, as of NMF: a topic's sum in beta then goes to its
-        column of theta first, so that their product keeps its proportions.
+        Rescale each cell of theta and each topic of beta to sum to 1. If neither sums to 1, they
+        are factors, as from NMF: the sum of a topic in beta is first multiplied into its column of
+        theta, so that the product keeps its proportions.
 
     Raises
     ------
     InputError
-        A file cannot be read, does not fit the data or the other file, or holds anything but
+        A file cannot be read, does not match the data or the other file, or holds other values than
         proportions.
 
     Examples
@@ -138,7 +138,7 @@ def read_topics(
         used = [all_cells[i] for i in cells]
         proportions, sums_N = _proportions(theta_NK, "cell", used, names, normalize)
         if (np.abs(sums_N - 1) > _TOLERANCE).any():
-            # Factors, as of NMF: what is taken from a topic's genes is given to its cells.
+            # Factors, as from NMF: the scale of a topic is moved from its genes to its cells.
             proportions, _ = _proportions(proportions * mass_K, "cell", used, names, normalize)
     return Topics(proportions, beta_KG, cells, genes, names)
 
@@ -153,10 +153,10 @@ def _about(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A matrix as its file has it: either way up, numbers of any type, perhaps sparse.
+    """A matrix as it is in its file: any orientation, any type of numbers, dense or sparse.
 
-    `names` are those of rows and of columns; `axis` is the side of the cells or genes, where the
-    file tells.
+    `names` are those of rows and of columns; `axis` is the side of the cells or genes, if the file
+    says it.
     """
 
     values: Any
@@ -199,7 +199,9 @@ def _read(source: str, role: str) -> _Matrix:
         return _from_text(path, _separator(path, form))
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # damage shows as any error of h5py, pandas, numpy or zipfile
+    except (
+        Exception
+    ) as error:  # a damaged file can cause any error of h5py, pandas, numpy or zipfile
         what = str(error).strip().partition("\n")[0]
         fix = "the file may be damaged, or in another format than its name says: write it again"
         if "Object arrays" in what:
@@ -210,7 +212,7 @@ def _read(source: str, role: str) -> _Matrix:
 
 
 def _separator(path: Path, form: str) -> str:
-    """Return the separator of a text file: of .txt, the one that its first line has."""
+    """Return the separator of a text file; for .txt, the one in its first line."""
     if form.startswith("csv"):
         return ","
     if not form.startswith("txt"):
@@ -223,7 +225,7 @@ def _separator(path: Path, form: str) -> str:
 def _from_text(path: Path, separator: str) -> _Matrix:
     import pandas as pd
 
-    # A gene called NA is no missing value, and 0.1 is the number that was written.
+    # A gene called NA is not a missing value, and 0.1 is read exactly as written.
     options: dict[str, Any] = {"sep": separator, "header": None, "na_filter": False}
     options |= {"float_precision": "round_trip", "encoding": "utf-8-sig", "low_memory": False}
     first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0].tolist()
@@ -258,7 +260,7 @@ def _are_numbers(fields: Iterable[str]) -> bool:
 
 
 def _are_values(fields: list[str]) -> bool:
-    """Return whether these are values, not names: names can be whole numbers, each used once."""
+    """Return whether these are values; names can be whole numbers too if each occurs once."""
     return _are_numbers(fields) and (
         bool(_repeated(fields)) or not all(float(field).is_integer() for field in fields)
     )
@@ -266,7 +268,7 @@ def _are_values(fields: list[str]) -> bool:
 
 def _from_numpy(path: Path, role: str) -> _Matrix:
     sides = ("cells" if role == "theta" else "genes", "topics")
-    # numpy leaves a damaged file open that it has opened itself.
+    # numpy does not close a damaged file that it has opened itself.
     with path.open("rb") as stream:
         file = np.load(stream, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -354,7 +356,7 @@ def _aligned(
 
 
 def _axis_of_items(matrix: _Matrix, places: dict[str, int], n_items: int, item: str) -> int:
-    """Return the side whose names are in the data; without names, the side as long as the data."""
+    """Return the side whose names are in the data; without names, the side of the same length."""
     shape, named = matrix.values.shape, [a for a in (0, 1) if matrix.names[a] is not None]
     n_known = [sum(name in places for name in names or ()) for names in matrix.names]
     rows, columns = (
@@ -369,7 +371,7 @@ def _axis_of_items(matrix: _Matrix, places: dict[str, int], n_items: int, item: 
         raise InputError(
             f"{either}, because the data have {n_items} {item}s; add the names of the {item}s"
         )
-    # Neither side fits; more can be said of the longer one, which is seldom that of the topics.
+    # Neither side matches; report the longer one, which is rarely that of the topics.
     return max(named or (0, 1), key=lambda axis: shape[axis])
 
 
@@ -401,8 +403,8 @@ def _are_ensembl(names: Iterable[str]) -> bool:
 def _proportions(
     values: Any, row: str, rows: list[str], columns: list[str], normalize: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows that sum to 1, and their sums before."""
-    # In one layout: the order of summation, and with it the last digit, is that of memory.
+    """Return rows that sum to 1, and their previous sums."""
+    # Use one memory layout, because it determines the order of summation and so the last digit.
     x = np.ascontiguousarray(values.toarray() if sp.issparse(values) else values, np.float64)
     bad = ~((x >= 0) & (x < np.finfo(np.float64).max / x.shape[1]))  # The sums are finite, too.
     if bad.any():

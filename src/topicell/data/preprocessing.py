@@ -1,4 +1,4 @@
-"""From raw counts to the cells and genes that are modelled: filters, variable genes, split.
+"""Prepare raw counts for the model: filters, variable genes, split.
 
 The steps and their order are those of the scvi-tools tutorial "Topic Modeling with Amortized
 LDA"; every step is a setting of `PreprocessConfig`.
@@ -34,19 +34,19 @@ PARTS = ("train", "valid", "test")
 OWN_COLUMNS = ("split", "leiden", "amortization_gap")
 """Columns of obs that a run writes."""
 MIN_CELLS_TO_RANK = 10
-"""The fewest cells of a batch whose genes the seurat_v3 flavours can rank: with one cell their
-compiled loess ends the process."""
+"""Smallest number of cells of a batch for which the seurat_v3 flavours can rank genes: with one
+cell, their compiled loess ends the process."""
 FEWEST_BARCODES = 1000
 EMPTY_COUNTS = 50
 EMPTY_SHARE = 0.8
-"""A matrix of this many barcodes, of which more than this share has fewer counts than that, is
-unfiltered, if its deepest cells have far more counts."""
+"""A matrix with at least this many barcodes is unfiltered if more than this share of them has
+fewer counts than this, and the largest cells have far more counts."""
 WARNINGS = "topicell_warnings"
-"""Key of uns under which the cache keeps what was warned of, to be said again."""
+"""Key of uns under which the cache stores warnings, so that they are given again."""
 _CACHED = re.compile(r"[0-9a-f]{32}\.h5ad")
 _UNFINISHED = re.compile(r"tmp[a-z0-9_]{8}\.h5ad")
 _STALE_SECONDS = 86_400
-"""Age at which a file that is not finished was left by a process that ended."""
+"""An unfinished file older than this was left by a process that has ended."""
 _HELD: ContextVar[dict[Path, AnnData] | None] = ContextVar("held", default=None)
 
 
@@ -56,29 +56,29 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
     Parameters
     ----------
     adata
-        Cells × genes with integer counts in ``layers["counts"]``; left as it is.
+        Cells × genes with integer counts in ``layers["counts"]``; not changed.
     config
         The settings.
     seed
-        Decides the split.
+        Seed of the split.
 
     Returns
     -------
     A new AnnData of the modelled genes: ``layers["counts"]`` the counts, ``X`` the
     log-normalised values, ``raw`` the log-normalised values of all genes that passed the
-    filters, ``obs["split"]`` the part of each cell. Columns of obs that are named as ours
-    (`OWN_COLUMNS`) are kept under the name that `column` gives.
+    filters, ``obs["split"]`` the part of each cell. Columns of obs with a reserved name
+    (`OWN_COLUMNS`) are kept under the name that `column` returns.
 
     Raises
     ------
     InputError
-        No gene or cell is left, or a named column is not there.
+        No gene or cell is left, or a named column does not exist.
 
     Warns
     -----
     UserWarning
-        There are fewer genes than asked for (all are used), or cells without any count in the
-        modelled genes.
+        There are fewer genes than requested (all are used), or cells without counts in the modelled
+        genes.
     """
     return _with_split(_choose(adata, config), config.split, seed)
 
@@ -143,7 +143,7 @@ def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
                 + "; its scores are left out",
                 stacklevel=3,
             )
-    # Cells of an earlier run hold its column and, beside it, the user's: that one stays.
+    # Cells of an earlier run have its column and also the column of the user, which is kept.
     written = [name for name in OWN_COLUMNS if {name, column(name)} <= set(adata.obs)]
     adata.obs = adata.obs.drop(columns=written).rename(columns=column)
     adata.obs["split"] = parts
@@ -158,8 +158,8 @@ def column(name: str) -> str:
 def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categorical[str]:
     """Return the part of each cell: train, valid or test, shape (N,).
 
-    Shares are kept to within one cell, in each group of ``config.stratify_by`` if it is given;
-    the training part takes what rounding leaves.
+    Shares are exact to one cell, in each group of ``config.stratify_by`` if it is set; the training
+    part gets the remainder.
     """
     import pandas as pd
 
@@ -167,7 +167,7 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categoric
     if config.stratify_by is None:
         groups = [np.arange(adata.n_obs)]
     else:
-        # Cells without a label are a group of their own.
+        # Cells without a label are a separate group.
         code, _ = pd.factorize(adata.obs[config.stratify_by])
         groups = [np.flatnonzero(code == value) for value in np.unique(code)]
     part = np.zeros(adata.n_obs, dtype=int)
@@ -192,12 +192,12 @@ def prepared(
     seed: int = 0,
     folder: Path | None = None,
 ) -> AnnData:
-    """Return the preprocessed data, from the cache if the same data and settings are in it.
+    """Return the preprocessed data, from the cache if it has the same data and settings.
 
     Parameters
     ----------
     load
-        Reads the raw data; called only when the cache has nothing.
+        Reads the raw data; called only if the cache does not have the data.
     source_digest
         Identity of the raw data.
     config, seed
@@ -219,12 +219,14 @@ def prepared(
     if held is not None and path in held:
         adata = held[path].copy()
     elif path.is_file():
-        # Another process may remove it at this moment: then it is prepared again.
+        # Another process may remove the file at this moment; then the data are prepared again.
         with contextlib.suppress(FileNotFoundError):
             adata = anndata.read_h5ad(path)
     if adata is not None:
         messages = [str(message) for message in adata.uns[WARNINGS]]
-        with contextlib.suppress(OSError):  # The time of its last use, if it is still there.
+        with contextlib.suppress(
+            OSError
+        ):  # Set the time of the last use, if the file still exists.
             os.utime(path)
     else:
         with warnings.catch_warnings(record=True) as caught:
@@ -244,7 +246,7 @@ def prepared(
 
 @contextlib.contextmanager
 def held_in_memory() -> Iterator[None]:
-    """Keep the data prepared last in memory: for a process that makes one run after another."""
+    """Keep the most recently prepared data in memory, for a process that makes several runs."""
     token = _HELD.set({})
     try:
         yield
@@ -253,7 +255,7 @@ def held_in_memory() -> Iterator[None]:
 
 
 def _identity(source_digest: str, config: PreprocessConfig) -> str:
-    """Return a digest of all that decides the prepared cells: data, settings, libraries, code."""
+    """Return a digest of the inputs of the prepared cells: data, settings, libraries, and code."""
     settings = as_dict(config)
     del settings["split"], settings["cache"], settings["cache_limit_mb"]
     code = hashlib.sha256()
@@ -269,7 +271,7 @@ def _identity(source_digest: str, config: PreprocessConfig) -> str:
 
 
 def _keep(adata: AnnData, path: Path, limit_mb: int | None) -> None:
-    """Write to the cache: aside, then renamed, so that no reader ever sees half a file."""
+    """Write to the cache under a temporary name, then rename: readers never see a partial file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(suffix=".h5ad", dir=path.parent)
@@ -289,10 +291,10 @@ def _keep(adata: AnnData, path: Path, limit_mb: int | None) -> None:
 
 
 def _bound(newest: Path, limit_mb: int | None) -> None:
-    """Remove what was used longest ago from the cache of `newest` until it fits the limit.
+    """Remove the least recently used files from the cache of `newest` until it is within the limit.
 
-    Only files of the cache's own names are removed, and never `newest`, even if it is larger than
-    the limit by itself. Other processes may do the same at the same time.
+    Only files with the cache's own names are removed, and never `newest`, even if it alone is
+    larger than the limit. Other processes may do the same at the same time.
     """
     now = time.time()
     cached: list[tuple[float, int, Path]] = []
@@ -320,7 +322,7 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
     import scanpy as sc
 
     if config.batch_key is not None:
-        # scanpy takes a column of strings or numbers for one flavour and refuses it for another.
+        # scanpy accepts a column of strings or numbers for one flavour and rejects it for another.
         batch = adata.obs[config.batch_key].astype("category")
         if batch.isna().any():
             raise InputError(
@@ -341,7 +343,7 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
             batch_key=config.batch_key,
         )
     except ValueError as error:
-        # loess inside seurat_v3 fails on very few cells or genes, with a message of its own.
+        # loess inside seurat_v3 fails for very few cells or genes, with its own message.
         raise InputError(
             f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of "
             f"{adata.n_obs} cells × {adata.n_vars} genes ({_words(error)}); try "
@@ -367,13 +369,13 @@ def _require_enough_to_rank(adata: AnnData, config: PreprocessConfig) -> None:
 
 
 def _words(error: Exception) -> str:
-    """Return the message of an error; compiled code can give bytes."""
+    """Return the message of an error, which compiled code can give as bytes."""
     first = error.args[0] if error.args else error
     return first.decode() if isinstance(first, bytes) else str(first).strip()
 
 
 def _dropped(names: np.ndarray, patterns: list[str]) -> np.ndarray:
-    """Return which genes are of a named class, or match a regular expression, shape (G,)."""
+    """Return which genes belong to a named class or match a regular expression, shape (G,)."""
     dropped = np.zeros(len(names), dtype=bool)
     for pattern in patterns:
         if pattern in genes.CLASSES:
@@ -398,7 +400,7 @@ def _warn_of_no_match(pattern: str, names: np.ndarray) -> None:
     if genes.share_of_ids(names) >= 0.5:
         message += "; these names are ids: data.gene_names=COLUMN selects a column of symbols"
     elif pattern not in genes.CLASSES:
-        # The class that was meant: most patterns are the human spelling of one.
+        # Find the class that was meant: most patterns are the human spelling of a class.
         for kind in genes.CLASSES:
             found = names[genes.is_of(kind, names)]
             if len(found) and genes.is_like(kind, pattern):
@@ -410,7 +412,7 @@ def _warn_of_no_match(pattern: str, names: np.ndarray) -> None:
 
 
 def _warn_of_others(names: pd.Index) -> None:
-    """Warn of features that are modelled and may be no genes."""
+    """Warn about modelled features that may not be genes."""
     spiked = names[genes.is_of("spike_in", names)]
     if len(spiked):
         warnings.warn(
@@ -429,9 +431,9 @@ def _warn_of_others(names: pd.Index) -> None:
 
 
 def _require_filtered(counts_N: np.ndarray) -> None:
-    """Refuse the matrix of all barcodes, most of which are empty droplets.
+    """Reject the matrix of all barcodes, most of which are empty droplets.
 
-    In it most barcodes have a few counts, and the cells twenty times as many or more.
+    In such a matrix most barcodes have a few counts, and cells have at least twenty times as many.
     """
     n_barcodes = len(counts_N)
     if n_barcodes < FEWEST_BARCODES:

@@ -1,6 +1,6 @@
-"""The table of files and folders with counts: how each form is recognised, and its reader.
+"""The table of file formats with counts: how each is recognised, and its reader.
 
-To add a form, write its reader in a file of this package and add one row to `FORMS`.
+To add a format, write its reader in a file of this package and add one row to `FORMS`.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ _CONVERSIONS = {
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5", ".h5mu", ".loom")
 _PACKINGS = re.compile(r"(?i)\.(gz|bz2|xz|zip)$")
 _MANY = 8
-"""The most names in a message."""
+"""Largest number of names in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form of file or folder: one row of the table.
+    """A format of a file or folder: one row of the table.
 
     Attributes
     ----------
     name
         Name in messages.
     matches
-        Whether a path has this form.
+        Whether a path has this format.
     read
         Return the AnnData of a path.
     modalities
@@ -84,7 +84,7 @@ class Form:
 def recognise(
     path: Path, modality: str | None = None, prefix: str = ""
 ) -> tuple[str, Callable[[Path], AnnData]]:
-    """Return the name of a path's form, and its reader: the first of `FORMS` that matches.
+    """Return the name of a path's format, and its reader: the first of `FORMS` that matches.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def recognise(
     Raises
     ------
     InputError
-        The form is not supported, or has no modalities, or the file is damaged in a way that its
+        The format is not supported, or has no modalities, or the file is damaged in a way that its
         reader would not notice.
     """
     if _is_hdf5(path):
@@ -118,7 +118,7 @@ def recognise(
 
 
 def _why_none(path: Path) -> str:
-    """Say why a path has no form that can be read, and what to give instead."""
+    """Return why a path cannot be read, and what to give instead."""
     if path.is_dir():
         return _why_no_folder(path)
     if _is_hdf5(path):
@@ -160,7 +160,7 @@ def _why_no_folder(path: Path) -> str:
 
 
 def _suffix(path: Path) -> str:
-    """Return the ending of a name, without that of a compression."""
+    """Return the ending of a name, without the ending of a compression."""
     return Path(_PACKINGS.sub("", path.name)).suffix.lower()
 
 
@@ -183,7 +183,7 @@ def _is_h5mu(path: Path) -> bool:
 
 
 def _is_h5ad(path: Path) -> bool:
-    """Return whether an HDF5 file is none of the other forms, nor one that cannot be read."""
+    """Return whether an HDF5 file has none of the other formats, and can be read."""
     if not _is_hdf5(path):
         return False
     names = _members(path)
@@ -200,7 +200,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _is_sample(path: Path) -> bool:
-    """Return whether a file belongs to a 10x mtx sample with its other files beside it."""
+    """Return whether a file belongs to a 10x mtx sample that has its other files too."""
     sample = mtx.triple_of(path) if path.is_file() else None
     return sample is not None and len(sample.files) > 1
 
@@ -229,7 +229,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _inner_folders(path: Path) -> list[Path]:
-    """Return the mtx folders inside a folder; raw ones only without filtered ones beside them."""
+    """Return the mtx folders inside a folder; raw ones only without a filtered one next to them."""
     files = [f for level in ("*", "*/*", "*/*/*") for f in path.glob(f"{level}/*.mtx*")]
     folders = sorted({file.parent for file in files})
     found = [f for f in folders if (held := mtx.triples(f)) and all(t.complete for t in held)]
@@ -250,7 +250,7 @@ def _inner_folders(path: Path) -> list[Path]:
 
 
 def _chosen_folder(path: Path) -> Path:
-    """Return the mtx folder that is read of a folder: itself, or the only one inside it."""
+    """Return the mtx folder to read for a folder: itself, or the only mtx folder inside it."""
     if not path.is_dir() or _is_zarr(path) or mtx.triples(path):
         return path
     inner = _inner_folders(path)
@@ -258,7 +258,7 @@ def _chosen_folder(path: Path) -> Path:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files that are read of a path, in a fixed order.
+    """Return the files that are read for a path, in a fixed order.
 
     A file of a 10x mtx folder stands for all files of its sample.
     """
@@ -290,4 +290,4 @@ FORMS = [
     Form("a zarr folder", _is_zarr, read_zarr, modalities=True),
     Form("a 10x mtx folder", _is_mtx_folder, lambda path: read_mtx(_chosen_folder(path))),
 ]
-"""All forms, in the order in which they are tried: a file has the first that matches."""
+"""All formats, in the order in which they are tried: the first that matches is used."""

@@ -20,7 +20,7 @@ def is_mudata(group: Any) -> bool:
 
 
 def require_no_modality(form: str, modality: str | None, prefix: str) -> None:
-    """Refuse the name of a modality for data that have none."""
+    """Raise an error if a modality is named but the data have none."""
     if modality is not None:
         raise InputError(
             f"{prefix}modality = {modality!r} is for MuData, but this is {form}; leave it out"
@@ -28,17 +28,18 @@ def require_no_modality(form: str, modality: str | None, prefix: str) -> None:
 
 
 def choose_modality(names: list[str], modality: str | None, prefix: str) -> str:
-    """Return the modality to read: the given one, the only one, or that of gene expression.
+    """Return the modality to read: the named one, the only one, or the one with gene expression.
 
     Raises
     ------
     InputError
-        There is none of that name, or none is given and none is known to be gene expression.
+        There is no modality with that name, or none is named and none is known to be gene
+        expression.
 
     Warns
     -----
     UserWarning
-        One of several is taken.
+        One of several modalities is selected.
     """
     here = ", ".join(names)
     if modality is not None:
@@ -74,7 +75,7 @@ def read_modality(group: Any, modality: str) -> AnnData:
     if not isinstance(adata, AnnData):  # written without the name of its encoding
         raise InputError(f"mod/{modality} is not an AnnData; write the file with mudata's write")
     shared: pd.DataFrame = read_elem(group["obs"]) if "obs" in group else adata.obs[[]]
-    # Columns of a modality have its name in front.
+    # Columns of a modality have its name as a prefix.
     shared = shared.rename(columns=lambda name: str(name).removeprefix(f"{modality}:"))
     shared = shared.loc[~shared.index.duplicated(), ~shared.columns.duplicated()]
     shared = shared.drop(columns=[name for name in shared if name in adata.obs])

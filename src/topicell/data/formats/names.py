@@ -1,4 +1,4 @@
-"""Gene names of files that hold ids and symbols side by side."""
+"""Gene names of files that have both ids and symbols."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def named(symbols: Any, ids: Any) -> pd.Index:
     Warns
     -----
     UserWarning
-        Genes take their ids.
+        Some genes get their ids as names.
     """
     import pandas as pd
 
