@@ -271,7 +271,7 @@ def as_counts(
         (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
         (np.isinf(x.data), "infinite", "counts are finite"),
         (whole < 0, "negative", "scaled or corrected values are not counts"),
-        (off, "not whole", _whole_mend(x)),
+        (off, "not whole", _whole_fix(x)),
         (x.data > MAX_COUNT, f"above {MAX_COUNT}", "no cell has so many molecules of one gene"),
     ):
         if bad.any():
@@ -321,7 +321,7 @@ def require_sound(matrix: Any, where: str) -> None:
         )
 
 
-def _whole_mend(x: sp.csr_matrix) -> str:
+def _whole_fix(x: sp.csr_matrix) -> str:
     if kind := _normalisation(x):
         return f"they look {kind}, but the model needs raw counts"
     if x.data.size and np.nanmax(x.data) < 20:

@@ -620,7 +620,7 @@ def test_paper_has_all_sections_and_no_controls(browser, run):
 def test_without_webgl_all_else_works(browser, run):
     none = "HTMLCanvasElement.prototype.getContext = () => null;"
     with visit(browser, run[1], first=none) as page:
-        assert "WebGL" in page.locator("#map-said").inner_text()
+        assert "WebGL" in page.locator("#map-status").inner_text()
         assert not page.locator("canvas").first.is_visible()
         assert not page.get_by_label("Colour by").is_visible()
         look_up(page, "gene-4")

@@ -481,7 +481,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
     "which array": (npz(x=ONES, y=ONES), "no array theta, and does not hold exactly one array"),
     "no array": (npz(cells=CELLS), "no array theta, exactly one array; found: cells"),
     "objects": (npz(theta=ONES, cells=np.array(CELLS, dtype=object)), "names with dtype=str"),
-    "no default field": (h5ad(""), "has no obsm/X_lda; found: obsm/X_pca, uns/seeds; name a matrix"),
+    "no default field": (h5ad(""), "no obsm/X_lda; found: obsm/X_pca, uns/seeds; name a matrix"),
     "unknown field": (h5ad(":obsm/X_nmf"), "has no obsm/X_nmf; found: obsm/X_pca, uns/seeds"),
     "no part": (h5ad(":X"), "has no X; found: obsm/X_pca"),
     "no name": (h5ad(":obsm"), "has no obsm; found: obsm/X_pca"),

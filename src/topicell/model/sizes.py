@@ -1,4 +1,4 @@
-"""Sizes that no model can be fitted to."""
+"""Checks of the sizes of data and model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from topicell.errors import InputError
 
 
 def check_sizes(counts: Counts, model: ModelConfig) -> None:
-    """Refuse more topics than cells, a single gene, and a prior of the wrong length.
+    """Reject more topics than cells, a single gene, and a prior of the wrong length.
 
     Raises
     ------
     InputError
-        It says which setting does not fit the data.
+        A setting does not match the data.
     """
     if model.n_topics > counts.n_cells:
         raise InputError(

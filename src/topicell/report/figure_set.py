@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from topicell.config import ReportConfig
 
 MAX_TOPICS = 30
-"""Topics that figures and cards show: as many as have a colour of their own."""
+"""Largest number of topics in figures and cards; each has its own colour."""
 N_LEADING = 5
-"""Most genes of a topic beside those of all others."""
+"""Largest number of genes of a topic in a figure with the genes of all topics."""
 MAX_GROUPS = 60
-"""Groups of cells that a figure tells apart."""
+"""Largest number of groups of cells in a figure."""
 N_SIDE_BY_SIDE = 50
-"""About how many genes stand side by side."""
+"""Approximate number of genes in a figure with the genes of all topics."""
 
 Drawing = tuple[str, Callable[[], Any]]
 """The name of a figure's file, and a function that draws it with matplotlib."""
 
 
 def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
-    """Return the topics that figures and cards show, None for all of them.
+    """Return the topics that figures and cards show; None means all.
 
-    Of more than `MAX_TOPICS` these are the ones with the largest mean proportion.
+    With more than `MAX_TOPICS`, these are the topics with the largest mean proportion.
     """
     if theta_NK.shape[1] <= MAX_TOPICS:
         return None
@@ -46,7 +46,7 @@ def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
 
 
 def folded(groups: pd.Series) -> Any:
-    """Return groups of cells as figures can show them: the smallest of very many become one."""
+    """Return groups of cells for figures; if there are too many, the smallest are combined."""
     sizes = groups.value_counts()
     sizes = sizes[sizes > 0]
     if len(sizes) <= MAX_GROUPS:
@@ -58,7 +58,7 @@ def folded(groups: pd.Series) -> Any:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run as figures see it.
+    """The parts of a run that figures use.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class ReportedRun:
     seed
         Seed of the draw of cells for the structure plot.
     sets
-        Enrichment of gene sets, if it was asked for.
+        Enrichment of gene sets, if it was computed.
     """
 
     adata: AnnData
@@ -98,7 +98,7 @@ class ReportedRun:
 
     @cached_property
     def topics(self) -> list[int] | None:
-        """The topics that are drawn, None for all."""
+        """The topics that are drawn; None means all."""
         return shown_topics(self.theta_NK)
 
     @cached_property
@@ -114,17 +114,17 @@ class ReportedRun:
 
     @property
     def groups(self) -> Any:
-        """Labels, or else clusters."""
+        """Labels; clusters if there are no labels."""
         return self.clusters if self.labels is None else self.labels
 
     @cached_property
     def characteristic(self) -> tuple[np.ndarray, list[int]]:
-        """Columns of the leading genes by FREX, and the topic that each one leads."""
+        """Columns of the leading genes by FREX, and the topic of each."""
         n_topics = len(self.beta_KG)
         numbers = np.arange(n_topics) if self.topics is None else np.array(self.topics)
         n_each = int(np.clip(N_SIDE_BY_SIDE // len(numbers), 2, N_LEADING))
         leading_KT = ranking.top_genes(ranking.frex(self.beta_KG), n_each)[numbers]
-        # A gene that leads two topics stands with the first.
+        # A gene that leads two topics is drawn with the first.
         columns, first = np.unique(leading_KT.ravel(), return_index=True)
         order = np.argsort(first)
         return columns[order], numbers[first[order] // leading_KT.shape[1]].tolist()

@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing else, not even a network."""
+"""The page of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ RANKINGS = {
 }
 """How genes can be ranked: heading and meaning."""
 N_LEADING_MAPPED = 100
-"""Genes of each topic and ranking whose expression is kept before that of others."""
+"""Number of leading genes of each topic and ranking whose expression is stored first."""
 MAX_TABLE_VALUES = 1_500_000
-"""A table of more values than this is in the run folder alone, and the page says so."""
+"""A table with more values than this is only in the run folder, and the page says so."""
 
 PACKAGES = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "scanpy", "umap-learn")
 
@@ -62,9 +62,9 @@ def render(
     figures
         SVG by the names of `FIGURES`.
     n_genes
-        Genes that the cards give for each topic.
+        Number of genes in the card of each topic.
     sets
-        Enrichment of gene sets, of `topicell.report.enrichment`.
+        Enrichment of gene sets, from `topicell.report.enrichment`.
     not_drawn
         Errors of figures that could not be drawn, by the names of `FIGURES`.
     """
@@ -150,7 +150,7 @@ def _data_line(adata: AnnData, *, given: bool) -> str:
 
 
 def _n_replicates(run: Mapping[str, Any]) -> int:
-    """Return how many replicates the fit has: those that failed are not in it."""
+    """Return the number of replicates of the fit, without those that failed."""
     return len(run["topic_matches"]) if "topic_matches" in run else 1
 
 
@@ -170,7 +170,7 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_repli
 
 
 def _groupings(adata: AnnData) -> list[dict[str, Any]]:
-    """Return groups that the cells can be coloured by, the dominant topic first."""
+    """Return groups by which the cells can be coloured, the dominant topic first."""
     from topicell.report import figures
 
     theta_NK = np.asarray(adata.obsm["X_lda"])
@@ -208,7 +208,7 @@ def _cells(
     from topicell.report import figures
 
     n_topics = len(beta_KG)
-    # Leaders of any ranking first, then by their share of all counts.
+    # Leading genes of any ranking first, then genes by their share of all counts.
     frequency_G = tables.gene_frequency(adata)
     leading = [
         ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), N_LEADING_MAPPED).T.ravel()
@@ -242,7 +242,7 @@ def _figure(name: str, svg: str, error: str, **counts: Any) -> dict[str, Any]:
         "name": name,
         "caption": spec.caption,
         "alt": spec.alt.format(**counts),
-        # drawn by us, its text escaped by matplotlib
+        # our own figure; matplotlib has escaped its text
         "svg": Markup(svg),
         "error": error,
     }
@@ -262,7 +262,7 @@ def _left_out(theta_NK: np.ndarray) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Return rising numbers in words, with runs of three and more shortened: ``0, 2–5, 7``."""
+    """Return ascending numbers as text, with ranges of three or more shortened: ``0, 2–5, 7``."""
     runs: list[list[int]] = []
     for topic in numbers:
         if runs and topic == runs[-1][-1] + 1:
@@ -282,7 +282,7 @@ def _topics(
     n_genes: int,
     sets: pd.DataFrame | None,
 ) -> list[dict[str, Any]]:
-    """Return the contents of the topics' cards, of those that have one."""
+    """Return the contents of the cards of topics."""
     from topicell.report import figures
 
     run = adata.uns["topicell"]
@@ -328,7 +328,7 @@ def _topics(
 
 
 def _distinct(adata: AnnData, topic: int, n: int = 6) -> list[tuple[str, str]]:
-    """Return the significant genes of the greatest fold change against all other topics."""
+    """Return the significant genes with the largest fold change against all other topics."""
     if "lda_lfc" not in adata.varm:
         return []
     lfc_G = np.asarray(adata.varm["lda_lfc"])[:, topic]

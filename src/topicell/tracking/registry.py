@@ -26,8 +26,8 @@ CODE = Path(__file__).with_name("served.py")
 REQUIRED = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "pandas", "safetensors")
 """Libraries whose versions a model pins, besides mlflow.
 
-No package index has topicell: where MLflow builds an environment for the model, ``PIP_FIND_LINKS``
-must name the folder of its wheel.
+topicell is not in a package index: if MLflow builds an environment for the model,
+``PIP_FIND_LINKS`` must name the folder of its wheel.
 """
 
 
@@ -70,7 +70,7 @@ def register(
     InputError
         The folder holds no saved model.
     MlflowException
-        The store cannot be reached, or refuses the run, the name or the alias.
+        The store cannot be reached, or rejects the run, the name or the alias.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException

@@ -1,7 +1,7 @@
 """The tracker of a run: its folder, and the delivery of the folder to MLflow.
 
-A run makes the same calls whether it is delivered or not, and each call ends when the folder has
-what it says. MLflow receives all of it, so either can be read without the other.
+A run makes the same calls whether it is delivered or not. A call returns when the folder has its
+data. MLflow receives everything, so either can be read without the other.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Tracker(Protocol):
 
     @property
     def measured(self) -> Mapping[str, dict[str, list[float]]]:
-        """Return what `log_split` recorded before the run was interrupted, by seed of the split."""
+        """Return the values that `log_split` recorded before an interruption, by split seed."""
 
     @property
     def run_id(self) -> str:

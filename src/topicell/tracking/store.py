@@ -253,13 +253,13 @@ def note_failure(config: TrackingConfig, *, failed: bool) -> None:
 
 
 def failed_lately(config: TrackingConfig) -> bool:
-    """Return whether a store failed a moment ago, so that it is not worth waiting again."""
+    """Return whether a store failed shortly before, so that it is not useful to wait again."""
     when = _FAILED.get(tracking_uri(config))
     return when is not None and time.monotonic() - when < AWAY_SECONDS
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, without what libraries add before and after it."""
+    """Return the message of an error, without the text that libraries add before and after it."""
     text = without_password(str(error).partition("\n")[0])
     cause = re.search(r"Caused by \w+\((.*)\)", text)
     if cause:
