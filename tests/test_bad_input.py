@@ -310,11 +310,11 @@ TIMES_2 = np.arange(0, 25, 2)  # 12 rows of two values each
 
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "truncated h5ad": (truncated, "copy or download it again"),
-    "empty h5ad": (lambda f: some_bytes(f, "a.h5ad", b""), "not an HDF5 file"),
+    "empty h5ad": (lambda f: some_bytes(f, "a.h5ad", b""), "name of an HDF5 file"),
     "empty csv": (lambda f: some_bytes(f, "a.csv", b""), "a.csv: cannot be read as csv"),
     "empty csv.gz": (lambda f: some_bytes(f, "a.csv.gz", b""), "a.csv.gz: "),
-    "random bytes .h5ad": (lambda f: some_bytes(f, "a.h5ad", noise()), "not an HDF5 file"),
-    "random bytes .h5": (lambda f: some_bytes(f, "a.h5", noise()), "not an HDF5 file"),
+    "random bytes .h5ad": (lambda f: some_bytes(f, "a.h5ad", noise()), "name of an HDF5 file"),
+    "random bytes .h5": (lambda f: some_bytes(f, "a.h5", noise()), "name of an HDF5 file"),
     "random bytes .zarr": (lambda f: some_bytes(f, "a.zarr", noise()), "supported: .*h5ad"),
     "random bytes .csv": (lambda f: some_bytes(f, "a.csv", noise()), "cannot be read as csv"),
     "random bytes .tsv.gz": (lambda f: some_bytes(f, "a.tsv.gz", noise()), "a.tsv.gz: "),
@@ -322,7 +322,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: some_bytes(f, "a.h5ad", b"\x89HDF\r\n\x1a\n" + noise()),
         "cannot be read as",
     ),
-    "encrypted zip": (encrypted_zip, "not an HDF5 file"),
+    "encrypted zip": (encrypted_zip, "name of an HDF5 file"),
     "png as csv": (lambda f: some_bytes(f, "a.csv", PNG), "cannot be read as csv"),
     "h5 of another kind": (other_hdf5, "weights.h5: "),
     "h5ad without X": (lambda f: without(f, "X"), "X is empty"),
@@ -422,7 +422,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "mtx with empty barcodes": (lambda f: mtx_with(f, barcodes=""), "cannot be read as a 10x mtx"),
     "mtx that declares a huge shape": (
         lambda f: mtx(f, f"{10**9} {10**9} 5"),
-        "do not belong together",
+        "of the same sample",
     ),
     "mtx that declares huge contents": (
         lambda f: mtx(f, f"7 12 {10**12}"),
@@ -438,7 +438,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "mtx with text for a count": (
         lambda f: mtx_entries(f, "1 1 three\n"),
-        "or what is no number",
+        "or values that are not numbers",
     ),
     "mtx of complex numbers": (
         lambda f: mtx_entries(f, "1 1 1 1\n", banner="complex general"),
@@ -474,9 +474,9 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a folder": (lambda f: folder_named_h5ad(f), "is a folder"),
     "nothing there": (lambda f: f / "none.h5ad", "there is no such file"),
     "a broken link": (link, "there is no such file"),
-    "a pipe": (fifo, "neither a file nor a folder"),
+    "a pipe": (fifo, "a pipe or a device"),
     "a pipe in an mtx folder": (mtx_of_fifos, "no barcodes.tsv"),
-    "a device": (lambda f: Path("/dev/zero"), "neither a file nor a folder"),
+    "a device": (lambda f: Path("/dev/zero"), "a pipe or a device"),
 }
 
 
@@ -720,7 +720,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "a set that is backed": ([*SIMULATED, "data.backed=true"], "data.backed = True"),
     "an unknown layer": ([*SIMULATED, "data.layer=spliced"], "layer 'spliced' does not exist"),
     "an unknown label": ([*SIMULATED, "data.label_key=kind"], "data.label_key = 'kind'"),
-    "labels that are measurements": (["<file>", "data.label_key=depth"], "are no labels"),
+    "labels that are measurements": (["<file>", "data.label_key=depth"], "cannot be labels"),
     "an unknown batch": ([*SIMULATED, "preprocess.batch_key=lane"], "preprocess.batch_key = 'lan"),
     "a batch of one cell": (
         ["<file>", "preprocess.n_variable_genes=3", "preprocess.batch_key=batch"],
@@ -745,7 +745,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "a run folder that is a file": ([*SIMULATED, "hydra.run.dir=taken"], "hydra.run.dir=FOLDER"),
     "a run folder in a file": ([*SIMULATED, "hydra.run.dir=taken/run"], "hydra.run.dir=FOLDER"),
     "a run folder with a run": ([*SIMULATED, "hydra.run.dir=full"], "holds scores.csv already"),
-    "a sweep's setting without a sweep": (["sweep.n_trials=3"], "settings of sweep are given"),
+    "a sweep's setting without a sweep": (["sweep.n_trials=3"], "this is not a sweep"),
     "a grid without -m": (["seed=1,2"], "seed"),
     "a setting another library lacks": (["model=sklearn_nmf", "model.n_layers=2"], "has no such"),
     "single precision halved for pyro": (

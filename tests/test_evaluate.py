@@ -140,7 +140,7 @@ def test_it_is_recorded_and_reported_like_a_run(brought):
     )
     page = (tracker.directory / "report.html").read_text()
     assert "3 topics from" in page
-    assert "No cell is known to be held out" in page
+    assert "No held-out cells are known" in page
     assert result.scores["labels/nmi"] > 0.5
     stored = client(TrackingConfig()).get_run(tracker.run_id)
     assert stored.info.status == "FINISHED"
@@ -200,7 +200,7 @@ def test_held_out_cells_without_counts_are_warned_of(brought):
     adata.X = x
     adata.obs["only"] = np.arange(N) == 5
     adata.write_h5ad(folder / "cells.h5ad")
-    with pytest.warns(UserWarning, match="too few counts to predict"):
+    with pytest.warns(UserWarning, match="too few counts to be predicted"):
         result, _ = scored(folder, held_out="only")
     assert not any(name.startswith("test/") for name in result.scores)
 

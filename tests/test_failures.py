@@ -80,8 +80,8 @@ main(sys.argv[1:])
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "lower train.batch_size"),
         (MemoryError("Unable to allocate 9 GiB"), "lower train.n_replicates"),
-        (OSError(errno.ENOSPC, "No space left on device"), "resume=true goes on"),
-        (RuntimeError("HDF5: No space left on device"), "resume=true goes on"),
+        (OSError(errno.ENOSPC, "No space left on device"), "add resume=true"),
+        (RuntimeError("HDF5: No space left on device"), "add resume=true"),
         (ValueError("two\nlines"), "ValueError: two lines"),
         (KeyError(), "KeyError: no message"),
     ],
@@ -97,7 +97,8 @@ def test_a_failure_is_one_line_with_the_knob(error, words):
         (MemoryError("Unable to allocate 9 GiB"), "memory is full (Unable to allocate 9 GiB)"),
         (
             OSError(errno.ENOSPC, "No space left"),
-            "the disk is full ([Errno 28] No space left); free it and run the command again",
+            "the disk is full ([Errno 28] No space left); free disk space and run the command "
+            "again",
         ),
     ],
 )
@@ -106,7 +107,7 @@ def test_other_commands_name_no_setting_of_train(error, says):
 
 
 def test_a_process_that_the_system_killed_is_explained():
-    assert "as the system does when memory is full: lower sweep.n_jobs" in _how(-signal.SIGKILL)
+    assert "which often means that memory is full: lower sweep.n_jobs" in _how(-signal.SIGKILL)
     assert _how(-signal.SIGSEGV) == "was killed by signal 11"
     assert _how(3) == "ended with code 3"
 

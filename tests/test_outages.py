@@ -155,14 +155,14 @@ def test_a_server_that_fails_costs_a_warning_and_everything_arrives_once(
     with Proxy(server, kind, after) as proxy:
         code, _, err = sync(proxy.uri)
     assert code == 1
-    assert "topicell sync goes on from here when that is fixed" in err
+    assert "fix this, then run topicell sync again" in err
     assert len(err.splitlines()) == 1
     assert not json.loads((place / "run" / "run.json").read_text())["delivered"]
     code, out, err = sync(good.uri)
     assert code == 0, err
     assert "1 of 1 runs delivered" in out
     assert_delivered_once(good, place / "run")
-    assert sync(good.uri)[:2] == (0, "nothing waits\n")
+    assert sync(good.uri)[:2] == (0, "all runs are delivered\n")
     assert_delivered_once(good, place / "run")
 
 
@@ -243,7 +243,7 @@ def test_a_full_disk_under_the_run_is_named_with_the_knob(topicell, small_disk, 
     assert process.returncode == 1
     assert len(process.stderr.splitlines()) == 1
     assert "the disk is full" in process.stderr
-    assert "the same command with resume=true goes on" in process.stderr
+    assert "add resume=true to the command" in process.stderr
     (small_disk / "ballast").unlink()
 
 
@@ -283,7 +283,7 @@ def test_a_killed_run_is_delivered_as_killed(template, started, topicell, tmp_pa
         assert time.monotonic() < end
         time.sleep(0.02)
     alive = topicell("sync", "folders=run", cwd=tmp_path)
-    assert "still at work" in alive.stdout
+    assert "the run is not finished" in alive.stdout
     one.kill()
     one.wait(600)
     done = topicell("sync", "folders=run", cwd=tmp_path)

@@ -323,7 +323,7 @@ def test_only_columns_of_topics_are_replaced_and_it_is_said(tmp_path):
     for name, values in list(mine.items())[:-1]:
         assert stored.obs[name].astype(str).tolist() == [str(value) for value in values]
     config.data.label_key = "lda_topic_17"
-    with pytest.raises(InputError, match="the run replaces columns of this name"):
+    with pytest.raises(InputError, match="under this name"):
         run(config, open_tracker(config.tracking, tmp_path / "again"))
 
 
@@ -375,7 +375,7 @@ def test_missing_labels_are_no_labels_and_no_error(missing):
         require_labels(pd.Series([*"abcdef", missing], dtype=object, name="cell"))
 
 
-@pytest.mark.filterwarnings("ignore:.*no cell falls into this part")
+@pytest.mark.filterwarnings("ignore:.*cells is empty")
 def test_too_few_cells_for_a_map_are_refused_before_anything_runs(tmp_path):
     config = small()
     config.data.simulation.n_cells = 4

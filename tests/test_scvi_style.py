@@ -147,7 +147,7 @@ def test_plans_and_trainers_may_come_as_configurations(cells, asked):
 
 def test_arguments_without_effect_are_named_in_one_warning(cells, asked):
     model = AmortizedLDA(cells, n_topics=3)
-    with pytest.warns(UserWarning, match="no effect here") as warned:
+    with pytest.warns(UserWarning, match="have no effect") as warned:
         model.train(
             devices=2,
             plan_kwargs={"blocked": ["x"], "optim_kwargs": {"lr": 0.1, "eps": 1e-8}},

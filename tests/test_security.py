@@ -363,7 +363,7 @@ def test_a_model_cannot_name_weights_outside_of_itself(registered, outside, fitt
     described = yaml.safe_load(registered.described.read_text())
     described["flavors"]["python_function"]["artifacts"]["fit"]["path"] = outside
     registered.described.write_text(yaml.safe_dump(described))
-    with pytest.raises(InputError, match="outside of the model"):
+    with pytest.raises(InputError, match="outside the folder of the model"):
         fetch_model("topicell/champion", registered.store, tmp_path)
 
 
@@ -511,7 +511,7 @@ def test_a_wrong_checksum_leaves_nothing(tmp_path, monkeypatch):
 
     with Server(answer) as server:
         dataset = Dataset("cells", f"{server.url}/x", "cells.h5ad", "0" * 64, None, "", "")
-        with pytest.raises(InputError, match="has not the pinned checksum"):
+        with pytest.raises(InputError, match="has a wrong checksum"):
             fetch(dataset, tmp_path / "data", progress=False, allow_loopback_http=True)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -204,7 +204,7 @@ def test_the_ui_opens_the_machine_learning_view_of_the_experiment(store, tmp_pat
     address = ui_address(store, "127.0.0.1", 5000)
     assert address.endswith("/runs?workflowType=machine_learning")
     absent = TrackingConfig(uri=f"sqlite:///{tmp_path}/none.db")
-    with pytest.raises(InputError, match="does not exist here"):
+    with pytest.raises(InputError, match="does not exist:"):
         ui_command(absent, "127.0.0.1", 5000)
 
 
@@ -456,7 +456,9 @@ def test_a_store_that_was_moved_is_not_made_anew(tmp_path):
     kept.delivered = False
     kept.write(tmp_path / "run")
     there.rename(tmp_path / "moved")
-    with pytest.raises(InputError, match=r"no longer there; tracking\.uri=… says where"):
+    with pytest.raises(
+        InputError, match=r"no longer there; give its new address with tracking\.uri=…"
+    ):
         deliver(tmp_path / "run", TrackingConfig(), 30)
     assert not there.exists()
     moved = TrackingConfig(uri=f"sqlite:///{tmp_path}/moved/mlflow.db")

@@ -1,9 +1,9 @@
-"""How many topics? The sweep's verdict where the truth is known, and on sorted blood cells.
+"""Test the verdict of a sweep on simulated corpora with known K, and on sorted blood cells.
 
     python experiments/choose_k/study.py planted FOLDER      30 corpora of 5, 10 and 20 topics
     python experiments/choose_k/study.py blood FOLDER        pbmc_facs: sweeps, and a plain grid
-    python experiments/choose_k/study.py overhead FOLDER     what a trial costs beside its run
-    python experiments/choose_k/study.py quick FOLDER        the same paths in a minute
+    python experiments/choose_k/study.py overhead FOLDER time of a trial in addition to its run
+    python experiments/choose_k/study.py quick FOLDER the same code in a minute
 
 Each runs ``topicell train -m …`` as a user does, in FOLDER, and appends to FOLDER/results.csv.
 """
@@ -41,7 +41,7 @@ FIELDS = [
 
 
 def topicell(folder: Path, *settings: str) -> float:
-    """Run the command line in a folder; the seconds it took."""
+    """Run the command line in a folder; return the seconds it took."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     subprocess.run(
@@ -55,8 +55,8 @@ def topicell(folder: Path, *settings: str) -> float:
 
 
 def record(folder: Path, out: Path, command: tuple[str, ...], seconds: float, **known) -> dict:
-    """A row of what ``sweep.json`` under a folder says."""
-    # Hydra's folder of a sweep, or of a grid; MLflow keeps a copy.
+    """Return a row of results from the ``sweep.json`` in a folder."""
+    # Hydra's folder of a sweep or a grid; MLflow has a copy.
     (path,) = [*folder.glob("sweeps/*/sweep.json"), *folder.glob("multiruns/*/*/sweep.json")]
     sweep = Sweep.read(path)
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
@@ -85,7 +85,7 @@ def record(folder: Path, out: Path, command: tuple[str, ...], seconds: float, **
 
 
 def planted(folder: Path, topics=TOPICS, n_corpora=N_CORPORA, extra=()) -> None:
-    """Corpora with known topics: is the verdict their number?"""
+    """Compare the verdict with the true number of topics of simulated corpora."""
     for corpus in range(n_corpora):
         for n_topics in topics:
             command = (
@@ -103,7 +103,7 @@ def planted(folder: Path, topics=TOPICS, n_corpora=N_CORPORA, extra=()) -> None:
 
 
 def blood(folder: Path, seeds=(0, 1), extra=()) -> None:
-    """Sorted blood cells, K from 2 to 30: what pruning saves, and a plain grid of all K."""
+    """Run sweeps on sorted blood cells with and without pruning, and a plain grid of K."""
     whole = "model.n_topics=range(2,31)"
     arms = {
         "sweep": ("sweep=topics",),
@@ -122,7 +122,7 @@ def blood(folder: Path, seeds=(0, 1), extra=()) -> None:
 
 
 def nothing(settings) -> None:
-    """A run that takes no time: what a trial costs is then all the sweeper's."""
+    """Make a run that takes no time, so that the time of a trial is that of the sweeper."""
     from topicell.sweep.tracker import current_trial
 
     trial = current_trial()
@@ -137,7 +137,7 @@ def nothing(settings) -> None:
 
 
 def search_of_nothing(folder: Path, n_trials: int, *settings: str) -> float:
-    """Seconds of a sweep whose runs take no time."""
+    """Return the seconds of a sweep whose runs take no time."""
     import hydra
     from hydra.core.config_store import ConfigStore
 
@@ -165,7 +165,7 @@ def search_of_nothing(folder: Path, n_trials: int, *settings: str) -> float:
 
 
 def overhead(folder: Path, few: int = 5, many: int = 25) -> None:
-    """What a trial costs beside its run: the slope of the time over the number of trials."""
+    """Measure the time of a trial in addition to its run: the slope over the number of trials."""
     from hydra.core.global_hydra import GlobalHydra
 
     out = folder / "overhead.csv"

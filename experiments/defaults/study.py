@@ -1,12 +1,12 @@
-"""Which start, rate, mini-batch, length and warm-up: the study behind topicell's defaults.
+"""Choose initialisation, learning rate, mini-batch size, length and warm-up: topicell's defaults.
 
     TOPICELL_DATA=... python experiments/defaults/study.py
 
-Changes one setting at a time from the defaults (and rate with length together), on two real sets
-and on corpora drawn with few and many topics, shallow and deep, 3,000 cells × 1,000 genes, and one
-of 20,000 cells. Two seeds of four replicates each. Held-out cells are scored by document completion
-(θ by EM); drawn topics by their cosine with the truth. Writes results.csv beside this file, about
-seventeen minutes on one thread.
+It changes one setting at a time from the defaults (and learning rate with length together), on two
+real data sets, on simulated corpora of 3,000 cells × 1,000 genes with few and many topics and
+counts, and on one of 20,000 cells, with two seeds of four replicates each. Held-out cells are
+scored by document completion (θ by EM), and simulated topics by their cosine with the truth. Writes
+results.csv next to this file; takes about seventeen minutes on one thread.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ VARIANTS: list[dict[str, Any]] = [
     *({"steps": steps} for steps in (60, 120, 500, 800)),
     {"learning_rate": 0.05, "steps": 800},
     {"learning_rate": 0.2, "steps": 120},
-    # As many cells, in smaller and in larger mini-batches.
+    # The same number of cells, in smaller and in larger mini-batches.
     {"batch_size": 64, "steps": 500},
     {"batch_size": 256, "steps": 125},
     {"batch_size": 256, "steps": 250},
@@ -70,7 +70,7 @@ LARGE: list[dict[str, Any]] = [{"steps": steps} for steps in (125, 250, 470, 780
 
 
 def corpora() -> Iterator[tuple[str, Any, int, list[dict[str, Any]]]]:
-    """Name, cells, number of topics and settings to try."""
+    """Yield name, cells, number of topics and settings to try."""
     yield "pbmc_facs", topicell.load_dataset("pbmc_facs"), 10, VARIANTS
     yield "pbmc_facs", topicell.load_dataset("pbmc_facs"), 30, [{}, {"init": "background"}]
     yield "pbmc68k", topicell.load_dataset("pbmc68k"), 10, VARIANTS
@@ -82,7 +82,7 @@ def corpora() -> Iterator[tuple[str, Any, int, list[dict[str, Any]]]]:
 
 
 def drawn(n_cells: int, n_topics: int, depth: int) -> Any:
-    """A corpus of known topics."""
+    """Return a corpus with known topics."""
     simulation = SimulationConfig(
         n_cells=n_cells, n_genes=1000, n_topics=n_topics, mean_counts=depth
     )

@@ -1,10 +1,10 @@
-"""Six topics of topicell beside the published fit of the same cells.
+"""Compare six topics of topicell with the published fit of the same cells.
 
     topicell train experiment=facs_structure hydra.run.dir=facs
     python experiments/facs_structure/compare.py facs
 
-Writes comparison.csv (a row a topic) and structure.png beside this file, and prints the scores of
-both fits on the same cells.
+Writes comparison.csv (one row per topic) and structure.png next to this file, and prints the scores
+of both fits on the same cells.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Are the marker genes of sorted blood cells among the genes that their topics have more of?
+"""Check whether differential expression of topics finds the markers of sorted blood cells.
 
     python experiments/facs_structure/differential.py
 
-Fits six topics to pbmc_facs as experiment=facs_structure does, and compares the topics gene by
-gene; then the same with the topic proportions of the published fit. Of each sorted population it
-takes the topic that is most typical of it. Writes differential_markers.csv (a row a fit and marker)
-beside this file, and prints it with the ten first genes of each topic and the seconds taken.
+Fits six topics to pbmc_facs like experiment=facs_structure, and compares the topics for each gene;
+then it does the same with the topic proportions of the published fit. For each sorted population it
+uses the most typical topic. Writes differential_markers.csv (one row per fit and marker) next to
+this file, and prints it with the ten first genes of each topic and the time.
 
-Ranks are among all genes that a topic has more of than every other topic at q < 0.05: by fold
-change against the nearest topic, by the same in standard errors (z), and by p-value. No rank: not
-significant.
+Ranks are among all genes that are higher in the topic than in every other topic at q < 0.05: by
+fold change relative to the nearest topic, by the same in standard errors (z), and by p-value. A
+missing rank means that the gene is not significant.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How long all measures take together, and how they grow with the counts.
+"""Measure how long all metrics take together, and how the time grows with the counts.
 
     python experiments/measures/benchmark.py [--quick]
 
-Four replicates of ten topics on a simulated corpus of 4,000 cells × 1,000 genes; every measure is
-taken of all 4,000 cells, as if all were held out. Then with a fifth of the counts of a cell, and
-with half and twice the cells. Writes seconds.csv beside this file.
+Four replicates of ten topics on a simulated corpus of 4,000 cells × 1,000 genes; every metric is
+computed for all 4,000 cells, as if all were held out. The same with a fifth of the counts per cell,
+and with half and twice the cells. Writes seconds.csv next to this file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from topicell.model.training import train
 
 HERE = Path(__file__).parent
 SIZES = [(4000, 1000), (4000, 200), (2000, 1000), (8000, 1000)]
-"""Cells and counts a cell."""
+"""Number of cells and counts per cell."""
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measured(n_cells: int, depth: int, *, repeats: int) -> dict[str, float]:
-    """Median seconds of each group of measures."""
+    """Return the median seconds of each group of metrics."""
     adata = simulate(
         SimulationConfig(n_cells=n_cells, n_genes=1000, n_topics=10, mean_counts=depth)
     )

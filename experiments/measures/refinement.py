@@ -1,10 +1,10 @@
-"""How much of the amortization gap refinement finds, beside a long stochastic optimisation.
+"""Compare how much of the amortization gap refinement and a long stochastic optimisation find.
 
     python experiments/measures/refinement.py
 
 On the cells of `pbmc_facs` (1,000 genes, the defaults, one replicate): seconds and mean gap of
-refinement, of Adam from the encoder's posterior with as many and with many times the draws, all
-judged on the same 256 draws of topics and logits.
+refinement, and of Adam from the encoder's posterior with equally many and with many more draws, all
+evaluated on the same 256 draws of topics and logits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from topicell.model.program import TopicProgram
 from topicell.model.refinement import cell_elbo, quasi_normal, refine
 
 ADAM = [(100, 2, 0.1), (400, 2, 0.1), (2000, 4, 0.1)]
-"""Steps, draws a step, rate."""
+"""Steps, draws per step, learning rate."""
 JUDGES = 256
 
 
@@ -86,7 +86,7 @@ def adam(
     n_draws: int,
     rate: float,
 ) -> tuple[Tensor, Tensor]:
-    """Reparametrised gradients of the same objective, the rate falling to nothing."""
+    """Optimise the same objective by reparametrised gradients; the learning rate falls to 0."""
     with torch.no_grad():
         mean, scale = encoded(program, batch)
     mean = mean.contiguous().requires_grad_()

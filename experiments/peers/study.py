@@ -1,4 +1,4 @@
-"""Every kind of model under the same measures: three data sets, five seeds each.
+"""Compare all kinds of models with the same metrics: three data sets, five seeds each.
 
     python experiments/peers/study.py run FOLDER [DATA ...] [--seeds 5] [--models NAME ...]
     python experiments/peers/study.py published FOLDER
@@ -6,11 +6,11 @@
     python experiments/peers/study.py quick FOLDER
 
 `run` makes the fits with `topicell train`, a grid over seeds for each data set and model, in FOLDER
-(a run of its own for each, and an MLflow store); models that are there already are left out.
-`published` scores the six topics that come with `pbmc_facs`, and ours of the same number.
-`collect` reads the run folders and writes results.csv, table.md and peers.png beside this file, or
-to `--output`.
-`quick` does all of it on the smallest set, with two seeds and three passes, and writes to FOLDER.
+(a separate run for each, and an MLflow store); models that already have runs are skipped.
+`published` scores the six topics that are included in `pbmc_facs`, and six topics of topicell.
+`collect` reads the run folders and writes results.csv, table.md and peers.png next to this file, or
+to `--output`. `quick` does everything on the smallest data set, with two seeds and three passes,
+and writes to FOLDER.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIMULATED = {
     "mean_counts": 1000,
     "counts_sd": 0,
     "cell_topic_prior": 0.1,
-    # Another corpus for each seed.
+    # Each seed has another corpus.
     "seed": "${seed}",
 }
 DATA = {
@@ -59,9 +59,9 @@ MODELS = {
     "sklearn LDA": ["model=sklearn_lda", ONE],
     "scvi-tools": ["model=scvi_lda", ONE],
 }
-"""In order of the time they take."""
+"""In the order of the time they need."""
 FAR = 5.0
-"""Perplexity above ours that is written down instead of drawn: small differences are the matter."""
+"""A larger difference of perplexity is written as text, so that small ones are visible."""
 SCORES = {
     "test/perplexity_folded": ("perplexity", "{:.2f}"),
     "truth/perplexity_above": ("above the truth", "{:.2f}"),
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def topicell(folder: Path, *arguments: str) -> None:
-    """One command, in FOLDER, on one thread."""
+    """Run one command in FOLDER, with one thread."""
     command = [sys.executable, "-m", "topicell", *arguments]
     print(" ".join(command[2:]), flush=True)
     subprocess.run(command, cwd=folder, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -128,7 +128,7 @@ def run(
 
 
 def published(folder: Path) -> None:
-    """The published fit of `pbmc_facs` through ``topicell evaluate``, beside ours."""
+    """Score the published fit of `pbmc_facs` by ``topicell evaluate``, and a fit of topicell."""
     from topicell.data.catalogue import published_facs_fit
 
     F, L = published_facs_fit()
@@ -136,7 +136,7 @@ def published(folder: Path) -> None:
     L.to_csv(folder / "published_theta.csv")
     topicell(
         *(folder, "evaluate", "theta=published_theta.csv", "beta=published_beta.csv"),
-        # Maximum likelihood leaves exact zeros.
+        # Maximum likelihood gives exact zeros.
         *("data=pbmc_facs", "normalize=true", "floor=1e-9", "report.enabled=false"),
         *("output=published", "tracking.experiment=peers"),
     )
@@ -159,7 +159,7 @@ def published(folder: Path) -> None:
 
 
 def scores_of(folder: Path) -> dict[str, float]:
-    """The final scores of a run folder."""
+    """Return the final scores of a run folder."""
     from topicell.tracking.record import Record
     from topicell.tracking.stored import read_metrics
 
@@ -168,7 +168,7 @@ def scores_of(folder: Path) -> dict[str, float]:
 
 
 def against_truth(folder: Path) -> dict[str, float]:
-    """How near the topics of a simulated corpus and the proportions of its cells are."""
+    """Return how close topics and proportions are to the truth of a simulated corpus."""
     from topicell.evaluation.perplexity import fold_in, perplexity, thin
     from topicell.evaluation.stability import match_topics
 
@@ -189,7 +189,7 @@ def against_truth(folder: Path) -> dict[str, float]:
 
 
 def across_seeds(folders: list[Path]) -> float:
-    """Stability of the topics over seeds, that is over splits too."""
+    """Return the stability of the topics over seeds, which have different splits."""
     from topicell.evaluation.stability import stability
 
     tables = [pd.read_csv(f / "topics" / "gene_topics.csv", index_col=0) for f in folders]
@@ -208,7 +208,7 @@ def collect(folder: Path, output: Path, data_sets: list[str], seeds: range) -> N
             for seed, place in zip(seeds, folders, strict=True):
                 scores = scores_of(place) | against_truth(place)
                 if data != "simulated":
-                    # Every seed of `simulated` has topics of its own.
+                    # Every seed of `simulated` has other topics.
                     scores["across_seeds"] = across_seeds(folders)
                 kept = {name: value for name, value in scores.items() if name in SCORES}
                 rows.append({"data": data, "model": model, "seed": seed} | kept)
@@ -220,7 +220,7 @@ def collect(folder: Path, output: Path, data_sets: list[str], seeds: range) -> N
 
 
 def tables(results: pd.DataFrame) -> str:
-    """A table for each data set: mean ± standard deviation over seeds, the best in bold."""
+    """Return a table for each data set: mean ± standard deviation over seeds, the best in bold."""
     lower = (
         *("test/perplexity_folded", "truth/perplexity_above"),
         *("truth/theta_error", "speed/fit_seconds"),
@@ -249,7 +249,7 @@ def tables(results: pd.DataFrame) -> str:
 
 
 def above_ours(of_data: pd.DataFrame) -> pd.DataFrame:
-    """Perplexity above topicell's on the same split, seeds × models."""
+    """Return the perplexity minus that of topicell on the same split, seeds × models."""
     wide = of_data.pivot_table(index="seed", columns="model", values="test/perplexity_folded")
     here = [model for model in MODELS if model in wide]
     return wide[here].sub(wide["topicell"], axis=0)

@@ -1,7 +1,7 @@
-"""How long a report takes to make, to open and to recolour, in a real Chromium without a GPU.
+"""Measure how long it takes to make, to open and to recolour a report, in Chromium without a GPU.
 
 Run as ``python experiments/report/benchmark.py [--quick]``; the extra ``test`` has Playwright.
-Prints one line a measure: median of several, threads and sizes said.
+Prints one line for each measurement: the median of several, with threads and sizes.
 """
 
 import argparse
@@ -44,11 +44,11 @@ RECOLOUR = """(by) => {
 
 
 def cells(n_cells: int, n_genes: int = 1000, n_topics: int = 20) -> AnnData:
-    """Cells, topics and maps drawn at random: a page of any size."""
+    """Return random cells, topics and maps, for a page of any size."""
     rng = np.random.default_rng(0)
     theta_NK = rng.dirichlet(np.full(n_topics, 0.1), n_cells)
     beta_KG = rng.dirichlet(np.full(n_genes, 0.05), n_topics)
-    density = 0.09  # of 1,000 variable genes of blood cells
+    density = 0.09  # for 1,000 variable genes of blood cells
     counts = sp.random(n_cells, n_genes, density, format="csr", dtype=np.float32, random_state=0)
     counts.data = np.ceil(counts.data * 4)
     dominant_N = theta_NK.argmax(axis=1)
@@ -78,7 +78,7 @@ def cells(n_cells: int, n_genes: int = 1000, n_topics: int = 20) -> AnnData:
 
 
 def made(folder: Path, repeats: int, data: str) -> Path:
-    """Seconds to make the report of real cells, the maps being there."""
+    """Measure the seconds to make the report of real cells, whose maps are already computed."""
     adata = topicell.preprocess(topicell.load_dataset(data))
     fit = topicell.fit(adata, n_topics=10, n_replicates=1)
     labels = next((name for name in adata.obs if adata.obs[name].dtype == "category"), "")
@@ -97,7 +97,7 @@ def made(folder: Path, repeats: int, data: str) -> Path:
         # The page is written before the files of the figures.
         pages.append(html.stat().st_mtime - began)
     print(
-        f"report of {adata.n_obs:,} cells, 10 topics, maps there: page after "
+        f"report of {adata.n_obs:,} cells, 10 topics, maps already computed: page after "
         f"{statistics.median(pages):.1f} s (median of {repeats}; target 10), with all figures as "
         f"PNG and PDF after {statistics.median(seconds):.1f} s; {html.stat().st_size / 1e6:.1f} MB"
     )
@@ -105,7 +105,7 @@ def made(folder: Path, repeats: int, data: str) -> Path:
 
 
 def browsed(html: Path, repeats: int, n_cells: int) -> None:
-    """Seconds until the page answers, and milliseconds to recolour both maps."""
+    """Measure the seconds until the page responds, and the milliseconds to recolour both maps."""
     ready, recoloured = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -115,7 +115,7 @@ def browsed(html: Path, repeats: int, n_cells: int) -> None:
             tab.wait_for_selector("html[data-ready]", timeout=120_000)
             ready.append(tab.evaluate("performance.now()") / 1000)
             times = [tab.evaluate(RECOLOUR, by) for by in ("topic:1", "topic:2", "category:0") * 3]
-            recoloured += times[1:]  # the first waits for what the page still draws
+            recoloured += times[1:]  # the first one waits until the page is drawn
             tab.close()
         browser.close()
     print(

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, and what must be left of them: shared by the studies here."""
+"""Shared code of these studies: runs in separate processes, and checks of their results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = (
     "train.early_stopping.enabled=false",
     "evaluate.n_samples=16",
 )
-"""A run of a second or two, besides its imports."""
+"""Arguments of a run that takes one or two seconds, without imports."""
 BYTES = (
     "cells/cell_topics.csv",
     "topics/gene_topics.csv",
@@ -35,11 +35,11 @@ BYTES = (
     "model/weights.safetensors",
     "scores.csv",
 )
-"""What must be the same, byte for byte, however often a run was cut off."""
+"""Files that must have the same bytes for any number of interruptions of a run."""
 
 
 def faults() -> ModuleType:
-    """The server and the proxy of the tests."""
+    """Import the server and the proxy of the tests."""
     spec = importlib.util.spec_from_file_location("faults", CHECKOUT / "tests" / "faults.py")
     assert spec is not None
     assert spec.loader is not None
@@ -63,13 +63,13 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
+    """Wait for a process; return its exit code, standard output and standard error."""
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
 def recorded(run: Path) -> list[tuple[str, int, float, int]]:
-    """The points of a run folder: name, step, value, time."""
+    """Return the points of a run folder: name, step, value, time."""
     return list(_points(run))
 
 
@@ -83,7 +83,7 @@ def _points(run: Path) -> Iterator[tuple[str, int, float, int]]:
 
 
 def stored(config: TrackingConfig, run_id: str) -> list[tuple[str, int, float, int]]:
-    """The points that MLflow has of a run."""
+    """Return the points that MLflow has of a run."""
     store = client(config)
     return [
         (point.key, point.step, point.value, point.timestamp)
@@ -93,7 +93,7 @@ def stored(config: TrackingConfig, run_id: str) -> list[tuple[str, int, float, i
 
 
 def runs(config: TrackingConfig) -> list:
-    """All runs of an experiment."""
+    """Return all runs of an experiment."""
     store = client(config)
     found: list = []
     token = None
@@ -105,7 +105,7 @@ def runs(config: TrackingConfig) -> list:
 
 
 def files(config: TrackingConfig, run_id: str, path: str = "") -> Iterator[str]:
-    """The artifacts that MLflow has of a run."""
+    """Yield the artifacts that MLflow has of a run."""
     for item in client(config).list_artifacts(run_id, path or None):
         if item.is_dir:
             yield from files(config, run_id, item.path)
@@ -114,7 +114,7 @@ def files(config: TrackingConfig, run_id: str, path: str = "") -> Iterator[str]:
 
 
 def local_files(run: Path) -> set[str]:
-    """The artifacts of a run folder."""
+    """Return the artifacts of a run folder."""
     own = {"run.json", "topicell.log"}
     return {
         path.relative_to(run).as_posix()
@@ -124,7 +124,7 @@ def local_files(run: Path) -> set[str]:
 
 
 def losses(config: TrackingConfig, run: Path) -> tuple[int, int, int]:
-    """Points lost and doubled, and artifacts lost, of a run folder that was delivered."""
+    """Return the numbers of lost points, doubled points and lost artifacts after delivery."""
     run_id = json.loads((run / "run.json").read_text())["run_id"]
     here, there = recorded(run), stored(config, run_id)
     lost = len(set(here) - set(there))

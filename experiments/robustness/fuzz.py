@@ -1,19 +1,19 @@
-"""Random input, right and broken: it is read as it was written, or refused in one line.
+"""Test random valid and damaged input: it is read correctly, or rejected in one line.
 
     python experiments/robustness/fuzz.py [--seconds 600] [--seed N] [--faults FOLDER]
 
-Each drive of `DRIVES` makes one small input from random numbers and gives it to topicell, in a
-process of its own: what is read must equal what was written, or be sound counts; a refusal must be
-one line of an `InputError`. Anything else, a crash and more than ten seconds too, is a fault: its
-files and its error go to FOLDER/DRIVE-NUMBER. A crash or an endless loop inside libhdf5, which
-follows damaged pointers of strings, is no fault but has a column of its own: topicell
-cannot prevent it.
-Prints how many inputs of each drive ended in which way; ends with code 1 on a fault. The same seed
+Each function of `DRIVES` makes one small input from random numbers and passes it to topicell, in a
+separate process. The result must equal the written data, or be valid counts if the file was
+damaged; a rejection must be an `InputError` with one line. Everything else is a fault, also a crash
+or more than ten seconds: its files and its error are stored in FOLDER/DRIVE-NUMBER. A crash or an
+endless loop inside libhdf5, which follows damaged pointers of strings, is no fault, because
+topicell cannot prevent it; it has a column of its own. Prints how many inputs of each kind ended in
+which way; ends with exit code 1 on a fault. The same seed
 and number give the same input:
 
     python experiments/robustness/fuzz.py --seed N --only DRIVE-NUMBER
 
-The tests take the same drives with Hypothesis's random numbers.
+The tests use the same functions with random numbers from Hypothesis.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from topicell.errors import InputError
 SECONDS_EACH = 10
 LATE = f"no answer within {SECONDS_EACH} s"
 MEMORY = 8 * 2**30
-"""What a worker may reserve: an input of a few kilobytes needs nothing near it."""
+"""Largest memory of a worker; an input of a few kilobytes needs much less."""
 
-# What is written
+# Valid files
 
 
 def draw_counts(rng: random.Random) -> np.ndarray:
-    """Counts of a few cells and genes, from none to very many zeros."""
+    """Return counts of a few cells and genes, with any share of zeros."""
     n_cells, n_genes = rng.randint(1, 9), rng.randint(1, 7)
     values = (1, 2, 3, 100, 255, 300, 70_000, MAX_COUNT)
     share = rng.choice((0.0, 0.3, 0.9, 1.0))
@@ -73,7 +73,7 @@ def draw_counts(rng: random.Random) -> np.ndarray:
 
 
 def draw_names(rng: random.Random, letter: str, number: int, odd: str) -> list[str]:
-    """Unique names, some with letters from `odd`."""
+    """Return unique names, some with characters from `odd`."""
     return [
         f"{letter}{i}{''.join(rng.choice(odd) for _ in range(rng.randint(0, 3)))}."
         for i in range(number)
@@ -90,7 +90,7 @@ def draw_cells(rng: random.Random, odd: str = "éß日🧬 -_/|'") -> AnnData:
 
 
 def any_type(rng: random.Random, x: np.ndarray) -> np.ndarray:
-    """The same numbers in a type that holds them."""
+    """Return the same numbers in a random type that can represent them."""
     kinds = ("u1", "i2", "i4", "u4", "i8", "u8", "f4", "f8", "f2", "?")
     with np.errstate(all="ignore"):
         fitting = [kind for kind in kinds if (x.astype(kind).astype(np.float64) == x).all()]
@@ -98,7 +98,7 @@ def any_type(rng: random.Random, x: np.ndarray) -> np.ndarray:
 
 
 def shuffled_rows(rng: random.Random, x: sp.csr_matrix) -> sp.csr_matrix:
-    """The same matrix with the entries of each row, or column, in any order."""
+    """Return the same matrix with the entries of each row, or column, in random order."""
     for start, end in itertools.pairwise(x.indptr):
         order = list(range(start, end))
         rng.shuffle(order)
@@ -126,11 +126,11 @@ def write_h5ad(rng: random.Random, adata: AnnData, folder: Path) -> Path:
 
 def write_zarr(rng: random.Random, adata: AnnData, folder: Path) -> Path:
     path = folder / "cells.zarr"
-    # Indices that are all zero zarr does not write; topicell takes them for lost.
+    # zarr does not write indices that are all zero, and topicell treats them as missing.
     if rng.random() < 0.5 and adata.X[:, 1:].any():
         adata.X = sp.csr_matrix(adata.X)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # anndata's and zarr's own, about their formats
+        warnings.simplefilter("ignore")  # warnings of anndata and zarr about their formats
         adata.write_zarr(path)
     return path
 
@@ -188,7 +188,7 @@ WRITERS = {
     "text": write_text,
 }
 
-# How it is broken
+# Damage
 
 
 def corrupt(rng: random.Random, path: Path) -> None:
@@ -209,7 +209,7 @@ def corrupt(rng: random.Random, path: Path) -> None:
 
 
 def change_part(rng: random.Random, path: Path) -> None:
-    """Take away or replace one array, group or attribute of an HDF5 file."""
+    """Remove or replace one array, group or attribute of an HDF5 file."""
     with h5py.File(path, "a") as file:
         names: list[str] = []
         file.visit(names.append)
@@ -239,11 +239,11 @@ def change_part(rng: random.Random, path: Path) -> None:
             file[name].attrs.update(kept)
 
 
-# The drives: one input each
+# Functions that test one input
 
 
 def is_read(path: Path, *, layer: str | None = None, backed: bool = False) -> AnnData | None:
-    """What a file is read as, sound counts; None if it is refused in one line."""
+    """Read a file and check that it has valid counts; return None if it is rejected in one line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -263,12 +263,12 @@ def is_read(path: Path, *, layer: str | None = None, backed: bool = False) -> An
 
 def round_trip(form: str) -> Callable[[random.Random, Path], bool]:
     def drive(rng: random.Random, folder: Path) -> bool:
-        """What was written is read back."""
+        """Check that the written data are read correctly."""
         quoted = ",\"'\t\n" if form in ("text", "h5ad") else ""
         written = draw_cells(rng, "éß日🧬 -_/|" + quoted)
         path = WRITERS[form](rng, written.copy(), folder)
         adata = is_read(path, backed=form == "h5ad" and rng.random() < 0.5)
-        assert adata is not None, "what is right was refused"
+        assert adata is not None, "a valid file was rejected"
         assert (adata.X.toarray() == written.X).all()
         assert list(adata.obs_names) == list(written.obs_names)
         assert list(adata.var_names) == list(written.var_names)
@@ -279,7 +279,7 @@ def round_trip(form: str) -> Callable[[random.Random, Path], bool]:
 
 def corrupted(form: str) -> Callable[[random.Random, Path], bool]:
     def drive(rng: random.Random, folder: Path) -> bool:
-        """Bytes are changed."""
+        """Change some bytes of a file."""
         path = WRITERS[form](rng, draw_cells(rng), folder)
         corrupt(rng, path)
         return is_read(path, backed=form == "h5ad" and rng.random() < 0.2) is not None
@@ -289,7 +289,7 @@ def corrupted(form: str) -> Callable[[random.Random, Path], bool]:
 
 def changed(form: str) -> Callable[[random.Random, Path], bool]:
     def drive(rng: random.Random, folder: Path) -> bool:
-        """A part of an HDF5 file is another."""
+        """Change a part of an HDF5 file."""
         path = WRITERS[form](rng, draw_cells(rng), folder)
         change_part(rng, path)
         return is_read(path, backed=form == "h5ad" and rng.random() < 0.3) is not None
@@ -306,12 +306,12 @@ VALUES = (
 
 
 def configured(rng: random.Random, _: Path) -> bool:
-    """Settings are anything."""
-    knobs = dotted(TrainCommand())
+    """Set random settings to random values."""
+    settings_by_name = dotted(TrainCommand())
     asked = []
     for _ in range(rng.randint(1, 3)):
-        name = rng.choice(sorted(knobs))
-        whole = isinstance(knobs[name], (int, float)) and rng.random() < 0.5
+        name = rng.choice(sorted(settings_by_name))
+        whole = isinstance(settings_by_name[name], (int, float)) and rng.random() < 0.5
         asked.append(f"{name}={rng.randint(0, 9) if whole else rng.choice(VALUES)}")
     try:
         settings = OmegaConf.merge(
@@ -334,15 +334,15 @@ DRIVES: dict[str, Callable[[random.Random, Path], bool]] = {
     **{f"{form}, a part changed": changed(form) for form in ("h5ad", "10x h5")},
     "settings": configured,
 }
-"""Each takes random numbers and an empty folder: True if its input was taken, False if refused."""
+"""Each takes random numbers and an empty folder; True if the input was read, False if rejected."""
 
-# For as long as asked
+# The loop
 
 
 def work(seed: int, first: int, scratch: Path, pipe: Connection) -> None:
-    """Take one input after another, each said before and after, until the process is ended."""
+    """Test inputs until the process is killed; report the start and the end of each."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    # Where it was when it crashed or hung, also inside of compiled code.
+    # Record the stack if it crashes or hangs, also inside compiled code.
     stack = (scratch / "stack.txt").open("w")
     faulthandler.enable(stack)
     for number in itertools.count(first):
@@ -361,7 +361,7 @@ def work(seed: int, first: int, scratch: Path, pipe: Connection) -> None:
 
 
 def fuzz(seconds: float, seed: int, faults: Path) -> Counter[tuple[str, str]]:
-    """Drive for so many seconds: how often each drive ended in which way."""
+    """Test inputs for so many seconds; return how often each kind had which outcome."""
     context = multiprocessing.get_context("fork")
     found: Counter[tuple[str, str]] = Counter()
     until, number = time.monotonic() + seconds, 0
@@ -415,7 +415,7 @@ def in_libhdf5(stack: str) -> bool:
 
 
 def keep(place: Path, files: Path, detail: str) -> None:
-    """Keep what a fault was made of."""
+    """Store the files and the error of a fault."""
     shutil.copytree(files, place, dirs_exist_ok=True)
     (place / "fault.txt").write_text(detail)
     print(f"fault: {place}: {detail.strip().splitlines()[-1]}", file=sys.stderr, flush=True)

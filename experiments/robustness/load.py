@@ -1,11 +1,11 @@
-"""Many processes on one store, many points in one run, many runs in one sweep.
+"""Test many processes on one store, many points in one run, and many runs in one sweep.
 
     python experiments/robustness/load.py [--processes 8] [--trials 200] [--points 50000] [--quick]
 
-Three times: processes that start together on a store that does not exist yet, and on a server; a
-run of many metric points; and a sweep of many trials with its report. Nothing may be lost, and no
-process may report that a database is locked. The report of the sweep must take less than a minute,
-which ``--quick`` does not judge.
+There are three parts: processes that start at the same time on a store that does not exist yet, and
+on a server; a run with many metric points; and a sweep with many trials and its report. Nothing may
+be lost, and no process may report that a database is locked. The report of the sweep
+must take less than a minute; ``--quick`` does not check this.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from topicell.config import TrackingConfig
 
 
 def together(folder: Path, n: int, store: str, n_epochs: int) -> tuple[float, int, int, int]:
-    """Processes that start at once: (seconds, points, lost or doubled, words of locks)."""
+    """Start processes together: (seconds, points, lost or doubled, messages about locks)."""
     began = time.monotonic()
     processes = [
         start(
@@ -46,8 +46,8 @@ def together(folder: Path, n: int, store: str, n_epochs: int) -> tuple[float, in
     assert {run.info.status for run in runs(config)} == {"FINISHED"}
     folders = [folder / f"run-{seed}" for seed in range(n)]
     bad = sum(sum(losses(config, run)) for run in folders)
-    said = sum("locked" in err or "warning: MLflow" in err for _, _, err in ends)
-    return seconds, sum(len(recorded(run)) for run in folders), bad, said
+    n_locked = sum("locked" in err or "warning: MLflow" in err for _, _, err in ends)
+    return seconds, sum(len(recorded(run)) for run in folders), bad, n_locked
 
 
 def main() -> None:
@@ -65,16 +65,16 @@ def main() -> None:
         n = arguments.processes
 
         store = f"sqlite:///{scratch}/first/mlflow.db"
-        seconds, points, lost, said = together(scratch / "first", n, store, 200)
+        seconds, points, lost, n_locked = together(scratch / "first", n, store, 200)
         connection = sqlite3.connect(scratch / "first" / "mlflow.db")
         (sound,) = connection.execute("PRAGMA integrity_check").fetchone()
         connection.close()
         print(
             f"{n} processes at once on a new SQLite store: {seconds:.0f} s, {points} points, "
-            f"{lost} lost or doubled, {said} of locks; integrity {sound}",
+            f"{lost} lost or doubled, {n_locked} of locks; integrity {sound}",
             flush=True,
         )
-        bad += lost + said + (sound != "ok")
+        bad += lost + n_locked + (sound != "ok")
 
         (scratch / "server").mkdir()
         with faults().mlflow_server(scratch / "server") as port:

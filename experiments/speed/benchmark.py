@@ -1,14 +1,15 @@
-"""How long a fit takes, and how good it is: topicell beside its peers, in one run on one split.
+"""Measure time and quality of fits by topicell and other tools, in one run on one split.
 
     pip install -c constraints.txt -e ".[baselines]"
     TOPICELL_DATA=... python experiments/speed/benchmark.py            # about twelve minutes
-    TOPICELL_DATA=... python experiments/speed/benchmark.py --quick    # under five
+    TOPICELL_DATA=... python experiments/speed/benchmark.py --quick # under five minutes
 
-`pbmc_facs` prepared as in the tutorial (1,000 variable genes, MT- genes dropped), 90 % of the cells
-to fit and 10 % to score, ten topics. Every method fits in a process of its own (`fits.py`) and is
-scored here: document completion with θ by EM, so that all are scored alike. Writes results.csv,
-ratios.csv and speed.png beside this file (quick-… with --quick, where scvi-tools and scikit-learn's
-LDA run a tenth of their epochs, their seconds are multiplied by ten, and the table says so).
+`pbmc_facs` is prepared as in the tutorial (1,000 variable genes, MT- genes dropped), with 90 % of
+the cells for the fit, 10 % for the scores, and ten topics. Every method fits in a separate process
+(`fits.py`) and is scored here in the same way: document completion with θ by EM. Writes
+results.csv, ratios.csv and speed.png next to this file. With --quick, the names begin with quick-;
+scvi-tools and scikit-learn's LDA run a tenth of their epochs, their seconds are multiplied by ten,
+and the table says so.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ NAMES = {
 }
 SHORTENED = " (as reached in a tenth of its epochs; seconds extrapolated)"
 DEFAULT_EPOCHS = 9
-"""What topicell's defaults run on so many cells."""
+"""Default number of epochs of topicell for this number of cells."""
 
 
 def runs(*, quick: bool) -> list[dict[str, Any]]:
-    """Every fit: method and its settings; `share` of its own default length."""
+    """All fits: method and settings; `share` is the part of its default length."""
     tenth = 10 if quick else 1
     few = 1 if quick else 3
     ours = [
@@ -112,7 +113,7 @@ def main() -> None:
 
 
 def prepare(n_genes: int | None) -> tuple[sp.csr_matrix, tuple[sp.csr_matrix, sp.csr_matrix]]:
-    """Training cells, and the two halves of the counts of the test cells."""
+    """Return the training cells, and the two halves of the counts of the test cells."""
     prepared = topicell.preprocess(
         topicell.load_dataset("pbmc_facs"),
         n_variable_genes=n_genes,
@@ -130,7 +131,7 @@ def measure(
     tests: dict[str, tuple[sp.csr_matrix, sp.csr_matrix]],
     threads: int,
 ) -> dict[str, Any]:
-    """Fit in another process, score here."""
+    """Fit in another process and return the scores."""
     genes, seeds = run.get("genes", "1000"), run.get("seeds", [0])
     options = [
         f"--{key}={value}"
@@ -179,7 +180,7 @@ def measure(
 
 
 def ratios(results: pd.DataFrame) -> pd.DataFrame:
-    """The questions of the benchmark, each with the seconds on both sides."""
+    """Return the comparisons of the benchmark, each with the seconds of both sides."""
     selected = results[results["genes"] == "1000"]
     ours = selected[(selected["method"] == "topicell")]
     one, eight = (ours[ours["replicates"] == n].set_index("budget") for n in (1, 8))
@@ -236,7 +237,7 @@ def ratios(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(results: pd.DataFrame) -> plt.Figure:
-    """Perplexity against seconds."""
+    """Draw perplexity by seconds."""
     shown = results[(results["genes"] == "1000") & results["perplexity"].notna()]
     ours = shown[shown["method"] == "topicell"]
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
@@ -265,7 +266,7 @@ def draw(results: pd.DataFrame) -> plt.Figure:
         )
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
-    axes.set_xlabel("seconds of the fit, start included")
+    axes.set_xlabel("seconds of the fit, with initialisation")
     axes.set_ylabel("held-out perplexity per count")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,10 +1,10 @@
-"""Dense or sparse arithmetic: milliseconds of a training step by the share of non-zero counts.
+"""Measure the milliseconds of a dense and a sparse training step by the share of non-zero counts.
 
     python experiments/speed/density.py
 
-Random counts, 128 cells a step, ten topics, one thread; both forms in turn, medians of many steps.
-Writes density.csv beside this file, which `topicell.model.minibatches.SPARSE_BELOW` rests on. A
-minute and a half.
+Random counts, 128 cells per step, ten topics, one thread; both forms alternate; medians of many
+steps. Writes density.csv next to this file, from which `topicell.model.minibatches.SPARSE_BELOW`
+was chosen. Takes a minute and a half.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def step_seconds(batches: Iterable[Batch], n_genes: int, n_replicates: int) -> float:
-    """Median seconds of a step: loss, gradients, update."""
+    """Return the median seconds of a step: loss, gradients, update."""
     program = TopicProgram(n_genes, n_replicates, ModelConfig(n_topics=10))
     adam, rate, held = Adam(program.parameters()), torch.tensor(0.01), list(batches)
     seconds = []

@@ -1,10 +1,9 @@
-"""One method of the benchmark in a process of its own: fits, and prints what it took as JSON.
+"""Run one method of the benchmark in a separate process, and print its time and scores as JSON.
 
     python experiments/speed/fits.py METHOD counts.npz --budget 3 --out topics.npy
 
-`benchmark.py` calls it. Libraries are imported before the clock starts; everything from the counts
-to the fitted model is on the clock, from the first fit of the process on. Reading the topics off
-the model is not.
+`benchmark.py` calls it. The time includes everything from the counts to the fitted model, in the
+first fit of the process. It does not include imports, nor computing the topics from the model.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ import scipy.sparse as sp
 
 Fit = Callable[[], Any]
 Read = Callable[[Any], tuple[np.ndarray, list[float]]]
-"""From a fitted model, its topics as gene weights (R, K, G) and its ELBOs in nats per cell."""
+"""Returns the topics of a fitted model as gene weights (R, K, G), and ELBOs in nats per cell."""
 
 
 def topicell(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """Ours: the defaults with `budget` epochs."""
+    """Fit topicell's defaults with `budget` epochs."""
     from topicell.config import Engine, ModelConfig, TrainConfig
     from topicell.counts import Counts
     from topicell.model.training import train
@@ -47,7 +46,7 @@ def topicell(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
 
 
 def scvi(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """scvi-tools' AmortizedLDA, its defaults; `budget` epochs, 1,000 by default."""
+    """Fit scvi-tools' AmortizedLDA with its defaults; `budget` epochs, 1,000 by default."""
     import anndata
     import scvi as library
     import torch
@@ -64,7 +63,7 @@ def scvi(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
         )
         return model
 
-    # What it calls its ELBO is Pyro's loss of all cells: minus the ELBO.
+    # Its get_elbo returns Pyro's loss of all cells, which is minus the ELBO.
     return fit, lambda model: (
         model.get_feature_by_topic().to_numpy().T[None],
         [-abs(float(model.get_elbo())) / x.shape[0]],
@@ -72,7 +71,7 @@ def scvi(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
 
 
 def sklearn_lda(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """scikit-learn's LDA, batch or online; `budget` passes over the cells."""
+    """Fit scikit-learn's LDA, batch or online; `budget` passes over the cells."""
     from sklearn.decomposition import LatentDirichletAllocation
 
     model = LatentDirichletAllocation(
@@ -87,7 +86,7 @@ def sklearn_lda(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read
 
 
 def sklearn_nmf(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """scikit-learn's NMF with the KL loss; at most `budget` multiplicative updates."""
+    """Fit scikit-learn's NMF with the KL loss; at most `budget` multiplicative updates."""
     from sklearn.decomposition import NMF
 
     model = NMF(
@@ -102,7 +101,7 @@ def sklearn_nmf(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read
 
 
 def gensim(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """gensim's online LDA; `budget` passes over the cells."""
+    """Fit gensim's online LDA; `budget` passes over the cells."""
     from gensim.matutils import Sparse2Corpus
     from gensim.models import LdaModel, LdaMulticore
 
@@ -123,7 +122,7 @@ def gensim(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
 
 
 def tomotopy(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """tomotopy's collapsed Gibbs sampler; `budget` iterations."""
+    """Fit by tomotopy's collapsed Gibbs sampler; `budget` iterations."""
     import tomotopy as library
 
     genes = np.arange(x.shape[1]).astype(str)
@@ -147,7 +146,7 @@ def tomotopy(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
 
 
 def limit(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """The five sparse products of a step and nothing else, over `budget` epochs."""
+    """Compute only the five sparse products of a step, over `budget` epochs."""
     import torch
 
     from topicell.model.minibatches import shuffled, sparse_batches
@@ -220,7 +219,7 @@ def main() -> None:
 
 
 def peak_mib() -> float:
-    """Largest resident memory so far; Linux's getrusage would count the parent's too."""
+    """Return the largest resident memory so far; getrusage on Linux would include the parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -1,12 +1,12 @@
-"""The CUDA path: agreement with the CPU, and seconds of the tutorial's fit on the device.
+"""Check the agreement of CUDA with the CPU, and measure the time of the tutorial's fit on a GPU.
 
     python experiments/speed/gpu.py                # needs a CUDA device; writes gpu.json
-    python experiments/speed/gpu.py --device cpu --epochs 2    # tries the script itself
+    python experiments/speed/gpu.py --device cpu --epochs 2 # tests the script
 
-Needs numpy, scipy, torch and pyro alone (put `src` on PYTHONPATH where topicell is not installed).
-Cells are drawn as many and as deep as the tutorial's, 6,855 × 1,000 with ten topics, so no download
-is needed. Checked against the CPU, in float32, tf32 and bfloat16: the terms of the ELBO on the same
-noise, and the result of whole fits.
+Needs only numpy, scipy, torch and pyro (put `src` on PYTHONPATH if topicell is not installed). The
+simulated cells have the number and the counts of the tutorial's cells, 6,855 × 1,000 with ten
+topics, so no download is needed. It compares the terms of the ELBO on the same noise, and the
+results of whole fits, with the CPU, in float32, tf32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from topicell.model.training import train
 
 HERE = Path(__file__).parent
 TOLERANCE = {Precision.float32: 1e-5, Precision.tf32: 2e-3, Precision.bfloat16: 2e-2}
-"""Largest relative difference to the CPU of a term of the ELBO of one mini-batch, same noise."""
+"""Allowed relative difference from the CPU of an ELBO term of a mini-batch, on equal noise."""
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     device = torch.device(args.device)
     cuda = device.type == "cuda"
     if cuda and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: try the script itself with --device cpu --epochs 2")
+        raise SystemExit("no CUDA device; to test the script, use --device cpu --epochs 2")
     x = draw_cells(6855 + 700)
     train_cells, (observed, completed) = counts(x[:6855]), thin(x[6855:], 0)
     record: dict[str, Any] = {
@@ -65,7 +65,7 @@ def main() -> None:
         record["agreement"][precision.value] = difference
         assert difference <= TOLERANCE[precision], f"{precision}: {difference}"
 
-    # (precision, engine, replicates, epochs), the CPU at the end for its result.
+    # (precision, engine, replicates, epochs); the CPU comes last, as the reference.
     plans = [(precision, Engine.fused, 1, args.epochs) for precision in precisions]
     plans += [(Precision.tf32, Engine.fused, n, args.epochs) for n in (4, 16)]
     plans += [(Precision.tf32, Engine.pyro, 1, max(args.epochs // 50, 1))]
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def draw_cells(n_cells: int) -> sp.csr_matrix:
-    """Ten topics over 1,000 genes, about 2,000 counts a cell."""
+    """Simulate ten topics over 1,000 genes, with about 2,000 counts per cell."""
     seeds = np.random.default_rng(0)
     beta_KG = seeds.dirichlet(np.full(1000, 0.05), 10)
     theta_NK = seeds.dirichlet(np.full(10, 0.1), n_cells)
@@ -116,7 +116,7 @@ def counts(x: sp.csr_matrix) -> Counts:
 
 
 def difference_to_cpu(x: sp.csr_matrix, device: torch.device, precision: Precision) -> float:
-    """Largest relative difference of a term of the ELBO of a mini-batch."""
+    """Return the largest relative difference of a term of the ELBO of a mini-batch."""
     torch.manual_seed(0)
     program = TopicProgram(x.shape[1], 4, ModelConfig(n_topics=10))
     topic_noise, cell_noise = torch.randn(4, 10, x.shape[1]), torch.randn(4, x.shape[0], 10)
@@ -152,7 +152,7 @@ def fit(
     *,
     repeats: int,
 ) -> dict[str, Any]:
-    """Median seconds of a whole fit, start included, and its scores."""
+    """Return the median seconds of a whole fit with initialisation, and its scores."""
     seconds = []
     for seed in range(repeats):
         started = time.perf_counter()

@@ -1,10 +1,10 @@
-"""The tutorial as it stands, by scvi-tools itself, scored by topicell's measures.
+"""Run the tutorial with scvi-tools itself, and score it with topicell's metrics.
 
     pip install -c constraints.txt -e ".[baselines]"
     python experiments/tutorial/peer.py
 
-Same cells, genes and split as the other fits of this study (seed 0). Seven minutes or more on one
-thread. Writes scvi.json beside this file.
+The cells, genes and split are those of the other fits of this study (seed 0). Takes seven minutes
+or more on one thread. Writes scvi.json next to this file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
         labels=prepared.obs["celltype"].to_numpy(),
         seed=SEED,
     )
-    # Its get_elbo returns the loss of the whole training set: minus the ELBO.
+    # Its get_elbo returns the loss of the whole training set, which is minus the ELBO.
     scores = {
         "seconds": seconds,
         "elbo_per_cell": -abs(float(model.get_elbo())) / train.n_obs,

@@ -1,11 +1,11 @@
-"""How much of a held-out perplexity is the split: five splits, with a peer on each of them.
+"""Measure the influence of the split on held-out perplexity: five splits, two models.
 
     python experiments/tutorial/splits.py
 
-Prepares pbmc_facs as the tutorial does with a 90/10 split of each seed, fits topicell's defaults
+Prepares pbmc_facs as the tutorial does with a 90/10 split for each seed, fits topicell's defaults
 (four replicates, the best by ELBO on training cells) and scikit-learn's NMF with the KL loss (300
-updates) to the same training cells, and scores both on the same test cells: document completion,
-θ by EM. Writes splits.csv beside this file. About two minutes on one thread.
+updates) to the same training cells, and scores both on the same test cells: document completion, θ
+by EM. Writes splits.csv next to this file. Takes about two minutes on one thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""topicell: an experiment-tracking research harness for topic models of single-cell counts.
+"""topicell: topic models of single-cell counts, with tracking of experiments.
 
 The public names are loaded when they are first used: importing topicell is cheap.
 """

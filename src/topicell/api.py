@@ -1,5 +1,6 @@
-"""The Python face: `fit`, `load`, `load_dataset`, `preprocess`. Thin: the logic is in the rooms
-below. `topicell.scvi_style` has the same in the spelling of scvi-tools.
+"""The Python interface: `fit`, `load`, `load_dataset` and `preprocess`.
+
+`topicell.scvi_style` has the same with the names of scvi-tools.
 """
 
 from __future__ import annotations
@@ -47,18 +48,18 @@ def preprocess(
     Parameters
     ----------
     adata
-        Cells × genes; left as it is.
+        Cells × genes; not changed.
     layer
         Where the counts are; None takes ``layers["counts"]`` if there is one, else X.
     seed
-        Decides the split.
+        Seed of the split.
     settings
-        Fields of `topicell.config.PreprocessConfig`, and of `topicell.config.ReadConfig` but for
-        its orientation and modality: ``gene_names``, ``feature_type``, ``round``.
+        Fields of `topicell.config.PreprocessConfig`, and these of `topicell.config.ReadConfig`:
+        ``gene_names``, ``feature_type``, ``round``.
 
     Returns
     -------
-    A new AnnData, as of `topicell.data.preprocessing.preprocess`.
+    A new AnnData, as from `topicell.data.preprocessing.preprocess`.
     """
     from topicell.data import preprocessing
     from topicell.data.features import with_features
@@ -83,7 +84,7 @@ def fit(
     valid_share: float = 0.1,
     **settings: Any,
 ) -> TopicFit:
-    """Fit topics to all genes of an AnnData, as they stand: amortized LDA, or another `kind`.
+    """Fit topics to all genes of an AnnData: amortized LDA, or another `kind` of model.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ def fit(
     layer
         Where the counts are; None takes ``layers["counts"]`` if there is one, else X.
     valid_share
-        Share of the cells that are held out for validation, drawn by the seed.
+        Share of the cells that are held out for validation; the seed determines which.
     settings
         Further fields of `topicell.config.ModelConfig` and `topicell.config.TrainConfig`; ``kind``
         is a name of `topicell.model.registry.MODELS`.
@@ -102,7 +103,7 @@ def fit(
     Raises
     ------
     InputError
-        The matrix does not hold counts, or a setting is bad.
+        The matrix does not hold counts, or a setting is invalid.
 
     Examples
     --------

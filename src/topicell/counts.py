@@ -1,8 +1,8 @@
 """Counts: a sparse matrix of whole numbers with the names of its cells and genes.
 
-This is the form in which cells enter the model. `Counts.of` is the door from AnnData (or
-anything that has its attributes); it refuses what is not a count matrix, and says where the
-counts might be instead. Needs numpy and scipy alone.
+The model takes cells in this form. `Counts.of` makes it from an AnnData (or any object with its
+attributes); it rejects a matrix that does not hold counts, and says where the counts might be.
+Needs only numpy and scipy.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from topicell.errors import InputError
 from topicell.genes import without_version
 
 MAX_COUNT = 2**24
-"""Largest count: single precision holds every whole number up to here, and none beyond."""
+"""Largest count: up to here, single precision can represent every whole number."""
 
 TOLERANCE = 1e-3
-"""How far a value may be from a whole number and be that number: noise of arithmetic."""
+"""A value that differs from a whole number by less than this is that number; the difference is
+rounding noise."""
 
 COMPRESSED = (sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array)
-"""Forms of a sparse matrix that have rows, or columns, one after another."""
+"""Formats of a sparse matrix that store rows, or columns, one after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Counts:
     cells, genes
         Names, shapes (N,) and (G,).
     ids
-        Identifiers of the genes beside their names (``var["gene_ids"]``), shape (G,), or None.
+        Identifiers of the genes in addition to their names (``var["gene_ids"]``), shape (G,), or
+        None.
     """
 
     x: sp.csr_matrix
@@ -54,11 +56,12 @@ class Counts:
         Parameters
         ----------
         data
-            AnnData, in memory or backed, its matrix dense or sparse; or Counts, passed through.
+            AnnData, in memory or backed, with a dense or sparse matrix; or Counts, which are
+            returned as they are.
         layer
             Name of the layer, ``"raw"``, or None for ``layers["counts"]`` if there is one, else X.
         round_values
-            Round values that are not whole instead of refusing.
+            Round values that are not whole numbers instead of rejecting them.
 
         Raises
         ------
@@ -110,8 +113,8 @@ class Counts:
     ) -> Counts:
         """Return the same cells with these genes in this order; genes not named are dropped.
 
-        Genes are matched by name or by identifier, whichever finds most of them: files of one
-        experiment may name genes by symbols here and by identifiers there.
+        Genes are matched by name or by identifier, whichever finds more: two files of one
+        experiment may use symbols and identifiers.
 
         Parameters
         ----------
@@ -120,12 +123,12 @@ class Counts:
         ids
             Their identifiers, if they are known.
         fill_missing
-            Give zeros to genes that are not here instead of refusing.
+            Use zeros for missing genes instead of raising an error.
 
         Raises
         ------
         InputError
-            Genes are missing (without `fill_missing`), or none is here at all.
+            Genes are missing (without `fill_missing`), or no gene is found.
         """
         wanted = np.asarray(genes, dtype=object)
         if np.array_equal(wanted, self.genes):
@@ -140,7 +143,7 @@ class Counts:
                 + (
                     "pass fill_missing=true to count them as zero"
                     if len(found)
-                    else "are the gene names of the same kind (symbols, Ensembl ids)?"
+                    else "check that both have the same kind of gene names (symbols or Ensembl ids)"
                 )
             )
         selection = sp.csr_matrix(
@@ -153,15 +156,15 @@ class Counts:
     def n_missing(
         self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None = None
     ) -> int:
-        """Return how many of these genes are not here, by name or by identifier."""
+        """Return how many of these genes are missing, by name or by identifier."""
         return int((self._places(genes, ids) < 0).sum())
 
     def _places(
         self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None
     ) -> np.ndarray:
-        """Return where each gene stands here, -1 if it does not, shape (len(genes),)."""
+        """Return the position of each gene, -1 if it is missing, shape (len(genes),)."""
         best = np.full(len(genes), -1)
-        # The first of two ways that find as many genes is taken: names before identifiers.
+        # If both ways find equally many genes, the first is used: names before identifiers.
         for wanted, here in product((genes, ids), (self.genes, self.ids)):
             if wanted is None or here is None:
                 continue
@@ -179,7 +182,7 @@ class Counts:
 
 
 def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
-    """Return the place of a matrix in an AnnData: its name for messages, itself, its gene names."""
+    """Return the name of a matrix of an AnnData for messages, the matrix, and its gene names."""
     if layer is None:
         layer = "counts" if "counts" in data.layers else "X"
     if layer == "X":
@@ -219,14 +222,15 @@ def as_counts(
     alternatives
         Finds the places where counts might be instead, for messages.
     round_values
-        Round values that are not whole, as of corrected or expected counts, instead of refusing.
-        Values within `TOLERANCE` of a whole number are rounded in any case.
+        Round values that are not whole numbers (corrected or expected counts) instead of rejecting
+        them. Values within `TOLERANCE` of a whole number are always rounded.
 
     Raises
     ------
     InputError
-        Not two-dimensional, empty, not numbers, damaged, or an entry is NaN, infinite, negative,
-        not whole, or too large for single precision; or values to be rounded are normalised.
+        The matrix is not two-dimensional, empty, damaged or does not hold numbers; a value is NaN,
+        infinite, negative, not whole or too large for single precision; or values to be rounded are
+        normalised.
     """
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
@@ -241,18 +245,18 @@ def as_counts(
         )
     if matrix.dtype.kind not in "biuf":
         raise InputError(f"{where} holds {matrix.dtype} values, not numbers")
-    # scipy.sparse knows neither half precision nor the other order of bytes.
+    # scipy.sparse supports neither half precision nor a foreign byte order.
     known = np.dtype(np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("="))
     if known != matrix.dtype:
         matrix = matrix.astype(known)
     if isinstance(matrix, COMPRESSED):
-        # Its indices, which a file may have without sign, in a type that scipy calculates with.
+        # Convert indices, which may be unsigned in a file, to a type that scipy can use.
         parts = (matrix.data, matrix.indices, matrix.indptr)
         matrix = type(matrix)(parts, shape=matrix.shape)
     x = sp.csr_matrix(matrix)
     x.prune()
     if sp.issparse(matrix) and not x.has_canonical_format:
-        # In double precision: integers, of few bits above all, wrap around when they are added.
+        # Use double precision: small integer types overflow when they are added.
         x = x.astype(np.float64)
         x.sum_duplicates()
     whole, off = x.data, np.zeros(x.nnz, dtype=bool)
@@ -267,8 +271,8 @@ def as_counts(
         (np.isnan(x.data), "NaN", "missing counts must be removed or set to 0"),
         (np.isinf(x.data), "infinite", "counts are finite"),
         (whole < 0, "negative", "scaled or corrected values are not counts"),
-        (off, "not whole", _whole_mend(x)),
-        (x.data > MAX_COUNT, f"above {MAX_COUNT}", "that is no count of molecules"),
+        (off, "not whole", _whole_fix(x)),
+        (x.data > MAX_COUNT, f"above {MAX_COUNT}", "no cell has so many molecules of one gene"),
     ):
         if bad.any():
             entry = int(np.argmax(bad))
@@ -287,10 +291,10 @@ def as_counts(
 
 
 def require_sound(matrix: Any, where: str) -> None:
-    """Refuse compressed rows or columns whose indices point past their ends.
+    """Reject compressed rows or columns whose indices are out of range.
 
-    scipy trusts them: its compiled loops would read and write memory that is not theirs. Its own
-    `check_format` looks no further where the last row is said to end at 0.
+    scipy does not check them: its compiled loops would read and write foreign memory. Its own
+    `check_format` stops early if the last row ends at 0.
 
     Raises
     ------
@@ -312,27 +316,28 @@ def require_sound(matrix: Any, where: str) -> None:
     )
     if not sound:
         raise InputError(
-            f"{where} is damaged: its {matrix.format} indices do not fit its shape "
+            f"{where} is damaged: its {matrix.format} indices do not match its shape "
             f"{matrix.shape}; write it again"
         )
 
 
-def _whole_mend(x: sp.csr_matrix) -> str:
+def _whole_fix(x: sp.csr_matrix) -> str:
     if kind := _normalisation(x):
-        return f"they look {kind}, and the model needs raw counts"
+        return f"they look {kind}, but the model needs raw counts"
     if x.data.size and np.nanmax(x.data) < 20:
         return (
-            "they look log-normalised, and the model needs raw counts; only if they are corrected "
-            "or expected counts, round=true (data.round=true of topicell train) rounds them"
+            "they look log-normalised, but the model needs raw counts; only if they are corrected "
+            "or expected counts, use round=true (topicell train: data.round=true) to round them"
         )
     return (
-        "the model needs raw counts; if these are corrected or expected counts (of SoupX, "
-        "CellBender, RSEM, salmon), round=true (data.round=true of topicell train) rounds them"
+        "the model needs raw counts; if these are corrected or expected counts (from SoupX, "
+        "CellBender, RSEM or salmon), use round=true (topicell train: data.round=true) to round "
+        "them"
     )
 
 
 def _normalisation(x: sp.csr_matrix) -> str:
-    """Return how values are normalised, if all cells have one total; else an empty text."""
+    """Return how values are normalised if all cells have the same total; else an empty text."""
     logged = np.expm1(np.minimum(x.data, 80.0))
     for kind, values in (("normalised", x.data), ("log-normalised", logged)):
         totals = np.asarray(
@@ -347,8 +352,8 @@ def _normalisation(x: sp.csr_matrix) -> str:
 def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
     if kind := _normalisation(x):
         raise InputError(
-            f"{where}: round=true is for corrected or expected counts, and these values are "
-            f"{kind}: all cells have one total; give the raw counts"
+            f"{where}: round=true is for corrected or expected counts, but these values are "
+            f"{kind}: all cells have the same total; give the raw counts"
         )
 
 

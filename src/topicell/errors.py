@@ -1,4 +1,4 @@
-"""Errors for users, and the one line in which a failed run says why it failed."""
+"""Errors for users, and the one-line message of a failed run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from topicell.redaction import without_password
 
 
 class InputError(ValueError):
-    """Bad data or a bad setting: the message says what was found, where, and how to fix it."""
+    """Invalid data or an invalid setting: the message says what was found and how to fix it."""
 
 
 def failure(error: BaseException, *, trains: bool = True) -> str:
@@ -17,28 +17,30 @@ def failure(error: BaseException, *, trains: bool = True) -> str:
     Parameters
     ----------
     error
-        What it raised.
+        The error that it raised.
     trains
-        Name the settings of ``topicell train`` that save memory or disk space.
+        Whether to name the settings of ``topicell train`` that save memory or disk space.
     """
     message = without_password(" ".join(str(error).split())) or "no message"
     if not trains and disk_is_full(error):
-        return f"the disk is full ({message}); free it and run the command again"
+        return f"the disk is full ({message}); free disk space and run the command again"
     if not trains and isinstance(error, MemoryError):
         return f"memory is full ({message})"
     if type(error).__name__ == "OutOfMemoryError":
         # torch's error, which is not imported here.
-        fix = "lower train.batch_size, train.n_replicates or model.n_hidden, or train.device=cpu"
+        fix = (
+            "lower train.batch_size, train.n_replicates or model.n_hidden, or use train.device=cpu"
+        )
         return f"the GPU's memory is full ({message[:120]}); {fix}"
     if isinstance(error, MemoryError):
         fix = (
-            "lower train.n_replicates or preprocess.n_variable_genes, of a sweep sweep.n_jobs, or "
-            "read an h5ad with data.backed=true"
+            "lower train.n_replicates or preprocess.n_variable_genes (in a sweep, also "
+            "sweep.n_jobs), or read an h5ad file with data.backed=true"
         )
         return f"memory is full ({message}); {fix}"
     if disk_is_full(error) or "No space left on device" in message:
-        fix = "free it, then the same command with resume=true goes on; report.pdf=false, "
-        return f"the disk is full ({message}); {fix}report=off and fewer replicates write less"
+        fix = "free disk space, then add resume=true to the command to continue; report.pdf=false, "
+        return f"the disk is full ({message}); {fix}report=off and fewer replicates need less space"
     return f"{type(error).__name__}: {message}"
 
 

@@ -1,6 +1,6 @@
-"""Topics from elsewhere, under the same measures: ``topicell evaluate``.
+"""Score topics of another tool with the same metrics: ``topicell evaluate``.
 
-matrices → the cells they belong to → measures → report; like `topicell.run` without a fit.
+matrices → their cells → metrics → report; like `topicell.run` without a fit.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ if TYPE_CHECKING:
 
 
 HEADERS = ("cell", "cells", "cell_id", "barcode", "barcodes", "index", "name", "obs_names", "x")
-"""What a first line that names no cell may say."""
+"""Headers that the first line of a file of names may have."""
 
 
 def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
-    """Measure, report and record external topics like those of a run.
+    """Score and report external topics, and record the result like a run.
 
     Parameters
     ----------
     config
-        The two matrices, the cells, and how to measure.
+        The two matrices, the cells, and the settings of the metrics.
     tracker
-        Where it is recorded; its folder receives the artifacts.
+        Where the result is recorded; its folder receives the artifacts.
 
     Raises
     ------
     InputError
-        A matrix is no set of proportions, or does not belong to the data; nothing was recorded.
+        A matrix does not hold proportions, or does not match the data; nothing was recorded.
     """
     named = config.data in ("simulated", *CATALOGUE)
     data = DataConfig(
@@ -76,7 +76,7 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         gene_ids=whole.var.get("gene_ids"),
         normalize=config.normalize,
     )
-    # All genes are there to log-normalise by; those of the topics are then measured.
+    # Log-normalisation needs all genes; the metrics use those of the topics.
     kept = PreprocessConfig(
         min_counts_per_cell=0,
         min_cells_per_gene=0,
@@ -85,7 +85,8 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         split=SplitConfig(train=1.0, valid=0.0, test=0.0),
     )
     with warnings.catch_warnings():
-        # A cell without counts adds nothing to any score, and no setting of preprocess exists here.
+        # A cell without counts changes no score, and this command has no settings of preprocess to
+        # change.
         warnings.filterwarnings("ignore", message=r".*(zero counts|have no count|preprocess\.)")
         adata = preprocess(whole, kept, seed=config.seed)[topics.cells, topics.genes].copy()
     if config.held_out is not None:
@@ -113,8 +114,9 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         infinite = [name for name, value in result.scores.items() if np.isinf(value)]
         if infinite:
             warnings.warn(
-                f"{', '.join(infinite)}: infinite, because a gene has proportion 0 in every topic "
-                "of a cell that has counts of it; floor=1e-9 gives every gene at least that",
+                f"{', '.join(infinite)}: infinite, because a cell has counts of a gene whose "
+                "proportion is 0 in all topics of the cell; floor=1e-9 gives each gene at least "
+                "this proportion",
                 stacklevel=2,
             )
     return result
@@ -148,7 +150,7 @@ def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:
         unknown = [name for name in names if name not in obs.index]
         if unknown:
             raise InputError(
-                f"held_out = {held_out!r}: {len(unknown)} of its {len(names)} names are none of "
+                f"held_out = {held_out!r}: {len(unknown)} of its {len(names)} names are not among "
                 f"the scored cells ({', '.join(unknown[:3])})"
             )
         held_N = obs.index.isin(names)
@@ -157,12 +159,12 @@ def held_out_cells(obs: pd.DataFrame, held_out: str) -> np.ndarray:
         held_N = (marks if marks.dtype == bool else marks.astype(str) == "test").to_numpy()
     else:
         raise InputError(
-            f"held_out = {held_out!r}: neither a file nor a column of obs (there: "
+            f"held_out = {held_out!r}: neither a file nor a column of obs (columns: "
             f"{', '.join(map(str, obs.columns)) or 'none'})"
         )
     if not held_N.any() or held_N.all():
         raise InputError(
-            f"held_out = {held_out!r}: marks {int(held_N.sum())} of {len(held_N)} cells; it must "
-            "name some (true or test, in a column) and leave others"
+            f"held_out = {held_out!r}: selects {int(held_N.sum())} of {len(held_N)} cells; it must "
+            "select some cells (value true or test in a column) but not all"
         )
     return np.asarray(held_N)

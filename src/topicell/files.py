@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, and rename the file to `path` once it is written.
+    """Yield a temporary path in the same folder, and rename the file to `path` when it is written.
 
-    A write that fails leaves neither file. A process that is killed meanwhile leaves the other
-    one, ``.NAME-PROCESS``.
+    If the write fails, neither file is left. A process that is killed during the write leaves the
+    temporary file, ``.NAME-PROCESS``.
 
     Parameters
     ----------
     path
-        The file to make. If it exists, it is replaced, and kept as it was by a write that fails.
+        The file to write. An existing file is replaced, but is kept if the write fails.
 
     Examples
     --------
@@ -29,13 +29,13 @@ def whole(path: Path) -> Iterator[Path]:
     ...     [path.name for path in Path(folder).iterdir()]
     ['table.csv']
     """
-    # Cut: a name may be as long as the file system allows.
+    # Shortened, because the name may have the largest length that the file system allows.
     unfinished = path.with_name(f".{path.name[:40]}-{os.getpid()}")
     try:
         yield unfinished
         unfinished.replace(path)
     except BaseException:
-        # In a folder that is none, or may not be written to, there is nothing to remove.
+        # If the folder does not exist or is not writable, there is nothing to remove.
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise

@@ -1,4 +1,4 @@
-"""Recognise names: which are genes, of which kind, and which are cells or columns of metadata.
+"""Recognise names of genes and their kind, names of cells, and names of metadata.
 
 Sources: the gene nomenclatures of HGNC, MGI, RGD, ZFIN, FlyBase, WormBase, SGD and TAIR; the
 identifiers of Ensembl; the summary rows that HTSeq, STAR and featureCounts write.
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# A reference of two species puts the name of the genome before that of the gene: hg19_MT-ND1,
-# mm10___mt-Nd1. R turns every "-" and ":" of a column name into ".".
+# A reference of two species adds the name of the genome as a prefix: hg19_MT-ND1, mm10___mt-Nd1. R
+# changes each "-" and ":" of a column name into ".".
 _GENOME = r"(?:(?:GRC[hmrz]\w*?|hg\d+|mm\d+|rn\d+|dm\d+|ce\d+|danRer\d+|human|mouse)[_.-]+)?"
 _MITOCHONDRIAL_IDS = (
-    # Ensembl's human genes of the mitochondrion, proteins and ribosomal RNA ...
+    # Ensembl's mitochondrial genes of human, proteins and ribosomal RNA ...
     "ENSG00000(?:198(?:888|763|804|712|899|938|840|886|786|695|727)|228253|212907|211459|210082)"
-    # ... and the mouse's.
+    # ... and of mouse.
     "|ENSMUSG000000(?:643(?:37|39|41|45|51|54|56|57|58|60|63|67|68|70)|65947)"
 )
 CLASSES = {
@@ -34,25 +34,25 @@ CLASSES = {
     ),
     "spike_in": re.compile(rf"(?i)^{_GENOME}(?:gSpikein[-_.])?ERCC[-_.]\d{{5}}"),
 }
-"""Kinds of genes that `preprocess.drop_genes` knows by name, in the spelling of every species."""
+"""Kinds of genes that `preprocess.drop_genes` recognises, in the spellings of all species."""
 
 SUMMARY = re.compile(
     r"^(?:__\w+|\*|N_(?:unmapped|multimapping|noFeature|ambiguous)"
     r"|(?:no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)"
     r"|Unassigned_\w+)$"
 )
-"""Rows that counting programs add below the genes: reads that belong to no gene."""
+"""Rows that counting programs add below the genes, for reads without a gene."""
 ANTIBODY = re.compile(
     r"(?i)(?:[-_.]TotalSeq[-_]?[ABC]?|_TotalA|^(?:adt|ab|antibody|hto|hashtag|protein)[-_.:]"
     r"|^hashtag[-_ ]?\d|[-_](?:adt|hto)$)"
 )
-"""Names that antibodies and hashtags are given where no column says what a feature is."""
+"""Typical names of antibodies and hashtags, for files without a column of feature types."""
 
 IDS = re.compile(
     r"^(?:ENS[A-Z]{0,6}G\d{11}|FBgn\d{7}|WBGene\d{8}|AT[1-5CM]G\d{5}|Y[A-P][LR]\d{3}[WC](?:-[A-Z])?"
     r"|ENTREZ\w*\d+|MGI:\d+|HGNC:\d+)(?:\.\d+)?(?:_PAR_Y)?$"
 )
-"""Identifiers of genes, which say nothing to a reader."""
+"""Identifiers of genes, which readers cannot interpret."""
 _ID_AND_SYMBOL = re.compile(
     r"^(?P<id>(?:ENS[A-Z]{0,6}G\d{11}|FBgn\d{7}|WBGene\d{8})(?:\.\d+)?)[_|;:, /](?P<symbol>.+)$"
 )
@@ -74,7 +74,7 @@ _KNOWN = frozenset(
     TMSB10 TMSB4X TOP2A TP53 TPT1 TRAC TUBA1A TUBA1B TUBB UBA52 UBB UBC VIM VWF XIST YWHAZ ZFP36
     """.split()
 )
-"""Genes that nearly every table of human or mouse genes has some of."""
+"""Common genes: nearly every table of human or mouse genes has some of them."""
 
 _BARCODE = re.compile(r"(?:^|[_:#.|/-])[ACGTN]{8,}(?:$|[_:#.|-])")
 _CELL = re.compile(
@@ -125,12 +125,12 @@ _CELL_HEADERS = (
 
 
 def metadata_columns(header: Sequence[str], *, rows_are_genes: bool) -> list[int]:
-    """Return the positions of the columns of a table that hold no counts, judged by their names.
+    """Return the positions of the columns of a table that hold no counts, according to their names.
 
     Parameters
     ----------
     header
-        Names of the columns beside the first.
+        Names of the columns except the first.
     rows_are_genes
         Whether the rows are genes, so that columns may describe genes.
     """
@@ -154,12 +154,12 @@ def names_cell(header: str) -> bool:
 
 
 def share_of_ids(names: Sequence[str] | np.ndarray) -> float:
-    """Return the share of names that are identifiers, as of Ensembl, and not symbols."""
+    """Return the share of names that are identifiers, such as those of Ensembl, and not symbols."""
     return sum(bool(IDS.match(str(name))) for name in names) / max(len(names), 1)
 
 
 def without_version(name: str) -> str:
-    """Return an identifier of Ensembl without the version behind it; other names as they are.
+    """Return an Ensembl identifier without its version; other names are not changed.
 
     Examples
     --------
@@ -171,9 +171,9 @@ def without_version(name: str) -> str:
 
 
 def divided(names: Sequence[str]) -> tuple[list[str], list[str]] | None:
-    """Divide names that hold an identifier and a symbol: (symbols, identifiers).
+    """Split names that hold an identifier and a symbol: (symbols, identifiers).
 
-    None unless at least nine in ten names are of one such form; the others then stay whole.
+    Return None unless at least 90 % of the names have one such form; the other names are kept.
 
     Examples
     --------
@@ -192,12 +192,12 @@ def divided(names: Sequence[str]) -> tuple[list[str], list[str]] | None:
 
 
 def is_of(kind: str, names: Iterable[str]) -> np.ndarray:
-    """Return which names are genes of a kind of `CLASSES`, shape (G,)."""
+    """Return which names are genes of a kind in `CLASSES`, shape (G,)."""
     return np.array([bool(CLASSES[kind].match(str(name))) for name in names], dtype=bool)
 
 
 def is_like(kind: str, pattern: str) -> bool:
-    """Return whether a regular expression is meant for genes of a kind of `CLASSES`.
+    """Return whether a regular expression is meant for genes of a kind in `CLASSES`.
 
     Examples
     --------
@@ -213,7 +213,7 @@ def is_like(kind: str, pattern: str) -> bool:
 
 
 def n_gene_like(names: Iterable[str]) -> int:
-    """Return how many names can only be those of genes: identifiers, and genes known everywhere."""
+    """Return how many names can only be names of genes: identifiers and common genes."""
     return sum(
         bool(
             IDS.match(name)
@@ -227,5 +227,5 @@ def n_gene_like(names: Iterable[str]) -> int:
 
 
 def n_cell_like(names: Iterable[str]) -> int:
-    """Return how many names are those of cells: nucleotide barcodes, accessions, numbered cells."""
+    """Return how many names are names of cells: nucleotide barcodes, accessions, numbered cells."""
     return sum(bool(_BARCODE.search(name) or _CELL.match(name)) for name in map(str, names))

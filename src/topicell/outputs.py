@@ -1,4 +1,4 @@
-"""What a run writes: saved model, scores, tables, annotated cells, report."""
+"""The outputs of a run: saved model, scores, tables, annotated cells, report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Result:
     """The fit, its scores by metric name, and the annotated cells of a run.
 
     `values` has the values that the scores summarise: by metric and split, one for each replicate.
-    `report_error` says in one line what the report lacks; it is None if nothing failed.
+    `report_error` is a one-line message about missing parts of the report; None if nothing failed.
     """
 
     fit: TopicFit
@@ -65,9 +65,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """All that was measured: values by the seed of each split, the run's own first, and scores.
+    """All metrics of a run: values by the seed of each split, that of the run first, and scores.
 
-    `known` are scores that no replicate or split has a value of, as the seconds of the fit.
+    `known` are scores that are not values of a replicate or split, such as the seconds of the fit.
     """
 
     by_split: Mapping[str, Measured]
@@ -81,21 +81,21 @@ def conclude(
     config: RunConfig | ExternalConfig,
     tracker: Tracker,
 ) -> Result:
-    """Write all that a run leaves: scores, annotated cells, model, tables, report.
+    """Write all outputs of a run: scores, annotated cells, model, tables, report.
 
-    The model and the scores are written first. A report that fails is an entry of the result, and
-    raises no error.
+    The model and the scores are written first. If the report fails, the result has its error, and
+    no error is raised.
 
     Parameters
     ----------
     estimates
-        The topics of the run's own split.
+        The topics of the first split.
     measurements
         Values and scores.
     cells
         The cells, whose AnnData is annotated in place.
     config, tracker
-        Settings, and the record of the run.
+        The settings, and the tracker that records the run.
     """
     fit, adata = estimates.fit, cells.adata
     annotate(adata, estimates.theta_RNK[fit.selected])
@@ -127,7 +127,7 @@ def conclude(
 
 
 def _of_replicates(estimates: Estimates) -> dict[str, object]:
-    """Return how the replicates agree, for ``uns``; nothing if there is one replicate."""
+    """Return the agreement of the replicates, for ``uns``; nothing if there is only one."""
     fit, beta_RKG = estimates.fit, estimates.beta_RKG
     if fit.n_replicates == 1:
         return {}
@@ -148,7 +148,7 @@ def _write_rest(
     config: RunConfig | ExternalConfig,
     tracker: Tracker,
 ) -> report.ReportError | None:
-    """Write tables, report and cells; return what the report lacks."""
+    """Write tables, report and cells; return the error of the report."""
     adata, folder = cells.adata, tracker.directory
     failures: list[Exception] = []
     no_room = False
@@ -164,8 +164,8 @@ def _write_rest(
         no_room = disk_is_full(error)
         raise
     finally:
-        # The cells are written although a table failed, or the run was interrupted. On a full disk
-        # libhdf5 can end the process.
+        # Write the cells even if a table failed or the run was interrupted, but not on a full disk,
+        # where libhdf5 can end the process.
         if not no_room:
             with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
                 adata.write_h5ad(unfinished, compression="gzip")
@@ -199,7 +199,7 @@ def _kept_going(failures: list[Exception]) -> Iterator[None]:
 
 
 def _report_error(failures: Sequence[Exception]) -> report.ReportError | None:
-    """Return all that failed as one error, None if nothing did."""
+    """Return all errors as one, None if there are none."""
     if not failures:
         return None
     error = report.ReportError(
@@ -224,15 +224,16 @@ def write_scores(values: Values, folder: Path) -> None:
 
 
 def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
-    """Put topics where scverse tools look for them, in place of those of an earlier run.
+    """Store topics where scverse tools expect them, and replace those of an earlier run.
 
     In obs, only columns named ``lda_topic_NUMBER`` are replaced, with a warning.
     """
     stale = [str(name) for name in adata.obs if TOPIC_COLUMN.fullmatch(str(name))]
     if stale:
         warnings.warn(
-            f"obs of the cells has {len(stale)} columns of topics already ({', '.join(stale[:3])}"
-            f"{', …' if len(stale) > 3 else ''}); the new topics replace them",
+            f"obs already has {len(stale)} columns of topics "
+            f"({', '.join(stale[:3])}{', …' if len(stale) > 3 else ''}); the new topics replace "
+            "them",
             stacklevel=2,
         )
     adata.obs = adata.obs.drop(columns=stale)
@@ -251,7 +252,7 @@ def peak_mib() -> float:
 
     status = Path("/proc/self/status")
     if status.exists():
-        # On Linux, getrusage counts the process that started this one too.
+        # On Linux, getrusage also counts the process that started this one.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""Checks that refuse a run before work starts."""
+"""Checks of a run before its work starts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ TOPIC_COLUMN = re.compile(r"lda_topic_\d+", re.ASCII)
 
 
 def check_run(config: RunConfig, cells: PreparedCells) -> str:
-    """Refuse a run that cannot be fitted, measured or reported.
+    """Reject a run that cannot be fitted, scored or reported.
 
     Returns
     -------
-    The kind of device of the fit: ``cpu`` or ``cuda``.
+    The device of the fit: ``cpu`` or ``cuda``.
 
     Raises
     ------
     InputError
-        It says which setting does not fit the data or the machine.
+        A setting does not match the data or the machine.
     """
     spec = model_spec(config.model.kind)
     check_sizes(cells.parts["train"], config.model)
@@ -42,24 +42,24 @@ def check_run(config: RunConfig, cells: PreparedCells) -> str:
 
 
 def check_report(cells: PreparedCells, config: ReportConfig) -> None:
-    """Refuse cells or labels that could not be measured or reported."""
+    """Reject cells or labels that cannot be scored or reported."""
     if config.enabled:
         report.require_enough_cells(cells.adata)
         report.require_gene_sets(cells.adata, config)
     if cells.labels is not None:
         if TOPIC_COLUMN.fullmatch(str(cells.labels.name)):
             raise InputError(
-                f"data.label_key = {cells.labels.name!r}: the run replaces columns of this name by "
-                "its topics; rename the column of labels"
+                f"data.label_key = {cells.labels.name!r}: the run stores its topics under this "
+                "name; rename the column of labels"
             )
         require_labels(cells.labels)
 
 
 def require_labels(labels: pd.Series) -> None:
-    """Refuse a column of cell names or measurements: it would agree with any topics."""
+    """Reject a column of cell names or measurements, because it would agree with any topics."""
     n_labels = labels.nunique()
     if n_labels > max(len(labels) / 2, 2):
         raise InputError(
             f"data.label_key = {labels.name!r}: {n_labels} different values for {len(labels)} "
-            "cells are no labels; name a column of cell types, or none"
+            "cells cannot be labels; name a column of cell types, or leave this setting out"
         )

@@ -1,4 +1,4 @@
-"""Lines that tell which step of a run is under way."""
+"""Lines that show the current step of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 log = logging.getLogger(__name__)
 
 SECONDS = 2.0
-"""A step that takes less is not mentioned."""
+"""A step that takes less time is not shown."""
 
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """Name a step in the log, and on the terminal, once it has taken `SECONDS`."""
+    """Write the name of a step to the log and the terminal when it has taken `SECONDS`."""
     timer = threading.Timer(SECONDS, log.info, ("%s …", name))
     timer.daemon = True
     timer.start()

@@ -1,7 +1,7 @@
-"""One run, from configuration to report: the page to read first.
+"""One run, from configuration to report. Read this module first.
 
 configuration → data → model → scores → outputs; every result is in the returned `Result`, in the
-run folder, and with the tracker.
+run folder, and in the tracker.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from topicell.tracking.runs import Tracker
 
 
 def run(config: RunConfig, tracker: Tracker) -> Result:
-    """Prepare the data, fit, measure, report, and record it all with the tracker.
+    """Prepare the data, fit, compute scores, write the report, and record all with the tracker.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     Raises
     ------
     InputError
-        The data or a setting is bad; nothing was recorded.
+        The data or a setting is invalid; nothing was recorded.
     """
     require_model(config.model, config.train)
     with step("data"):
@@ -56,16 +56,17 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     device = check_run(config, cells)
     with (
         recorded(config, tracker, cells, {"device": device}) as last_tags,
-        # One thread setting for all estimates: sums depend on it in their last digits.
+        # Use the same number of threads for all estimates, because the last digits of sums depend
+        # on it.
         cpu_threads(config.train.threads),
     ):
         checkpoints = checkpoints_of(config, tracker, config.seed)
         fit = fit_parts(config, cells.parts, config.seed, checkpoints, tracker)
-        # Taken here: the measures are no part of the fit.
+        # Stop the time here, because the metrics do not belong to the fit.
         known = {"speed/fit_seconds": checkpoints.seconds}
         with step("topic proportions of the cells"):
             estimates = estimates_of(fit, cells, config, config.seed)
-        # A resumed run has measured some splits before.
+        # A resumed run has already scored some splits.
         measured = dict(tracker.measured)
         own = str(config.seed)
         if own not in measured:
@@ -82,7 +83,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
 
 
 def checkpoints_of(config: RunConfig, tracker: Tracker, seed: int) -> Checkpoints:
-    """Return where the fit of a split keeps its state."""
+    """Return the checkpoints of the fit of a split."""
     return Checkpoints(tracker.directory / CHECKPOINTS / str(seed), config.train.checkpoint_every)
 
 
@@ -123,7 +124,7 @@ def measure_split(
     config: RunConfig | ExternalConfig,
     seed: int,
 ) -> Measured:
-    """Return the measures of one split."""
+    """Return the metrics of one split."""
     labels = None if cells.labels is None else cells.labels.to_numpy()
     return measure(estimates, parts, labels, config.evaluate, seed)
 
@@ -131,7 +132,7 @@ def measure_split(
 def further_splits(
     cells: PreparedCells, config: RunConfig, tracker: Tracker
 ) -> Iterator[tuple[str, Measured]]:
-    """Fit and measure the splits after the first: yield the seed of each, and its values."""
+    """Fit and score the splits after the first: yield the seed and the values of each."""
     for seed in split_seeds(config.seed, config.evaluate.n_splits)[1:]:
         if str(seed) in tracker.measured:
             continue
@@ -148,9 +149,9 @@ def recorded(
     cells: PreparedCells,
     tags: Mapping[str, str],
 ) -> Iterator[dict[str, str]]:
-    """Start the record of a run, and end it however the run ends.
+    """Start the record of a run, and end it in every case.
 
-    Yields the tags that are added if it ends well.
+    Yield the tags that are added if the run succeeds.
     """
     last_tags: dict[str, str] = {}
     source = cells.source

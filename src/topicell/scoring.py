@@ -1,4 +1,4 @@
-"""From a fit and the parts of the cells to values, and from values to scores."""
+"""Compute the values of metrics from a fit and the parts of the cells, and scores from values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from topicell.evaluation.stability import consensus, stability
 from topicell.model.fit import TopicFit
 
 Measured = dict[str, list[float]]
-"""Values by metric: one for each replicate, or one alone for a metric that compares replicates."""
+"""Values by metric: one for each replicate, or a single one for a metric that compares
+replicates."""
 Values = dict[str, dict[str, list[float]]]
 """Values by metric and split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """A fit with its posterior means, all replicates.
+    """A fit with its posterior means, for all replicates.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ def measure(
     config: EvaluateConfig,
     seed: int,
 ) -> Measured:
-    """Return every final measure of one split.
+    """Return all final metrics of one split.
 
     Parameters
     ----------
@@ -66,16 +67,16 @@ def measure(
     labels
         Label of each cell, shape (N,), or None.
     config
-        How to measure.
+        Settings of the metrics.
     seed
-        Seed of the split, which decides halves and draws.
+        Seed of the split, which determines halves and draws.
     """
     fit = estimates.fit
     by_replicate: Measured = {}
     test = predictable(parts["test"], seed)
     valid = predictable(parts["valid"], seed)
     if valid.n_cells:
-        # Settings are chosen by this score, so that the test cells stay unseen.
+        # Use this score to choose settings, so that the test cells stay unseen.
         by_replicate["valid/perplexity_folded"] = fit.perplexity_by_replicate(
             valid, folded=True, n_samples=config.n_samples, seed=seed
         ).tolist()
@@ -122,11 +123,11 @@ def measure(
 
 
 def predictable(cells: Counts, seed: int) -> Counts:
-    """Return the held-out cells, or none of them if no count is left to predict."""
+    """Return the held-out cells, or no cells if there are no counts to predict."""
     if cells.n_cells and not thin(cells.x, seed)[1].nnz:
         warnings.warn(
-            f"the {cells.n_cells} held-out cells have too few counts to predict; their scores are "
-            "left out",
+            f"the {cells.n_cells} held-out cells have too few counts to be predicted; their "
+            "scores are left out",
             stacklevel=3,
         )
         return cells[:0]
@@ -134,13 +135,13 @@ def predictable(cells: Counts, seed: int) -> Counts:
 
 
 def split_seeds(seed: int, n_splits: int) -> list[int]:
-    """Return the seed of each split: the run's own, then seeds that no other run shares."""
+    """Return the seed of each split: that of the run, then seeds that no other run has."""
     drawn = np.random.SeedSequence(seed).generate_state(n_splits - 1)
     return [seed, *(int(value) for value in drawn)]
 
 
 def values_of(measured: Mapping[str, Measured]) -> Values:
-    """Return values by metric and split, from those by split and metric.
+    """Return values by metric and split, from values by split and metric.
 
     The metrics are those of the first split.
     """
@@ -154,9 +155,10 @@ def values_of(measured: Mapping[str, Measured]) -> Values:
 def summarized(values: Values, own: str, selected: int) -> Iterator[tuple[str, float]]:
     """Yield scores by metric name.
 
-    The plain name is the selected replicate of the run's own split, whose topics the artifacts
-    hold. Beside it stand the mean and the standard deviation over replicates (of all splits) where
-    there are several, and the standard error of the mean where there are several splits.
+    The plain name is the value of the selected replicate of the first split, whose topics the
+    artifacts hold. If there are several replicates, there are also the mean and the standard
+    deviation over replicates (of all splits); with several splits, also the standard error of the
+    mean.
     """
     for name, by_split in values.items():
         of_own = by_split[own]
@@ -194,6 +196,7 @@ def warn_of_infinite(scores: Mapping[str, float]) -> None:
     names = [name for name, score in scores.items() if not np.isfinite(score)]
     if names:
         warnings.warn(
-            f"not finite: {', '.join(names)}; do not choose settings or compare models by these",
+            f"not finite: {', '.join(names)}; do not use these scores to choose settings or "
+            "compare models",
             stacklevel=3,
         )

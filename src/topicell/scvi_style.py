@@ -1,8 +1,8 @@
-"""`AmortizedLDA` in the spelling of scvi-tools, for code that was written for it.
+"""`AmortizedLDA` with the interface of scvi-tools, for code that was written for it.
 
 Each method takes the arguments of scvi-tools 1.4.2 in their order. An argument with an equivalent
-is mapped to it; one warning a call names those without effect and says why. An argument that
-scvi-tools does not have either is a TypeError that names the nearest.
+is mapped to it. One warning for each call names the arguments without effect and says why. An
+argument that scvi-tools does not have gives a TypeError that names the most similar argument.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SETUP = "_topicell_setup"
-"""Key of uns under which `AmortizedLDA.setup_anndata` notes the layer."""
+"""Key of uns under which `AmortizedLDA.setup_anndata` stores the layer."""
 
 
 def _all(names: str, reason: str) -> dict[str, str]:
@@ -58,13 +58,13 @@ SETUP_WITHOUT_EFFECT = (
         "categorical_covariate_keys continuous_covariate_keys cat_cov_keys cont_cov_keys",
         "the model has no covariates",
     )
-    | _all("indices_key", "cells are known by their names")
+    | _all("indices_key", "cells are identified by their names")
     | _all(
         "source_registry extend_categories allow_missing_labels field_registries",
-        "there is no registry to transfer",
+        "topicell has no such registry",
     )
 )
-"""Arguments of scvi-tools' `setup_anndata`, of all its models, that nothing here answers to."""
+"""Arguments of `setup_anndata` of all models of scvi-tools that have no equivalent here."""
 PLAN_WITHOUT_EFFECT = (
     _all(
         "optim optimizer optimizer_creator weight_decay eps betas amsgrad reduce_lr_on_plateau "
@@ -98,14 +98,14 @@ TRAINER_WITHOUT_EFFECT = (
     )
     | _all(
         "early_stopping_monitor early_stopping_mode early_stopping_warmup_epochs",
-        "early stopping goes by the validation ELBO from the first epoch",
+        "early stopping uses the validation ELBO from the first epoch on",
     )
     | _all(
         "check_val_every_n_epoch val_check_interval num_sanity_val_steps limit_val_batches",
-        "the validation cells are looked at after every epoch",
+        "the validation cells are evaluated after each epoch",
     )
     | _all("gradient_clip_val gradient_clip_algorithm", "gradients are not clipped")
-    | _all("deterministic", "a fit depends on its seed alone")
+    | _all("deterministic", "a fit depends only on its seed")
     | _all("precision", "matrix products are in single precision")
     | _all(
         "benchmark logger log_every_n_steps log_save_dir learning_rate_monitor callbacks "
@@ -144,13 +144,13 @@ SAME_HERE: dict[str, tuple[Any, ...]] = {
     "early_stopping_monitor": ("elbo_validation",),
     "early_stopping_mode": ("min",),
 }
-"""Values that ask for what is done anyway."""
+"""Values that have the same meaning as the default."""
 WRITE_H5AD = ("compression", "compression_opts", "as_dense", "convert_strings_to_categoricals")
 ACCELERATORS = {"auto": Device.auto, "cpu": Device.cpu, "gpu": Device.cuda, "cuda": Device.cuda}
 
 
 def _named(method: Callable[P, R]) -> Callable[P, R]:
-    """Make an unknown argument of the method name the nearest known one."""
+    """Make an error about an unknown argument name the most similar known one."""
     names = list(inspect.signature(method).parameters)[1:]
 
     @functools.wraps(method)
@@ -162,7 +162,7 @@ def _named(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def _require_known(method: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a TypeError that names the nearest argument.
+    """Raise a TypeError that names the most similar argument.
 
     Raises
     ------
@@ -178,18 +178,20 @@ def _require_known(method: str, given: Iterable[str], known: Iterable[str]) -> N
 
 
 def _warn_of(method: str, given: Mapping[str, Any], reasons: Mapping[str, str], level: int) -> None:
-    """Warn once of the arguments that have no effect, by reason."""
+    """Warn once about the arguments that have no effect, grouped by reason."""
     by_reason: dict[str, list[str]] = {}
     for name, value in given.items():
         if _asks(value) and value not in SAME_HERE.get(name, ()):
             by_reason.setdefault(reasons[name], []).append(name)
     if by_reason:
-        told = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
-        warnings.warn(f"AmortizedLDA.{method}: no effect here: {told}", stacklevel=level + 1)
+        listed = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
+        warnings.warn(
+            f"AmortizedLDA.{method}: these arguments have no effect: {listed}", stacklevel=level + 1
+        )
 
 
 def _asks(value: Any) -> bool:
-    """Return whether a value asks for something, and not that it be left out or chosen."""
+    """Return whether a value requests something, unlike values for "off" or "automatic"."""
     if isinstance(value, (bool, int, float, list, tuple, dict, type(None))):
         return bool(value)
     return not (isinstance(value, str) and value in ("", "auto"))
@@ -216,13 +218,13 @@ def _device_of(accelerator: Any) -> Device:
     Raises
     ------
     InputError
-        It is none that topicell computes on, or is not there.
+        topicell does not support the device, or it does not exist.
     """
     device = ACCELERATORS.get(str(accelerator).partition(":")[0])
     if device is None:
         raise InputError(
-            f"accelerator = {accelerator!r}: topicell computes on the CPU or on CUDA; give auto, "
-            "cpu or gpu"
+            f"accelerator = {accelerator!r}: topicell runs on the CPU or on CUDA; give auto, cpu "
+            "or gpu"
         )
     try:
         resolve_device(device)
@@ -234,16 +236,16 @@ def _device_of(accelerator: Any) -> Device:
 
 
 class AmortizedLDA:
-    """Amortized LDA in the spelling of scvi-tools, for code written after its tutorial.
+    """Amortized LDA with the interface of scvi-tools, for code like that of its tutorial.
 
     Names and shapes are those of `scvi.model.AmortizedLDA`; None means the tuned default of
-    topicell. Unlike there, `get_elbo` is in nats per cell, `get_perplexity` is exp(−ELBO / counts),
-    and a subset keeps the names of its own cells.
+    topicell. Unlike in scvi-tools, `get_elbo` is in nats per cell, `get_perplexity` is exp(−ELBO /
+    counts), and a subset keeps the names of its own cells.
 
     Parameters
     ----------
     adata
-        AnnData that went through `setup_anndata`.
+        AnnData that was prepared by `setup_anndata`.
     n_topics
         K.
     n_hidden
@@ -253,7 +255,7 @@ class AmortizedLDA:
     topic_feature_prior
         Dirichlet concentration of β: a number, G numbers, or None for 1/K.
     seed
-        Decides starts, mini-batches, noise, and the held-out cells.
+        Seed of the initial topics, mini-batches, noise, and held-out cells.
 
     Attributes
     ----------
@@ -290,7 +292,7 @@ class AmortizedLDA:
 
     @classmethod
     def setup_anndata(cls, adata: AnnData, layer: str | None = None, **kwargs: Any) -> None:
-        """Note which layer holds the counts (None: X), and check that it does.
+        """Store which layer holds the counts (None: X), and check it.
 
         Parameters
         ----------
@@ -299,8 +301,8 @@ class AmortizedLDA:
         layer
             Where the counts are; None takes X.
         kwargs
-            Further arguments of scvi-tools' models (``batch_key``, ``labels_key`` …): no effect,
-            and a warning.
+            Further arguments of scvi-tools' models (``batch_key``, ``labels_key`` …), which have no
+            effect and give a warning.
         """
         _require_known("setup_anndata", kwargs, ["layer", *SETUP_WITHOUT_EFFECT])
         _warn_of("setup_anndata", kwargs, SETUP_WITHOUT_EFFECT, 2)
@@ -328,12 +330,12 @@ class AmortizedLDA:
         n_replicates: int = 1,
         **trainer_kwargs: Any,
     ) -> None:
-        """Fit the model; a second call goes on from where the first ended.
+        """Fit the model; a second call continues the first fit.
 
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None takes the tuned default.
+            Passes over the training cells; None uses the tuned default.
         accelerator
             ``auto``, ``cpu``, ``gpu`` or ``cuda``.
         device
@@ -341,10 +343,10 @@ class AmortizedLDA:
         train_size, validation_size
             Shares of the cells; 0.9 and the rest by default.
         shuffle_set_split
-            Whether the parts are drawn; without, the first cells are for validation, then those to
-            train on.
+            Whether the split is random; if not, the first cells are for validation, the next for
+            training.
         batch_size
-            Cells a step; None takes all training cells.
+            Cells per step; None uses all training cells.
         early_stopping
             Stop when the validation ELBO no longer rises.
         lr
@@ -356,7 +358,7 @@ class AmortizedLDA:
             ``n_epochs_kl_warmup``, ``n_steps_kl_warmup`` (neither: no warm-up), ``min_kl_weight``
             and ``max_kl_weight`` are the warm-up of the KL weight.
         n_replicates
-            Independent fits side by side; the best by ELBO is shown.
+            Number of independent fits; the best by ELBO is selected.
         training_plan, trainer_config, trainer_kwargs
             Of these, ``max_steps``, ``early_stopping_patience``, ``early_stopping_min_delta`` (in
             nats of all training cells, as there), ``enable_progress_bar`` and ``use_gpu`` have an
@@ -399,7 +401,7 @@ class AmortizedLDA:
             2,
         )
         if trainer.get("use_gpu") is not None:
-            # Of scvi-tools before 1.0.
+            # An argument of scvi-tools before 1.0.
             accelerator = "gpu" if trainer["use_gpu"] else "cpu"
         chosen = _device_of(accelerator)
         counts = Counts.of(self.adata, self.layer)
@@ -415,7 +417,7 @@ class AmortizedLDA:
         max_steps = trainer.get("max_steps")
         settings: dict[str, Any] = {
             "epochs": max_epochs,
-            # Lightning's -1 is no limit.
+            # -1 means no limit in Lightning.
             "max_steps": None if max_steps == -1 else max_steps,
             "n_replicates": n_replicates,
             "batch_size": batch_size,
@@ -448,7 +450,7 @@ class AmortizedLDA:
         *,
         shuffle: bool,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the rows to train on, those for validation, and the others."""
+        """Return the rows for training, those for validation, and the others."""
         if external is not None:
             parts = [np.asarray(rows, dtype=int) for rows in external]
             joined = np.concatenate(parts)
@@ -675,7 +677,7 @@ def _annealing(plan: Mapping[str, Any], steps_per_epoch: int) -> AnnealingConfig
     if "max_kl_weight" in plan:
         settings["max_weight"] = plan["max_kl_weight"]
     if "min_kl_weight" in plan:
-        # A weight of 0 would leave the scale of the posterior open.
+        # A weight of 0 would not determine the scale of the posterior.
         settings["min_weight"] = max(plan["min_kl_weight"], 1e-6)
     epochs, steps = plan.get("n_epochs_kl_warmup"), plan.get("n_steps_kl_warmup")
     if epochs:
@@ -693,6 +695,6 @@ def _stopping(trainer: Mapping[str, Any], n_train: int, *, enabled: bool) -> Ear
     if "early_stopping_patience" in trainer:
         settings["patience"] = trainer["early_stopping_patience"]
     if "early_stopping_min_delta" in trainer:
-        # There of the sum over all training cells, here of their mean.
+        # In scvi-tools it is the sum over all training cells, here their mean.
         settings["min_delta"] = trainer["early_stopping_min_delta"] / n_train
     return EarlyStoppingConfig(enabled=trainer.get("early_stopping", enabled), **settings)

@@ -609,7 +609,7 @@ def test_paper_has_all_sections_and_no_controls(browser, run):
         controls = "button:not(.gene, .groups button), select, input, nav"
         for control in page.locator(controls).all():
             assert not control.is_visible(), control.evaluate("e => e.outerHTML")
-        for section in ("cautions", "maps", "topics", "figures", "scores", "how"):
+        for section in ("warnings", "maps", "topics", "figures", "scores", "how"):
             assert page.locator(f"#{section}").is_visible()
         assert page.locator(".card").count() == K
         paper = page.pdf()
@@ -620,7 +620,7 @@ def test_paper_has_all_sections_and_no_controls(browser, run):
 def test_without_webgl_all_else_works(browser, run):
     none = "HTMLCanvasElement.prototype.getContext = () => null;"
     with visit(browser, run[1], first=none) as page:
-        assert "WebGL" in page.locator("#map-said").inner_text()
+        assert "WebGL" in page.locator("#map-status").inner_text()
         assert not page.locator("canvas").first.is_visible()
         assert not page.get_by_label("Colour by").is_visible()
         look_up(page, "gene-4")
@@ -838,7 +838,7 @@ def test_downloads_hold_names_as_they_are(browser, hostile):
         assert list(downloaded(page, "gene_topics").index) == list(adata.var_names)
         assert list(downloaded(page, "cell_topics").index) == list(adata.obs_names)
         assert set(downloaded(page, "enrichment")["gene_set"]) <= set(HOSTILE)
-        assert "tell a spreadsheet that they are text" in page.locator("#tables").inner_text()
+        assert "into a spreadsheet as text" in page.locator("#tables").inner_text()
 
 
 def test_the_policy_of_a_page_lets_no_other_script_run(browser, hostile, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from topicell.cli.evaluate import in_short
 
 
-@pytest.mark.filterwarnings("ignore:.*columns of topics already")
+@pytest.mark.filterwarnings("ignore:.*obs already has")
 def test_topics_of_a_run_score_the_same_through_evaluate(run_here, small):
     """The tables of a run are all that `evaluate` needs to find its numbers again."""
     settings = [setting for setting in small if "n_hidden" not in setting]

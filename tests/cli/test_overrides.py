@@ -173,7 +173,7 @@ def test_two_files_with_m_are_two_runs(run_here):
     [
         (["train", "model.n_topics=~"], "model.n_topics takes int"),
         (["train", "model.n_topixé=3"], "did you mean 'model.n_topics'"),
-        (["train", "^mt-]"], "settings are written NAME=VALUE"),
+        (["train", "^mt-]"], "write settings as NAME=VALUE"),
         (["report", "run=x", "report.dpi=[1"], "report.dpi takes int"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -52,7 +52,7 @@ def counts_file(path, x=None, *, layers=None, names=None):
         (["model.n_topics=3,4"], "model.n_topics"),
         (["basic.h5ad"], "data=file data.path=FILE"),
         (["preproces=no_ribosomal"], "did you mean 'preprocess'"),
-        (["data.label_key=n_counts"], "are no labels"),
+        (["data.label_key=n_counts"], "cannot be labels"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -399,14 +399,14 @@ def test_bad_input_ends_with_code_2_and_one_line(run_here):
         (["runs=[a]"], "1 given"),
         (["runs=[a,b/../a]"], "'a' and 'b/../a' are the same run"),
         (["runs=[a,c]"], "'a' and 'c' are the same run"),
-        (["runs=[a,nowhere]"], "does not exist here"),
-        (["runs=[a,grid]"], "'grid' holds several runs; name the ones"),
+        (["runs=[a,nowhere]"], "does not exist:"),
+        (["runs=[a,grid]"], "'grid' holds several runs; name the runs"),
         (["runs=[a,sweep]"], "or `topicell report run=sweep`"),
         (["runs=[a,taken]"], "'taken' has no adata.h5ad"),
         (["runs=[a,broken]"], "'broken' cannot be read"),
         (["runs=[a,b"], "has no end"),
-        (["runs=[a,", "b]"], "without blanks"),
-        (["runs=[a,b]", "labels=one"], "labels: 1 given for 2 runs"),
+        (["runs=[a,", "b]"], "without spaces"),
+        (["runs=[a,b]", "labels=one"], "labels: found 1 for 2 runs"),
         (["runs=[a,b]", "output=taken"], "output = 'taken' exists"),
         (["run=[a,b]"], "did you mean 'runs'"),
         ([f"runs=[{','.join(['a'] * 27)}]"], "26 at most"),
@@ -494,7 +494,7 @@ def test_folders_need_no_mlflow():
     assert not Path("mlflow.db").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*columns of topics already")
+@pytest.mark.filterwarnings("ignore:obs already has")
 @pytest.mark.slow
 def test_real_runs_by_id_and_by_folder(topicell, run_here):
     small = [

@@ -81,9 +81,9 @@ def get(dataset: Dataset, folder: Path) -> Path:
 
 
 FAILURES = {
-    "cut": "cut off",
-    "short without length": "cut off or has changed",
-    "changed": "cut off or has changed",
+    "cut": "lost during the download",
+    "short without length": "incomplete or has changed",
+    "changed": "incomplete or has changed",
     "missing": "404",
 }
 
@@ -150,7 +150,7 @@ def test_a_file_with_another_checksum_stays_until_its_replacement_is_whole(
     path = tmp_path / "cells.h5ad"
     path.write_bytes(b"the user's")
     server.mode = mode
-    with pytest.raises(InputError, match="the file there has another checksum, and stays"):
+    with pytest.raises(InputError, match="the file there has another checksum and is kept"):
         get(dataset, tmp_path)
     assert path.read_bytes() == b"the user's"
     server.mode = "whole"

@@ -77,7 +77,7 @@ def test_gene_columns_of_a_turned_table_name_its_genes(tmp_path):
     table.insert(2, "Length", 1200)
     table.index = pd.Index(IDS, name="Geneid")
     table.to_csv(tmp_path / "counts.tsv", sep="\t")
-    with pytest.warns(UserWarning, match="transposed|metadata|are named by"):
+    with pytest.warns(UserWarning, match="transposed|metadata|get their names"):
         found = read(tmp_path / "counts.tsv")
     assert list(found.var_names) == SYMBOLS
     assert list(found.var["gene_ids"]) == IDS
@@ -226,7 +226,7 @@ def test_biotypes_are_no_types_of_features(tmp_path):
 @pytest.mark.parametrize("column", ["feature_name", "gene_symbols", "Symbol", "gene_name"])
 def test_ids_give_way_to_a_known_column_of_symbols(column, tmp_path):
     path = written(cells(IDS, **{column: SYMBOLS}), tmp_path)
-    with pytest.warns(UserWarning, match=f"named by var\\['{column}'\\]"):
+    with pytest.warns(UserWarning, match=f"names from var\\['{column}'\\]"):
         found = read(path)
     assert list(found.var_names) == SYMBOLS
     assert list(found.var["gene_ids"]) == IDS
@@ -277,7 +277,7 @@ def test_a_pattern_of_another_species_names_the_class_that_was_meant():
         UserWarning, match=r"such as mt-Nd1: preprocess.drop_genes=\[mitochondrial\]"
     ):
         prepared(["mt-Nd1", "Gapdh"], drop_genes=["^MT-"])
-    with pytest.warns(UserWarning, match=r"these are ids: data.gene_names=COLUMN"):
+    with pytest.warns(UserWarning, match=r"these names are ids: data.gene_names=COLUMN"):
         prepared(IDS)
 
 
@@ -386,7 +386,7 @@ def test_a_saved_model_keeps_identifiers(tmp_path):
 
 def test_python_reads_features_as_the_command_line_does():
     adata = cells([*IDS], feature_name=SYMBOLS, feature_types=TYPES)
-    with pytest.warns(UserWarning, match="left out|are named by"):
+    with pytest.warns(UserWarning, match="left out|get their names"):
         names = topicell.preprocess(adata, n_variable_genes=None).var_names
     assert list(names) == SYMBOLS[2:6]
 

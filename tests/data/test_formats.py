@@ -217,13 +217,13 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "files and folders": (
         lambda f: triple("spatial/x_", f, names=("a.csv", "b", "c")),
-        r"name a file in it \(here: spatial/\)",
+        r"give a file in it \(here: spatial/\)",
     ),
     "no gene in common": (
         lambda f: triple("a_", triple("b_", f, features=[f"x{row}" for row in FEATURES])),
         "no gene in common",
     ),
-    "other numbers": (lambda f: triple("a_", f, features=FEATURES[1:]), "do not belong together"),
+    "other numbers": (lambda f: triple("a_", f, features=FEATURES[1:]), "of the same sample"),
 }
 
 
@@ -306,7 +306,7 @@ def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "plain.h5ad")
     packed = gzip.compress((tmp_path / "plain.h5ad").read_bytes())
     (tmp_path / "cells.h5ad.gz").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(InputError, match=r"as an HDF5 file in gzip.*cut off"):
+    with pytest.raises(InputError, match=r"as an HDF5 file in gzip.*incomplete"):
         read(tmp_path / "cells.h5ad.gz")
 
 
@@ -452,8 +452,8 @@ def tar(path: Path) -> None:
 
 
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "seurat.rds": (lambda p: p.write_bytes(b"\x1f\x8b\x08rds"), "file of R.*zellkonverter"),
-    "all.RData": (lambda p: p.write_bytes(b"RDX3"), "file of R"),
+    "seurat.rds": (lambda p: p.write_bytes(b"\x1f\x8b\x08rds"), "an R file.*zellkonverter"),
+    "all.RData": (lambda p: p.write_bytes(b"RDX3"), "an R file"),
     "counts.xlsx": (lambda p: p.write_bytes(zipped("a", b"")), "spreadsheet.*as csv"),
     "a.cloupe": (lambda p: p.write_bytes(b"x"), "Loupe Browser.*filtered_feature_bc_matrix.h5"),
     "a.h5seurat": (
@@ -470,7 +470,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: p.write_bytes(zipped("cells.h5ad", b"")),
         "zip archive; unpack it and give the file",
     ),
-    "alone.mtx": (lambda p: p.write_bytes(market(X)), "put them beside it and give the folder"),
+    "alone.mtx": (lambda p: p.write_bytes(market(X)), "into the same folder and give the folder"),
 }
 
 

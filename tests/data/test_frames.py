@@ -207,7 +207,9 @@ def test_genes_without_an_index_are_refused_with_the_columns_that_name_them(
     backed: bool, tmp_path: Path
 ) -> None:
     path = without_index(tmp_path, features=list("ABCD"), kind=["a"] * 4, n=range(4))
-    message = r"no names but numbers \(0, 1, 2, …\).*: features; set gene_names=features .*A, B, C"
+    message = (
+        r"numbers instead of names \(0, 1, 2, …\).*: features; set gene_names=features .*A, B, C"
+    )
     with pytest.raises(InputError, match=message):
         read(path, backed=backed)
 
@@ -215,7 +217,7 @@ def test_genes_without_an_index_are_refused_with_the_columns_that_name_them(
 @pytest.mark.filterwarnings("ignore:Element '/var' was written without encoding")
 def test_genes_without_any_name_are_read_with_a_warning(tmp_path: Path) -> None:
     path = without_index(tmp_path, kind=["a"] * 4)
-    with pytest.warns(UserWarning, match=r"no names but numbers \(0 to 3\)"):
+    with pytest.warns(UserWarning, match=r"numbers instead of names \(0 to 3\)"):
         assert list(read(path).var_names) == list("0123")
 
 

@@ -164,7 +164,7 @@ def test_a_part_without_cells_is_warned_of():
     adata = make()
     adata.obs["cell"] = adata.obs_names
     config = PreprocessConfig(n_variable_genes=50, split=SplitConfig(stratify_by="cell"))
-    with pytest.warns(UserWarning, match="no cell falls into this part") as caught:
+    with pytest.warns(UserWarning, match="is empty") as caught:
         preprocess(adata, config)
     assert [str(w.message).split(":")[0] for w in caught] == [
         "preprocess.split.valid = 0.1",

@@ -376,12 +376,12 @@ def text_matrix(folder: Path) -> Path:
 
 BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda f: f / "none.h5ad", "there is no such file.*check the path"),
-    "plain folder": (lambda f: f, "is a folder.*name a file in it.*Supported: .*h5ad"),
-    "unknown form": (lambda f: some_bytes("cells.abc", f), "no form.*supported: .*10x h5, h5ad"),
+    "plain folder": (lambda f: f, "is a folder.*give a file in it.*Supported: .*h5ad"),
+    "unknown form": (lambda f: some_bytes("cells.abc", f), "format; supported: .*10x h5, h5ad"),
     "no suffix": (lambda f: some_bytes("cells", f), "supported: .*h5ad"),
     "lone mtx": (lambda f: some_bytes("matrix.mtx", f), "give the folder"),
     "empty h5ad": (lambda f: some_bytes("cells.h5ad", f, b""), "copy or download it again"),
-    "garbage h5ad": (lambda f: some_bytes("cells.h5ad", f), "not an HDF5 file"),
+    "garbage h5ad": (lambda f: some_bytes("cells.h5ad", f), "name of an HDF5 file"),
     "garbage csv": (lambda f: some_bytes("cells.csv", f, b"\xff\xfe\x00" * 99), "as csv"),
     "garbage gz": (lambda f: some_bytes("cells.csv.gz", f), "copy or download it again"),
     "half an h5ad": (lambda f: truncated("h5ad", f), "copy or download it again"),
@@ -397,7 +397,7 @@ BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zarr without names": (lambda f: zarr_without("var/_index", f), "var/_index lacks 1 of 1"),
     "mtx without barcodes": (lambda f: mtx_without("barcodes.tsv", f), "no barcodes.tsv"),
     "mtx without genes": (lambda f: mtx_without("features.tsv", f), "features.tsv or genes.tsv"),
-    "mtx short of barcodes": (lambda f: mtx_with_a_short("barcodes.tsv", f), "belong together"),
+    "mtx short of barcodes": (lambda f: mtx_with_a_short("barcodes.tsv", f), "of the same sample"),
     "half a matrix.mtx": (lambda f: mtx_with_a_short("matrix.mtx", f), "declares 54 entries"),
 }
 

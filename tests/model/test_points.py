@@ -276,7 +276,7 @@ def test_points_have_no_elbo_of_their_own_and_say_so(planted):
     )
     with pytest.raises(InputError, match="use elbo_given_topics"):
         fit.elbo(counts)
-    with pytest.raises(InputError, match="no amortization gap"):
+    with pytest.raises(InputError, match="amortization gap needs an encoder"):
         fit.amortization_gap(counts)
     # Whatever prior a library was told, in whichever order: one prior for all.
     prior = fit.prior()

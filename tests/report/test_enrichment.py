@@ -174,9 +174,9 @@ def test_symbols_in_another_case_are_said():
     with pytest.raises(InputError) as error:
         module.restricted_sets(SETS, mouse)
     assert str(error.value) == (
-        "report.gene_sets: no gene of the 5 sets is among the 40 modelled genes, but ignoring "
-        "case there are: 'CD0' of 'first' is 'Cd0' in the data; write the symbols as the data do "
-        "(or take sets of the same species)"
+        "report.gene_sets: no gene of the 5 sets is among the 40 modelled genes, but some differ "
+        "only in case: 'CD0' of 'first' is 'Cd0' in the data; write the symbols as in the data, or "
+        "use sets of the same species"
     )
 
 
@@ -185,8 +185,8 @@ def test_other_names_are_said():
         module.restricted_sets(SETS, ["ENSG01", "ENSG00"])
     assert str(error.value) == (
         "report.gene_sets: none of the 5 sets has 2 of the 2 modelled genes (the sets have names "
-        "like 'CD0', the data like 'ENSG00'); take sets with the same kind of names, or model "
-        "more genes"
+        "like 'CD0', the data like 'ENSG00'); use sets with the same kind of gene names, or "
+        "model more genes"
     )
     with pytest.raises(InputError, match="none of the 1 sets has 2 of the 40 modelled genes"):
         module.restricted_sets({"one": ["CD0", "cd1"]}, GENES)
@@ -253,9 +253,9 @@ def test_a_home_is_found(tmp_path, monkeypatch):
         (GMT.encode("utf-16-le"), "line 1 is not UTF-8 text; "),
         (
             gzip.compress(GMT.encode())[:-9],
-            "the gzip file is cut off or damaged; copy or download it again",
+            "the gzip file is incomplete or damaged; copy or download it again",
         ),
-        (b"\x1f\x8bno gzip", "the gzip file is cut off or damaged; "),
+        (b"\x1f\x8bno gzip", "the gzip file is incomplete or damaged; "),
     ],
     ids=[
         "not tab separated",

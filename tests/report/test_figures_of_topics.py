@@ -255,7 +255,7 @@ def test_stability_without_support_and_without_others():
     figure = figures.stability_matrix(np.array([[1.0, 1.0], [0.9, 0.5]]), 0)
     assert names(figure.axes[0])[0] == ["Replicate 1"]
     assert_legible(figure)
-    with pytest.raises(ValueError, match="2 are the least"):
+    with pytest.raises(ValueError, match="needs at least 2"):
         figures.stability_matrix(np.ones((1, 3)), 0)
 
 

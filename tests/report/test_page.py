@@ -172,7 +172,7 @@ def test_every_figure_has_alternative_text_and_caption(html):
     assert sum(tag == "svg" for tag, _ in tags) == len(sheets)
     images = [attrs for tag, attrs in tags if tag == "img"]
     assert [image["alt"] for image in images] == [
-        f"Where Topic {topic} is on the map by counts" for topic in range(3)
+        f"Topic {topic} on the map by counts" for topic in range(3)
     ]
 
 
@@ -337,7 +337,7 @@ def test_without_labels_history_scores_or_split(tmp_path):
     assert not names & {"umap_counts_labels", "umap_topics_labels", "training_curves"}
     text = Tags(paths[-1].read_text(encoding="utf-8")).text
     assert "60 cells and 30 genes" in text
-    assert "epoch" not in text.split("Before you read on")[0]
+    assert "epoch" not in text.split("Warnings")[0]
 
 
 @pytest.mark.slow
@@ -351,7 +351,7 @@ def test_page_of_four_thousand_cells_is_small(tmp_path):
     assert html.stat().st_size < 5e6
 
 
-def test_cautions_are_on_the_page(html):
+def test_warnings_are_on_the_page(html):
     text = " ".join(Tags(html).text.split())
     assert "1 of 3 topics not found again" in text
     assert "No warnings" not in text

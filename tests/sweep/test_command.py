@@ -303,7 +303,7 @@ def test_libraries_say_nothing_while_figures_are_written(topicell, mostly_failed
     ("arguments", "words"),
     [
         (["sweep=topics"], "topicell train -m sweep=topics"),
-        (["sweep.n_trials=3"], "no sweep"),
+        (["sweep.n_trials=3"], "not a sweep"),
         (["-m", "sweep=topics", "sweep.n_trials=0"], "sweep.n_trials"),
         (["-m", "sweep=topics", "sweep.sampler=tpee"], "sweep.sampler"),
         (["-m", "sweep=topics", "sweep.n_trails=3"], "did you mean 'sweep.n_trials'"),

@@ -204,12 +204,12 @@ def test_hostile_settings_and_runs():
 # What it says
 
 
-def test_verdict_and_cautions():
+def test_verdict_and_warnings():
     for sweep in (make_sweep(), make_sweep(stability_floor=0.95), make_sweep([make_trial(0, 4)])):
         verdict = select(sweep.trials, bounds=(2, 10), stability_floor=sweep.stability_floor)
         text = Tags(render(sweep)).text
         assert verdict.kind.value in text.lower()
-        for sentence in (verdict.sentence, *verdict.cautions):
+        for sentence in (verdict.sentence, *verdict.warnings):
             assert sentence in text
 
 

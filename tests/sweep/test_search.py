@@ -32,7 +32,7 @@ def test_if_no_worker_can_begin_a_run_the_sweep_stops_and_the_budget_is_whole(tm
 
     with contextlib.closing(Study(settings, space, {}, 0)) as study:
         parent = Parent(TrackingConfig(enabled=False))
-        with pytest.raises(SweepError, match=r"die before they begin a run: .* memory is full"):
+        with pytest.raises(SweepError, match=r"die before they start a run: .* memory is full"):
             Search(study, compose, die, settings, parent, lines.append).run()
     assert len(lines) == 2
     with contextlib.closing(Study(settings, space, {}, 0)) as study:

@@ -148,7 +148,7 @@ def test_a_clear_optimum():
     verdict = select(curve({3: 130, 5: 110, 8: 100, 12: 107, 20: 115}))
     assert (verdict.kind, verdict.n_topics, verdict.best, verdict.trial) == (Kind.optimum, 8, 8, 8)
     assert verdict.within == (8,)
-    assert verdict.cautions == ()
+    assert verdict.warnings == ()
     assert "K = 8" in verdict.sentence
     assert "perplexity 100;" in verdict.sentence
 
@@ -216,11 +216,13 @@ def test_what_is_not_stable_is_not_chosen():
     trials[2] = trial(8, [99, 101], 0.69)
     verdict = select(trials, bounds=BOUNDS)
     assert (verdict.kind, verdict.n_topics, verdict.best) == (Kind.optimum, 5, 5)
-    assert verdict.cautions == ("Not considered, for a stability below 0.7: K = 8.",)
+    assert verdict.warnings == ("Not considered, because their stability is below 0.7: K = 8.",)
     assert "perplexity 101;" in verdict.sentence
     assert select(trials, bounds=BOUNDS, stability_floor=0.69).best == 8
     trials[0] = trial(3, [129, 131], 0.2)
-    assert select(trials).cautions == ("Not considered, for a stability below 0.7: K = 3, 8.",)
+    assert select(trials).warnings == (
+        "Not considered, because their stability is below 0.7: K = 3, 8.",
+    )
     # The floor itself is enough, and it is the mean over splits that counts.
     of_splits = trial(5, {"0": [9], "1": [9]}, {"0": [0.5], "1": [0.75]})
     assert select([of_splits], stability_floor=0.625).n_topics == 5
@@ -241,22 +243,22 @@ def test_one_replicate_has_no_stability_and_the_floor_is_not_applied():
     assert math.isnan(points(trials)[0].stability)
     verdict = select(trials, stability_floor=0.99)
     assert (verdict.kind, verdict.n_topics) == (Kind.optimum, 5)
-    assert len(verdict.cautions) == 1
-    assert "one replicate have no stability" in verdict.cautions[0]
+    assert len(verdict.warnings) == 1
+    assert "one replicate have no stability" in verdict.warnings[0]
 
 
-def test_single_fits_are_compared_as_they_are_with_a_caution():
+def test_single_fits_are_compared_as_they_are_with_a_warning():
     verdict = select([trial(k, [mean], None) for k, mean in {3: 9, 5: 5, 7: 5, 9: 5.001}.items()])
     assert (verdict.n_topics, verdict.within) == (5, (5, 7))
-    assert any("gives error bars" in caution for caution in verdict.cautions)
-    assert any("no stability" in caution for caution in verdict.cautions)
+    assert any("gives error bars" in warning for warning in verdict.warnings)
+    assert any("no stability" in warning for warning in verdict.warnings)
 
 
 def test_few_numbers_of_topics_are_said_to_be_few():
-    cautions = {n: select(curve({2: 109, 4: 105, 8: 109})[:n]).cautions for n in (1, 2, 3)}
-    assert "measured: 1" in cautions[1][0]
-    assert "measured: 2" in cautions[2][0]
-    assert cautions[3] == ()
+    warnings = {n: select(curve({2: 109, 4: 105, 8: 109})[:n]).warnings for n in (1, 2, 3)}
+    assert "measured: 1" in warnings[1][0]
+    assert "measured: 2" in warnings[2][0]
+    assert warnings[3] == ()
 
 
 def test_measures_of_a_point():
@@ -387,7 +389,7 @@ def test_a_number_of_topics_that_is_worse_changes_nothing(trials, data):
     unstable = points([added])[0].stability < 0.7
     assume(unstable or loss.mean > (0 if math.isnan(loss.se) else loss.se))
     after = select([*trials, added], bounds=BOUNDS)
-    assert replace(after, cautions=()) == replace(before, cautions=())
+    assert replace(after, warnings=()) == replace(before, warnings=())
     # Without bounds, the words may change and the choice may not.
     before, after = select(trials), select([*trials, added])
     assert (after.n_topics, after.best, after.within, after.trial) == (
@@ -465,7 +467,7 @@ def test_only_complete_trials_count(trials, states, data):
     ]
     everything = data.draw(st.permutations([*trials, *others]))
     assert points(everything) == points(trials)
-    # The others may add cautions. Nothing else changes, unless most of the settings failed.
+    # The others may add warnings. Nothing else changes, unless most of the settings failed.
     ended = {t.n_topics for t in everything if t.state in ("COMPLETE", "PRUNED")}
     lost = {t.n_topics for t in others if t.state == "FAIL"} - ended
     verdict = select(everything, bounds=BOUNDS)
@@ -473,7 +475,7 @@ def test_only_complete_trials_count(trials, states, data):
         assert (verdict.kind, verdict.n_topics) == (Kind.failed, None)
     else:
         without = select(trials, bounds=BOUNDS)
-        assert replace(verdict, cautions=()) == replace(without, cautions=())
+        assert replace(verdict, warnings=()) == replace(without, warnings=())
     assert select(others).kind is Kind.none
 
 
@@ -533,7 +535,7 @@ def test_failed_trials_are_counted_by_number_of_topics():
     ]
     verdict = select(trials)
     assert (verdict.kind, verdict.n_topics) == (Kind.optimum, 8)
-    assert verdict.cautions[0] == (
+    assert verdict.warnings[0] == (
         "Failed trials: 3 of 7 (1 of 1 with K = 1, 1 of 2 with K = 8, 1 of 1 with K = 30)."
     )
 
@@ -543,7 +545,7 @@ def test_nothing_is_chosen_where_most_trials_failed(n_failed):
     sizes = [4, 6, 8, 11, 14, 18, 23, 29]
     complete = curve({k: 100 + abs(k - 23) for k in sizes[n_failed:]})
     verdict = select([*complete, *(failed(k, k) for k in sizes[:n_failed])], bounds=(2, 30))
-    told = f"Failed trials: {n_failed} of 8" in " ".join(verdict.cautions)
+    told = f"Failed trials: {n_failed} of 8" in " ".join(verdict.warnings)
     assert told == (n_failed > 0)
     if n_failed <= 4:
         assert (verdict.kind, verdict.n_topics, verdict.trial) == (Kind.optimum, 23, 23)
@@ -565,7 +567,7 @@ def test_nothing_is_chosen_where_most_of_the_range_failed():
 def test_few_measured_numbers_of_topics_are_said_with_those_that_failed():
     verdict = select([*curve({5: 110, 8: 100}), failed(12, 12), failed(20, 20)])
     assert verdict.n_topics == 8
-    assert "Numbers of topics measured: 2 (K = 12, 20 failed); try more." in verdict.cautions
+    assert "Numbers of topics measured: 2 (K = 12, 20 failed); try more." in verdict.warnings
 
 
 def test_what_was_interrupted_pruned_or_tried_again_did_not_fail():
@@ -578,16 +580,16 @@ def test_what_was_interrupted_pruned_or_tried_again_did_not_fail():
         failed(5, 30, "its process was killed by signal 9"),
     ]
     assert outcomes(trials) == {5: [False], 8: [False], 12: [False], 25: [False]}
-    assert not any("ailed" in caution for caution in select(trials).cautions)
+    assert not any("ailed" in warning for warning in select(trials).warnings)
 
 
 def test_a_perplexity_that_is_no_number_is_a_failure():
     trials = [*curve({5: 110, 8: 100, 12: 107}), trial(20, [math.nan, 1.0])]
     assert outcomes(trials)[20] == [True]
-    assert "Failed trials: 1 of 4 (1 of 1 with K = 20)." in select(trials).cautions
+    assert "Failed trials: 1 of 4 (1 of 1 with K = 20)." in select(trials).warnings
 
 
 def test_where_all_failed_the_failures_are_counted_too():
     verdict = select([failed(5, 0), failed(8, 1)])
     assert "no trial was completed" in verdict.sentence
-    assert verdict.cautions == ("Failed trials: 2 of 2 (1 of 1 with K = 5, 1 of 1 with K = 8).",)
+    assert verdict.warnings == ("Failed trials: 2 of 2 (1 of 1 with K = 5, 1 of 1 with K = 8).",)

@@ -526,7 +526,9 @@ def test_a_second_process_is_refused_and_let_in_when_the_first_has_ended(url):
     with opened(url) as study:
         study.ask()
         for join in (False, True):
-            with pytest.raises(InputError, match=r"another process works on it; .*join=true"):
+            with pytest.raises(
+                InputError, match=r"another process works on this study; .*join=true"
+            ):
                 opened(url, join=join)
         assert states(study) == ["RUNNING"]
     with opened(url) as study:

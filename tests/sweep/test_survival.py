@@ -350,7 +350,7 @@ def require_interrupted(sweep):
     # Python's own helper, which looks after semaphores, ends when it hears of it.
     eventually(lambda: not sweep.processes())
     said = beside_progress(sweep.err)
-    expected = ["interrupted; the same command goes on from here", "topicell: interrupted"]
+    expected = ["interrupted; run the same command again to continue", "topicell: interrupted"]
     assert said == expected, sweep.err
 
 

@@ -79,13 +79,14 @@ def space_of(
     for name in space:
         if name.partition(".")[0] in INCOMPARABLE:
             raise InputError(
-                f"{name} = {written[name]}: cannot be searched, since perplexities of different "
-                "cells or genes are not to be compared; give it one value (a grid has no sweep=)"
+                f"{name} = {written[name]}: cannot be searched, because perplexities of different "
+                "cells or genes are not comparable; give it one value, or leave out sweep= to run "
+                "a grid"
             )
     if not space:
         raise InputError(
-            "sweep=topics has nothing to search: every setting has one value; give "
-            "model.n_topics=range(2,31), say"
+            "sweep=topics has nothing to search: every setting has one value; give a range, for "
+            "example model.n_topics=range(2,31)"
         )
     return space, written, fixed
 
@@ -99,11 +100,11 @@ def distribution(override: Override) -> BaseDistribution:
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, ChoiceSweep):
         if len({_identity(element) for element in value.list}) < len(value.list):
-            raise _bad(override, "a choice is there twice")
+            raise _bad(override, "a choice is repeated")
         return CategoricalDistribution([_plain(override, element) for element in value.list])
     if isinstance(value, RangeSweep):
         if log:
-            raise _bad(override, "a range has steps; write tag(log,interval(…))")
+            raise _bad(override, "a range cannot be logarithmic; write tag(log,interval(…))")
         return _of_range(override, value)
     if not isinstance(value, IntervalSweep):
         raise _bad(override, "cannot be searched; give choice(…), range(…) or interval(…)")
@@ -113,14 +114,14 @@ def distribution(override: Override) -> BaseDistribution:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise _bad(override, "both ends must be finite")
     if low > high:
-        raise _bad(override, "begins above its end")
+        raise _bad(override, "its start is above its end")
     if log and low <= 0:
         raise _bad(override, "a logarithmic interval must begin above 0")
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
     if _name(override) == TOPICS:
         whole = f"int({override.get_value_string()})"
-        raise _bad(override, f"numbers of topics are whole; write {whole}")
+        raise _bad(override, f"the number of topics must be a whole number; write {whole}")
     return FloatDistribution(float(low), float(high), log=log)
 
 
@@ -137,7 +138,7 @@ def _of_range(override: Override, value: RangeSweep) -> BaseDistribution:
     if all(isinstance(part, int) for part in parts):
         return IntDistribution(int(low), int(high), step=abs(int(step)))
     if _name(override) == TOPICS:
-        raise _bad(override, "numbers of topics are whole")
+        raise _bad(override, "the number of topics must be a whole number")
     return FloatDistribution(float(low), float(high), step=float(abs(step)))
 
 
@@ -150,7 +151,7 @@ def bounds_of(found: BaseDistribution | None) -> tuple[int, int] | None:
     try:
         numbers = [int(str(choice).strip("'\"")) for choice in found.choices]
     except ValueError as error:
-        raise InputError(f"{TOPICS}: numbers of topics are whole ({error})") from error
+        raise InputError(f"{TOPICS}: must be a whole number ({error})") from error
     return min(numbers), max(numbers)
 
 

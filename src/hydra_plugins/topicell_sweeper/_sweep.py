@@ -92,14 +92,14 @@ def sweep(
             Search(study, plan.compose, prepare, settings, parent, _say).run()
             with study.exclusively():
                 if study.n_others:
-                    _say(f"{study.n_others} trials are still run by others who joined the study")
+                    _say(f"other processes that joined the study still run {study.n_others} trials")
                     status = "RUNNING"
                     return
                 folders = conclude_and_print(plan, study, parent)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            _say("interrupted; the same command goes on from here")
+            _say("interrupted; run the same command again to continue")
             raise
         finally:
             if status != "RUNNING" and not (settings.join and study.n_others):
@@ -125,12 +125,13 @@ def make_plan(context: HydraContext, config: DictConfig, arguments: Sequence[str
     base = to_run_config(context.config_loader.load_sweep_config(config, fixed))
     if not config.hydra.launcher._target_.endswith("BasicLauncher"):
         raise InputError(
-            "hydra/launcher has no effect on sweep=topics, which has workers of its own: "
-            "sweep.n_jobs=8, or sweep.join=true on several machines"
+            "hydra/launcher has no effect on sweep=topics, which starts its own workers; set "
+            "their number with sweep.n_jobs=8, or use sweep.join=true on several machines"
         )
     if base.preprocess.split.valid == 0:
         raise InputError(
-            "preprocess.split.valid = 0: trials are compared on validation cells; keep some"
+            "preprocess.split.valid = 0: trials are compared on validation cells; give a share "
+            "above 0"
         )
     unused = ("train.progress", "data.path", *written)
     definition = {
@@ -193,20 +194,22 @@ def conclude_and_print(plan: Plan, study: Study, parent: Parent) -> list[Path]:
     )
     verdict = conclude(found, parent, plan.folder)
     errors = [trial.error for trial in found.trials if trial.failed]
-    again = "none is tried again: fix it, and name another sweep.study or raise sweep.n_trials"
+    again = (
+        "failed trials are not repeated: fix the cause, then name another sweep.study or raise "
+        "sweep.n_trials"
+    )
     if errors and not any(trial.state == "COMPLETE" for trial in found.trials):
         raise SweepError(
-            f"none of {len(found.trials)} trials was completed (the last: {errors[-1]}), and "
-            f"{again}"
+            f"none of {len(found.trials)} trials was completed (last error: {errors[-1]}); {again}"
         )
     print(verdict.sentence)
-    for caution in verdict.cautions:
-        print(f"  {caution}")
+    for warning in verdict.warnings:
+        print(f"  {warning}")
     print(f"report      {plan.folder / 'report.html'}")
     if verdict.kind is Kind.failed:
         raise SweepError(
-            f"too many trials failed to choose a number of topics (the last: {errors[-1]}); "
-            f"nothing is registered, and {again}"
+            f"too many trials failed, so no number of topics is chosen (last error: {errors[-1]}) "
+            f"and no model is registered; {again}"
         )
     folders = [Path(trial.folder) for trial in found.trials if trial.folder]
     chosen = next((trial for trial in found.trials if trial.number == verdict.trial), None)

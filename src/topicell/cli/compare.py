@@ -12,7 +12,7 @@ from topicell.config import TrackingConfig
 
 @dataclass
 class CompareCommand:
-    """Set stored runs side by side: runs=[A,B,…], ids or folders, into the folder output."""
+    """Compare stored runs on one page: runs=[A,B,…] are ids or folders, output=FOLDER is new."""
 
     runs: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ def compare(arguments: list[str]) -> None:
 
 COMMAND = Command(
     name="compare",
-    summary="one page that sets stored runs side by side",
+    summary="compare stored runs on one page",
     examples=(("topicell compare runs=[RUN_ID,RUN_ID]", "or folders; output=FOLDER"),),
     settings=CompareCommand,
     function=compare,

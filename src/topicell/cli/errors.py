@@ -72,8 +72,8 @@ def raise_report_failure(error: Exception | str | None, folder: Path) -> None:
 
     command = shlex.quote(f"run={os.path.relpath(folder)}")
     message = (
-        f"the report is incomplete: {error}; all else is kept, and `topicell report {command}` "
-        "makes the report again"
+        f"the report is incomplete: {error}; all other results are saved, and `topicell report "
+        f"{command}` makes the report again"
     )
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
         logging.getLogger("topicell").error(message)
@@ -96,8 +96,9 @@ def require_reports(folders: Iterable[Path]) -> None:
     failed = [folder for folder in there if REPORT_ERROR in Record.read(folder).tags]
     if failed:
         raise ReportFailed(
-            f"the reports of {len(failed)} of {len(there)} runs are incomplete; all else is kept, "
-            f"and `topicell report run=FOLDER` makes them again: {', '.join(map(str, failed))}"
+            f"the reports of {len(failed)} of {len(there)} runs are incomplete; all other results "
+            "are saved, and `topicell report run=FOLDER` makes a report again: "
+            f"{', '.join(map(str, failed))}"
         )
 
 
@@ -112,14 +113,18 @@ def diagnosis(error: BaseException, command: str) -> tuple[int, str]:
         link = link.__cause__ or link.__context__
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         # Hydra raises it for train=3.
-        return BAD_INPUT, f"a group of settings takes a name, or a setting in it a value ({error})"
+        return (
+            BAD_INPUT,
+            "this is a group of settings: give the name of one of its files, or set one of its "
+            f"settings ({error})",
+        )
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return BAD_INPUT, setting_message(error, list(dotted(TrainCommand())), TRAIN_LISTER)
     cause = failure(error, trains=command == "train")
-    return FAILED, f"the run failed: {cause} ({FULL_ERROR}=1 shows where)"
+    return FAILED, f"the run failed: {cause} ({FULL_ERROR}=1 shows the traceback)"
 
 
 def setting_message(error: BaseException, known: Collection[str], lister: str) -> str:
@@ -151,9 +156,9 @@ def setting_message(error: BaseException, known: Collection[str], lister: str) -
     if override and override not in text:
         text = f"{override!r}: {text}"
     if "missing EQUAL" in text:
-        return f"{text}: settings are written NAME=VALUE, a file as data=file data.path=FILE"
+        return f"{text}: write settings as NAME=VALUE, and a file as data=file data.path=FILE"
     if "Could not find 'data/" in text:
-        return f"{text}; a file of yours: data=file data.path=FILE"
+        return f"{text}; for your own file, write data=file data.path=FILE"
     if override and type(error).__name__ == "OverrideParseException":
         return _not_parsed(override, text, known, lister)
     return text
@@ -164,7 +169,7 @@ def _not_parsed(override: str, text: str, known: Collection[str], lister: str) -
     name, equals, value = override.partition("=")
     name = name.lstrip("+~")
     if not equals:
-        return f"{override!r}: settings are written NAME=VALUE"
+        return f"{override!r}: write settings as NAME=VALUE"
     if not name.startswith("hydra.") and name not in known:
         return unknown_setting(name, known, lister)
     types = kinds(TrainCommand())

@@ -1,4 +1,4 @@
-"""``topicell evaluate``: measure and report topics from elsewhere."""
+"""``topicell evaluate``: score and report topics that another tool fitted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OF_DATA = ("label_key", *(field.name for field in fields(ReadConfig)))
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Measure and report topics from elsewhere, in a folder and an MLflow run of their own."""
+    """Score and report topics that another tool fitted, in a new folder and MLflow run."""
     config: ExternalConfig = read(COMMAND, in_short(arguments))
     from datetime import datetime
 
@@ -97,10 +97,10 @@ def _as_file(path: str) -> str:
 
 COMMAND = Command(
     name="evaluate",
-    summary="the same measures and report for topics from elsewhere",
+    summary="scores and report for topics that another tool fitted",
     examples=(
         ("topicell evaluate theta=theta.csv beta=beta.csv data=cells.h5ad", ""),
-        ("topicell evaluate … data=file data.path=FILE", "settings of data as in train"),
+        ("topicell evaluate … data=file data.path=FILE", "settings of data= as in train"),
     ),
     settings=ExternalConfig,
     function=evaluate,

@@ -39,8 +39,9 @@ usage: topicell COMMAND [SETTING=VALUE ...]
 FOOT = """\
 exit codes: 0 done, 1 failed, 2 bad input or setting, 130 interrupted
 HYDRA_FULL_ERROR=1 shows tracebacks; TOPICELL_DATA names the folder of downloaded data
-prepared data are cached in topicell/prepared of the user's cache folder (on Linux
-XDG_CACHE_HOME, else ~/.cache), up to preprocess.cache_limit_mb=2000; see preprocess.cache=false
+prepared data are cached in the folder topicell/prepared of the user's cache (on Linux
+XDG_CACHE_HOME, else ~/.cache), up to preprocess.cache_limit_mb=2000; preprocess.cache=false stores
+none
 """
 HELP_FLAGS = ("-h", "--help")
 

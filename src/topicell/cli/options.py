@@ -44,7 +44,7 @@ def read(command: Command, arguments: list[str], stored: Mapping[str, Any] | Non
         for argument in arguments:
             name, equals, value = argument.partition("=")
             if not equals:
-                raise InputError(f"{argument!r}: settings are written NAME=VALUE")
+                raise InputError(f"{argument!r}: write settings as NAME=VALUE")
             if name not in names:
                 raise InputError(unknown_setting(name, names, lister))
             if name in OFF and value == "off":

@@ -32,7 +32,7 @@ def print_delivered(folder: Path) -> None:
     if record.delivered:
         print(f"MLflow run  {record.run_id}  (topicell ui)")
     elif record.store:
-        print(f"MLflow run  kept aside: topicell sync folders={os.path.relpath(folder)}")
+        print(f"MLflow run  not delivered; run topicell sync folders={os.path.relpath(folder)}")
 
 
 @contextlib.contextmanager
@@ -62,4 +62,4 @@ def make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"output = {str(output)!r} cannot be made ({error})") from error
+        raise InputError(f"output = {str(output)!r} cannot be created ({error})") from error

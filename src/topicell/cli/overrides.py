@@ -135,9 +135,11 @@ def _require_one_file(name: str, value: str) -> None:
         return
     if len(parts) == 1:
         raise InputError(f"{name} takes one file, found a list of 1; give {name}={parts[0]}")
-    separate = "; or one run each, topicell train -m data.path=A,B" if name == "data.path" else ""
+    separate = (
+        "; or make one run of each: topicell train -m data.path=A,B" if name == "data.path" else ""
+    )
     raise InputError(
-        f"{name} takes one file, found a list of {len(parts)}; put them together first: "
+        f"{name} takes one file, found a list of {len(parts)}; join them first: "
         "anndata.concat([anndata.read_h5ad(file) for file in files], label='sample', "
         f"index_unique='-').write_h5ad('all.h5ad'){separate}"
     )
@@ -180,8 +182,8 @@ def _require_end(argument: str, value: str) -> None:
     if value.startswith("[") and "]" not in value:
         name = argument.partition("=")[0]
         raise InputError(
-            f"{name} = {value!r}: the list has no end; write {name}=[A,B], without blanks or in "
-            "quotes"
+            f"{name} = {value!r}: the list has no closing bracket; write {name}=[A,B] without "
+            "spaces, or in quotes"
         )
 
 

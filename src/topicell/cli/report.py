@@ -18,7 +18,7 @@ MAP_SETTINGS = ("n_components", "n_neighbors", "leiden_resolution")
 
 @dataclass
 class ReportCommand:
-    """Remake the report of a stored run: run=RUN_ID or run=FOLDER, into the folder output."""
+    """Make the report of a stored run again: run=RUN_ID or run=FOLDER, output=FOLDER is new."""
 
     run: str = NO_DEFAULT
     output: str | None = None
@@ -27,7 +27,7 @@ class ReportCommand:
 
 
 def report(arguments: list[str]) -> None:
-    """Make the report of a stored run; of a sweep or a grid, if its parent is named."""
+    """Make the report of a stored run, or of a sweep or grid if `run` is its parent."""
     asked: ReportCommand = read(COMMAND, arguments)
     import tempfile
 
@@ -65,8 +65,8 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
     stored_sets = config.gene_sets not in (None, "blood") and not asked_now
     if stored_sets and not Path(config.gene_sets or "").is_file():
         warnings.warn(
-            f"the run's own gene sets, {config.gene_sets}, are not here and are left out; "
-            "report.gene_sets=FILE names them",
+            f"the gene sets of the run, {config.gene_sets}, were not found and are left out; give "
+            "the file with report.gene_sets=FILE",
             stacklevel=2,
         )
         config.gene_sets = None
@@ -92,7 +92,7 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
     if kind == "multirun":
         sweep, run_id = as_sweep(Parent(asked.tracking, asked.run)), asked.run
         if not any(trial.n_topics for trial in sweep.trials):
-            raise InputError(f"run = {asked.run!r}: no runs are stored under it")
+            raise InputError(f"run = {asked.run!r}: this parent has no stored runs")
     else:
         folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("sweep.json",))
         sweep = Sweep.read(folder / "sweep.json")
@@ -105,8 +105,8 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
 
 COMMAND = Command(
     name="report",
-    summary="remake the report of a stored run",
-    examples=(("topicell report run=RUN_ID", "or run=FOLDER; a sweep's parent too"),),
+    summary="make the report of a stored run again",
+    examples=(("topicell report run=RUN_ID", "or run=FOLDER, or the parent of a sweep"),),
     settings=ReportCommand,
     function=report,
 )

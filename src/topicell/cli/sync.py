@@ -12,21 +12,21 @@ from topicell.config import TrackingConfig
 from topicell.errors import InputError
 
 SECONDS = 30.0
-"""Seconds to wait, for each run, for a store that does not answer."""
+"""Seconds to wait for a store that does not answer, for each run."""
 BYTES_PER_SECOND = 500_000
 """Slowest upload that is waited for."""
 
 
 @dataclass
 class SyncCommand:
-    """Deliver to MLflow what runs kept aside, of folders=[…] or of all runs in this folder."""
+    """Deliver runs to MLflow that could not reach it: folders=[…], or all in this folder."""
 
     folders: list[str] = field(default_factory=list)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def sync(arguments: list[str]) -> None:
-    """Deliver each run folder that waits, and say which could not be delivered."""
+    """Deliver the run folders that are not delivered yet, and print which of them failed."""
     asked: SyncCommand = read(COMMAND, arguments)
     from topicell.tracking.delivery import deliver, undelivered
     from topicell.tracking.interrupted import ROOTS
@@ -48,7 +48,7 @@ def sync(arguments: list[str]) -> None:
         try:
             run_id = deliver(folder, asked.tracking, SECONDS, BYTES_PER_SECOND)
         except BusyError:
-            print(f"{folder}: still at work, and delivers itself")
+            print(f"{folder}: the run is not finished; it will deliver its results itself")
         except Unreachable as error:
             away.add(store)
             problems.append(f"MLflow could not take {folder} ({error})")
@@ -59,14 +59,14 @@ def sync(arguments: list[str]) -> None:
             print(f"{folder}: MLflow run {run_id}")
     done = f"{n_delivered} of {len(waiting)} runs delivered"
     if problems:
-        then = "topicell sync goes on from here when that is fixed"
+        then = "fix this, then run topicell sync again to continue"
         fail(FAILED, f"{done}; {'; '.join(problems)}; {then}")
-    print(done if waiting else "nothing waits")
+    print(done if waiting else "all runs are delivered")
 
 
 COMMAND = Command(
     name="sync",
-    summary="deliver to MLflow what runs kept aside while it could not be reached",
+    summary="deliver runs to MLflow that could not reach it",
     examples=(("topicell sync", "or folders=[FOLDER,FOLDER]"),),
     settings=SyncCommand,
     function=sync,

@@ -65,7 +65,7 @@ def train(arguments: list[str]) -> None:
         if job.begun or isinstance(error, HydraException):
             raise
         raise InputError(
-            f"the run folder cannot be made ({error}); choose another with hydra.run.dir=FOLDER"
+            f"the run folder cannot be created ({error}); choose another with hydra.run.dir=FOLDER"
         ) from error
     except KeyboardInterrupt:
         ended = "KILLED"
@@ -140,9 +140,9 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
         root = Path(default["sweep" if grid else "run"]["dir"].partition("$")[0])
         found = last_grid(root, as_tag(arguments)) if grid else last_of(root, dotted(settings))
     if found is None:
-        print("nothing to go on with: no such run was cut off; one begins", file=sys.stderr)
+        print("no interrupted run with these settings was found; a new run starts", file=sys.stderr)
         return []
-    print(f"going on with {found}", file=sys.stderr)
+    print(f"resuming {found}", file=sys.stderr)
     return [f"{folder_setting}={quoted(str(found))}"]
 
 
@@ -150,7 +150,9 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
     """Make the run, unless ``resume`` finds that it has ended; print its scores."""
     config = to_run_config(settings)
     if settings.sweep.enabled and trial is None:
-        raise InputError("sweep=topics makes many runs: topicell train -m sweep=topics")
+        raise InputError(
+            "sweep=topics needs -m, because it makes several runs: topicell train -m sweep=topics"
+        )
     from topicell.report import ReportError
     from topicell.run import run
     from topicell.sweep.tracker import TrialTracker
@@ -190,7 +192,7 @@ def _print_ended(folder: Path, record: Record, config: RunConfig) -> None:
         # read-only needs no removal.
         with contextlib.suppress(InputError, OSError), contextlib.closing(Journal(folder)):
             clear(folder, record)
-    print(f"run folder  {os.path.relpath(folder)} (it had ended)")
+    print(f"run folder  {os.path.relpath(folder)} (the run had already ended)")
     print_delivered(folder)
 
 
@@ -221,7 +223,7 @@ def to_run_config(settings: DictConfig) -> RunConfig:
     assert isinstance(command, TrainCommand)
     if not command.sweep.enabled and command.sweep != SweepConfig():
         raise InputError(
-            "settings of sweep are given, but no sweep: topicell train -m sweep=topics …"
+            "sweep.… is set, but this is not a sweep; write topicell train -m sweep=topics …"
         )
     return RunConfig(**{f.name: getattr(command, f.name) for f in fields(RunConfig)})
 
@@ -234,14 +236,14 @@ def conf_folder() -> Path:
 
 COMMAND = Command(
     name="train",
-    summary="one run: data, preprocessing, fit, measures, report; tracked in MLflow",
+    summary="one run: data, preprocessing, fit, scores, report; tracked in MLflow",
     examples=(
-        ("topicell train", "the embedded data set, no network"),
+        ("topicell train", "the included data set, no network"),
         ("topicell train data=file data.path=cells.h5ad model.n_topics=20", ""),
-        ("topicell train -m model.n_topics=5,10,20 seed=0,1", "a grid: one parent, nested runs"),
-        ("topicell train -m sweep=topics", "how many topics? Optuna, a verdict"),
-        ("topicell train --cfg job", "every setting and its value"),
-        ("topicell train … resume=true", "go on with a run that was cut off"),
+        ("topicell train -m model.n_topics=5,10,20 seed=0,1", "a grid of runs"),
+        ("topicell train -m sweep=topics", "choose the number of topics"),
+        ("topicell train --cfg job", "print all settings"),
+        ("topicell train … resume=true", "continue an interrupted run"),
     ),
     settings=None,
     function=train,

@@ -14,7 +14,7 @@ from topicell.files import whole
 
 @dataclass
 class TransformCommand(ReadConfig):
-    """Topic proportions for cells, by run=RUN_ID or model=NAME/ALIAS, into FILE.h5ad or .csv."""
+    """Infer topic proportions of cells: run=RUN_ID or model=NAME/ALIAS, output=FILE.h5ad or csv."""
 
     run: str | None = None
     model: str | None = None
@@ -31,7 +31,7 @@ def transform(arguments: list[str]) -> None:
     """Write the proportions by the model of a stored run, or by a registered model."""
     asked: TransformCommand = options.read(COMMAND, arguments)
     if bool(asked.run) == bool(asked.model):
-        found = "run and model are both given" if asked.run else "run has no value"
+        found = "both run and model are set" if asked.run else "neither run nor model is set"
         raise InputError(f"{found}; give run=RUN_ID or model=NAME/ALIAS")
     output = Path(asked.output)
     if output.exists():
@@ -78,7 +78,7 @@ def transform(arguments: list[str]) -> None:
 
 COMMAND = Command(
     name="transform",
-    summary="topic proportions for new cells",
+    summary="infer the topic proportions of new cells",
     examples=(
         ("topicell transform run=RUN_ID input=new.h5ad output=mapped.h5ad", ""),
         ("topicell transform model=topicell/champion …", "a registered model: NAME/ALIAS"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class UICommand:
-    """MLflow's UI on the store, until Ctrl-C."""
+    """Open MLflow's UI on the stored runs, until Ctrl-C."""
 
     host: str = "127.0.0.1"
     port: int = 5000
@@ -25,7 +25,7 @@ class UICommand:
 
 
 def ui(arguments: list[str]) -> None:
-    """Serve MLflow's UI until interrupted; of a tracking server, open its own."""
+    """Serve MLflow's UI until interrupted; for a tracking server, open its own UI."""
     asked: UICommand = read(COMMAND, arguments)
     import subprocess
     import webbrowser
@@ -40,15 +40,17 @@ def ui(arguments: list[str]) -> None:
             webbrowser.open(address)
         return
     if _listens(asked.host, asked.port):
-        raise InputError(f"port = {asked.port}: another program has it; try port=5001")
+        raise InputError(f"port = {asked.port}: another program uses this port; try port=5001")
     command = ui_command(asked.tracking, asked.host, asked.port)
-    print(f"MLflow's UI: {address}\nCtrl-C ends it", flush=True)
+    print(f"MLflow's UI: {address}\nstop it with Ctrl-C", flush=True)
     server = subprocess.Popen(command)
     try:
         if asked.browser and _answers(asked.host, asked.port, server):
             webbrowser.open(address)
         server.wait()
-        raise RuntimeError(f"MLflow's server ended by itself, with code {server.returncode}")
+        raise RuntimeError(
+            f"MLflow's server stopped unexpectedly, with exit code {server.returncode}"
+        )
     except KeyboardInterrupt:
         pass
     finally:
@@ -82,7 +84,7 @@ def _listens(host: str, port: int) -> bool:
 
 COMMAND = Command(
     name="ui",
-    summary="MLflow's UI on the store, in its machine-learning view",
+    summary="open MLflow's UI on the stored runs",
     examples=(("topicell ui [port=5000]", ""),),
     settings=UICommand,
     function=ui,

@@ -1,6 +1,6 @@
-"""Stored runs side by side: ``topicell compare``.
+"""Compare stored runs: ``topicell compare``.
 
-`compare` calls the modules in this order: `runs` reads stored runs, `incompatibilities` says what
+`compare` calls the modules in this order: `runs` reads stored runs, `incompatibilities` finds what
 prevents a comparison (by the conditions in `rules`), `scoring` compares scores, and `matching`
 matches topics. The result is a `values.Comparison`; `page` writes its page and tables.
 """
@@ -44,11 +44,13 @@ def compare(runs: Sequence[str], labels: Sequence[str], tracking: TrackingConfig
         There are fewer than two runs, a run is named twice, or one cannot be read.
     """
     if len(runs) < 2:
-        raise InputError(f"runs: {len(runs)} given, and a comparison needs two or more: {USAGE}")
+        raise InputError(f"runs: found {len(runs)}, but a comparison needs two or more: {USAGE}")
     if len(runs) > len(LETTERS):
-        raise InputError(f"runs: {len(runs)} given, and a page takes {len(LETTERS)} at most")
+        raise InputError(f"runs: found {len(runs)}, but a page takes {len(LETTERS)} at most")
     if labels and len(labels) != len(runs):
-        raise InputError(f"labels: {len(labels)} given for {len(runs)} runs; give each run one")
+        raise InputError(
+            f"labels: found {len(labels)} for {len(runs)} runs; give one label for each run"
+        )
     stored: list[StoredRun] = []
     known: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Which scores of which runs can be compared: what must be the same for it, and whether it is.
+"""Decide which scores of two runs can be compared: what must be the same, and whether it is.
 
 The conditions of each metric are in `topicell.evaluation.metrics`.
 """

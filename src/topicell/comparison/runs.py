@@ -28,7 +28,7 @@ from topicell.tracking.stored import (
 )
 
 ARTIFACTS = ("adata.h5ad", "config.yaml", "metrics.jsonl", "model", "scores.csv")
-"""What is read of a run."""
+"""The files of a run that are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,14 +76,14 @@ def folder_of(run: str, tracking: TrackingConfig, scratch: Path) -> Path:
         The run does not exist, holds several runs, or lacks an artifact.
     """
     folder, kind = Path(run), kind_of(run, tracking)
-    page = f"`topicell report run={run}` for one page of them all"
+    page = f"make one page of all with `topicell report run={run}`"
     if folder.is_dir():
         if kind == "sweep":
             raise InputError(
-                f"runs: {run!r} holds several runs; name the ones to compare, or {page}"
+                f"runs: {run!r} holds several runs; name the runs to compare, or {page}"
             )
         if any(folder.glob("*/adata.h5ad")) and not (folder / "adata.h5ad").exists():
-            raise InputError(f"runs: {run!r} holds several runs; name the ones to compare")
+            raise InputError(f"runs: {run!r} holds several runs; name the runs to compare")
     elif kind in PARENT_KINDS:
         raise InputError(f"runs: {run!r} is the parent of a {kind}; name its runs, or {page}")
     return fetch_run(run, tracking, scratch, ARTIFACTS)[0]

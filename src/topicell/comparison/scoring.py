@@ -1,4 +1,4 @@
-"""The scores of runs side by side: values, differences, and the best run."""
+"""Compare the scores of runs: values, differences, and the best run."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Match:
     next_best: tuple[int, float] | None
     """The most similar of the other topics of that run and its cosine, if there are others."""
     genes: tuple[str, ...]
-    """Genes among the leading ones of both topics."""
+    """Genes that are among the leading genes of both topics."""
     proportion: float
     partner_proportion: float
     correlation: float
@@ -124,7 +124,7 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The topics of the first run beside those of another run."""
+    """The topics of the first run compared with those of another run."""
 
     letters: tuple[str, str]
     n_genes: tuple[int, int, int]
@@ -135,7 +135,8 @@ class Pairing:
     """Number of common cells."""
     cosine_KK: np.ndarray
     matches: tuple[Match, ...]
-    """Those similar enough to count as the same come first; empty without common genes."""
+    """Matches that are similar enough to count as the same come first; empty without common
+    genes."""
     unmatched: tuple[tuple[Unmatched, ...], tuple[Unmatched, ...]]
     """Topics without a partner, of the first run and of the other."""
 
@@ -147,7 +148,7 @@ class Pairing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Runs side by side."""
+    """The result of a comparison of runs."""
 
     sides: tuple[Side, ...]
     warnings: tuple[tuple[str, str], ...]

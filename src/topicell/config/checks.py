@@ -50,11 +50,11 @@ NOT_NEGATIVE = Bounds(0, says="cannot be negative")
 CONCENTRATIONS = {"concentrations": True}
 """Metadata of a field of Dirichlet concentrations: null, a number, or a list of numbers."""
 SHARE = Bounds(0, 1, excludes_high=True)
-SEED = Bounds(0, 2**32 - 1, "must be between 0 and 2**32 - 1, and whole")
+SEED = Bounds(0, 2**32 - 1, "must be a whole number between 0 and 2**32 - 1")
 PRIOR = Bounds(
     1e-30,
     1e30,
-    "must be between 1e-30 and 1e30, where single precision has room for its arithmetic",
+    "must be between 1e-30 and 1e30, so that single precision can represent all values",
 )
 
 

@@ -1,8 +1,8 @@
 """Settings of one run: their defaults, units and bounds, one dataclass for each group.
 
-`RunConfig` is the whole; each of its fields is one configuration group. Defaults live here only:
-the YAML files of ``conf/`` hold named differences. A value out of bounds raises `InputError`, which
-names the setting as it is written on the command line.
+Each field of `RunConfig` is one configuration group. Defaults are only here: the YAML files of
+``conf/`` hold named differences. A value out of bounds raises `InputError`, which names the setting
+as it is written on the command line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ class SimulationConfig:
     mean_counts: float = setting(1000.0, POSITIVE)
     """Mean library size; sizes are log-normal with `counts_sd`."""
     counts_sd: float = setting(
-        0.3, Bounds(0, 10, "must be between 0 and 10, of the logarithm of the library size")
+        0.3,
+        Bounds(
+            0,
+            10,
+            "must be between 0 and 10; it is the standard deviation of the logarithm of the "
+            "library size",
+        ),
     )
     """Standard deviation of the logarithm of the library size."""
     cell_topic_prior: float = setting(0.1, PRIOR)
@@ -54,10 +60,11 @@ class SimulationConfig:
 
 
 class Orientation(Enum):
-    """Which way up a matrix lies in its file."""
+    """Whether the rows of a matrix in a file are cells or genes."""
 
     auto = "auto"
-    """By the names of rows and columns; refused where they suggest genes in rows without proof."""
+    """Decided by the names of rows and columns; rejected if the names suggest genes in rows but
+    do not prove it."""
     cells_rows = "cells_rows"
     genes_rows = "genes_rows"
     """The matrix is transposed."""
@@ -65,22 +72,23 @@ class Orientation(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ReadConfig:
-    """How a file of counts is read: settings that every command that reads one has."""
+    """How a file of counts is read; all commands that read counts have these settings."""
 
     layer: str | None = None
-    """Where the counts are: a layer's name, ``raw``, or null for X (in h5ad and zarr:
-    ``layers["counts"]`` if there is one, else X)."""
+    """Where the counts are: the name of a layer, ``raw``, or null for X (in h5ad and zarr:
+    ``layers["counts"]`` if it exists, else X)."""
     modality: str | None = None
-    """Modality of a MuData file that is read; null takes the one with gene expression."""
+    """Modality of a MuData file; null selects the modality with gene expression."""
     orientation: Orientation = Orientation.auto
     feature_type: str | None = None
-    """Features that are kept where the file says of which type each is (10x files, CITE-seq);
-    null keeps gene expression, ``all`` keeps every type."""
+    """Type of the features that are kept, if the file has types of features (10x files,
+    CITE-seq); null keeps gene expression, ``all`` keeps every type."""
     gene_names: str | None = None
-    """Column of var that names the genes in patterns, tables and figures; null takes a known column
-    of symbols where the index holds ids, ``index`` keeps the index."""
+    """Column of var with the gene names for patterns, tables and figures; null uses a known
+    column of symbols if the index holds ids, ``index`` keeps the index."""
     round: bool = False
-    """Round values that are not whole, as of corrected or expected counts, instead of refusing."""
+    """Round values that are not whole numbers (corrected or expected counts) instead of
+    rejecting them."""
 
     def __post_init__(self) -> None:
         check_fields("", self)
@@ -88,22 +96,22 @@ class ReadConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(ReadConfig):
-    """Which cells: a named set, a simulated corpus, or a file."""
+    """The cells: a named data set, a simulated corpus, or a file."""
 
     name: str = "pbmc68k"
-    """A set of the catalogue, ``simulated``, or ``file``."""
+    """A data set of the catalogue, ``simulated``, or ``file``."""
     path: str | None = None
     """With ``name: file``: h5ad, 10x h5, 10x mtx folder or a file in it, zarr, h5mu, loom, csv or
     tsv."""
     label_key: str | None = None
-    """Column of obs that holds known cell types; null takes the catalogue's, if any."""
+    """Column of obs with known cell types; null uses that of the catalogue, if there is one."""
     backed: bool = False
-    """With an h5ad file: read the counts, obs and var alone and leave the rest on disk."""
+    """With an h5ad file: read only counts, obs and var, and leave the rest on disk."""
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     @property
     def title(self) -> str:
-        """The set's name, or the file's."""
+        """The name of the data set or the file."""
         return PurePath(self.path).stem if self.path else self.name
 
     def __post_init__(self) -> None:
@@ -118,7 +126,7 @@ class DataConfig(ReadConfig):
             self.name == "file" or self.path is None,
             "data.path",
             self.path,
-            f"only data=file reads a path, and data.name is {self.name!r}",
+            f"only data=file reads a path, but data.name is {self.name!r}",
         )
 
 
@@ -133,13 +141,13 @@ class Flavor(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class SplitConfig:
-    """Shares of the cells; the seed is the run's."""
+    """Shares of the cells in each part; the seed is that of the run."""
 
     train: float = setting(0.8, Bounds(0, 1, excludes_low=True))
     valid: float = setting(0.1, SHARE)
     test: float = setting(0.1, SHARE)
     stratify_by: str | None = None
-    """Column of obs whose groups keep their shares in each part."""
+    """Column of obs whose groups have the same shares in each part."""
 
     def __post_init__(self) -> None:
         check_fields("preprocess.split", self)
@@ -159,35 +167,36 @@ class PreprocessConfig:
     min_counts_per_cell: int = setting(1, NOT_NEGATIVE)
     min_cells_per_gene: int = setting(1, NOT_NEGATIVE)
     drop_genes: list[str] = field(default_factory=lambda: ["mitochondrial"])
-    """Genes that are not modelled: ``mitochondrial``, ``ribosomal`` or ``spike_in``, in the
-    spelling of any species, or regular expressions of names."""
+    """Genes that are not modelled: ``mitochondrial``, ``ribosomal`` or ``spike_in``, recognised
+    in the spellings of all supported species, or regular expressions for names."""
     n_variable_genes: int | None = setting(1000, POSITIVE)
-    """How many of the most variable genes are modelled; null models all."""
+    """Number of the most variable genes that are modelled; null models all genes."""
     flavor: Flavor = Flavor.seurat_v3
     batch_key: str | None = None
-    """Column of obs: variable genes are found within each batch and the ranks merged."""
+    """Column of obs with batches: variable genes are found within each batch, and the ranks are
+    merged."""
     target_sum: float | None = setting(1e5, POSITIVE)
-    """Library size that log-normalised values are scaled to; null takes the median."""
+    """Library size to which log-normalised values are scaled; null uses the median."""
     split: SplitConfig = field(default_factory=SplitConfig)
     cache: bool = True
     """Keep the prepared data in the user's cache folder, by digest of data and settings."""
     cache_limit_mb: int | None = setting(2000, POSITIVE)
-    """Largest size of the cache of prepared data, in MB: data used longest ago are removed first,
-    those written last never; null sets no limit."""
+    """Largest size of the cache of prepared data, in MB. The least recently used data are
+    removed first, the data written last never; null sets no limit."""
 
     def __post_init__(self) -> None:
         check_fields("preprocess", self)
 
 
 class Init(Enum):
-    """Where the topic logits start."""
+    """Initial values of the topic logits."""
 
     background = "background"
     """Log background frequency of the genes plus noise."""
     kmeans = "kmeans"
-    """Log profiles of clusters of cells: of the best of `n_starts` k-means runs."""
+    """Log profiles of clusters of cells, from the best of `n_starts` k-means runs."""
     random = "random"
-    """Draws from the prior: kept for comparison, it collapses to a few topics."""
+    """Draws from the prior; only for comparison, because such fits collapse to a few topics."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -203,15 +212,15 @@ class ModelConfig:
     dropout: float = setting(0.0, SHARE)
     """Share of hidden units dropped in training."""
     normalize_means: bool = True
-    """Batch norm on the encoder's means, with one learned scale for all topics: keeps topics
-    alive."""
+    """Batch norm on the encoder's means, with one learned scale for all topics, which keeps all
+    topics in use."""
     cell_topic_prior: Any = field(default=None, metadata=CONCENTRATIONS)
     """Dirichlet concentration of θ: a number, K numbers, or null for 1/K."""
     topic_gene_prior: Any = field(default=None, metadata=CONCENTRATIONS)
     """Dirichlet concentration of β: a number, G numbers, or null for 1/K."""
     init: Init = Init.kmeans
     n_starts: int = setting(8, POSITIVE)
-    """Clusterings that each replicate tries at the k-means start, to begin at the best."""
+    """Clusterings that each replicate computes for the k-means initialisation; the best is used."""
 
     def __post_init__(self) -> None:
         check_fields("model", self)
@@ -221,8 +230,8 @@ class ModelConfig:
                 len(prior) == self.n_topics,
                 "model.cell_topic_prior",
                 prior,
-                f"has {len(prior)} numbers for {self.n_topics} topics; give one a topic, or one "
-                "for all",
+                f"has {len(prior)} numbers for {self.n_topics} topics; give one number for each "
+                "topic, or one number for all",
             )
 
 
@@ -241,7 +250,7 @@ class AnnealingConfig:
 
     shape: AnnealingShape = AnnealingShape.linear
     warmup_epochs: float | None = setting(None, NOT_NEGATIVE)
-    """Length of the warm-up in epochs (of one cycle, if cyclical); null takes the share."""
+    """Length of the warm-up in epochs (of one cycle, if cyclical); null uses `warmup_share`."""
     warmup_share: float = setting(0.25, Bounds(0, 1))
     """Length of the warm-up as a share of all epochs (of each cycle, if cyclical)."""
     n_cycles: int = setting(4, POSITIVE)
@@ -260,7 +269,7 @@ class AnnealingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EarlyStoppingConfig:
-    """Stop when the validation ELBO no longer rises, and go back to the best epoch."""
+    """Stop when the validation ELBO no longer rises, and return to the best epoch."""
 
     enabled: bool = True
     patience: int = setting(10, POSITIVE)
@@ -273,14 +282,14 @@ class EarlyStoppingConfig:
 
 
 class Schedule(Enum):
-    """How the learning rate moves over training."""
+    """How the learning rate changes during training."""
 
     one_cycle = "one_cycle"
     constant = "constant"
 
 
 class Device(Enum):
-    """Where the arithmetic runs; ``auto`` is CUDA where there is one."""
+    """The device of the computation; ``auto`` is CUDA if it is available."""
 
     auto = "auto"
     cpu = "cpu"
@@ -288,22 +297,22 @@ class Device(Enum):
 
 
 class Engine(Enum):
-    """What computes the ELBO and its gradients; both give the same numbers on the same noise."""
+    """The code that computes the ELBO and its gradients; both give equal numbers on equal noise."""
 
     fused = "fused"
     """Plain tensor operations with hand-written gradients: several times faster."""
     pyro = "pyro"
-    """The Pyro program: the definition, for those who change the model."""
+    """The Pyro program, which defines the model; for changes of the model."""
 
 
 class Precision(Enum):
-    """Of the matrix products of training, on CUDA; on the CPU all is in single precision."""
+    """Precision of matrix products in training, on CUDA; on the CPU always single precision."""
 
     float32 = "float32"
     tf32 = "tf32"
     """Factors rounded to 10 bits of mantissa, sums in single precision."""
     bfloat16 = "bfloat16"
-    """The encoder's products in bfloat16, all else as under tf32."""
+    """The products of the encoder in bfloat16, all others as with tf32."""
 
 
 def checkpoint_interval(every: int | str | None) -> tuple[float, str] | None:
@@ -327,14 +336,14 @@ class TrainConfig:
     """Stochastic variational inference."""
 
     n_replicates: int = setting(4, POSITIVE)
-    """Independent fits of the same model, trained side by side."""
+    """Independent fits of the same model, trained at the same time."""
     epochs: int | None = setting(None, POSITIVE)
-    """Passes over the training cells; null takes as many as make about 250 steps,
-    between 3 and 200 (of another library's model: `topicell.model.registry.MODELS`)."""
+    """Passes over the training cells; null gives about 250 steps, with 3 to 200 epochs (for
+    models of other libraries, see `topicell.model.registry.MODELS`)."""
     max_steps: int | None = setting(None, POSITIVE)
-    """Stop after this many optimisation steps, whatever the epochs."""
+    """Stop after this many optimisation steps, even if epochs are left."""
     batch_size: int = setting(128, POSITIVE)
-    """Cells a step; batches are made equal in size, so none is short."""
+    """Cells per step; all mini-batches have nearly the same size."""
     learning_rate: float = setting(0.1, POSITIVE)
     """Peak rate of Adam."""
     schedule: Schedule = Schedule.one_cycle
@@ -344,13 +353,13 @@ class TrainConfig:
     device: Device = Device.auto
     precision: Precision = Precision.tf32
     threads: int | None = setting(1, POSITIVE)
-    """CPU threads of the arithmetic; null leaves torch's own. On shared cores one thread is
-    often faster than two."""
+    """CPU threads; null keeps torch's default. On shared cores, one thread is often faster than
+    two."""
     progress: bool = True
     """Show a progress bar on the terminal."""
     checkpoint_every: int | str | None = "60s"
-    """How often a fit keeps what ``resume`` goes on from: a number of epochs, or of seconds as
-    ``60s``; null never does. A fit that is interrupted keeps it as well."""
+    """How often the state of a fit is saved for ``resume``: a number of epochs, or of seconds as
+    ``60s``; null means never. An interrupted fit saves its state too, unless this is null."""
 
     def __post_init__(self) -> None:
         check_fields("train", self)
@@ -359,31 +368,31 @@ class TrainConfig:
             self.precision is not Precision.bfloat16 or self.engine is Engine.fused,
             "train.precision",
             self.precision.value,
-            "is for train.engine = fused",
+            "works with train.engine=fused only",
         )
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
-    """How the fit is measured; every measure is defined in `topicell.evaluation`."""
+    """How the metrics are computed; they are defined in `topicell.evaluation`."""
 
     n_samples: int = setting(256, POSITIVE)
     """Monte-Carlo samples of the posterior means of θ and β."""
     n_elbo_samples: int = setting(10, POSITIVE)
     """Monte-Carlo samples of the expected log-likelihood in the final ELBO."""
     n_coherence_genes: int = setting(20, Bounds(2, says="pairs need at least 2 genes"))
-    """Top genes of a topic over whose pairs coherence is taken."""
+    """Top genes of a topic whose pairs are used for coherence."""
     n_diversity_genes: int = setting(25, POSITIVE)
-    """Top genes of a topic that count for diversity."""
+    """Top genes of a topic that are used for diversity."""
     n_neighbors: int = setting(15, POSITIVE)
     """Neighbours of the label classifier in topic space."""
     n_gap_cells: int = setting(4000, NOT_NEGATIVE)
-    """Cells, drawn at random, whose amortization gap is measured; 0 measures none."""
+    """Number of random cells for which the amortization gap is computed; 0 skips it."""
     differential_expression: bool = True
-    """Fold changes of the genes in each topic against the others, with standard errors."""
+    """Compute fold changes of the genes between each topic and the others, with standard errors."""
     n_splits: int = setting(1, POSITIVE)
-    """Splits of the cells, each with fits of its own: error bars over splits and replicates. The
-    first is the run's, which the artifacts show."""
+    """Number of splits of the cells, each with its own fits, for error bars over splits and
+    replicates. The artifacts show the first split."""
 
     def __post_init__(self) -> None:
         check_fields("evaluate", self)
@@ -396,7 +405,7 @@ class ReportConfig:
     enabled: bool = True
     n_components: int = setting(30, POSITIVE)
     """Principal components of the log-normalised counts."""
-    n_neighbors: int = setting(20, Bounds(2, says="needs 2 or more"))
+    n_neighbors: int = setting(20, Bounds(2, says="must be at least 2"))
     """Neighbours of both UMAPs."""
     leiden_resolution: float = setting(0.8, POSITIVE)
     n_top_genes: int = setting(10, POSITIVE)
@@ -406,18 +415,18 @@ class ReportConfig:
         Bounds(
             10,
             1200,
-            "must be between 10 and 1200: figures of fewer dots cannot be drawn, of more take "
-            "gigabytes",
+            "must be between 10 and 1200: with less, figures cannot be drawn; with more, they "
+            "take gigabytes of memory",
         ),
     )
-    """Resolution of the figures, dots per inch (in the PDFs, of the points of maps alone)."""
+    """Resolution of the figures, dots per inch (in PDFs, only of the points of maps)."""
     pdf: bool = True
-    """Every figure as PDF too, beside the PNG: a third of the time of a report."""
+    """Also write every figure as PDF; this is a third of the time of a report."""
     gene_sets: str | None = None
-    """Gene sets to look for among the leading genes of each topic: a GMT file, or ``blood`` for the
-    markers of blood cells that come with topicell."""
+    """Gene sets that are tested among the leading genes of each topic: a GMT file, or ``blood``
+    for the included markers of blood cells."""
     n_enrichment_genes: int = setting(50, POSITIVE)
-    """Leading genes of each topic, by FREX, among which gene sets are looked for."""
+    """Number of leading genes of each topic, by FREX, that are tested for gene sets."""
 
     def __post_init__(self) -> None:
         check_fields("report", self)
@@ -425,18 +434,18 @@ class ReportConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    """Where MLflow keeps the run; the run folder holds the same in any case."""
+    """Where MLflow stores the run; the run folder always holds the same."""
 
     enabled: bool = True
     uri: str | None = None
-    """Tracking server or store; null takes ``MLFLOW_TRACKING_URI``, else
+    """Tracking server or store; null uses ``MLFLOW_TRACKING_URI``, else
     ``sqlite:///mlflow.db`` in the current folder."""
     artifact_location: str | None = None
-    """Where a new experiment on a local store keeps artifacts; null takes ``mlartifacts``
-    beside the store. A server decides for itself."""
+    """Where a new experiment in a local store keeps artifacts; null uses ``mlartifacts`` next to
+    the store. A server uses its own place."""
     experiment: str = "topicell"
     run_name: str | None = None
-    """null names a run by its data, its number of topics and its seed."""
+    """Name of the run; null makes it from the data, the number of topics and the seed."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -451,14 +460,14 @@ class RunConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, SEED)
-    """Reaches the split, the start, the mini-batches, the noise and the embeddings."""
+    """Seed of the split, the initialisation, the mini-batches, the noise and the embeddings."""
 
     def __post_init__(self) -> None:
         check_fields("", self)
 
     @property
     def title(self) -> str:
-        """Name of a run without a name of its own."""
+        """Name of a run for which no name is set."""
         default = self.model.kind == ModelConfig().kind
         kind = "" if default else f"{self.model.kind}, "
         return f"{self.data.title}, {kind}{self.model.n_topics} topics, seed {self.seed}"
@@ -466,27 +475,28 @@ class RunConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExternalConfig(ReadConfig):
-    """Score and report topics from elsewhere: theta=FILE beta=FILE data=SET-or-FILE."""
+    """Score topics of another tool, and make a report: theta=FILE beta=FILE data=NAME-or-FILE."""
 
     theta: str = "???"
     """Topic proportions of cells: FILE.csv, .tsv, .txt, .npy, .npz or .h5ad[:obsm/NAME]."""
     beta: str = "???"
-    """Gene proportions of topics: the same forms; of an h5ad, varm."""
+    """Gene proportions of topics: the same formats; in an h5ad file, varm."""
     data: str = "???"
-    """The cells: a set of the catalogue, or a file or folder as in ``data=file``."""
+    """The cells: a data set of the catalogue, or a file or folder as with ``data=file``."""
     label_key: str | None = None
-    """Column of obs that holds known cell types; null takes the catalogue's, if any."""
+    """Column of obs with known cell types; null uses that of the catalogue, if there is one."""
     held_out: str | None = None
-    """Cells that the topics were not fitted to: a file of names, one a line; or a column of obs,
-    true or ``test`` for these cells."""
+    """Cells that the topics were not fitted to: a file with one name per line, or a column of
+    obs that is true or ``test`` for these cells."""
     normalize: bool = False
     """Rescale the proportions of each cell, and of each topic, to sum to 1."""
     floor: float = setting(
         0.0, Bounds(0, 0.1, "must be at least 0 and below 0.1", excludes_high=True)
     )
-    """Least proportion of a gene in a topic; an exact 0 makes an unseen count impossible."""
+    """Smallest proportion of a gene in a topic; with an exact 0, a count of the gene is
+    impossible."""
     output: str | None = None
-    """Folder to write; null takes ``evaluations/DATE/TIME``."""
+    """Output folder; null uses ``evaluations/DATE/TIME``."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -497,5 +507,5 @@ class ExternalConfig(ReadConfig):
 
     @property
     def title(self) -> str:
-        """What an evaluation is called that was given no name."""
+        """Name of an evaluation for which no name is set."""
         return f"{PurePath(self.data).stem}, topics of {PurePath(self.beta).stem}"

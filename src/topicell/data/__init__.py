@@ -1,1 +1,1 @@
-"""Data: named sets, files and simulated corpora, and what is done to them before the model."""
+"""Data: named data sets, files and simulated corpora, and their preparation for the model."""

@@ -1,9 +1,9 @@
-"""Named data sets: where they are, what they must hash to, and how each becomes counts.
+"""Named data sets: their addresses, their checksums, and how each is converted to counts.
 
-`CATALOGUE` lists them. `fetch` brings a file into the data folder, checked against its pinned
-sha256, or finds it there without touching the network. Sets that are not plain h5ad have their
-loader here: `load_pbmc68k` (shipped with scanpy, counts recovered from rounded logarithms) and
-`load_pbmc_facs` (an R workspace, which also holds a published fit).
+`CATALOGUE` lists them. `fetch` downloads a file into the data folder and checks its sha256, or
+finds it there without using the network. Data sets that are not plain h5ad have a loader here:
+`load_pbmc68k` (included in scanpy, counts recovered from rounded logarithms) and `load_pbmc_facs`
+(an R workspace, which also holds a published fit).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Dataset:
     name
         As in ``data.name``.
     url
-        Public address, or None for a set that comes with scanpy.
+        Public address, or None for a data set that is included in scanpy.
     file_name
         Name in the data folder.
     sha256
-        Pinned checksum of the file, or None where there is no download.
+        Fixed checksum of the file, or None if there is no download.
     label_key
         Column of obs that holds known cell types, or None.
     licence
@@ -71,8 +71,10 @@ CATALOGUE: Mapping[str, Dataset] = MappingProxyType(
                 sha256=None,
                 label_key="bulk_labels",
                 licence="CC BY 4.0 (10x Genomics); distributed with scanpy (BSD-3-Clause)",
-                description="700 blood cells × 765 genes of PBMC 68k (Zheng et al. 2017), "
-                "shipped with scanpy: needs no network",
+                description=(
+                    "700 blood cells × 765 genes of PBMC 68k (Zheng et al. 2017), included in "
+                    "scanpy: needs no network"
+                ),
             ),
             Dataset(
                 name="pbmc_facs",
@@ -135,25 +137,25 @@ def fetch(
 ) -> Path:
     """Return the file of a data set, downloaded if it is not in the folder yet.
 
-    A file that is there with the right checksum is used as it is: no request is made and
-    nothing is written. A file that is there with another checksum is replaced, but only once
-    the new one has arrived whole. A download that fails leaves the folder's files as they were.
+    An existing file with the right checksum is used: no request is made and nothing is written. An
+    existing file with another checksum is replaced after the new one is downloaded completely. If a
+    download fails, the files of the folder do not change.
 
     Parameters
     ----------
     dataset
         An entry of `CATALOGUE`.
     folder
-        Where the file is kept; None is `data_folder`.
+        Folder of the file; None is `data_folder`.
     progress
         Show a progress bar.
     allow_loopback_http
-        Accept a plain http address on this very machine (for tests and local mirrors).
+        Accept a plain http address on this machine (for tests and local mirrors).
 
     Raises
     ------
     InputError
-        The file could not be downloaded whole.
+        The file could not be downloaded completely.
     """
     if dataset.url is None or dataset.sha256 is None:
         raise InputError(f"{dataset.name} comes with scanpy; there is no file to download")
@@ -167,7 +169,8 @@ def fetch(
     import requests
 
     try:
-        # pooch writes beside the target under a temporary name, checks the sum, then renames.
+        # pooch writes to a temporary name in the same folder, checks the checksum, then renames the
+        # file.
         pooch.retrieve(
             dataset.url,
             known_hash=f"sha256:{dataset.sha256}",
@@ -179,7 +182,9 @@ def fetch(
         found = f"the server answered {str(error).partition(' for url')[0]}"
         raise _not_downloaded(dataset, path, found) from error
     except requests.exceptions.ChunkedEncodingError as error:
-        raise _not_downloaded(dataset, path, "the download was cut off midway") from error
+        raise _not_downloaded(
+            dataset, path, "the connection was lost during the download"
+        ) from error
     except requests.Timeout as error:
         raise _not_downloaded(dataset, path, "the server did not answer in time") from error
     except requests.exceptions.SSLError as error:
@@ -190,7 +195,7 @@ def fetch(
     except requests.RequestException as error:
         raise _not_downloaded(dataset, path, str(error)) from error
     except ValueError as error:  # pooch: the checksum differs
-        found = "what arrived has not the pinned checksum: it was cut off or has changed"
+        found = "the downloaded file has a wrong checksum: it is incomplete or has changed"
         raise _not_downloaded(dataset, path, found) from error
     except OSError as error:
         raise _not_downloaded(dataset, path, f"the file cannot be written ({error})") from error
@@ -198,17 +203,17 @@ def fetch(
 
 
 def load_pbmc68k() -> AnnData:
-    """Return 700 cells of PBMC 68k with their integer counts, from the copy that scanpy ships.
+    """Return 700 cells of PBMC 68k with their integer counts, from the copy in scanpy.
 
     Scanpy's copy holds ``log1p(count * 1e4 / n_counts)`` rounded to three decimals. Each stored
     value r stands for an interval of counts, ``expm1(r ± 0.0005) * n_counts / 1e4``; the count
     is recovered only if that interval is narrower than 1 and holds exactly one whole number,
-    so what is returned is the only table of counts that could have led to the stored values.
+    so the result is the only table of counts that agrees with the stored values.
 
     Raises
     ------
     InputError
-        A value does not stand for exactly one count (scanpy ships other data than expected).
+        A value does not stand for exactly one count (scanpy has other data than expected).
     """
     import scanpy as sc
     from anndata import AnnData
@@ -219,7 +224,7 @@ def load_pbmc68k() -> AnnData:
     counts = _undo_rounded_log1p(logged, n_counts / 1e4)
     x = as_counts(counts, "pbmc68k", genes=shipped.raw.var_names)
     adata = AnnData(x, obs=shipped.obs.copy(), var=shipped.raw.var.copy(), layers={"counts": x})
-    # There is no file of ours to hash, so the digest is that of the arrays scanpy returned.
+    # There is no file to hash, so the digest is that of the arrays that scanpy returned.
     arrived = hashlib.sha256()
     for array in (logged.data, logged.indices, logged.indptr, n_counts):
         arrived.update(np.ascontiguousarray(array).tobytes())
@@ -235,8 +240,9 @@ def load_pbmc68k() -> AnnData:
 def load_pbmc_facs(path: str | Path | None = None) -> AnnData:
     """Return 3,774 FACS-sorted blood cells: counts, sorted populations, gene identifiers.
 
-    ``obs`` has ``celltype`` (10 sorted sub-populations) and ``subpop`` (5 groups); ``var`` is
-    indexed by gene symbol, the few that occur twice told apart by ``-1``, and has ``ensembl``.
+    ``obs`` has ``celltype`` (10 sorted sub-populations) and ``subpop`` (5 groups); the index of
+    ``var`` is the gene symbol, with the suffix ``-1`` for the second of two equal symbols, and it
+    has a column ``ensembl``.
 
     Parameters
     ----------
@@ -312,8 +318,8 @@ def _sha256(path: Path) -> str:
 def _download(
     progress: bool, allow_loopback_http: bool, url: str, target: str, _pooch: object
 ) -> None:
-    # As pooch's own, but for the connection, which that one leaves open when it breaks, and for
-    # redirects, which that one follows anywhere.
+    # Like pooch's own downloader, which however leaves a broken connection open and follows
+    # redirects to any address.
     import requests
     from tqdm import tqdm
 
@@ -346,10 +352,10 @@ def _is_safe(url: str, allow_loopback_http: bool) -> bool:
 
 
 def _not_downloaded(dataset: Dataset, path: Path, found: str) -> InputError:
-    there = " (the file there has another checksum, and stays)" if path.is_file() else ""
+    there = " (the file there has another checksum and is kept)" if path.is_file() else ""
     return InputError(
-        f"{dataset.name} could not be downloaded from {dataset.url}: {found}; try again, or put "
-        f"the file by hand at {path}{there}, or set TOPICELL_DATA to a folder that has "
+        f"{dataset.name} could not be downloaded from {dataset.url}: {found}; try again, or save "
+        f"the file yourself as {path}{there}, or set TOPICELL_DATA to a folder that has "
         f"{dataset.file_name}"
     )
 
@@ -365,9 +371,9 @@ def _undo_rounded_log1p(logged: sp.csr_matrix, scale: np.ndarray) -> sp.csr_matr
     certain = (high - low < 1) & (first == last)
     if not certain.all():
         raise InputError(
-            f"pbmc68k: {int((~certain).sum())} values of scanpy's pbmc68k_reduced do not stand "
-            "for exactly one count; this version of scanpy ships other data: "
-            "choose another set (data=pbmc3k)"
+            f"pbmc68k: {int((~certain).sum())} values of scanpy's pbmc68k_reduced do not stand for "
+            "exactly one count; this version of scanpy contains other data: choose another data "
+            "set (data=pbmc3k)"
         )
     return sp.csr_matrix((first, logged.indices, logged.indptr), shape=logged.shape)
 
@@ -377,7 +383,7 @@ def _facs_workspace(path: str | Path | None) -> tuple[Path, dict[str, Any]]:
     import rdata
     from rdata.conversion import DEFAULT_CLASS_MAP
 
-    # R classes that rdata does not know; left as they are, which without a word it warns about.
+    # R classes that rdata does not know are left unchanged; naming them here avoids its warning.
     unknown = (
         "dgCMatrix",
         "multinom_topic_model_fit",
@@ -391,10 +397,10 @@ def _facs_workspace(path: str | Path | None) -> tuple[Path, dict[str, Any]]:
     constructors |= dict.fromkeys(unknown, lambda value, attributes: value)
     try:
         workspace = rdata.read_rda(file, constructor_dict=constructors)["pbmc_facs"]
-    except Exception as error:  # a damaged file fails anywhere inside the parser
+    except Exception as error:  # a damaged file can fail anywhere inside the parser
         raise InputError(
-            f"{file} cannot be read as the R workspace pbmc_facs.RData "
-            f"({type(error).__name__}: {error}); get it anew from {CATALOGUE['pbmc_facs'].url}"
+            f"{file} cannot be read as the R workspace pbmc_facs.RData ({type(error).__name__}: "
+            f"{error}); download it again from {CATALOGUE['pbmc_facs'].url}"
         ) from error
     return file, workspace
 
@@ -421,7 +427,8 @@ def _facs_cells(path: str | Path | None, counts: str, samples: str, name: str) -
             "celltype": _plain_categories(sample["celltype"]),
             "subpop": _plain_categories(sample["subpop"]),
         },
-        # Barcodes alone are not unique: cells of different sorts may share one.
+        # Barcodes alone are not unique: cells of different sorted populations may have the same
+        # barcode.
         index=pd.Index(matrix.Dimnames[0].astype(object)),
     )
     adata = AnnData(x, obs=obs, var=_facs_genes(workspace), layers={"counts": x})
@@ -436,7 +443,7 @@ def _facs_cells(path: str | Path | None, counts: str, samples: str, name: str) -
 
 
 def _plain_categories(column: pd.Series[Any]) -> pd.Categorical[Any]:
-    # rdata gives categories of pandas' own string type, which older h5ad readers refuse.
+    # rdata returns categories of pandas' string type, which older h5ad readers reject.
     import pandas as pd
 
     names = pd.Index([str(name) for name in column.cat.categories], dtype=object)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedCells:
-    """An AnnData of `topicell.data.preprocessing.preprocess`, as the rest of a run reads it."""
+    """The result of `topicell.data.preprocessing.preprocess`, in the form that a run uses."""
 
     adata: AnnData
 
@@ -40,7 +40,7 @@ class PreparedCells:
         return self.divided(self.adata.obs["split"])
 
     def divided(self, part_N: Any) -> dict[str, Counts]:
-        """Return the cells of each part, from the name of the part of each cell, shape (N,)."""
+        """Return the cells of each part, from the name of each cell's part, shape (N,)."""
         return {name: self.counts[np.flatnonzero(np.asarray(part_N) == name)] for name in PARTS}
 
     @property

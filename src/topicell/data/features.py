@@ -1,7 +1,7 @@
-"""Decide what the rows and columns of a matrix are: cells or genes, which features, which names.
+"""Decide whether rows are cells or genes, which features are kept, and how genes are named.
 
-Files differ in how they say these things. If there is no doubt, cells and genes are put in order
-with a warning; if there is doubt, the file is refused with the setting that decides.
+Files differ in these respects. If a file has one clear meaning, it is converted with a warning; if
+not, it is rejected, and the message names the setting that decides.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ _SYMBOL_COLUMNS = (
     "hgnc_symbol mgi_symbol external_gene_name gene_short_name gene_common_name features feature "
     "name names gene genes original_gene_symbols"
 ).split()
-"""Columns of var that hold symbols, in lower case: the first that is there is taken."""
+"""Columns of var that hold symbols, in lower case: the first existing one is used."""
 _ID_COLUMNS = (
     "gene_ids gene_id ensembl_id ensembl_ids ensembl ensembl_gene_id feature_id ensemblid geneid"
 ).split()
 IDS_COLUMN = "gene_ids"
-"""Column of var that keeps identifiers, by which cells of other files are matched."""
+"""Column of var that keeps identifiers, by which genes of other files are matched."""
 _BLANK = ("", "nan", "none", "<na>", "na")
 
 
 def oriented(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnData:
-    """Return the cells as rows, transposed where rows are genes.
+    """Return the matrix with cells as rows, transposed if its rows are genes.
 
     Parameters
     ----------
     adata
-        A matrix either way up; the name of its obs index is the header of its first column, if any.
+        A matrix of either orientation; the name of its obs index is the header of its first column,
+        if there is one.
     config
-        ``orientation``; by ``auto`` the names of rows and columns decide.
+        ``orientation``; with ``auto``, the names of rows and columns decide.
     prefix
-        Put before names of settings in messages.
+        Prefix of the names of settings in messages.
 
     Raises
     ------
     InputError
-        Names suggest that rows are genes, and do not prove it.
+        Names suggest that rows are genes, but do not prove it.
 
     Warns
     -----
@@ -78,17 +79,17 @@ def oriented(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnData:
     if not certain:
         raise InputError(
             f"{what}; {prefix}orientation=genes_rows transposes the table, "
-            f"{prefix}orientation=cells_rows takes it as it is"
+            f"{prefix}orientation=cells_rows does not"
         )
     warnings.warn(
-        f"{what}: the matrix is transposed; {prefix}orientation=cells_rows would take it as it is",
+        f"{what}: the matrix is transposed; {prefix}orientation=cells_rows prevents this",
         stacklevel=3,
     )
     return _transposed(adata)
 
 
 def _genes_in_rows(rows: Sequence[str], columns: Sequence[str], header: str) -> tuple[str, bool]:
-    """Return what speaks for genes in rows, empty if nothing does, and whether it is certain."""
+    """Return the evidence for genes in rows (empty if there is none), and whether it is certain."""
     n_rows, n_columns = genes.n_gene_like(rows), genes.n_gene_like(columns)
     cells_in_rows = genes.n_cell_like(rows) >= 0.5 * len(rows)
     cells_in_columns = genes.n_cell_like(columns) >= 0.5 * len(columns)
@@ -103,7 +104,7 @@ def _genes_in_rows(rows: Sequence[str], columns: Sequence[str], header: str) -> 
     elif cells_in_rows and not cells_in_columns:
         against += 1
     if genes.names_gene(header):
-        for_it.append(f"the first column is headed {header!r}")
+        for_it.append(f"the header of the first column is {header!r}")
     elif genes.names_cell(header):
         against += 1
     if len(for_it) <= against:
@@ -119,9 +120,9 @@ def _transposed(adata: AnnData) -> AnnData:
 
 
 def with_features(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnData:
-    """Return the cells with the features that are genes, named as the configuration asks.
+    """Return the cells with the features that are genes, named as the configuration says.
 
-    Identifiers that give way to symbols stay in ``var["gene_ids"]``.
+    Identifiers that are replaced by symbols are kept in ``var["gene_ids"]``.
 
     Parameters
     ----------
@@ -130,7 +131,7 @@ def with_features(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnDa
     config
         ``feature_type`` and ``gene_names``.
     prefix
-        Put before names of settings in messages.
+        Prefix of the names of settings in messages.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def with_features(adata: AnnData, config: ReadConfig, prefix: str = "") -> AnnDa
     Warns
     -----
     UserWarning
-        Features were left out, or names were taken from another column than the index.
+        Features were left out, or names come from another column than the index.
     """
     return _without_others(_named(_of_type(adata, config, prefix), config, prefix))
 
@@ -156,7 +157,7 @@ def _of_type(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
             return adata
         raise InputError(
             f"{setting} = {config.feature_type!r}: var has no column of feature types "
-            f"({_TYPE_COLUMNS[0]}); leave the setting out"
+            f"({_TYPE_COLUMNS[0]}); leave this setting out"
         )
     types = adata.var[column].astype(str).str.strip()
     counted = Counter(types)
@@ -166,14 +167,14 @@ def _of_type(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
     if not kept.any():
         if asked is None and len(counted) == 1:
             warnings.warn(
-                f"all {adata.n_vars} features are of type {next(iter(counted))!r}, none is gene "
-                "expression; they are modelled as genes are",
+                f"all {adata.n_vars} features are of type {next(iter(counted))!r}, not gene "
+                "expression; they are modelled like genes",
                 stacklevel=4,
             )
             return adata
         raise InputError(
             f"{setting} = {config.feature_type or 'Gene Expression'!r}: no feature is of this "
-            f"type; here: {here}; name one of them, or {setting}=all"
+            f"type; found: {here}; name one of them, or write {setting}=all"
         )
     if kept.all():
         return adata
@@ -189,7 +190,7 @@ def _of_type(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
 
 
 def _are_types(column: pd.Series) -> bool:
-    """Return whether a column holds types of features; some columns of this name hold biotypes."""
+    """Return whether a column holds types of features; some such columns hold biotypes."""
     values = {str(value).strip().lower() for value in column.unique()}
     return not values.isdisjoint((*_GENE_EXPRESSION, *_OTHER_TYPES))
 
@@ -218,8 +219,9 @@ def _named(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
         if parts is None:
             return adata
         warnings.warn(
-            f"gene names such as {index[0]!r} are divided: the symbol names the gene, the "
-            f"identifier is kept in var[{IDS_COLUMN!r}]; {setting}=index keeps the names whole",
+            f"gene names such as {index[0]!r} are split: the gene gets the symbol as its name, "
+            f"and var[{IDS_COLUMN!r}] keeps the identifier; {setting}=index keeps the names as "
+            "they are",
             stacklevel=4,
         )
         return _renamed(adata, parts[0], parts[1], have_ids=True)
@@ -229,8 +231,8 @@ def _named(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
         named = [s for s in symbols if s.strip().lower() not in _BLANK]
         if len(named) >= 0.5 * len(symbols) and genes.share_of_ids(named) < 0.5:
             warnings.warn(
-                f"genes are named by var[{column!r}], and their ids, such as {index[0]!r}, are "
-                f"kept in var[{IDS_COLUMN!r}]; {setting}=index keeps the ids as names",
+                f"genes get their names from var[{column!r}], and var[{IDS_COLUMN!r}] keeps their "
+                f"ids, such as {index[0]!r}; {setting}=index keeps the ids as names",
                 stacklevel=4,
             )
             return _renamed(adata, symbols, index, have_ids)
@@ -248,7 +250,7 @@ def _renamed(adata: AnnData, names: list[str], ids: list[str], have_ids: bool) -
 
 
 def _without_others(adata: AnnData) -> AnnData:
-    """Leave out rows of counting programs, and columns of metadata among the genes."""
+    """Remove summary rows of counting programs, and columns of metadata among the genes."""
     names = list(map(str, adata.var_names))
     summary = np.array([bool(genes.SUMMARY.match(name)) for name in names])
     metadata = np.zeros(len(names), dtype=bool)
@@ -257,8 +259,8 @@ def _without_others(adata: AnnData) -> AnnData:
         return adata
     totals = np.asarray(adata.layers["counts"].sum(0, dtype=np.float64)).ravel()
     for mask, what in (
-        (summary, "sums of a counting program (reads without a gene)"),
-        (metadata, "metadata of cells, by their names"),
+        (summary, "sums from a counting program (reads without a gene)"),
+        (metadata, "metadata of cells, judging by their names"),
     ):
         if mask.any():
             first = ", ".join(np.array(names)[mask][:4]) + (", …" if mask.sum() > 4 else "")

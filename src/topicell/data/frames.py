@@ -1,7 +1,7 @@
-"""Tables of cells and genes in a form that anndata writes to h5ad, whatever wrote them.
+"""Convert tables of cells and genes from any program to a form that anndata can write to h5ad.
 
-Files of other programs, and of other versions of anndata and pandas, hold columns, names and types
-that anndata reads and then refuses to write. `plain` converts them once, after reading.
+Files of other programs, and of other versions of anndata and pandas, have columns, names and types
+that anndata reads but cannot write. `plain` converts them once, after reading.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 RESERVED = "_index"
-"""The name under which anndata stores the index; no column may have it."""
+"""Name under which anndata stores the index; no column may have this name."""
 _MAX_POSITION = 100_000
 """Increasing whole numbers below this are taken for positions of genes, not for ids."""
 
@@ -26,10 +26,10 @@ _MAX_POSITION = 100_000
 def plain(adata: AnnData) -> None:
     """Convert the tables and ``uns`` of an AnnData, in place, so that `write_h5ad` accepts them.
 
-    Columns named ``_index`` are dropped where they repeat the index and renamed otherwise; column
-    names become unique text; an index that is named like a column loses that name. Nullable and
-    Arrow strings become text or categories, other extension types their numpy equivalents, and
-    columns with values of several types become text.
+    Columns named ``_index`` are dropped if they repeat the index and renamed otherwise; column
+    names become unique text; an index with the name of a column loses its name. Nullable and Arrow
+    strings become text or categories, other extension types their numpy equivalents, and columns
+    with values of several types become text.
 
     Warns
     -----
@@ -54,14 +54,14 @@ def plain(adata: AnnData) -> None:
 
 
 def require_gene_names(var: pd.DataFrame, gene_names: str | None, prefix: str = "") -> None:
-    """Refuse genes whose names are their positions where a column can name them.
+    """Reject genes whose names are their positions if a column can name them.
 
     Parameters
     ----------
     var
-        One row a gene.
+        One row per gene.
     gene_names
-        The setting of that name; the genes pass where it is given.
+        The setting ``gene_names``; if it is set, the genes are accepted.
     prefix
         Put before names of settings in messages.
 
@@ -83,7 +83,7 @@ def require_gene_names(var: pd.DataFrame, gene_names: str | None, prefix: str = 
     numbers = np.array([int(name) for name in names], dtype=object)
     if numbers[-1] >= _MAX_POSITION or not (numbers[1:] > numbers[:-1]).all():
         return
-    # Symbols of a reference repeat seldom; a class of genes repeats often.
+    # Symbols of genes repeat rarely; classes of genes repeat often.
     columns = [
         str(name)
         for i, name in enumerate(var.columns)
@@ -92,13 +92,13 @@ def require_gene_names(var: pd.DataFrame, gene_names: str | None, prefix: str = 
     if columns:
         example = ", ".join(map(str, var[columns[0]].iloc[:3]))
         raise InputError(
-            f"the genes have no names but numbers ({', '.join(names[:3])}, …); columns of var that "
-            f"may name them: {', '.join(columns)}; set {prefix}gene_names={columns[0]} (there: "
-            f"{example}, …), or {prefix}gene_names=index to keep the numbers"
+            f"the genes have numbers instead of names ({', '.join(names[:3])}, …); columns of var "
+            f"that may hold names: {', '.join(columns)}; set {prefix}gene_names={columns[0]} "
+            f"(values: {example}, …), or {prefix}gene_names=index to keep the numbers"
         )
     if names in ([str(i) for i in range(len(names))], [str(i + 1) for i in range(len(names))]):
         warnings.warn(
-            f"the genes have no names but numbers ({names[0]} to {names[-1]}), and var has no "
+            f"the genes have numbers instead of names ({names[0]} to {names[-1]}), and var has no "
             "column of names: tables and figures show the numbers",
             UserWarning,
             stacklevel=3,
@@ -134,13 +134,13 @@ def _plain_names(frame: pd.DataFrame, where: str) -> None:
         )
         del frame[RESERVED]
         old.remove(RESERVED)
-    # anndata stores a column under its name in a group: "" and "." would be the group itself.
+    # anndata stores a column under its name in a group; "" and "." would be the group itself.
     fine = [str(name) if str(name).strip("./ ") and name != RESERVED else None for name in old]
     new: list[str] = []
     for place, name in enumerate(fine):
         first = name or ("index" if old[place] == RESERVED else "unnamed")
         unique, n = first, 0
-        # The columns whose names can stay have them before any other.
+        # Columns that can keep their names get them first.
         while unique in new or (unique in fine and unique != name):
             n += 1
             unique = f"{first}-{n}"
@@ -153,15 +153,15 @@ def _plain_names(frame: pd.DataFrame, where: str) -> None:
     frame.columns = new
     if changed:
         warnings.warn(
-            f"{where} has column names that are reserved, empty or repeated; they are kept under "
-            f"other names: {', '.join(changed)}",
+            f"{where} has column names that are reserved, empty or repeated; they get other "
+            f"names: {', '.join(changed)}",
             UserWarning,
             stacklevel=4,
         )
 
 
 def _plain_index(index: pd.Index, columns: list[str]) -> pd.Index:
-    """Return an index of plain text, named only where the name is of no column."""
+    """Return an index of plain text, with a name only if no column has this name."""
     import pandas as pd
 
     name = index.name
@@ -175,7 +175,7 @@ def _plain_index(index: pd.Index, columns: list[str]) -> pd.Index:
 
 
 def _is_plain(dtype: Any) -> bool:
-    """Return whether anndata writes columns of this type, whatever their values."""
+    """Return whether anndata can write columns of this type with any values."""
     import pandas as pd
 
     if isinstance(dtype, np.dtype):
@@ -184,7 +184,7 @@ def _is_plain(dtype: Any) -> bool:
         return (
             isinstance(dtype.categories.dtype, np.dtype) and dtype.categories.dtype.kind in "biuf"
         )
-    # Of the nullable types, anndata writes whole numbers and booleans.
+    # anndata can write these nullable types: whole numbers and booleans.
     return (
         getattr(dtype, "kind", "") in ("b", "i", "u")
         and hasattr(dtype, "numpy_dtype")
@@ -215,7 +215,7 @@ def _plain_array(array: Any, where: str) -> Any:
 
 
 def _plain_objects(values: np.ndarray, where: str) -> Any:
-    """Return Python objects as numbers where all are numbers, else as text or categories."""
+    """Return Python objects as numbers if all are numbers, else as text or categories."""
     import pandas as pd
     from pandas.api.types import infer_dtype
 
@@ -233,7 +233,7 @@ def _plain_objects(values: np.ndarray, where: str) -> Any:
         return pd.arrays.BooleanArray(truths, missing) if missing.any() else truths
     if kind in ("mixed", "mixed-integer"):
         warnings.warn(
-            f"{where} holds values of several types; they are kept as text",
+            f"{where} holds values of several types; they are stored as text",
             UserWarning,
             stacklevel=5,
         )
@@ -253,7 +253,7 @@ def _plain_categories(array: pd.Categorical, where: str) -> pd.Categorical:
     new = _plain_array(array.categories.array, f"categories of {where}")
     if len(set(new)) == len(new):
         return array.rename_categories(pd.Index(new))
-    # Categories that differ as objects only, as 1 and "1".
+    # Categories that differ only as objects, such as 1 and "1".
     return pd.Categorical(pd.Index(new)[array.codes].where(array.codes >= 0), ordered=array.ordered)
 
 

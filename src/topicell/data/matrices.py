@@ -1,7 +1,7 @@
-"""Topics of any model: from two files to matrices that fit the data, or a refusal that says why.
+"""Read topics of any model from two files and check that they match the data.
 
 `read_topics` reads the topic proportions of cells (theta) and the gene proportions of topics
-(beta), turns and orders them as the data's cells and genes are, and takes nothing but
+(beta), transposes and orders them like the cells and genes of the data, and accepts only
 proportions.
 
 Shapes: N cells, K topics, G genes.
@@ -28,9 +28,9 @@ _FORMS = (
     "scipy.sparse's), h5ad (FILE.h5ad:obsm/NAME, :varm/NAME or :uns/NAME)"
 )
 _FIELDS = {"theta": "obsm/X_lda", "beta": "varm/lda_topics"}
-"""Where topicell's own h5ad files have them."""
+"""Fields of topicell's own h5ad files."""
 _TOLERANCE = 1e-3
-"""How far a sum of proportions may be from 1, for rounded text and low precision."""
+"""Allowed difference of a sum of proportions from 1, for rounded text and low precision."""
 _ENSEMBL = re.compile(r"ENS[A-Z]*\d{6,}")
 
 
@@ -45,7 +45,7 @@ class Topics:
     beta_KG
         Gene proportions of each topic; rows sum to 1.
     cells, genes
-        Which of the data's cells and genes these are: increasing indices, shapes (N,) and (G,).
+        Increasing indices of these cells and genes in the data, shapes (N,) and (G,).
     names
         Names of the topics, shape (K,).
     """
@@ -66,33 +66,33 @@ def read_topics(
     gene_ids: Iterable[str] | None = None,
     normalize: bool = False,
 ) -> Topics:
-    r"""Read a pair of matrices, either way up, and put them in the order of the data.
+    r"""Read a pair of matrices, in either orientation, and put them in the order of the data.
 
-    Names decide which side has the cells or genes, else its length does. Cells and genes that
-    the files lack are left out; a matrix without their names must have all of them, in the
-    data's order. Topics of the same names are matched by name, others in order.
+    Names decide which side has the cells or genes; without names, the lengths decide. Cells and
+    genes that the files do not have are left out; a matrix without names must have all of them, in
+    the order of the data. Topics are matched by name if both files have the same names, else by
+    order.
 
     Parameters
     ----------
     theta, beta
         Files: csv, tsv or txt (also .gz), with names in the first column and the header; npy; npz
         of one array or with arrays ``theta`` and ``beta``, and names in ``cells``, ``genes`` and
-        ``topics``; npz of `scipy.sparse.save_npz`; h5ad with a field, as
-        ``FILE.h5ad:obsm/NAME``, ``varm/NAME`` or ``uns/NAME``, and without it ``obsm/X_lda`` or
-        ``varm/lda_topics``.
+        ``topics``; npz of `scipy.sparse.save_npz`; h5ad with a field, as ``FILE.h5ad:obsm/NAME``,
+        ``varm/NAME`` or ``uns/NAME``; without a field, ``obsm/X_lda`` or ``varm/lda_topics``.
     cell_names, gene_names
         Those of the data.
     gene_ids
-        Identifiers of the same genes: beta may have these in place of the names.
+        Identifiers of the same genes; beta may have these instead of the names.
     normalize
-        Rescale each cell of theta and each topic of beta to sum to 1, whatever the sum was. Where
-        both have other sums they are factors, as of NMF: a topic's sum in beta then goes to its
-        column of theta first, so that their product keeps its proportions.
+        Rescale each cell of theta and each topic of beta to sum to 1. If neither sums to 1, they
+        are factors, as from NMF: the sum of a topic in beta is first multiplied into its column of
+        theta, so that the product keeps its proportions.
 
     Raises
     ------
     InputError
-        A file cannot be read, does not fit the data or the other file, or holds anything but
+        A file cannot be read, does not match the data or the other file, or holds other values than
         proportions.
 
     Examples
@@ -124,8 +124,8 @@ def read_topics(
     if n_topics != beta_GK.shape[1] or n_topics < 2:
         raise InputError(
             f"{about_theta} has {len(cells)} cells × {n_topics} topics and {about_beta} "
-            f"{beta_GK.shape[1]} topics × {len(genes)} genes; both must have the same topics, "
-            "two or more: give two files of one model"
+            f"{beta_GK.shape[1]} topics × {len(genes)} genes; both must have the same number of "
+            "topics, at least 2: give two files of the same model"
         )
     names = theta_topics or beta_topics or [f"topic_{k}" for k in range(n_topics)]
     if beta_topics is not None and set(beta_topics) == set(names):
@@ -138,7 +138,7 @@ def read_topics(
         used = [all_cells[i] for i in cells]
         proportions, sums_N = _proportions(theta_NK, "cell", used, names, normalize)
         if (np.abs(sums_N - 1) > _TOLERANCE).any():
-            # Factors, as of NMF: what is taken from a topic's genes is given to its cells.
+            # Factors, as from NMF: the scale of a topic is moved from its genes to its cells.
             proportions, _ = _proportions(proportions * mass_K, "cell", used, names, normalize)
     return Topics(proportions, beta_KG, cells, genes, names)
 
@@ -153,10 +153,10 @@ def _about(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A matrix as its file has it: either way up, numbers of any type, perhaps sparse.
+    """A matrix as it is in its file: any orientation, any type of numbers, dense or sparse.
 
-    `names` are those of rows and of columns; `axis` is the side of the cells or genes, where the
-    file tells.
+    `names` are those of rows and of columns; `axis` is the side of the cells or genes, if the file
+    says it.
     """
 
     values: Any
@@ -166,13 +166,15 @@ class _Matrix:
     def __post_init__(self) -> None:
         shape, dtype = self.values.shape, self.values.dtype
         if len(shape) != 2 or 0 in shape or dtype.kind not in "biuf":
-            raise InputError(f"is an array of shape {shape} of {dtype}, not a matrix of numbers")
+            raise InputError(
+                f"is an array of shape {shape} and type {dtype}, not a matrix of numbers"
+            )
         for side, names, n_values in zip(("row", "column"), self.names, shape, strict=True):
             if names is not None and len(names) != n_values:
                 raise InputError(f"has {n_values} {side}s and {len(names)} names for them")
             if repeated := _repeated(names or []):
                 raise InputError(
-                    f"more than one {side} is named {_first(repeated)}; give each a name of its own"
+                    f"more than one {side} is named {_first(repeated)}; give each its own name"
                 )
 
     def __str__(self) -> str:
@@ -187,7 +189,7 @@ def _read(source: str, role: str) -> _Matrix:
         raise InputError(f"there is no such file (looked from {Path.cwd()}); check the path")
     ending = re.search(r"(?i)\.((csv|tsv|tab|txt)(\.gz)?|npy|npz|h5ad)$", path.name)
     if ending is None:
-        raise InputError(f"is of no form that can be read; supported: {_FORMS}")
+        raise InputError(f"is not in a supported format; supported: {_FORMS}")
     form = ending[1].lower()
     try:
         if form == "h5ad":
@@ -197,9 +199,11 @@ def _read(source: str, role: str) -> _Matrix:
         return _from_text(path, _separator(path, form))
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # damage shows as any error of h5py, pandas, numpy or zipfile
+    except (
+        Exception
+    ) as error:  # a damaged file can cause any error of h5py, pandas, numpy or zipfile
         what = str(error).strip().partition("\n")[0]
-        fix = "the file may be damaged, or of another form than its name says: write it again"
+        fix = "the file may be damaged, or in another format than its name says: write it again"
         if "Object arrays" in what:
             fix = "save values as numbers, and names with dtype=str"
         raise InputError(
@@ -208,7 +212,7 @@ def _read(source: str, role: str) -> _Matrix:
 
 
 def _separator(path: Path, form: str) -> str:
-    """Return the separator of a text file: of .txt, the one that its first line has."""
+    """Return the separator of a text file; for .txt, the one in its first line."""
     if form.startswith("csv"):
         return ","
     if not form.startswith("txt"):
@@ -221,7 +225,7 @@ def _separator(path: Path, form: str) -> str:
 def _from_text(path: Path, separator: str) -> _Matrix:
     import pandas as pd
 
-    # A gene called NA is no missing value, and 0.1 is the number that was written.
+    # A gene called NA is not a missing value, and 0.1 is read exactly as written.
     options: dict[str, Any] = {"sep": separator, "header": None, "na_filter": False}
     options |= {"float_precision": "round_trip", "encoding": "utf-8-sig", "low_memory": False}
     first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0].tolist()
@@ -256,7 +260,7 @@ def _are_numbers(fields: Iterable[str]) -> bool:
 
 
 def _are_values(fields: list[str]) -> bool:
-    """Return whether these are values, not names: names can be whole numbers, each used once."""
+    """Return whether these are values; names can be whole numbers too if each occurs once."""
     return _are_numbers(fields) and (
         bool(_repeated(fields)) or not all(float(field).is_integer() for field in fields)
     )
@@ -264,7 +268,7 @@ def _are_values(fields: list[str]) -> bool:
 
 def _from_numpy(path: Path, role: str) -> _Matrix:
     sides = ("cells" if role == "theta" else "genes", "topics")
-    # numpy leaves a damaged file open that it has opened itself.
+    # numpy does not close a damaged file that it has opened itself.
     with path.open("rb") as stream:
         file = np.load(stream, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -274,7 +278,9 @@ def _from_numpy(path: Path, role: str) -> _Matrix:
         arrays = [name for name in file.files if name not in ("cells", "genes", "topics")]
         if role not in arrays and len(arrays) != 1:
             here = ", ".join(file.files) or "nothing"
-            raise InputError(f"has no array {role}, and not one array alone; here: {here}")
+            raise InputError(
+                f"has no array {role}, and does not hold exactly one array; found: {here}"
+            )
         matrix = _Matrix(file[role if role in arrays else arrays[0]])
         names = [file[s].astype(str).ravel().tolist() if s in file.files else None for s in sides]
     if names == [None, None]:
@@ -285,7 +291,7 @@ def _from_numpy(path: Path, role: str) -> _Matrix:
     )
     if upright and turned:
         raise InputError(
-            f"is {matrix}, and its names fit either side; write it as csv, with names in the "
+            f"is {matrix}, and its names match both sides; write it as csv, with names in the "
             "first column and the header"
         )
     first, second = names[::-1] if turned else names
@@ -304,7 +310,7 @@ def _from_h5ad(path: Path, field: str) -> _Matrix:
         if part not in parts or not name or field not in file:
             here = ", ".join(f"{p}/{n}" for p in parts for n in file.get(p, ())) or "no such"
             raise InputError(
-                f"has no {field}; here: {here}; name a matrix as {path.name}:obsm/NAME"
+                f"has no {field}; found: {here}; name a matrix as {path.name}:obsm/NAME"
             )
         element = read_elem(file[field])
         if part != "uns":
@@ -334,8 +340,8 @@ def _aligned(
         if values.shape[0] != len(data_names):
             raise InputError(
                 f"is {matrix} without names of {item}s, and the data have {len(data_names)} "
-                f"{item}s; give it all of them in the data's order, or names of {item}s (a first "
-                "line of numbers alone is read as values)"
+                f"{item}s; give all {item}s in the order of the data, or add names of {item}s (a "
+                "first line that holds only numbers is read as values)"
             )
         return values, np.arange(len(data_names)), topics
     _require_known(names, places, item)
@@ -350,7 +356,7 @@ def _aligned(
 
 
 def _axis_of_items(matrix: _Matrix, places: dict[str, int], n_items: int, item: str) -> int:
-    """Return the side whose names are in the data; without names, the side as long as the data."""
+    """Return the side whose names are in the data; without names, the side of the same length."""
     shape, named = matrix.values.shape, [a for a in (0, 1) if matrix.names[a] is not None]
     n_known = [sum(name in places for name in names or ()) for names in matrix.names]
     rows, columns = (
@@ -360,10 +366,12 @@ def _axis_of_items(matrix: _Matrix, places: dict[str, int], n_items: int, item: 
         return int(columns > rows)
     either = f"is {matrix} and may be {item}s × topics or topics × {item}s"
     if rows[0]:
-        raise InputError(f"{either}, for both sides have names of {item}s; rename the topics")
+        raise InputError(f"{either}, because both sides have names of {item}s; rename the topics")
     if rows[2] and not named:
-        raise InputError(f"{either}, for the data have {n_items} {item}s; give it their names")
-    # Neither side fits; more can be said of the longer one, which is seldom that of the topics.
+        raise InputError(
+            f"{either}, because the data have {n_items} {item}s; add the names of the {item}s"
+        )
+    # Neither side matches; report the longer one, which is rarely that of the topics.
     return max(named or (0, 1), key=lambda axis: shape[axis])
 
 
@@ -374,16 +382,16 @@ def _require_known(names: list[str], places: dict[str, int], item: str) -> None:
     if len(unknown) < len(names):
         raise InputError(
             f"{len(unknown)} of its {len(names)} {item}s are not in the data: {_first(unknown)}; "
-            "leave them out of the file, or give the data that it was fitted to"
+            "remove them from the file, or give the data that the topics were fitted to"
         )
-    hint = "rename either, or give the data that it was fitted to"
+    hint = "rename one of them, or give the data that the topics were fitted to"
     if _are_numbers(names):
         hint = "the first column and the header are for names, not values"
     elif _are_ensembl(names) != _are_ensembl(places):
-        hint = "one side has Ensembl ids and the other symbols: rename either"
+        hint = "one side has Ensembl ids and the other symbols: rename one of them"
     raise InputError(
-        f"none of its {len(names)} {item}s is in the data: {_first(names)}, where the data have "
-        f"{_first(places)}; {hint}"
+        f"none of its {len(names)} {item}s is in the data: the file has {_first(names)}, the data "
+        f"have {_first(places)}; {hint}"
     )
 
 
@@ -395,21 +403,21 @@ def _are_ensembl(names: Iterable[str]) -> bool:
 def _proportions(
     values: Any, row: str, rows: list[str], columns: list[str], normalize: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows that sum to 1, and their sums before."""
-    # In one layout: the order of summation, and with it the last digit, is that of memory.
+    """Return rows that sum to 1, and their previous sums."""
+    # Use one memory layout, because it determines the order of summation and so the last digit.
     x = np.ascontiguousarray(values.toarray() if sp.issparse(values) else values, np.float64)
     bad = ~((x >= 0) & (x < np.finfo(np.float64).max / x.shape[1]))  # The sums are finite, too.
     if bad.any():
         i, j = np.argwhere(bad)[0]
         raise InputError(
-            f"holds {x[i, j]:g} for {rows[i]!r} and {columns[j]!r} ({bad.sum()} such of {x.size} "
-            "values); proportions are finite numbers, 0 or greater"
+            f"holds {x[i, j]:g} for {rows[i]!r} and {columns[j]!r} ({bad.sum()} such values of "
+            f"{x.size}); proportions must be finite numbers, 0 or greater"
         )
     sums = x.sum(axis=1)
     if len(empty := np.flatnonzero(sums == 0)):
         raise InputError(
-            f"all is zero for {row} {rows[empty[0]]!r} ({len(empty)} of {len(x)} {row}s); leave "
-            f"such {row}s out"
+            f"all values of {row} {rows[empty[0]]!r} are zero ({len(empty)} of {len(x)} {row}s); "
+            f"leave such {row}s out"
         )
     off = np.flatnonzero(np.abs(sums - 1) > _TOLERANCE)
     if len(off) and not normalize:

@@ -1,4 +1,4 @@
-"""From raw counts to the cells and genes that are modelled: filters, variable genes, split.
+"""Prepare raw counts for the model: filters, variable genes, split.
 
 The steps and their order are those of the scvi-tools tutorial "Topic Modeling with Amortized
 LDA"; every step is a setting of `PreprocessConfig`.
@@ -34,19 +34,19 @@ PARTS = ("train", "valid", "test")
 OWN_COLUMNS = ("split", "leiden", "amortization_gap")
 """Columns of obs that a run writes."""
 MIN_CELLS_TO_RANK = 10
-"""The fewest cells of a batch whose genes the seurat_v3 flavours can rank: with one cell their
-compiled loess ends the process."""
+"""Smallest number of cells of a batch for which the seurat_v3 flavours can rank genes: with one
+cell, their compiled loess ends the process."""
 FEWEST_BARCODES = 1000
 EMPTY_COUNTS = 50
 EMPTY_SHARE = 0.8
-"""A matrix of this many barcodes, of which more than this share has fewer counts than that, is
-unfiltered, if its deepest cells have far more counts."""
+"""A matrix with at least this many barcodes is unfiltered if more than this share of them has
+fewer counts than this, and the largest cells have far more counts."""
 WARNINGS = "topicell_warnings"
-"""Key of uns under which the cache keeps what was warned of, to be said again."""
+"""Key of uns under which the cache stores warnings, so that they are given again."""
 _CACHED = re.compile(r"[0-9a-f]{32}\.h5ad")
 _UNFINISHED = re.compile(r"tmp[a-z0-9_]{8}\.h5ad")
 _STALE_SECONDS = 86_400
-"""Age at which a file that is not finished was left by a process that ended."""
+"""An unfinished file older than this was left by a process that has ended."""
 _HELD: ContextVar[dict[Path, AnnData] | None] = ContextVar("held", default=None)
 
 
@@ -56,29 +56,29 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
     Parameters
     ----------
     adata
-        Cells × genes with integer counts in ``layers["counts"]``; left as it is.
+        Cells × genes with integer counts in ``layers["counts"]``; not changed.
     config
         The settings.
     seed
-        Decides the split.
+        Seed of the split.
 
     Returns
     -------
     A new AnnData of the modelled genes: ``layers["counts"]`` the counts, ``X`` the
     log-normalised values, ``raw`` the log-normalised values of all genes that passed the
-    filters, ``obs["split"]`` the part of each cell. Columns of obs that are named as ours
-    (`OWN_COLUMNS`) are kept under the name that `column` gives.
+    filters, ``obs["split"]`` the part of each cell. Columns of obs with a reserved name
+    (`OWN_COLUMNS`) are kept under the name that `column` returns.
 
     Raises
     ------
     InputError
-        No gene or cell is left, or a named column is not there.
+        No gene or cell is left, or a named column does not exist.
 
     Warns
     -----
     UserWarning
-        There are fewer genes than asked for (all are used), or cells without any count in the
-        modelled genes.
+        There are fewer genes than requested (all are used), or cells without counts in the modelled
+        genes.
     """
     return _with_split(_choose(adata, config), config.split, seed)
 
@@ -124,8 +124,9 @@ def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
     n_empty = int((np.asarray(adata.layers["counts"].sum(1)).ravel() == 0).sum())
     if n_empty:
         warnings.warn(
-            f"{n_empty} cells have no count in the {adata.n_vars} modelled genes: their topic "
-            "proportions say nothing; raise preprocess.min_counts_per_cell or n_variable_genes",
+            f"{n_empty} cells have no counts in the {adata.n_vars} modelled genes, so their topic "
+            "proportions have no meaning; raise preprocess.min_counts_per_cell or "
+            "n_variable_genes",
             stacklevel=3,
         )
     return adata
@@ -137,13 +138,12 @@ def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
     for name, share in (("valid", config.valid), ("test", config.test)):
         if share > 0 and not (parts == name).any():
             warnings.warn(
-                f"preprocess.split.{name} = {share}: no cell falls into this part of "
-                f"{adata.n_obs} cells"
+                f"preprocess.split.{name} = {share}: this part of the {adata.n_obs} cells is empty"
                 + (f", split by {config.stratify_by!r}" if config.stratify_by else "")
                 + "; its scores are left out",
                 stacklevel=3,
             )
-    # Cells of an earlier run hold its column and, beside it, the user's: that one stays.
+    # Cells of an earlier run have its column and also the column of the user, which is kept.
     written = [name for name in OWN_COLUMNS if {name, column(name)} <= set(adata.obs)]
     adata.obs = adata.obs.drop(columns=written).rename(columns=column)
     adata.obs["split"] = parts
@@ -158,8 +158,8 @@ def column(name: str) -> str:
 def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categorical[str]:
     """Return the part of each cell: train, valid or test, shape (N,).
 
-    Shares are kept to within one cell, in each group of ``config.stratify_by`` if it is given;
-    the training part takes what rounding leaves.
+    Shares are exact to one cell, in each group of ``config.stratify_by`` if it is set; the training
+    part gets the remainder.
     """
     import pandas as pd
 
@@ -167,7 +167,7 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categoric
     if config.stratify_by is None:
         groups = [np.arange(adata.n_obs)]
     else:
-        # Cells without a label are a group of their own.
+        # Cells without a label are a separate group.
         code, _ = pd.factorize(adata.obs[config.stratify_by])
         groups = [np.flatnonzero(code == value) for value in np.unique(code)]
     part = np.zeros(adata.n_obs, dtype=int)
@@ -178,7 +178,8 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categoric
         part[shuffled[n_valid : n_valid + n_test]] = 2
     if not (part == 0).any():
         raise InputError(
-            f"preprocess.split.train = {config.train}: no cell is left to train on of {adata.n_obs}"
+            f"preprocess.split.train = {config.train}: none of the {adata.n_obs} cells is left for "
+            "training"
         )
     return pd.Categorical.from_codes(part, categories=pd.Index(PARTS))
 
@@ -191,12 +192,12 @@ def prepared(
     seed: int = 0,
     folder: Path | None = None,
 ) -> AnnData:
-    """Return the preprocessed data, from the cache if the same data and settings are in it.
+    """Return the preprocessed data, from the cache if it has the same data and settings.
 
     Parameters
     ----------
     load
-        Reads the raw data; called only when the cache has nothing.
+        Reads the raw data; called only if the cache does not have the data.
     source_digest
         Identity of the raw data.
     config, seed
@@ -218,12 +219,14 @@ def prepared(
     if held is not None and path in held:
         adata = held[path].copy()
     elif path.is_file():
-        # Another process may remove it at this moment: then it is prepared again.
+        # Another process may remove the file at this moment; then the data are prepared again.
         with contextlib.suppress(FileNotFoundError):
             adata = anndata.read_h5ad(path)
     if adata is not None:
         messages = [str(message) for message in adata.uns[WARNINGS]]
-        with contextlib.suppress(OSError):  # The time of its last use, if it is still there.
+        with contextlib.suppress(
+            OSError
+        ):  # Set the time of the last use, if the file still exists.
             os.utime(path)
     else:
         with warnings.catch_warnings(record=True) as caught:
@@ -243,7 +246,7 @@ def prepared(
 
 @contextlib.contextmanager
 def held_in_memory() -> Iterator[None]:
-    """Keep the data prepared last in memory: for a process that makes one run after another."""
+    """Keep the most recently prepared data in memory, for a process that makes several runs."""
     token = _HELD.set({})
     try:
         yield
@@ -252,7 +255,7 @@ def held_in_memory() -> Iterator[None]:
 
 
 def _identity(source_digest: str, config: PreprocessConfig) -> str:
-    """Return a digest of all that decides the prepared cells: data, settings, libraries, code."""
+    """Return a digest of the inputs of the prepared cells: data, settings, libraries, and code."""
     settings = as_dict(config)
     del settings["split"], settings["cache"], settings["cache_limit_mb"]
     code = hashlib.sha256()
@@ -268,7 +271,7 @@ def _identity(source_digest: str, config: PreprocessConfig) -> str:
 
 
 def _keep(adata: AnnData, path: Path, limit_mb: int | None) -> None:
-    """Write to the cache: aside, then renamed, so that no reader ever sees half a file."""
+    """Write to the cache under a temporary name, then rename: readers never see a partial file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(suffix=".h5ad", dir=path.parent)
@@ -282,16 +285,16 @@ def _keep(adata: AnnData, path: Path, limit_mb: int | None) -> None:
     except OSError as error:
         warnings.warn(
             f"prepared data could not be cached in {path.parent}: {error}; set XDG_CACHE_HOME to "
-            "a folder you may write to, or preprocess.cache=false",
+            "a folder with write permission, or use preprocess.cache=false",
             stacklevel=3,
         )
 
 
 def _bound(newest: Path, limit_mb: int | None) -> None:
-    """Remove what was used longest ago from the cache of `newest` until it fits the limit.
+    """Remove the least recently used files from the cache of `newest` until it is within the limit.
 
-    Only files of the cache's own names are removed, and never `newest`, even if it is larger than
-    the limit by itself. Other processes may do the same at the same time.
+    Only files with the cache's own names are removed, and never `newest`, even if it alone is
+    larger than the limit. Other processes may do the same at the same time.
     """
     now = time.time()
     cached: list[tuple[float, int, Path]] = []
@@ -319,12 +322,13 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
     import scanpy as sc
 
     if config.batch_key is not None:
-        # scanpy takes a column of strings or numbers for one flavour and refuses it for another.
+        # scanpy accepts a column of strings or numbers for one flavour and rejects it for another.
         batch = adata.obs[config.batch_key].astype("category")
         if batch.isna().any():
             raise InputError(
                 f"preprocess.batch_key = {config.batch_key!r}: {int(batch.isna().sum())} of "
-                f"{len(batch)} cells have no value there; fill the column, or leave batch_key out"
+                f"{len(batch)} cells have no value there; fill the column, or leave "
+                "preprocess.batch_key out"
             )
         adata.obs[config.batch_key] = batch
     on_counts = config.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper)
@@ -339,7 +343,7 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
             batch_key=config.batch_key,
         )
     except ValueError as error:
-        # loess inside seurat_v3 fails on very few cells or genes, with a message of its own.
+        # loess inside seurat_v3 fails for very few cells or genes, with its own message.
         raise InputError(
             f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of "
             f"{adata.n_obs} cells × {adata.n_vars} genes ({_words(error)}); try "
@@ -359,19 +363,19 @@ def _require_enough_to_rank(adata: AnnData, config: PreprocessConfig) -> None:
             of = "" if config.batch_key is None else f" of {config.batch_key} = {batch!r}"
             raise InputError(
                 f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of the {size} "
-                f"cells{of}: it needs {MIN_CELLS_TO_RANK}; try preprocess.flavor=seurat, "
-                "preprocess.n_variable_genes=null, or no batch_key"
+                f"cells{of}: it needs at least {MIN_CELLS_TO_RANK} cells; try "
+                "preprocess.flavor=seurat, preprocess.n_variable_genes=null, or no batch_key"
             )
 
 
 def _words(error: Exception) -> str:
-    """Return the message of an error; compiled code can give bytes."""
+    """Return the message of an error, which compiled code can give as bytes."""
     first = error.args[0] if error.args else error
     return first.decode() if isinstance(first, bytes) else str(first).strip()
 
 
 def _dropped(names: np.ndarray, patterns: list[str]) -> np.ndarray:
-    """Return which genes are of a named class, or match a regular expression, shape (G,)."""
+    """Return which genes belong to a named class or match a regular expression, shape (G,)."""
     dropped = np.zeros(len(names), dtype=bool)
     for pattern in patterns:
         if pattern in genes.CLASSES:
@@ -394,25 +398,25 @@ def _warn_of_no_match(pattern: str, names: np.ndarray) -> None:
     some = ", ".join(map(str, names[:3]))
     message = f"preprocess.drop_genes: {pattern!r} matches none of {len(names)} genes ({some}, …)"
     if genes.share_of_ids(names) >= 0.5:
-        message += "; these are ids: data.gene_names=COLUMN names genes by a column of symbols"
+        message += "; these names are ids: data.gene_names=COLUMN selects a column of symbols"
     elif pattern not in genes.CLASSES:
-        # The class that was meant: most patterns are the human spelling of one.
+        # Find the class that was meant: most patterns are the human spelling of a class.
         for kind in genes.CLASSES:
             found = names[genes.is_of(kind, names)]
             if len(found) and genes.is_like(kind, pattern):
                 message += (
                     f"; {len(found)} genes are {kind}, such as {found[0]}: "
-                    f"preprocess.drop_genes=[{kind}] knows every spelling"
+                    f"preprocess.drop_genes=[{kind}] recognises all of their spellings"
                 )
     warnings.warn(message, stacklevel=5)
 
 
 def _warn_of_others(names: pd.Index) -> None:
-    """Warn of features that are modelled and may be no genes."""
+    """Warn about modelled features that may not be genes."""
     spiked = names[genes.is_of("spike_in", names)]
     if len(spiked):
         warnings.warn(
-            f"{len(spiked)} spike-ins, such as {spiked[0]}, are modelled as genes; "
+            f"{len(spiked)} spike-ins, such as {spiked[0]}, are modelled like genes; "
             "preprocess.drop_genes=[mitochondrial,spike_in] leaves them out",
             stacklevel=4,
         )
@@ -420,16 +424,16 @@ def _warn_of_others(names: pd.Index) -> None:
     if antibodies:
         warnings.warn(
             f"{len(antibodies)} genes are named like antibodies or hashtags, such as "
-            f"{antibodies[0]}; if they are, leave them out of the file, or by a pattern of "
+            f"{antibodies[0]}; if they are, remove them from the file, or add a pattern to "
             "preprocess.drop_genes",
             stacklevel=4,
         )
 
 
 def _require_filtered(counts_N: np.ndarray) -> None:
-    """Refuse the matrix of all barcodes, most of which are empty droplets.
+    """Reject the matrix of all barcodes, most of which are empty droplets.
 
-    In it most barcodes have a few counts, and the cells twenty times as many or more.
+    In such a matrix most barcodes have a few counts, and cells have at least twenty times as many.
     """
     n_barcodes = len(counts_N)
     if n_barcodes < FEWEST_BARCODES:
@@ -439,9 +443,9 @@ def _require_filtered(counts_N: np.ndarray) -> None:
     if empty.mean() > EMPTY_SHARE:
         raise InputError(
             f"{int(empty.sum())} of {n_barcodes} barcodes have fewer than {EMPTY_COUNTS} counts, "
-            f"and cells here have {deep:.0f} and more: this looks like the unfiltered matrix with "
-            "its empty droplets (raw_feature_bc_matrix); give the filtered one "
-            "(filtered_feature_bc_matrix), or leave out shallow barcodes (topicell train: "
+            f"whereas cells have {deep:.0f} and more: this looks like the unfiltered matrix with "
+            "empty droplets (raw_feature_bc_matrix); give the filtered matrix "
+            "(filtered_feature_bc_matrix), or remove barcodes with few counts (topicell train: "
             "preprocess.min_counts_per_cell=500)"
         )
 
@@ -449,7 +453,7 @@ def _require_filtered(counts_N: np.ndarray) -> None:
 def _require_column(adata: AnnData, key: str | None, name: str) -> None:
     if key is not None and key not in adata.obs:
         raise InputError(
-            f"{name} = {key!r}: obs has no such column; here: {', '.join(map(str, adata.obs))}"
+            f"{name} = {key!r}: obs has no such column; found: {', '.join(map(str, adata.obs))}"
         )
 
 

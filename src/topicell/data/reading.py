@@ -1,9 +1,9 @@
-"""From a file, or a name, to an AnnData with integer counts, or a refusal that says why.
+"""Read a file or a named data set as an AnnData with integer counts.
 
-`load` follows a `DataConfig`; `read` opens a path. Whatever the source, the result has whole
-counts as compressed sparse rows in ``layers["counts"]`` and in X, unique names of cells and
-genes, and ``uns["topicell_source"]``. `data_digest` names the contents of such an AnnData,
-`source_digest` the source that a configuration points at, without parsing it.
+`load` follows a `DataConfig`; `read` opens a path. For every source, the result has whole counts as
+compressed sparse rows in ``layers["counts"]`` and in X, unique names of cells and genes, and
+``uns["topicell_source"]``. `data_digest` identifies the contents of such an AnnData;
+`source_digest` identifies the source in a configuration, without parsing it.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 ROUNDED = "topicell_rounded"
-"""Key of uns: how many values were rounded to counts."""
+"""Key of uns: number of values that were rounded to counts."""
 
 
 def load(config: DataConfig) -> AnnData:
     """Return the cells that a configuration names.
 
-    ``uns["topicell_source"]["label_key"]`` is the configuration's label column, else the
-    catalogue's, else empty.
+    ``uns["topicell_source"]["label_key"]`` is the label column of the configuration, else that of
+    the catalogue, else empty.
 
     Raises
     ------
     InputError
-        An unknown name, a file that cannot be read, a matrix that is not counts, or a label
-        column that does not exist.
+        The name is unknown, the file cannot be read, the matrix does not hold counts, or the label
+        column does not exist.
     """
     if config.name == "file":
-        assert config.path is not None, "DataConfig requires a path with name: file"
+        assert config.path is not None, "DataConfig with name='file' needs a path"
         adata = read(config.path, backed=config.backed, prefix="data.", **_options(config))
     elif config.name in ("simulated", "pbmc68k", "pbmc_facs"):
         if config.backed:
-            raise InputError(f"data.backed = True: needs an h5ad file, which {config.name} is not")
+            raise InputError(f"data.backed = True: needs an h5ad file, not {config.name}")
         if config.name == "simulated":
             adata = simulate(config.simulation)
         else:
@@ -83,36 +83,36 @@ def load(config: DataConfig) -> AnnData:
 
 
 def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options: Any) -> AnnData:
-    """Read cells from a file or folder; its form is recognised by what it is.
+    """Read cells from a file or folder; its format is recognised from its content.
 
     Parameters
     ----------
     path
         h5ad, 10x h5, 10x mtx folder, zarr folder, csv or tsv.
     backed
-        Read only the counts, obs and var of an h5ad file, and nothing else of it.
+        Read only the counts, obs and var of an h5ad file.
     prefix
-        Put before names of settings in messages: ``"data."`` where they are those of `DataConfig`.
+        Prefix of the names of settings in messages: ``"data."`` if they are those of `DataConfig`.
     options
         Fields of `ReadConfig`: ``layer``, ``orientation``, ``feature_type``, ``gene_names``, …
 
     Returns
     -------
     adata
-        Counts in X and ``layers["counts"]``; without `backed`, whatever else the file holds of
-        these cells comes along, but for ``raw`` and what X was. Features are genes, named as
-        `topicell.data.features` says.
+        Counts in X and ``layers["counts"]``; without `backed`, also everything else in the file
+        about these cells, except ``raw`` and the former X. Features are genes, named by
+        `topicell.data.features`.
 
     Raises
     ------
     InputError
-        The path does not exist, is of no supported form or damaged, or does not hold counts.
+        The path does not exist, is not in a supported format, is damaged, or does not hold counts.
 
     Warns
     -----
     UserWarning
-        Names of cells or genes occur more than once; they get suffixes. Or a sparse matrix holds
-        several values for one cell and gene; they are added.
+        Names of cells or genes are repeated and get suffixes, or a sparse matrix holds several
+        values for one cell and gene, which are added.
     """
     config = ReadConfig(**options)
     path = Path(path).expanduser()
@@ -121,9 +121,10 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     try:
         form, reader = recognise(path, config.modality, prefix)
         if backed and reader is not read_h5ad:
-            raise InputError(f"backed=true needs an h5ad file, and this is {form}")
+            raise InputError(f"backed=true needs an h5ad file, but this is {form}")
         with warnings.catch_warnings():
-            # anndata's remark on repeated names; ours, below, says how many and what was done.
+            # anndata's warning about repeated names; our own warning below says how many and what
+            # was done.
             warnings.filterwarnings("ignore", message=r".* names are not unique")
             if backed:
                 adata = read_counts_alone(path, config.layer, round_values=config.round)
@@ -141,20 +142,22 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
         raise InputError(f"{path}: {error}") from error
     except MemoryError as error:
         raise InputError(
-            f"{path}: asks for more memory than there is ({error}); if it is not that large, it "
-            "is damaged: copy or download it again; of an h5ad file, topicell train with "
-            "data.backed=true reads only the counts"
+            f"{path}: reading it needs more memory than there is ({error}); if the file is small, "
+            "it is damaged: copy or download it again; if it is a large h5ad file, use topicell "
+            "train with data.backed=true, which reads only the counts"
         ) from error
-    except Exception as error:  # damage shows as any error of h5py, zarr, pandas, scipy or gzip
+    except (
+        Exception
+    ) as error:  # a damaged file can cause any error of h5py, zarr, pandas, scipy or gzip
         what = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{path}: cannot be read as {form} ({type(error).__name__}: {what}); the file may be "
-            "cut off, damaged or not of that form: copy or download it again, or write it anew"
+            "incomplete, damaged or in another format: copy, download or write it again"
         ) from error
     adata.obs_names = _unique(adata.obs_names, "cell", path)
     adata.var_names = _unique(adata.var_names, "gene", path)
     if reader is read_text:
-        # The header of the first column, which has said which way up the table lies.
+        # The header of the first column, which was used to find the orientation of the table.
         adata.obs_names.name = adata.var_names.name = None
     adata.uns["topicell_source"] = {
         "name": Path(path.name.removesuffix(".gz")).stem,
@@ -166,16 +169,16 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
 
 
 def _n_not_whole(matrix: Any) -> int:
-    """Return how many values of a matrix are no whole numbers, but for noise."""
+    """Return how many values of a matrix are not whole numbers, apart from rounding noise."""
     values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
     return int((np.abs(values - np.rint(values)) > TOLERANCE).sum())
 
 
 def data_digest(adata: AnnData) -> str:
-    """Return the sha256 of counts, cell names and gene names, however they are stored.
+    """Return the sha256 of counts, cell names and gene names, in whatever form they are stored.
 
-    Dense or sparse, whatever number type, row or column order in memory: the same counts under
-    the same names give the same digest.
+    The same counts with the same names give the same digest: dense or sparse, with any number type,
+    in any memory order.
     """
     counts = Counts.of(adata)
     x = counts.x
@@ -190,17 +193,17 @@ def data_digest(adata: AnnData) -> str:
 def source_digest(config: DataConfig) -> str:
     """Return a sha256 that identifies the result of `load`, without parsing the data.
 
-    It covers the bytes of the file (or of every file of a folder, with their names), or the
-    pinned checksum of a named set, or scanpy's version, or the settings of a simulation; and
-    how it is read, the label column, and where a file lies.
+    It covers the bytes of the file (or of every file of a folder, with their names), or the fixed
+    checksum of a named data set, or scanpy's version, or the settings of a simulation; also the
+    settings for reading, the label column, and the path of a file.
 
     Raises
     ------
     InputError
-        An unknown name, or a path that does not exist.
+        The name is unknown, or the path does not exist.
     """
     if config.name == "file":
-        assert config.path is not None, "DataConfig requires a path with name: file"
+        assert config.path is not None, "DataConfig with name='file' needs a path"
         path = Path(config.path).expanduser()
         _require_readable(path)
         identity = _digest_of_path(path)
@@ -216,7 +219,7 @@ def source_digest(config: DataConfig) -> str:
 
 
 def _options(config: ReadConfig) -> dict[str, Any]:
-    """Return the settings of reading among those of a command."""
+    """Return the settings for reading from those of a command."""
     return {f.name: getattr(config, f.name) for f in fields(ReadConfig)}
 
 
@@ -235,16 +238,18 @@ def _require_readable(path: Path) -> None:
         raise InputError(
             f"{path}: there is no such file (looked from {Path.cwd()}); check the path"
         ) from error
-    except (OSError, ValueError) as error:  # too long, through a file, not to be entered, with NUL
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # for example too long, below a file, no permission, with a NUL character
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be reached ({why}); check the path") from error
     if not (path.is_file() or path.is_dir()):
         raise InputError(
-            f"{path}: is neither a file nor a folder but a pipe or a device, which is read but "
-            "once; save it as a file first"
+            f"{path}: is a pipe or a device, which can be read only once; save it as a file first"
         )
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: may not be read; change its permissions")
+        raise InputError(f"{path}: no permission to read it; change its permissions")
 
 
 def _version_of_scanpy() -> str:
@@ -254,7 +259,7 @@ def _version_of_scanpy() -> str:
 
 
 def _digest_of_path(path: Path) -> str:
-    """Return the sha256 of a file, or of the names and contents of several that are read as one."""
+    """Return the sha256 of a file, or of the names and contents of files that are read as one."""
     files = files_of(path)
     if files == [path]:
         with path.open("rb") as file:
@@ -269,7 +274,7 @@ def _digest_of_path(path: Path) -> str:
 
 
 def _require_names(names: pd.Index, kind: str) -> None:
-    """Refuse names that say nothing, and such as an h5ad file cannot hold."""
+    """Reject empty names, and names that an h5ad file cannot hold."""
     for place, name in enumerate(names):
         if not str(name).strip():
             raise InputError(f"{kind} {place + 1} of {len(names)} has no name; name it")
@@ -286,7 +291,7 @@ def _unique(names: pd.Index, kind: str, path: Path) -> pd.Index:
     from anndata.utils import make_index_unique
 
     warnings.warn(
-        f"{path}: {n_repeated} {kind} names repeat an earlier one; they got suffixes (-1, -2, …)",
+        f"{path}: {n_repeated} {kind} names are repeated; suffixes (-1, -2, …) make them unique",
         UserWarning,
         stacklevel=3,
     )
@@ -297,7 +302,7 @@ def _unique(names: pd.Index, kind: str, path: Path) -> pd.Index:
 def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False) -> AnnData:
     """Return the same cells with the counts of a layer as X and ``layers["counts"]``, and no raw.
 
-    The AnnData that is passed is changed, but for ``layer="raw"``.
+    The AnnData is changed in place, except with ``layer="raw"``.
 
     Parameters
     ----------
@@ -313,7 +318,7 @@ def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False
     where, matrix, _ = locate(adata, layer)
     x = Counts.of(adata, layer, round_values=round_values).x
     warn_of_repeats(n_repeated(matrix), where)
-    # What else there is will be cut to the chosen cells and genes.
+    # The other contents are restricted to the selected cells and genes.
     for part in ("layers", "obsm", "varm", "obsp", "varp"):
         for name, other in getattr(adata, part).items():
             require_sound(other, f"{part}[{name!r}]")
@@ -330,6 +335,6 @@ def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False
             f"{where}: {n_rounded} values are not whole and were rounded (round=true)", stacklevel=2
         )
         adata.uns[ROUNDED] = n_rounded
-    # It says that X holds logarithms, which is true no more; scanpy would act on it.
+    # It says that X holds logarithms, which is no longer true; scanpy would use it.
     adata.uns.pop("log1p", None)
     return adata

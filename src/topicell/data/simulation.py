@@ -1,4 +1,4 @@
-"""Corpora with known topics: cells drawn from the Dirichlet-multinomial model itself."""
+"""Corpora with known topics: cells drawn from the Dirichlet-multinomial model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _CHUNK_ENTRIES = 2_000_000
-"""Dense entries (cells × genes) drawn at a time: 16 MB in each of two arrays."""
+"""Number of dense entries (cells × genes) drawn at a time: 16 MB in each of two arrays."""
 
 
 def simulate(config: SimulationConfig) -> AnnData:
@@ -58,7 +58,7 @@ def simulate(config: SimulationConfig) -> AnnData:
     if not library_N.max() <= LARGEST:
         raise InputError(
             f"data.simulation.mean_counts = {config.mean_counts}, counts_sd = {config.counts_sd}: "
-            f"a cell of {library_N.max():.3g} counts cannot be drawn; ask for fewer"
+            f"a cell of {library_N.max():.3g} counts cannot be simulated; use smaller values"
         )
     size_N = library_N.astype(np.int64)
 
@@ -66,7 +66,7 @@ def simulate(config: SimulationConfig) -> AnnData:
     step = max(1, _CHUNK_ENTRIES // n_genes)
     for start in range(0, n_cells, step):
         proportions = theta_NK[start : start + step] @ beta_KG
-        # Rows sum to 1 but for rounding, which the multinomial does not forgive.
+        # Rows sum to 1 except for rounding, which the multinomial does not accept.
         proportions /= proportions.sum(axis=1, keepdims=True)
         parts.append(sp.csr_matrix(rng.multinomial(size_N[start : start + step], proportions)))
     x = as_counts(sp.vstack(parts, format="csr"), "simulated counts")

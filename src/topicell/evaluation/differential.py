@@ -1,8 +1,8 @@
 """Which genes differ between topics: Poisson rates with grade of membership, and their tests.
 
-The loadings of the cells are held fixed at their topic proportions. Shapes: N cells, K topics,
-G genes, C genes of a chunk, M of these that still move, P counts of theirs that are not zero,
-S estimates of a covariance.
+The loadings of the cells are fixed: they are the topic proportions. Shapes: N cells, K topics, G
+genes, C genes of a chunk, M of these that have not converged, P their non-zero counts, S estimates
+of a covariance.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from scipy.special import ndtr
 from scipy.stats import false_discovery_control
 
 CHUNK = 2**23
-"""Most entries of a dense array of cells × genes, or topics × topics × genes: 64 MiB."""
+"""Largest number of entries of a dense array of cells × genes, or topics × topics × genes: 64
+MiB."""
 
 BLOCK = 4096
-"""Cells of which pairs of topics are multiplied at once."""
+"""Cells whose pairs of topics are multiplied at the same time."""
 
 MAX_STEPS = 2000
-"""Of Newton's method. Seven are the rule, 20 for topics that hardly differ between cells."""
+"""Limit of Newton's method. Seven steps are usual, 20 if topics hardly differ between cells."""
 
 TOLERANCE = 1e-8
-"""Of the squared Newton decrement: the error of all log rates together, in standard errors."""
+"""Tolerance of the squared Newton decrement: the error of all log rates together, in standard
+errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class DifferentialExpression:
-    """Rates of genes in topics, and how each topic differs from the one nearest to it.
+    """Rates of genes in topics, and how each topic differs from the nearest topic.
 
-    NaN (and -1 in `nearest_KG`) where nothing can be said: at genes without counts and at topics
-    that no cell uses.
+    Values are NaN (-1 in `nearest_KG`) if they are not defined: for genes without counts and for
+    topics that no cell uses.
 
     Attributes
     ----------
@@ -40,14 +42,14 @@ class DifferentialExpression:
         Estimated rate of each gene in each topic, counts per count of the library, shape (K, G);
         0 for a gene without counts.
     lfc_KG
-        Log2 fold change against the nearest topic, the least extreme of all, shape (K, G).
+        Log2 fold change relative to the nearest topic, the least extreme of all, shape (K, G).
     se_KG
-        Standard error of `lfc_KG`, in log2 units too, shape (K, G).
+        Standard error of `lfc_KG`, also in log2 units, shape (K, G).
     nearest_KG
         The topic that `lfc_KG` compares with, shape (K, G).
     p_KG
-        p-value of the gene being higher, or lower, in the topic than in every other, shape (K, G);
-        not that of ``lfc_KG / se_KG``.
+        p-value for a rate of the gene that is higher, or lower, in the topic than in every other
+        topic, shape (K, G); it is not that of ``lfc_KG / se_KG``.
     q_KG
         `p_KG` after Benjamini & Hochberg over the genes of each topic, shape (K, G).
     """
@@ -68,52 +70,55 @@ def differential_expression(
     pseudo_count: float = 0.5,
     min_cells: float = 1.0,
 ) -> DifferentialExpression:
-    r"""Find genes that a topic has more of, or less of, than every other topic.
+    r"""Find genes whose rate in a topic is higher, or lower, than in every other topic.
 
     The counts of each gene are regressed on the topic proportions,
     :math:`x_{cg} \sim \mathrm{Poisson}(s_c \sum_k \theta_{ck} f_{kg})`, where :math:`s_c` is the
-    library size of the cell, its total in `x_NG`. The rates f maximise the likelihood together with
-    one pseudo-cell a topic, which has this topic alone, `pseudo_count` counts of each gene, and the
-    library in which this many are expected at the overall rate of the gene. So rates are finite
-    and positive, a gene that is equally common in all topics is not moved, and a gene of which
-    little is known in a topic is drawn to its overall rate.
+    library size of the cell, its total in `x_NG`. The rates f maximise the likelihood of the cells
+    and of one pseudo-cell for each topic, which has only this topic, `pseudo_count` counts of each
+    gene, and the library size for which this number is expected at the overall rate of the gene.
+    Therefore rates are finite and positive, the rates of a gene that is equally common in all
+    topics do not change, and the rate of a gene with few counts in a topic is shrunk to its overall
+    rate.
 
     Half a count takes most of the bias from the estimate of a log rate (Firth 1993, for cells of
-    one topic each) and keeps its standard error by the model below :math:`\sqrt 2` nats. The
-    authors of fastTopics add 0.01, which serves the Monte-Carlo intervals that they compute; here
-    the standard error of a gene not seen in a topic would be 10 nats.
+    one topic each) and keeps its standard error under the model below :math:`\sqrt 2` nats. The
+    authors of fastTopics add 0.01, which suits the Monte-Carlo intervals that they compute; here it
+    would give a standard error of 10 nats for a gene without counts in a topic.
 
-    The p-value is that of an intersection–union test (Berger 1982): for "higher" the largest of
-    the one-sided p-values against each other topic, likewise for "lower", and twice the smaller.
-    It compares the cube roots of rates, which are near to normal where counts are few (Wilson &
-    Hilferty 1931), and not their logs: however many counts a gene has in one topic, on the log
-    scale it could not lie far from a topic where none was seen, whose standard error is large.
-    So a gene may have a tiny p-value and a wide interval of its fold change. The fold change is
-    the least extreme one, which need not be that of the largest p-value.
+    The p-value is that of an intersection–union test (Berger 1982): the largest of the one-sided
+    p-values against each other topic for "higher", the same for "lower", and twice the smaller of
+    both. The test compares the cube roots of rates, which are close to normal even for few counts
+    (Wilson & Hilferty 1931). It does not compare logs of rates, because the log rate in a topic
+    without counts has a large standard error, so even a gene with very many counts in another topic
+    would not be significant. Therefore a gene can have a tiny p-value and a wide interval of its
+    fold change. The fold change is the least extreme one, which need not belong to the largest
+    p-value.
 
-    The tests take the topic proportions as given. If these were estimated from the same counts,
-    as they usually are, the noise that shaped the topics counts once more as evidence: take the
-    p-values as a ranking with a scale, not as error rates of the whole analysis.
+    The tests treat the topic proportions as known. Usually these are estimated from the same
+    counts, so the noise that influenced the topics is used again as evidence: use the p-values as a
+    ranking with a scale, not as error rates of the whole analysis.
 
     Parameters
     ----------
     x_NG
-        Counts, shape (N, G); all genes of the fit, or library sizes are too small. Cells without
-        counts have no say.
+        Counts, shape (N, G), of all genes of the fit, because library sizes are computed from them.
+        Cells without counts have no influence.
     theta_NK
         Topic proportions of the cells, shape (N, K).
     robust
-        Covariance of the log rates from the residuals of the cells (Huber–White sandwich), which
-        is right for counts of any variance: real counts vary more between cells than a Poisson
-        law allows, and the inverse of the Fisher information, taken if false, then promises too
-        much. Never less than that, though: in a topic of few cells residuals are small because
-        the rates are fitted to them.
+        Covariance of the log rates from the residuals of the cells (Huber–White sandwich), which is
+        valid for counts of any variance. Real counts vary more between cells than a Poisson
+        distribution allows, and then the inverse of the Fisher information, which is used if false,
+        is too small. The result is never smaller than that inverse, because in a topic of few cells
+        residuals are small only because the rates are fitted to them.
     pseudo_count
         Counts of each gene in the pseudo-cell of each topic.
     min_cells
-        Topics that fewer cells use are compared with none: fewer by the sum of their squared
-        proportions, which counts cells wholly of the topic as one and traces as nothing. A topic
-        that no cell uses could have any rate, so that no gene would differ from it.
+        Topics used by fewer cells are not compared. The number of cells is the sum of their squared
+        proportions, so that a cell with only this topic counts as one, and a small proportion
+        counts as almost nothing. A topic that no cell uses could have any rate, so no gene would
+        differ from it.
 
     Returns
     -------
@@ -122,7 +127,7 @@ def differential_expression(
     Raises
     ------
     ValueError
-        The shapes do not fit, counts or proportions are negative or not finite, proportions do
+        The shapes do not match, counts or proportions are negative or not finite, proportions do
         not sum to 1, a setting is out of range, or fewer than two topics are used.
 
     References
@@ -149,7 +154,9 @@ def differential_expression(
     """
     x_GN, theta_NK = _checked(x_NG, theta_NK)
     if not 0 < pseudo_count < np.inf:
-        raise ValueError(f"pseudo_count = {pseudo_count}: must be positive, 0.5 is the default")
+        raise ValueError(
+            f"pseudo_count = {pseudo_count}: must be greater than 0; the default is 0.5"
+        )
     if not 0 <= min_cells < np.inf:
         raise ValueError(f"min_cells = {min_cells}: must be at least 0")
     n_genes, n_topics = x_GN.shape[0], theta_NK.shape[1]
@@ -158,8 +165,8 @@ def differential_expression(
     is_used_K = (theta_NK[library_N > 0] ** 2).sum(0) >= max(min_cells, np.finfo(float).tiny)
     if is_used_K.sum() < 2:
         raise ValueError(
-            f"differential expression compares topics: {is_used_K.sum()} of {n_topics} is used by "
-            f"cells with counts (min_cells = {min_cells}), 2 the least"
+            "differential expression needs at least 2 topics in use: cells with counts use "
+            f"{is_used_K.sum()} of {n_topics} (min_cells = {min_cells})"
         )
     used, tested = np.flatnonzero(is_used_K), np.flatnonzero(total_G)
 
@@ -191,16 +198,18 @@ def differential_expression(
 
 
 def _checked(x_NG: sp.csr_matrix, theta_NK: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Return counts as genes × cells, and topic proportions in float64, if they fit together."""
+    """Return counts as genes × cells, and topic proportions in float64, after checks."""
     theta_NK = np.asarray(theta_NK, dtype=np.float64)
     if theta_NK.ndim != 2 or np.ndim(x_NG) != 2 or x_NG.shape[0] != len(theta_NK):
         raise ValueError(
             f"counts are {np.shape(x_NG)} and theta {theta_NK.shape}: "
             "they must be (N, G) and (N, K)"
         )
-    # The negation catches NaN.
+    # The negation also finds NaN.
     if not (np.abs(theta_NK.sum(1) - 1) < 1e-3).all() or (theta_NK < 0).any():
-        raise ValueError("theta must hold topic proportions: at least 0, and 1 in sum over topics")
+        raise ValueError(
+            "theta must hold topic proportions: at least 0, with a sum of 1 over topics"
+        )
     x_GN = sp.csr_matrix(x_NG.T)
     if not (x_GN.data >= 0).all() or not np.isfinite(x_GN.data).all():
         raise ValueError("counts must be at least 0 and finite")
@@ -225,9 +234,9 @@ def _maximise(
     """Return rates of maximum likelihood, by Newton's method on all genes at once.
 
     A gene's loss, exposure · f − Σ x log(loading · f) − pseudo-count · Σ log f, is strictly convex
-    in f. Steps are relative to f, where the Hessian is the observed information on log f. Where a
-    step would raise the loss it is damped (Levenberg–Marquardt) rather than shortened: topics that
-    are hard to tell apart then do not hold up the others.
+    in f. Steps are relative to f, where the Hessian is the observed information on log f. If a step
+    would raise the loss, it is damped (Levenberg–Marquardt) and not shortened, so that topics that
+    are hard to distinguish do not slow down the others.
     """
     rate_CK = start_CK.copy()
     moving = np.arange(len(rate_CK))
@@ -236,7 +245,7 @@ def _maximise(
     mean_P = _means(x_MN, loading_NK, f_MK)
     loss_M = _loss(x_MN, mean_P, f_MK, exposure_MK, pseudo_count)
     for _ in range(MAX_STEPS):
-        score_MK = f_MK * (_like(x_MN, x_MN.data / mean_P) @ loading_NK - exposure_MK)
+        score_MK = f_MK * (_with_values(x_MN, x_MN.data / mean_P) @ loading_NK - exposure_MK)
         score_MK += pseudo_count
         information_MKK = _information(x_MN, mean_P, loading_NK, f_MK, pseudo_count)
         while True:
@@ -246,7 +255,7 @@ def _maximise(
             next_MK = f_MK * _stretch(step_MK)
             mean_P = _means(x_MN, loading_NK, next_MK)
             next_loss_M = _loss(x_MN, mean_P, next_MK, exposure_MK, pseudo_count)
-            # A gain as small as the tolerance drowns in the rounding of the loss.
+            # A gain as small as the tolerance is below the rounding error of the loss.
             worse_M = (next_loss_M > loss_M) & (decrement_M > TOLERANCE + 1e-12 * np.abs(loss_M))
             if not worse_M.any():
                 break
@@ -263,15 +272,13 @@ def _maximise(
             mean_P = mean_P[np.repeat(moves_M, np.diff(x_MN.indptr))]
             x_MN, f_MK, exposure_MK = x_MN[moves_M], f_MK[moves_M], exposure_MK[moves_M]
             loss_M, damping_M, moving = loss_M[moves_M], damping_M[moves_M], moving[moves_M]
-    raise AssertionError(
-        f"no maximum of the likelihood of {len(moving)} genes in {MAX_STEPS} steps"
-    )
+    raise AssertionError(f"the fit of {len(moving)} genes did not converge in {MAX_STEPS} steps")
 
 
 def _stretch(step_CK: np.ndarray) -> np.ndarray:
-    """Return the factor by which a rate moves: 1 + step to first order, always positive.
+    """Return the factor by which a rate changes: 1 + step to first order, always positive.
 
-    Downwards it is Newton's step of 1/f, which for cells of one topic each lands on the maximum.
+    For a decrease it is Newton's step of 1/f, which is exact for cells of one topic each.
     """
     return np.where(step_CK > 0, 1 + step_CK, 1 / (1 - np.minimum(step_CK, 0)))
 
@@ -305,7 +312,7 @@ def _information(
     pseudo_count: float,
 ) -> np.ndarray:
     """Return the observed information on the log rates of each gene, shape (C, K, K)."""
-    gram_CKK = _gram(_like(x_CN, x_CN.data / mean_P**2), loading_NK)
+    gram_CKK = _gram(_with_values(x_CN, x_CN.data / mean_P**2), loading_NK)
     return _on_log_rates(gram_CKK, rate_CK, pseudo_count)
 
 
@@ -318,7 +325,7 @@ def _covariances(
 ) -> np.ndarray:
     """Return the covariance of the log rates of each gene, shape (S, C, K, K).
 
-    That of the model, and the sandwich if given the loadings' own Gram matrix.
+    It is that of the model, and also the sandwich if the Gram matrix of the loadings is passed.
     """
     mean_P = _means(x_CN, loading_NK, rate_CK)
     information_CKK = _information(x_CN, mean_P, loading_NK, rate_CK, pseudo_count)
@@ -327,10 +334,10 @@ def _covariances(
         return inverse_CKK[None]
     # A cell's score is its relative residual x / mean - 1 times its loadings. Without a count the
     # residual is -1, so that a sum over the cells with counts corrects one Gram matrix for all
-    # genes. Pseudo-cells enter with the variance of their counts: by their residuals the rate of
-    # a gene that is nowhere seen in a topic would be known exactly.
+    # genes. Pseudo-cells contribute the variance of their counts; with their residuals, the rate of
+    # a gene without counts in a topic would be known exactly.
     excess_P = (x_CN.data / mean_P - 1) ** 2 - 1
-    scores_CKK = _gram(_like(x_CN, excess_P), loading_NK) + squares_KK
+    scores_CKK = _gram(_with_values(x_CN, excess_P), loading_NK) + squares_KK
     sandwich_CKK = inverse_CKK @ _on_log_rates(scores_CKK, rate_CK, pseudo_count) @ inverse_CKK
     return np.stack([inverse_CKK, sandwich_CKK])
 
@@ -339,8 +346,8 @@ def _gram(weight_CN: sp.csr_matrix, loading_NK: np.ndarray) -> np.ndarray:
     """Sum over cells of weight · loading · loadingᵀ, shape (C, K, K)."""
     n_cells, n_topics = loading_NK.shape
     gram_CKK = np.zeros((weight_CN.shape[0], n_topics, n_topics))
-    # The loadings of a block of cells stay in cache while all genes pass: three times as fast at
-    # 100,000 cells.
+    # The loadings of a block of cells stay in the cache for all genes, which is three times as fast
+    # at 100,000 cells.
     for start in range(0, n_cells, BLOCK):
         weight_CB = weight_CN[:, start : start + BLOCK] if n_cells > BLOCK else weight_CN
         loading_BK = loading_NK[start : start + BLOCK]
@@ -352,14 +359,14 @@ def _gram(weight_CN: sp.csr_matrix, loading_NK: np.ndarray) -> np.ndarray:
 
 
 def _on_log_rates(gram_CKK: np.ndarray, rate_CK: np.ndarray, pseudo_count: float) -> np.ndarray:
-    """Turn a sum over cells into one over log rates, pseudo-cells included."""
+    """Convert a sum over cells to log rates, with the pseudo-cells."""
     log_CKK: np.ndarray = gram_CKK * rate_CK[:, :, None] * rate_CK[:, None, :]
     log_CKK += pseudo_count * np.eye(rate_CK.shape[1])
     return log_CKK
 
 
-def _like(x_CN: sp.csr_matrix, data_P: np.ndarray) -> sp.csr_matrix:
-    """Return other values where there are counts."""
+def _with_values(x_CN: sp.csr_matrix, data_P: np.ndarray) -> sp.csr_matrix:
+    """Return a matrix with other values at the same non-zero positions."""
     return sp.csr_matrix((data_P, x_CN.indices, x_CN.indptr), shape=x_CN.shape)
 
 
@@ -375,7 +382,7 @@ def _against_others(
         np.take_along_axis(value_CKK, nearest_CK[:, :, None], 2)[:, :, 0] / np.log(2)
         for value_CKK in (lfc_CKK, _errors_of_differences(covariance_SCKK, np.ones_like(rate_CK)))
     )
-    # Of the one-sided p-values against all others, the largest is that of the smallest z.
+    # The largest of the one-sided p-values against all others is that of the smallest z.
     z_CKK = root_CK[:, :, None] - root_CK[:, None, :]
     z_CKK /= _errors_of_differences(covariance_SCKK, root_CK / 3)
     higher_CK = np.where(own, np.inf, z_CKK).min(2)
@@ -385,9 +392,10 @@ def _against_others(
 
 
 def _errors_of_differences(covariance_SCKK: np.ndarray, slope_CK: np.ndarray) -> np.ndarray:
-    """Return the standard error between any two topics, of values with this slope in the log rate.
+    """Return the standard error of the difference between any two topics.
 
-    Shape (C, K, K), by the covariance that gives more; 1 between a topic and itself.
+    Shape (C, K, K), from the covariance that gives the larger error; 1 between a topic and itself.
+    `slope_CK` is the derivative of the compared values by the log rate.
     """
     covariance_SCKK = covariance_SCKK * slope_CK[:, :, None] * slope_CK[:, None, :]
     variance_SCK = np.diagonal(covariance_SCKK, axis1=2, axis2=3)

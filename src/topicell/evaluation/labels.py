@@ -68,7 +68,9 @@ def labelled_cells(
         The number of labels is not the number of cells.
     """
     if len(labels) != len(theta_NK):
-        raise ValueError(f"{len(labels)} labels for {len(theta_NK)} cells: give one a cell")
+        raise ValueError(
+            f"{len(labels)} labels for {len(theta_NK)} cells: give one label for each cell"
+        )
     labels = np.asarray(labels, dtype=object)
     present = np.array([not _is_missing(label) for label in labels], dtype=bool)
     names, label_N = np.unique(labels[present].astype(str), return_inverse=True)

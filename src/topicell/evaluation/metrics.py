@@ -1,4 +1,4 @@
-"""THE table of metrics: name, title, meaning, direction, and when two runs can be compared.
+"""The table of all metrics: name, title, meaning, direction, and when two runs can be compared.
 
 Pages, comparison, sweep, command line and ``docs/metrics.md`` read this table. To add a metric of
 the topics, write one function and one row here with that function as ``compute``; a curve by epoch
@@ -38,13 +38,13 @@ from topicell.evaluation.ranking import (
 
 @dataclass(frozen=True, kw_only=True)
 class Replicate:
-    """The topics of one replicate, and all that metrics of topics are computed from.
+    """The topics of one replicate, and the other inputs of the metrics of topics.
 
     Shapes: N cells, K topics, G genes, T leading genes of each topic.
     """
 
     x_NG: sp.csr_matrix
-    """Counts of the training cells: coherence counts in how many of them genes occur together."""
+    """Counts of the training cells, in which coherence counts the common occurrences of genes."""
     theta_NK: np.ndarray
     """Topic proportions of all cells."""
     beta_KG: np.ndarray

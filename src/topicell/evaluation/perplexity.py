@@ -1,15 +1,15 @@
-r"""How well topics predict counts: thinning, fold-in, perplexity.
+r"""Measure how well topics predict counts: thinning, fold-in, perplexity.
 
-Shapes: N cells, G genes, K topics. All of it rests on the probability of each count,
-:math:`(\theta_c \beta)_g`, a bag of words: the multinomial coefficient is left out.
+Shapes: N cells, G genes, K topics. All functions use the probability of each count,
+:math:`(\theta_c \beta)_g`, without the multinomial coefficient.
 
 Document completion, for cells that were not trained on::
 
     seen, unseen = thin(x_NG, seed)
     perplexity(unseen, fold_in(seen, beta_KG), beta_KG)
 
-Probabilities are computed at the non-zero counts alone, so time grows with non-zeros times
-topics and memory with non-zeros; no array of cells by genes is ever made.
+Probabilities are computed only for the non-zero counts: time grows with non-zeros times topics,
+memory with non-zeros, and no dense array of cells × genes is made.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def thin(x_NG: sp.csr_matrix, seed: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     x_NG
         Counts: whole numbers, shape (N, G).
     seed
-        The same counts and seed give the same halves, in whichever order the counts are stored.
+        The same counts and seed give the same halves, in any order of storage.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def thin(x_NG: sp.csr_matrix, seed: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     single-cell RNA sequencing data (count splitting).
     """
     first = sp.csr_matrix(x_NG, copy=True)
-    # One draw a stored value: the draws must not depend on how the matrix happens to be stored.
+    # One draw for each stored value; the draws must not depend on the order of storage.
     first.sum_duplicates()
     first.eliminate_zeros()
     counts = first.data
@@ -75,13 +75,13 @@ def fold_in(
     n_cycles: int = 100,
     tolerance: float = 1e-6,
 ) -> np.ndarray:
-    """Find topic proportions of new cells by expectation-maximisation, the topics held fixed.
+    """Find topic proportions of new cells by expectation-maximisation, with fixed topics.
 
-    It is the same for every kind of model, so it is what models are compared by. The optimum is
-    unique, since the objective is concave; each cell starts at uniform proportions and stops by
-    itself, so its result does not depend on the other cells. Two M steps tell where a third would
-    be taken from (SQUAREM), which reaches in some 36 M steps what EM alone does not in 200. A
-    count that no topic can explain is passed over.
+    It is the same for every kind of model, so models are compared by it. The optimum is unique,
+    because the objective is concave. Each cell starts at uniform proportions and stops on its own,
+    so its result does not depend on the other cells. Two M steps give the starting point of a third
+    (SQUAREM), which converges in about 36 M steps; EM alone does not in 200. Counts that no topic
+    can explain are ignored.
 
     Parameters
     ----------
@@ -93,9 +93,9 @@ def fold_in(
         Added to the expected count of each topic, in each cell, at each M step: the result is
         the posterior mode under a Dirichlet of concentration 1 + `pseudo_count`.
     n_cycles
-        At most so many times three M steps.
+        Largest number of cycles of three M steps.
     tolerance
-        A cell is done when an M step moves no proportion by more than this.
+        A cell is finished when an M step changes no proportion by more than this.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def fold_in(
     Raises
     ------
     ValueError
-        The shapes do not fit.
+        The shapes do not match.
 
     References
     ----------
@@ -129,7 +129,7 @@ def fold_in(
         expected = before * (sp.csr_matrix((ratio, x.indices, x.indptr), x.shape) @ beta_GK)
         expected += pseudo_count
         total = expected.sum(1, keepdims=True)
-        # Without pseudo-counts, a cell none of whose counts can be explained keeps its start.
+        # Without pseudo-counts, a cell without any explainable count keeps its initial proportions.
         after: np.ndarray = np.divide(expected, total, out=before.copy(), where=total > 0)
         return after
 
@@ -143,7 +143,7 @@ def fold_in(
         length, bent = (np.linalg.norm(v, axis=1, keepdims=True) for v in (first, bend))
         stride = np.maximum(np.divide(length, bent, out=np.ones_like(bent), where=bent > 0), 1)
         ahead = start + 2 * stride * first + stride**2 * bend
-        # Steps that leave the simplex are not taken.
+        # Steps that leave the simplex are rejected.
         inside = (ahead > 0).all(1, keepdims=True)
         ahead = np.where(inside, ahead / ahead.sum(1, keepdims=True), twice)
         after = m_step(ahead)
@@ -162,7 +162,7 @@ def perplexity(x_NG: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -
     Parameters
     ----------
     x_NG
-        Counts, shape (N, G): those held out, if it is to measure prediction.
+        Counts, shape (N, G); use held-out counts to measure prediction.
     theta_NK
         Topic proportions of the cells, shape (N, K).
     beta_KG
@@ -175,7 +175,7 @@ def perplexity(x_NG: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -
     Raises
     ------
     ValueError
-        There is no count at all, or the shapes do not fit.
+        There are no counts, or the shapes do not match.
 
     References
     ----------
@@ -192,7 +192,7 @@ def perplexity(x_NG: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -
 def unigram_perplexity(x_NG: sp.csr_matrix, frequencies_G: np.ndarray) -> float:
     """Compute the perplexity per count if all cells have the same gene proportions: one topic.
 
-    What a topic model has to beat.
+    A topic model should have a lower perplexity than this.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def unigram_perplexity(x_NG: sp.csr_matrix, frequencies_G: np.ndarray) -> float:
     Raises
     ------
     ValueError
-        There is no count at all, or the shapes do not fit.
+        There are no counts, or the shapes do not match.
     """
     frequencies_G = np.asarray(frequencies_G, dtype=np.float64)
     if frequencies_G.shape != (x_NG.shape[1],):
@@ -220,7 +220,7 @@ def unigram_perplexity(x_NG: sp.csr_matrix, frequencies_G: np.ndarray) -> float:
 def elbo_perplexity(elbo_total: float, n_counts: float) -> float:
     """Compute perplexity per count from the evidence lower bound, exp(-ELBO / counts).
 
-    An upper bound of the perplexity under the model's marginal likelihood.
+    It is an upper bound of the perplexity under the marginal likelihood of the model.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def elbo_perplexity(elbo_total: float, n_counts: float) -> float:
     Raises
     ------
     ValueError
-        There is no count at all.
+        There are no counts.
 
     References
     ----------
@@ -244,7 +244,8 @@ def elbo_perplexity(elbo_total: float, n_counts: float) -> float:
     """
     if not n_counts > 0:
         raise ValueError("perplexity needs at least one count")
-    # A hopeless bound may exceed the largest float: infinity says so, without a warning.
+    # The value for a very poor bound may exceed the largest float; infinity is right, without a
+    # warning.
     with np.errstate(over="ignore"):
         return float(np.exp(-np.float64(elbo_total) / n_counts))
 
@@ -264,8 +265,8 @@ def _probability_of_counts(
     cell_n = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
     beta_GK = np.ascontiguousarray(beta_KG.T)
     probability = np.empty(x.nnz)
-    # A few at a time: an array of non-zeros by topics would not fit where the counts just do, and
-    # what fits into the processor's cache is gathered several times faster.
+    # Compute a few at a time: an array of non-zeros × topics could be too large for the memory, and
+    # blocks that fit into the processor's cache are gathered several times faster.
     for first in range(0, x.nnz, GATHERED):
         some = slice(first, first + GATHERED)
         of_cells, of_genes = theta_NK.take(cell_n[some], 0), beta_GK.take(x.indices[some], 0)

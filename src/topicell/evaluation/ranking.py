@@ -1,4 +1,4 @@
-"""Genes that characterise a topic, and numbers of topics in use.
+"""Rank the genes that characterise a topic, and count the topics in use.
 
 Scores of genes (probability, lift, relevance, FREX), how much topics share their top genes
 (diversity, exclusivity), and how many topics cells use. Shapes: N cells, K topics, G genes,
@@ -43,11 +43,11 @@ def gene_scores(
     ------
     ValueError
         The name is not known, frequencies are needed and not given, a weight is given to a
-        score that has none or is not between 0 and 1, or the shapes do not fit.
+        score that has none or is not between 0 and 1, or the shapes do not match.
 
     Examples
     --------
-    Gene 0 is everywhere, genes 1 and 2 are markers.
+    Gene 0 is in all topics, genes 1 and 2 are markers.
 
     >>> beta_KG = np.array([[0.55, 0.45, 0.0], [0.55, 0.0, 0.45]])
     >>> top_genes(gene_scores(beta_KG, "probability"), 1).tolist()
@@ -60,7 +60,7 @@ def gene_scores(
     if np.ndim(beta_KG) != 2:
         raise ValueError(f"beta has shape {np.shape(beta_KG)}: it must be (K, G)")
     if by in ("probability", "lift") and weight is not None:
-        raise ValueError(f"weight = {weight}: {by} has no weight, relevance and frex do")
+        raise ValueError(f"weight = {weight}: {by} has no weight; only relevance and frex have one")
     weights = {} if weight is None else {"weight": weight}
     if by == "frex":
         return frex(beta_KG, **weights)
@@ -112,7 +112,7 @@ def lift(beta_KG: np.ndarray, frequency_G: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        The shapes do not fit.
+        The shapes do not match.
 
     References
     ----------
@@ -149,7 +149,7 @@ def relevance(beta_KG: np.ndarray, frequency_G: np.ndarray, weight: float = 0.6)
     Raises
     ------
     ValueError
-        The weight is not between 0 and 1, or the shapes do not fit.
+        The weight is not between 0 and 1, or the shapes do not match.
 
     References
     ----------
@@ -305,7 +305,7 @@ def _check_weight(weight: float) -> None:
 
 
 def _fitting(beta_KG: np.ndarray, frequency_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both in float64, after a check of their shapes."""
+    """Return both arrays in float64, after a check of their shapes."""
     beta_KG = np.asarray(beta_KG, dtype=np.float64)
     frequency_G = np.asarray(frequency_G, dtype=np.float64)
     if beta_KG.ndim != 2 or frequency_G.shape != beta_KG.shape[1:]:

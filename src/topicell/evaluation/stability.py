@@ -1,4 +1,4 @@
-"""Do replicates find the same topics? Matching, its mean cosine, and the topics they agree on.
+"""Measure whether replicates find the same topics: matching, its mean cosine, and consensus topics.
 
 Shapes: R replicates, K topics, G genes, C consensus topics; T = R · K topics of all replicates.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 ROUNDING = 1e-9
-"""Cosines that differ by less are equal."""
+"""Cosines that differ by less than this count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Matching:
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """Agreement of replicates; 1 if they have the same topics, in whatever order.
+    """Agreement of replicates; 1 if they have the same topics, in any order.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Stability:
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """The topics that replicates agree on, and those that they do not.
+    """The topics that several replicates found, and those that only one found.
 
     Ordered by support, highest first, then by cosine, then by their first member.
 
@@ -58,11 +58,11 @@ class Consensus:
     beta_CG
         Gene proportions of each consensus topic: the mean of its members, shape (C, G).
     support_C
-        In how many replicates it was found, between 1 and R, shape (C,).
+        Number of replicates that found the topic, between 1 and R, shape (C,).
     cosine_C
-        Mean cosine similarity of its members to it, shape (C,); 1 at a support of 1.
+        Mean cosine similarity of the members to the topic, shape (C,); 1 if the support is 1.
     member_RK
-        Consensus topic that each topic of each replicate belongs to, shape (R, K).
+        Index of the consensus topic of each topic of each replicate, shape (R, K).
     """
 
     beta_CG: np.ndarray
@@ -87,7 +87,7 @@ def match_topics(beta_a_KG: np.ndarray, beta_b_KG: np.ndarray) -> Matching:
 
     Returns
     -------
-    The order in which the topics of b match those of a, and how well.
+    The order in which the topics of b match those of a, and their similarities.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def match_topics(beta_a_KG: np.ndarray, beta_b_KG: np.ndarray) -> Matching:
 
 
 def stability(beta_RKG: np.ndarray) -> Stability:
-    """Measure how replicates agree: cosine similarity of matched topics over all pairs.
+    """Measure how well replicates agree: cosine similarity of matched topics over all pairs.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def stability(beta_RKG: np.ndarray) -> Stability:
 
     Returns
     -------
-    The mean, and the figure of each topic.
+    The mean, and the value of each topic.
 
     Raises
     ------
@@ -143,23 +143,23 @@ def stability(beta_RKG: np.ndarray) -> Stability:
 
 
 def consensus(beta_RKG: np.ndarray, *, min_cosine: float = 0.8) -> Consensus:
-    """Group the topics of all replicates, so that a group is one topic, found again and again.
+    """Group the topics of all replicates, so that each group is one topic found several times.
 
-    Agglomerative clustering by average cosine similarity, most similar first, of groups with at
-    most one topic of a replicate each. Two groups are merged if they are at least as similar to
-    one another as the members of either are, on average, to the nearest topic of their own
-    replicate. A threshold alone cannot tell: shared ribosomal genes make different topics of
-    sorted blood cells as similar as 0.99, and how similar depends on the data and on K; but
-    topics that one replicate tells apart are different, whatever their cosine.
+    This is agglomerative clustering by average cosine similarity, most similar first, of groups
+    with at most one topic of each replicate. Two groups are merged if they are at least as similar
+    to each other as the members of either are, on average, to the nearest topic of their own
+    replicate. A threshold alone is not enough: shared ribosomal genes make different topics of
+    sorted blood cells similar up to 0.99, depending on the data and on K. But two topics of the
+    same replicate are different, for any cosine.
 
     Parameters
     ----------
     beta_RKG
         Gene proportions of each topic of each replicate, shape (R, K, G).
     min_cosine
-        Groups less similar are never merged. It matters where the topics of a replicate are far
-        apart: with 5 to 20 topics of blood cells no value up to 0.8 changed a group, with 30
-        topics of 630 cells it did.
+        Groups with a lower similarity are never merged. This matters if the topics of a replicate
+        are very different: with 5 to 20 topics of blood cells, no value up to 0.8 changed a group;
+        with 30 topics of 630 cells it did.
 
     Returns
     -------
@@ -190,7 +190,7 @@ def consensus(beta_RKG: np.ndarray, *, min_cosine: float = 0.8) -> Consensus:
     beta_CG = is_member_CT @ beta_TG / support_C[:, None]
     cosine_T = (unit_TG * _unit(beta_CG)[group_T]).sum(1)
     cosine_C = is_member_CT @ cosine_T / support_C
-    # Rounding must not decide the order of groups that are equally tight.
+    # Rounding must not decide the order of groups that are equally similar.
     order = np.lexsort((-cosine_C.round(9), -support_C))
     member_RK = np.argsort(order)[group_T].reshape(n_replicates, n_topics)
     return Consensus(beta_CG[order], support_C[order], cosine_C[order], member_RK)
@@ -200,8 +200,9 @@ def _group(cosine_TT: np.ndarray, replicate_T: np.ndarray, min_cosine: float) ->
     """Return for each topic the first topic of its group."""
     same_TT = replicate_T[:, None] == replicate_T
     siblings_TT = same_TT & ~np.eye(len(replicate_T), dtype=bool)
-    # Of a group, at the place of its first topic: mean similarity to the others, -inf where they
-    # cannot be linked (a mean with it stays -inf), and how similar the others must be at least.
+    # For each group, at the index of its first topic: the mean similarity to the other groups, -inf
+    # if they cannot be linked (a mean with -inf stays -inf), and the smallest similarity for a
+    # merge.
     mean_TT = np.where(same_TT, -np.inf, cosine_TT)
     least_T = np.where(siblings_TT, cosine_TT, min_cosine).max(1)
     size_T = np.ones(len(replicate_T))
@@ -227,7 +228,9 @@ def _group(cosine_TT: np.ndarray, replicate_T: np.ndarray, min_cosine: float) ->
 
 def _check_replicates(measure: str, n_replicates: int) -> None:
     if n_replicates < 2:
-        raise ValueError(f"{measure} compares replicates: {n_replicates} are too few, 2 the least")
+        raise ValueError(
+            f"{measure} compares replicates: it needs at least 2, found {n_replicates}"
+        )
 
 
 def _unit(beta_KG: np.ndarray) -> np.ndarray:

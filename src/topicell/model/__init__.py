@@ -1,1 +1,1 @@
-"""The model: its Pyro program, its training and what is read off its posterior."""
+"""Models: their definition, their training, and saved fits."""

@@ -1,8 +1,8 @@
-"""Checkpoints: the state of a fit on disk, from which it goes on with the same bytes.
+"""Checkpoints: the state of a fit on disk, from which it continues with the same bytes.
 
-A checkpoint is one safetensors file: weights, moments of Adam, random states; and in its header, as
-JSON, where the fit stood. It is written beside its place, flushed to the disk and renamed, so a
-file that has its name is whole, whenever the process was killed.
+A checkpoint is one safetensors file with weights, moments of Adam and random states; its header has
+the progress of the fit as JSON. It is written under a temporary name, flushed to the disk and
+renamed, so a file with the final name is complete, even if the process was killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = 2
-"""Checkpoints that are kept: the one before stays where the newest turns out to be damaged."""
+"""Number of checkpoints that are kept: the previous one is used if the newest is damaged."""
 
 
 class Checkpoints:
@@ -32,16 +32,16 @@ class Checkpoints:
     Parameters
     ----------
     folder
-        Where they are; made with the first one.
+        Folder of the checkpoints; created with the first one.
     every
-        ``train.checkpoint_every``; with null none is written, and none is looked for.
+        ``train.checkpoint_every``; null disables checkpoints.
     """
 
     def __init__(self, folder: Path, every: int | str | None) -> None:
         self.folder = folder
         self.interval = checkpoint_interval(every)
         self.seconds_before = 0.0
-        """Seconds that the fit took before the checkpoint it goes on from."""
+        """Seconds that the fit took before the checkpoint from which it continues."""
         self._began = self._written = time.monotonic()
         self._epochs_written = 0
         self.written = False
@@ -49,7 +49,7 @@ class Checkpoints:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the fit has taken, those before an interruption too."""
+        """Seconds that the fit has taken, including those before an interruption."""
         return self.seconds_before + time.monotonic() - self._began
 
     def due(self, n_epochs: int, *, epoch_ended: bool) -> bool:
@@ -62,9 +62,9 @@ class Checkpoints:
         return time.monotonic() - self._written >= number
 
     def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int) -> None:
-        """Keep the state after so many steps, and the one before it; an interrupt waits for it.
+        """Write the state after so many steps, and keep the previous one; delay interrupts.
 
-        A disk that is full costs a warning and the checkpoint, not the fit.
+        If the disk is full, the checkpoint is skipped with a warning, and the fit continues.
         """
         if self.interval is None:
             return
@@ -76,8 +76,8 @@ class Checkpoints:
                 _write_whole(path, whole, header)
             except OSError as error:
                 warnings.warn(
-                    f"the checkpoint {path} could not be written ({error.strerror}); the fit goes "
-                    "on without it. Free the disk, or set train.checkpoint_every=null",
+                    f"the checkpoint {path} could not be written ({error.strerror}); the fit "
+                    "continues without it. Free disk space, or set train.checkpoint_every=null",
                     stacklevel=2,
                 )
             else:
@@ -88,12 +88,12 @@ class Checkpoints:
             self._epochs_written = int(state["epoch"])
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest checkpoint that can be read, as `write` was given it; None if none can.
+        """Return the newest readable checkpoint, as passed to `write`; None if there is none.
 
         Warns
         -----
         UserWarning
-            A newer one is damaged.
+            A newer checkpoint is damaged.
         """
         if self.interval is None:
             return None
@@ -103,12 +103,12 @@ class Checkpoints:
             try:
                 with safetensors.safe_open(path, "pt") as file:
                     state = json.loads(file.metadata()["state"])
-                    # It has keys, and is no mapping.
+                    # It has keys, but is not a mapping.
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 warnings.warn(
-                    f"the checkpoint {path} is damaged ({error}); the fit goes on from an earlier "
-                    "state",
+                    f"the checkpoint {path} is damaged ({error}); the fit continues from an "
+                    "earlier state",
                     stacklevel=2,
                 )
                 path.unlink()
@@ -120,7 +120,7 @@ class Checkpoints:
         return None
 
     def held_interrupts(self) -> contextlib.AbstractContextManager[Interrupt]:
-        """Delay interrupts of a fit that keeps its state; delay nothing of others."""
+        """Delay interrupts of a fit that has checkpoints; do not delay them for other fits."""
         return contextlib.nullcontext(Interrupt()) if self.interval is None else held_interrupts()
 
     def _paths(self) -> list[Path]:
@@ -128,7 +128,7 @@ class Checkpoints:
 
 
 def _write_whole(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file that is whole as soon as it has its name, and on the disk."""
+    """Write a safetensors file that is complete and on the disk before it gets its name."""
     import safetensors.torch
 
     unfinished = path.with_suffix(".unfinished")
@@ -143,7 +143,7 @@ def _write_whole(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
-    # The new name, too.
+    # Flush the new name too.
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The earlier place of `topicell.counts`; models that were registered then import it."""
+"""The former module of `topicell.counts`; models that were registered then still import it."""
 
 from topicell.counts import Counts, as_counts
 

@@ -1,8 +1,8 @@
 """Estimates under the posterior: means of θ and β, and the terms of the ELBO.
 
-Posterior means have no closed form under softmax: they are Monte-Carlo estimates, over noise
-that depends on the seed alone and, for θ, is the same for every cell. So the θ of a cell does
-not depend on which other cells are beside it, in which order, or in batches of which size.
+Posterior means have no closed form with softmax: they are Monte-Carlo estimates. The noise depends
+only on the seed and, for θ, is the same for every cell. Therefore the θ of a cell does not depend
+on the other cells, their order, or the size of batches.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.refinement import cell_elbo, quasi_normal, refine
 
 CHUNK = 512
-"""Cells that are computed at a time."""
+"""Number of cells that are computed at a time."""
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    # Drawn on the CPU, so that devices agree.
+    # Drawn on the CPU, so that all devices have the same noise.
     return torch.randn(shape, generator=generator).to(like)
 
 
 def chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
-    """Yield cells in the form that estimates read, made as they are read."""
+    """Return an iterable of batches of cells, which makes each batch when it is needed."""
     return _chunks(x_NG, program.topic_mean.device, float(program.encoder.library_size))
 
 
 def _chunks(x_NG: sp.csr_matrix, device: torch.device, library_size: float) -> Iterator[Batch]:
     parts = in_order(x_NG.shape[0], CHUNK)
-    # Whichever the density, so that the proportions of a cell do not depend on its company.
+    # The form does not depend on the density, so that the proportions of a cell do not depend on
+    # the other cells.
     if sparse_is_there(device):
         yield from sparse_batches(x_NG, parts, library_size)
     else:
@@ -62,9 +63,9 @@ def mean_theta(
     replicates: Sequence[int] | None = None,
     refine: bool = False,
 ) -> np.ndarray:
-    """Return E_q[θ] of each cell of `chunks`, (R, N, K), by the encoder's q or the refined one.
+    """Return E_q[θ] of each cell of `chunks`, (R, N, K), with the encoder's q or the refined q.
 
-    Of all replicates, or of the given ones.
+    The result has all replicates, or those in `replicates`.
     """
     noise_SK = quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
     chosen = list(range(program.n_replicates)) if replicates is None else list(replicates)
@@ -87,8 +88,8 @@ def encoded(program: TopicProgram, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def mean_softmax(m_RBK: Tensor, s_RBK: Tensor, noise_SK: Tensor) -> Tensor:
     """Return E[softmax(t)] of t ~ Normal(m, s), shape (R, B, K)."""
-    # Topics first: softmax over a leading axis runs along whole vectors of cells, ten times
-    # faster than over a short last axis.
+    # Topics are the first axis: softmax over a leading axis uses whole vectors of cells and is ten
+    # times faster than over a short last axis.
     m_KRB, s_KRB = (part.permute(2, 0, 1).contiguous() for part in (m_RBK, s_RBK))
     theta_KRB = torch.zeros_like(m_KRB)
     for noise_K in noise_SK:
@@ -99,19 +100,19 @@ def mean_softmax(m_RBK: Tensor, s_RBK: Tensor, noise_SK: Tensor) -> Tensor:
 class Refinement:
     """The better of two posteriors for each cell: the encoder's and the one optimised for it.
 
-    Both are judged by their ELBO on the same draws of topics and of logits, so that the one kept
-    is never worse on these.
+    Both are compared by their ELBO on the same draws of topics and of logits, so the selected one
+    is never worse on these draws.
 
     Parameters
     ----------
     program
         The fit.
     replicates
-        Which of it.
+        The replicates of the fit to use.
     n_samples
-        Draws that the two are judged on.
+        Number of draws on which the two are compared.
     seed
-        Of all draws.
+        Seed of all draws.
     """
 
     def __init__(
@@ -120,19 +121,19 @@ class Refinement:
         self.program = program
         self.replicates = list(replicates)
         self.seed = seed
-        # A posterior is optimised for the mean topics, and measured on draws of topics.
+        # A posterior is optimised for the mean topics, and evaluated on draws of topics.
         topics_RKG = mean_topics(program, n_samples=64, seed=seed)[self.replicates]
         self.topics_RKG = torch.from_numpy(topics_RKG).to(program.topic_mean)
         self.noise_SK = quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
 
     @torch.no_grad()
     def posterior(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return mean and deviation of the q(t) kept, each (R, B, K), and its gain, (R, B) ≥ 0.
+        """Return mean and deviation of the selected q(t), each (R, B, K), and its gain, (R, B) ≥ 0.
 
         The gain is in nats: the amortization gap of each cell.
         """
         m_RBK, s_RBK = (part[self.replicates] for part in encoded(self.program, batch))
-        # On other draws than those that it is judged on.
+        # The optimisation uses other draws than the evaluation.
         prior, likelihood = self.program.cell_prior, self.program.likelihood
         refined = [
             refine(batch, topics_KG, prior, likelihood, seed=self.seed + 1)
@@ -140,7 +141,7 @@ class Refinement:
         ]
         mean_RBK, scale_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         gain_RB = self._elbo(batch, mean_RBK, scale_RBK) - self._elbo(batch, m_RBK, s_RBK)
-        # Refinement that went astray is NaN at worst: it is not greater, and not kept.
+        # If refinement diverges, its ELBO is NaN; then it is not greater, and not selected.
         better_RB1 = (gain_RB > 0).unsqueeze(-1)
         kept = (
             torch.where(better_RB1, mean_RBK, m_RBK),
@@ -185,7 +186,7 @@ def mean_beta(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray
 
 @torch.no_grad()
 def mean_topics(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray:
-    """Return the topics of the program's likelihood that stand for q(b), shape (R, K, G)."""
+    """Return the topics of the program's likelihood that represent q(b), shape (R, K, G)."""
     posterior = program.topic_posterior()
     topics_RKG = program.likelihood.mean_topics(*posterior, n_samples=n_samples, seed=seed)
     return topics_RKG.cpu().numpy()
@@ -193,7 +194,7 @@ def mean_topics(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarr
 
 @dataclass(frozen=True, slots=True)
 class ELBOTerms:
-    """Terms of the ELBO in nats, KL weight 1: by cell (R, N), and of the topics (R,)."""
+    """Terms of the ELBO in nats, with KL weight 1: of each cell (R, N), and of the topics (R,)."""
 
     reconstruction: np.ndarray
     kl_cells: np.ndarray
@@ -202,9 +203,8 @@ class ELBOTerms:
     def per_cell(self, n_train: int) -> np.ndarray:
         """Return the ELBO in nats per cell, shape (R,).
 
-        The topics were paid for once, by the training cells: each cell carries 1/`n_train` of
-        their KL, so that training and held-out cells are on one scale and no subset of cells
-        changes it.
+        The KL of the topics is divided by `n_train` and added to every cell, so that training
+        cells, held-out cells and all subsets of them are on the same scale.
         """
         by_cell: np.ndarray = (self.reconstruction - self.kl_cells).mean(1)
         return by_cell - self.kl_topics / n_train
@@ -216,8 +216,8 @@ def elbo_terms(
 ) -> ELBOTerms:
     """Return the ELBO's terms of the cells of `chunks`.
 
-    The expected log-likelihood is averaged over `n_samples` draws.
-    Each draw takes one b for all cells, and noise of its own for the logits of each cell.
+    The expected log-likelihood is averaged over `n_samples` draws. Each draw has one b for all
+    cells, and separate noise for the logits of each cell.
     """
     m_RKG, s_RKG = program.topic_posterior()
     generator = torch.Generator().manual_seed(seed)
@@ -250,7 +250,7 @@ def theta_given(
     n_samples: int,
     seed: int,
 ) -> np.ndarray:
-    """Return E_q[θ] of each cell, with q optimised for it and the topics known, shape (R, N, K)."""
+    """Return E_q[θ] of each cell, with q optimised for the cell and fixed topics, (R, N, K)."""
     noise_SK = quasi_normal(n_samples, topics_RKG.shape[1], seed, prior.mean)
     parts = [
         mean_softmax(m_RBK, s_RBK, noise_SK).numpy()
@@ -268,12 +268,12 @@ def elbo_given(
     n_samples: int,
     seed: int,
 ) -> np.ndarray:
-    """Return the ELBO of each cell, with q optimised for it and the topics known, nats, (R, N).
+    """Return the ELBO of each cell, with q optimised for the cell and fixed topics, nats, (R, N).
 
-    It is minus infinity for a cell with a count that has probability 0 whatever its θ.
+    It is minus infinity for a cell with a count that has probability 0 for every θ.
     """
     noise_SK = quasi_normal(n_samples, topics_RKG.shape[1], seed, prior.mean)
-    # Other draws than those that q was optimised on.
+    # Other draws than those with which q was optimised.
     parts = [
         cell_elbo(batch, m_RBK, s_RBK, prior, likelihood, noise_SK, [topics] * n_samples).numpy()
         for batch, topics, m_RBK, s_RBK in _posteriors_given(

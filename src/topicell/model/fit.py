@@ -1,7 +1,7 @@
-"""TopicFit: fitted topics, what is read off them — θ, β, perplexity, rankings — and on disk.
+"""TopicFit: fitted topics, their estimates (θ, β, perplexity, rankings), and how they are saved.
 
-It has two kinds: `topicell.model.posterior.AmortizedFit`, topicell's own model, and
-`topicell.model.points.PointFit`, the topics of another library or of a user.
+There are two kinds: `topicell.model.posterior.AmortizedFit` for topicell's own models, and
+`topicell.model.points.PointFit` for the topics of another library or of a user.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 2
-"""Version of the saved form."""
+"""Version of the format of saved fits."""
 
 EpochMetrics = dict[str, float]
 """Metrics of one epoch, by name."""
 
 
 class TopicFit(ABC):
-    """R sets of topics, and everything that is read off them.
+    """R sets of topics, and everything that is computed from them.
 
-    Fitted topics are in order of mean proportion; those brought by a user keep their order.
+    Fitted topics are in the order of their mean proportion; topics from a user keep their order.
 
-    Methods take cells as an AnnData or as `Counts`, match genes by name, and describe the
-    selected replicate unless told another; ``replicate`` counts from 0. Estimates are seeded.
+    Methods take cells as an AnnData or as `Counts`, match genes by name, and describe the selected
+    replicate by default; ``replicate`` counts from 0. Estimates have a seed.
 
     Attributes
     ----------
@@ -55,11 +55,11 @@ class TopicFit(ABC):
     genes
         Names of the modelled genes, shape (G,).
     gene_ids
-        Their identifiers, if the data had any beside the names, shape (G,): cells of other files
-        are matched by either.
+        Their identifiers, if the data have them in addition to names, shape (G,); genes of other
+        files are matched by either.
     selection_R
         ELBO by which the selected replicate was chosen: nats per validation cell (per training cell
-        where there was no validation set); 0 for points where there was nothing to choose.
+        if there is no validation set); 0 if there was nothing to choose.
     gene_frequency_G
         Share of each gene in all training counts.
     n_train
@@ -67,8 +67,8 @@ class TopicFit(ABC):
     history
         Metrics of each epoch, named as in the tracker.
     cells, held_out
-        The cells that methods describe when they are given none: those of the fit, and those
-        that were held out of it (None after loading).
+        The default cells of methods: those of the fit, and those that were held out of it (None
+        after loading).
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class TopicFit(ABC):
     ) -> np.ndarray:
         """Return posterior mean topic proportions of cells, all or some replicates, (R, N, K).
 
-        With `refine`, by a posterior optimised for each cell instead of the model's own inference.
+        With `refine`, use a posterior optimised for each cell instead of the model's own inference.
         """
 
     @abstractmethod
@@ -117,13 +117,13 @@ class TopicFit(ABC):
     def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Return the topics as the likelihood uses them, all replicates, shape (R, K, G).
 
-        They are `beta` where cells mix topics.
+        They equal `beta` for models in which cells mix topics.
         """
 
     @property
     @abstractmethod
     def likelihood(self) -> Likelihood:
-        """How topics, and the proportions of a cell, make its counts."""
+        """The likelihood: the distribution of counts for given topics and proportions."""
 
     @abstractmethod
     def _weights(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class TopicFit(ABC):
 
     @abstractmethod
     def _document(self) -> dict[str, Any]:
-        """Return the rest that is saved, as JSON."""
+        """Return the remaining saved values, as JSON."""
 
     @property
     @abstractmethod
@@ -143,7 +143,7 @@ class TopicFit(ABC):
     def has_encoder(self) -> bool:
         """Whether the model has an encoder and a posterior of its topics.
 
-        Only then it has an ELBO of its own and an amortization gap.
+        Only then it has its own ELBO and an amortization gap.
         """
 
     @property
@@ -163,7 +163,7 @@ class TopicFit(ABC):
 
     @property
     def selected(self) -> int:
-        """The selected replicate: the one of the highest finite ELBO on validation cells."""
+        """The selected replicate: the one with the highest finite ELBO on validation cells."""
         finite = np.isfinite(self.selection_R)
         return int(np.argmax(np.where(finite, self.selection_R, -np.inf)))
 
@@ -216,20 +216,20 @@ class TopicFit(ABC):
     ) -> pd.DataFrame:
         """Return the tutorial's ranked table: by rank, for each topic its gene and the proportion.
 
-        Columns are ``topic_0``, ``topic_0_prop``, …, and ``topic_0_score``, … where genes are
-        ranked by anything but the proportion; the index is the rank, from 0.
+        Columns are ``topic_0``, ``topic_0_prop``, …, and also ``topic_0_score``, … if genes are not
+        ranked by the proportion; the index is the rank, from 0.
 
         Parameters
         ----------
         n
-            How many genes of each topic.
+            Number of genes of each topic.
         by
             ``probability``, ``lift``, ``relevance`` or ``frex``
             (`topicell.evaluation.ranking.gene_scores`).
         weight
             λ of relevance, 0.6 by default; that of exclusivity in FREX, 0.5.
         replicate, n_samples, seed
-            As everywhere.
+            As in the other methods.
 
         Raises
         ------
@@ -244,15 +244,18 @@ class TopicFit(ABC):
         return ranked_table(self.genes, beta_KG, score_KG, n)
 
     def consensus(self, *, n_samples: int = 256, seed: int = 0) -> Consensus:
-        """Return the topics that replicates agree on, with how many replicates found each.
+        """Return the topics on which replicates agree, and how many replicates found each.
 
         Raises
         ------
         InputError
-            There is one replicate only.
+            There is only one replicate.
         """
         if self.n_replicates < 2:
-            raise InputError("consensus compares replicates; fit with n_replicates=4, say")
+            raise InputError(
+                "consensus compares replicates, but this fit has only one; fit with "
+                "n_replicates=4, for example"
+            )
         return consensus(self.beta(n_samples=n_samples, seed=seed))
 
     def transform(
@@ -271,18 +274,19 @@ class TopicFit(ABC):
         Parameters
         ----------
         data
-            AnnData or `Counts`; genes are matched by name, and those not modelled are left out.
+            AnnData or `Counts`; genes are matched by name, and genes that are not modelled are
+            ignored.
         layer
             Where the counts of an AnnData are.
         fill_missing
-            Count modelled genes that `data` lacks as zero, instead of refusing.
+            Use zero counts for modelled genes that `data` does not have, instead of raising an
+            error.
         refine
-            Optimise the posterior of each cell instead of taking the encoder's: slower (a third of
-            a millisecond for a cell of 90 non-zero genes and ten topics), and never of a lower
-            ELBO. Topics without an encoder have no
-            other posterior once they are loaded.
+            Optimise the posterior of each cell instead of using the encoder: slower (a third of a
+            millisecond for a cell with 90 non-zero genes and ten topics), and never with a lower
+            ELBO. Loaded topics without an encoder always use this posterior.
         replicate, n_samples, seed
-            As everywhere.
+            As in the other methods.
 
         Raises
         ------
@@ -292,7 +296,7 @@ class TopicFit(ABC):
         Warns
         -----
         UserWarning
-            Missing genes were counted as zero, or cells have no count in the model's genes.
+            Missing genes were counted as zero, or cells have no counts in the model's genes.
         """
         given = Counts.of(data, layer)
         counts = given.with_genes(self.genes, ids=self.gene_ids, fill_missing=fill_missing)
@@ -306,8 +310,8 @@ class TopicFit(ABC):
         n_empty = int((np.diff(counts.x.indptr) == 0).sum())
         if n_empty:
             warnings.warn(
-                f"{n_empty} cells have no count in the model's genes: their topic proportions say "
-                "nothing",
+                f"{n_empty} cells have no counts in the model's genes, so their topic proportions "
+                "have no meaning",
                 stacklevel=2,
             )
         return self.cell_topics(
@@ -336,7 +340,7 @@ class TopicFit(ABC):
         n_samples: int = 64,
         seed: int = 0,
     ) -> np.ndarray:
-        """Return the ELBO of each cell that the encoder's posterior loses, nats, shape (R, N)."""
+        """Return the ELBO that each cell loses because of the encoder, nats, shape (R, N)."""
 
     def elbo(
         self,
@@ -357,14 +361,13 @@ class TopicFit(ABC):
     def elbo_given_topics(
         self, data: Any = None, *, layer: str | None = None, n_samples: int = 64, seed: int = 0
     ) -> np.ndarray:
-        """Return the ELBO of cells with the mean topics held fixed, nats per cell, shape (R,).
+        """Return the ELBO of cells with fixed mean topics, nats per cell, shape (R,).
 
-        The posterior of each cell is optimised (`topicell.model.refinement`) and no KL of topics
-        is paid, and the prior is Dirichlet(1/K) whatever fitted them: the one ELBO that can be had
-        of any topics, and so the one to compare kinds of models by, of one number of topics: with
-        more of them refinement stops farther
-        from its optimum (``experiments/measures``). Minus infinity if a count has a gene that no
-        topic has.
+        The posterior of each cell is optimised (`topicell.model.refinement`), the KL of topics is
+        not included, and the prior is Dirichlet(1/K) for all models. This ELBO exists for all
+        topics, so use it to compare kinds of models with the same number of topics; with more
+        topics, refinement stops farther from its optimum (``experiments/measures``). It is minus
+        infinity if there is a count of a gene that no topic has.
         """
         require_samples(n_samples)
         topics_RKG = self.topics(seed=seed)
@@ -376,7 +379,7 @@ class TopicFit(ABC):
         return elbo_R
 
     def prior(self) -> NormalPrior:
-        """Return the prior of θ where topics are taken as known: Dirichlet(1/K) for every model."""
+        """Return the prior of θ for fixed topics: Dirichlet(1/K) for every model."""
         return NormalPrior.dirichlet(None, self.n_topics, self.n_topics)
 
     def perplexity_by_replicate(
@@ -390,9 +393,9 @@ class TopicFit(ABC):
     ) -> np.ndarray:
         """Return document-completion perplexity in each replicate, per count, shape (R,).
 
-        Each cell's counts are thinned into halves; θ comes from the one, by EM with β fixed
-        (`folded`: the same for every kind of model) or from the model's own inference, and the
-        other is predicted (Wallach et al. 2009).
+        The counts of each cell are split into halves. θ is inferred from one half, by EM with fixed
+        β (`folded`, the same for every kind of model) or by the model's own inference, and the
+        other half is predicted (Wallach et al. 2009).
         """
         if data is None and self.held_out is not None:
             data = self.held_out
@@ -433,7 +436,7 @@ class TopicFit(ABC):
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder: weights as safetensors, the rest as JSON, no pickle.
 
-        The folder appears whole or not at all.
+        The folder is written completely or not at all.
 
         Raises
         ------
@@ -465,7 +468,7 @@ class TopicFit(ABC):
 
     @staticmethod
     def load(path: str | Path) -> TopicFit:
-        """Read a saved fit: the earlier name of `topicell.load`, which registered models call."""
+        """Read a saved fit; registered models call `topicell.load` by this former name."""
         fit: TopicFit = import_module("topicell").load(path)
         return fit
 
@@ -484,7 +487,9 @@ class TopicFit(ABC):
     def _counts(self, data: Any, layer: str | None = None) -> Counts:
         if data is None:
             if self.cells is None:
-                raise InputError("a loaded fit holds no cells; pass the cells as first argument")
+                raise InputError(
+                    "a loaded fit holds no cells; pass the cells as the first argument"
+                )
             return self.cells
         return Counts.of(data, layer).with_genes(self.genes, ids=self.gene_ids)
 
@@ -505,20 +510,20 @@ def ranked_table(
 
 
 def require_samples(n_samples: int) -> None:
-    """Refuse an estimate from no samples."""
+    """Raise an error if an estimate would have no samples."""
     if n_samples < 1:
         raise InputError(f"n_samples = {n_samples}: an estimate needs at least 1")
 
 
 def write_folder(path: str | Path, write: Callable[[Path], None], *, overwrite: bool) -> Path:
-    """Fill a new folder through `write`, and put it in place only when it is whole."""
+    """Fill a new folder by `write`, and rename it to its final name when it is complete."""
     path = Path(path)
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; pass overwrite=True, or another path")
+        raise InputError(f"{path} exists; pass overwrite=True or another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        # mkdtemp keeps the folder to its owner; a saved model is as readable as its neighbours.
+        # mkdtemp makes the folder private; a saved model gets the usual permissions.
         umask = os.umask(0)
         os.umask(umask)
         unfinished.chmod(0o777 & ~umask)

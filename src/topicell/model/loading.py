@@ -1,4 +1,4 @@
-"""Read fits that `TopicFit.save` wrote, of any model."""
+"""Read fits of any model that `TopicFit.save` wrote."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from topicell.model.registry import model_spec
 
 
 def load_fit(path: str | Path) -> TopicFit:
-    """Read a saved fit; it holds no cells.
+    """Read a saved fit, which holds no cells.
 
     Parameters
     ----------
     path
-        The folder, as given to `TopicFit.save`, or the ``model`` folder of a run.
+        The folder that was passed to `TopicFit.save`, or the ``model`` folder of a run.
 
     Raises
     ------
     InputError
-        The folder is not a saved model, or is of another format.
+        The folder is not a saved model, or has another format.
     """
     import safetensors.torch
 

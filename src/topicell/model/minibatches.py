@@ -1,7 +1,7 @@
-"""Mini-batches: shuffled cells, gathered where the arithmetic runs, sparse or dense.
+"""Mini-batches: shuffled cells on the device of the computation, sparse or dense.
 
-Counts stay compressed for the whole fit, on the device that computes, so memory grows with the
-non-zeros. Many mini-batches are gathered at a time; each is then a few slices.
+Counts stay compressed on the device during the whole fit, so memory grows with the non-zeros. Many
+mini-batches are gathered at a time; each mini-batch is then a few slices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 SPARSE_BELOW = 0.2
-"""Share of non-zeros under which arithmetic on them alone is faster (`experiments/speed`)."""
+"""Share of non-zeros below which computing only with them is faster (`experiments/speed`)."""
 GATHERED_CELLS = 8192
 """Cells gathered at a time, at least one mini-batch."""
 
@@ -52,14 +52,14 @@ class Compressed:
 
 @dataclass(frozen=True, slots=True)
 class SparseBatch:
-    """Cells at their non-zeros alone, by cell and, for the gradients, by gene.
+    """The non-zeros of cells, by cell and, for the gradients, by gene.
 
     Attributes
     ----------
     by_cell, by_gene
         The non-zeros of (B, G) and of its transpose (G, B).
     order
-        Where the non-zeros by gene stand among those by cell, shape (nnz,).
+        Index of each non-zero by gene among those by cell, shape (nnz,).
     counts
         Count of each non-zero, by cell.
     inputs, inputs_by_gene
@@ -83,12 +83,12 @@ Batch = DenseBatch | SparseBatch
 
 
 def sparse_is_there(device: torch.device) -> bool:
-    """Return whether arithmetic on non-zeros alone is available; it needs Intel's MKL."""
+    """Return whether computing only with non-zeros is available; it needs Intel's MKL."""
     return device.type == "cpu" and torch.backends.mkl.is_available()
 
 
 def sparse_wins(x_NG: sp.csr_matrix, device: torch.device) -> bool:
-    """Return whether training is faster on the non-zeros alone, for counts as dense as these."""
+    """Return whether training these counts is faster with the non-zeros only."""
     density: float = x_NG.nnz / math.prod(x_NG.shape)
     return sparse_is_there(device) and density < SPARSE_BELOW
 
@@ -96,21 +96,21 @@ def sparse_wins(x_NG: sp.csr_matrix, device: torch.device) -> bool:
 def shuffled(n_cells: int, n_batches: int, seeds: np.random.Generator) -> list[np.ndarray]:
     """Return a random partition of the cells into batches whose sizes differ by at most one.
 
-    A short last batch would weigh as much as a full one in every step, and could be too small
-    for batch norm.
+    A short last batch would have the same weight as a full one, and could be too small for batch
+    norm.
     """
     return np.array_split(seeds.permutation(n_cells), n_batches)
 
 
 def in_order(n_cells: int, size: int) -> list[np.ndarray]:
-    """Return the cells in their order, `size` at a time."""
+    """Return the cells in order, in batches of `size`."""
     return np.split(np.arange(n_cells), range(size, n_cells, size))
 
 
 def sparse_batches(
     x_NG: sp.csr_matrix, parts: list[np.ndarray], library_size: float
 ) -> Iterator[SparseBatch]:
-    """Yield the given cells at their non-zeros, on the CPU.
+    """Yield the non-zeros of the given cells, on the CPU.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def sparse_batches(
     parts
         The cells of each mini-batch.
     library_size
-        Total that the encoder's input scales each cell to.
+        Total to which the encoder's input scales each cell.
     """
     _announce_sparse()
     G = x_NG.shape[1]
@@ -130,7 +130,7 @@ def sparse_batches(
         scale = torch.from_numpy((library_size / total).astype(x.dtype).repeat(lengths))
         counts, genes = torch.from_numpy(x.data), _int32(x.indices)
         inputs = torch.log1p(counts * scale)
-        # One transposition for all batches of the block: each has its own range of columns.
+        # Transpose all batches of the block at once: each has its own range of columns.
         first_row = np.cumsum([0] + [len(part) for part in block])
         first = x.indptr[first_row]
         column = x.indices + np.arange(len(block), dtype=x.indices.dtype).repeat(np.diff(first)) * G
@@ -155,14 +155,14 @@ def sparse_batches(
 
 
 class DeviceCounts:
-    """Counts as compressed rows on a device, where dense mini-batches are made of them.
+    """Counts as compressed rows on a device, from which dense mini-batches are made.
 
     Parameters
     ----------
     x_NG
         Counts.
     device
-        Where they stay; nothing here waits for it.
+        The device; nothing here waits for it.
     """
 
     def __init__(self, x_NG: sp.csr_matrix, device: torch.device) -> None:
@@ -175,18 +175,18 @@ class DeviceCounts:
         self.buffers: dict[int, DenseBatch] = {}
 
     def batches(self, parts: list[np.ndarray], *, reuse: bool = False) -> Iterator[DenseBatch]:
-        """Yield the given cells, each mini-batch dense.
+        """Yield the given cells as dense mini-batches.
 
-        With `reuse`, every mini-batch of one size is written to the same memory, where a recorded
-        step finds it: the one must be done with before the next is asked for.
+        With `reuse`, all mini-batches of one size are written to the same memory, which a recorded
+        step reads: finish with one mini-batch before you request the next.
         """
         for block in _blocks(parts):
             rows = np.concatenate(block)
             lengths = self.lengths[rows]
             ends = lengths.cumsum()
             total = int(ends[-1])
-            # What must be added to a non-zero's place here, to have its place among all counts
-            # and its place in the flattened matrix of its batch.
+            # Offsets from the position of a non-zero here to its position among all counts, and to
+            # its position in the flattened matrix of its batch.
             shift = np.stack(
                 [
                     self.starts[rows] - (ends - lengths),
@@ -218,7 +218,7 @@ class DeviceCounts:
 
 
 def _blocks(parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Yield some mini-batches at a time, to share the cost of gathering them."""
+    """Yield blocks of mini-batches, to share the cost of gathering them."""
     n = max(GATHERED_CELLS // max(len(parts[0]), 1), 1) if parts else 1
     for first in range(0, len(parts), n):
         yield parts[first : first + n]
@@ -231,7 +231,7 @@ def _int32(values: np.ndarray) -> Tensor:
 
 @functools.cache
 def _announce_sparse() -> None:
-    """Let torch say that its compressed rows are in beta, which it does once, to nobody."""
+    """Trigger torch's one-time warning about sparse CSR, with warnings suppressed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.eye(2).to_sparse_csr()

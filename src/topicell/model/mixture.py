@@ -22,12 +22,12 @@ from topicell.model.priors import NormalPrior, logistic_normal
 
 LEAST_PROPORTION = 1e-28
 """Added to the proportion of each gene: single precision can underflow to 0 for a gene that no
-topic uses, and the slope x / p of a deep cell then overflows. Proportions above 1e-20 are left as
-they are, bit for bit."""
+topic uses, and the slope x / p of a cell with many counts then overflows. Proportions above 1e-20
+do not change by a single bit."""
 EM_STEPS = 25
 PSEUDO_COUNT = 0.1
 UNLIKELY = 1e-15
-"""Counts of a probability below this do not move the posterior: their slopes would overflow."""
+"""Counts with a probability below this do not change the posterior: their slopes would overflow."""
 
 
 class Mixture:
@@ -56,11 +56,11 @@ class Mixture:
         return Slopes(batch, topics_KG)
 
     def mean_topics(self, mean: Tensor, scale: Tensor, *, n_samples: int, seed: int) -> Tensor:
-        """Return E[softmax(b)] of b ~ Normal(mean, scale), by draws, shape (R, K, G)."""
+        """Return E[softmax(b)] of b ~ Normal(mean, scale), from draws, shape (R, K, G)."""
         generator = torch.Generator().manual_seed(seed)
         beta_RKG = torch.zeros_like(mean)
         for _ in range(n_samples):
-            # Drawn on the CPU, so that devices agree.
+            # Drawn on the CPU, so that all devices have the same noise.
             noise_G = torch.randn((mean.shape[-1],), generator=generator).to(mean)
             beta_RKG += (mean + scale * noise_G).softmax(-1)
         return beta_RKG / n_samples
@@ -74,7 +74,7 @@ class Mixture:
         return perplexity(x_NG, theta_NK, topics_KG)
 
     def impossible(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
-        """Return which cells have a count of probability 0 whatever their θ, shape (N,)."""
+        """Return which cells have a count with probability 0 for every θ, shape (N,)."""
         found: np.ndarray = x_NG[:, ~topics_KG.any(0)].getnnz(1) > 0
         return found
 
@@ -83,7 +83,7 @@ MIXTURE = Mixture()
 
 
 def log_likelihood(batch: Batch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
-    """Return nats of each cell's bag of words in each replicate, shape (R, B)."""
+    """Return the log-likelihood of each cell in each replicate, in nats, shape (R, B)."""
     if isinstance(batch, DenseBatch):
         result: Tensor = _DenseLikelihood.apply(batch.counts, theta_RBK, beta_RKG)
     else:
@@ -92,13 +92,13 @@ def log_likelihood(batch: Batch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
 
 
 def multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
-    """Write a sparse matrix times a dense one to `out`."""
-    # torch.mm would fill and copy another matrix on its way to `out`.
+    """Write the product of a sparse and a dense matrix to `out`."""
+    # torch.mm would fill another matrix and copy it to `out`.
     torch.addmm(out, matrix, values, beta=0, out=out)
 
 
 class _DenseLikelihood(torch.autograd.Function):
-    """Σ_g x log(θβ), whose derivative by θβ is x / θβ."""
+    """Σ_g x log(θβ), with the derivative x / θβ by θβ."""
 
     @staticmethod
     def forward(ctx: Any, x_BG: Tensor, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class _DenseLikelihood(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_RB: Tensor) -> Any:
         ratio_RBG, theta_RBK, beta_RKG = ctx.saved_tensors
-        # A cell's weight goes to the small factor, not to cells × genes.
+        # Multiply the weight of a cell into the small factor, not into cells × genes.
         return (
             None,
             (ratio_RBG @ beta_RKG.mT) * d_RB.unsqueeze(-1),
@@ -119,7 +119,7 @@ class _DenseLikelihood(torch.autograd.Function):
 
 
 class _SparseLikelihood(torch.autograd.Function):
-    """The same at the non-zeros alone: a gene without counts adds nothing."""
+    """The same at the non-zeros only: genes without counts add nothing."""
 
     @staticmethod
     def forward(ctx: Any, batch: SparseBatch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class Slopes:
         return self._product(self._ratios(theta_BK)[0], self.beta_GK)
 
     def mode(self) -> Tensor:
-        """Return the θ of each cell that EM finds, from uniform proportions, shape (B, K)."""
+        """Return the θ of each cell that EM finds from uniform proportions, shape (B, K)."""
         n_topics = len(self.beta_KG)
         theta_BK = self.beta_KG.new_full((self.batch.n_cells, n_topics), 1 / n_topics)
         for _ in range(EM_STEPS):
@@ -181,7 +181,7 @@ class Slopes:
         ratio, probability = self._ratios(theta_BK)
         expected_BK = theta_BK * self._product(ratio, self.beta_GK)
         squared_BK = theta_BK.square() * self._product(ratio / probability, self.squared_GK)
-        # n, less the counts that no topic explains.
+        # n, without the counts that no topic explains.
         share_BK = expected_BK.sum(1, keepdim=True) * theta_BK
         return expected_BK - share_BK, squared_BK - expected_BK + share_BK * (1 - theta_BK)
 

@@ -1,8 +1,8 @@
-r"""The ELBO of `program` in plain tensor operations: the fast path.
+r"""The ELBO of `program` in plain tensor operations, which is fast.
 
-Value and gradients are those of Pyro's on the same noise; `program` is the definition, and a test
-holds the two together. What makes it fast: the costly pieces have hand-written gradients, work is
-proportional to the non-zero counts where that wins, replicates share the gathered cells and the
+Value and gradients equal those of Pyro on the same noise; `program` is the definition, and a test
+compares the two. It is fast because the expensive parts have hand-written gradients, the work is
+proportional to the non-zero counts if that is faster, replicates share the gathered cells and the
 small operations, and nothing here waits for the device.
 
 Shapes as in `program`: R replicates, B cells of a mini-batch, G genes, K topics.
@@ -23,11 +23,11 @@ from topicell.model.program import TopicProgram
 
 
 class Terms(NamedTuple):
-    """What a mini-batch gives, each of shape (R,), in nats, without gradients.
+    """Terms of a mini-batch, each of shape (R,), in nats, without gradients.
 
-    ``loss`` is minus the annealed ELBO of all cells that the mini-batch stands for. The others
-    have KL weight 1: ``reconstruction`` and ``kl_cells`` are sums over the cells of the
-    mini-batch, ``kl_topics`` is the whole term.
+    ``loss`` is minus the annealed ELBO of all cells that the mini-batch represents. The others have
+    KL weight 1: ``reconstruction`` and ``kl_cells`` are sums over the cells of the mini-batch,
+    ``kl_topics`` is the whole term.
     """
 
     loss: Tensor
@@ -44,7 +44,7 @@ def negative_elbo(
     *,
     bfloat16: bool = False,
 ) -> tuple[Tensor, Terms]:
-    """Return minus the annealed ELBO of a mini-batch that stands for `n_cells` cells, in nats.
+    """Return minus the annealed ELBO of a mini-batch that represents `n_cells` cells, in nats.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def negative_elbo(
     batch
         B cells.
     n_cells
-        N: the cells' terms count N/B times.
+        N: the terms of the cells are multiplied by N/B.
     kl_weight
         Weight of both KL terms.
     bfloat16
@@ -64,7 +64,7 @@ def negative_elbo(
     The loss, summed over replicates, and the terms.
     """
     B = batch.n_cells
-    # Drawn in the order and the shapes of Pyro's guide.
+    # Drawn in the same order and shapes as in Pyro's guide.
     topic_noise = torch.randn_like(program.topic_mean)
     topics_RKG, kl_topics_RK = program.likelihood.draw(
         program.topic_mean, program.topic_rho, topic_noise, program.topic_prior
@@ -107,7 +107,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def _products(matrix: Tensor, values_Rnm: Tensor) -> Tensor:
-    """Return a sparse matrix times each of R dense ones."""
+    """Return the products of a sparse matrix and R dense ones."""
     R, _, m = values_Rnm.shape
     result = values_Rnm.new_empty(R, len(matrix), m)
     for values, out in zip(values_Rnm, result, strict=True):

@@ -1,4 +1,4 @@
-"""PointFit: topics as points, without a posterior of their own."""
+"""PointFit: topics as point estimates, without a posterior."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Inference = Callable[[sp.csr_matrix], np.ndarray]
 
 
 class PointFit(TopicFit):
-    """Topics of another library, or brought by a user, under the measures of topicell.
+    """Topics of another library or of a user, with the metrics of topicell.
 
     Attributes
     ----------
     beta_RKG
         The topics, in their final order.
     infer
-        The library's own inference of each replicate; none after loading, when every θ comes from
+        The library's own inference of each replicate; empty after loading, when every θ comes from
         a posterior optimised for the cell.
     """
 
@@ -52,10 +52,10 @@ class PointFit(TopicFit):
         *,
         seed: int,
     ) -> Self:
-        """Order the topics by mean proportion and choose the replicate to show.
+        """Order the topics by mean proportion and select a replicate.
 
-        It is the one of the highest ELBO given its topics, on validation cells (on training cells
-        where there are none).
+        It is the one with the highest ELBO given its topics, on validation cells (on training cells
+        if there are none).
         """
         order_RK = np.stack(
             [np.argsort(-of_cells(counts.x).mean(0), kind="stable") for of_cells in infer]
@@ -99,8 +99,9 @@ class PointFit(TopicFit):
     ) -> np.ndarray:
         """Return topic proportions of cells, all or some replicates, shape (R, N, K).
 
-        By the library's own inference, as long as that is there; with `refine`, and always after
-        loading, means of a posterior optimised for each cell under Dirichlet(1/K).
+        They come from the library's own inference if it is available. With `refine`, and always
+        after loading, they are means of a posterior optimised for each cell with the prior
+        Dirichlet(1/K).
         """
         require_samples(n_samples)
         x = self._counts(data).x
@@ -126,16 +127,19 @@ class PointFit(TopicFit):
 
     @property
     def likelihood(self) -> Likelihood:
-        """Cells mix topics."""
+        """The likelihood of a mixture."""
         return MIXTURE
 
     def elbo_by_replicate(self, data: Any = None, **options: Any) -> np.ndarray:
-        """Raise an error: points have no posterior of topics, and so no ELBO of their own."""
-        raise InputError("topics without a posterior have no ELBO; use elbo_given_topics")
+        """Raise an error: point estimates have no posterior of topics, so they have no own ELBO."""
+        raise InputError(
+            "the ELBO needs a posterior of the topics, which this model does not have; use "
+            "elbo_given_topics"
+        )
 
     def amortization_gap(self, data: Any = None, **options: Any) -> np.ndarray:
-        """Raise an error: points have no encoder."""
-        raise InputError("topics without an encoder have no amortization gap")
+        """Raise an error: point estimates have no encoder."""
+        raise InputError("the amortization gap needs an encoder, which this model does not have")
 
     def _weights(self) -> dict[str, Tensor]:
         return {"beta": torch.from_numpy(np.ascontiguousarray(self.beta_RKG))}
@@ -151,9 +155,7 @@ class PointFit(TopicFit):
         beta_RKG = weights["beta"].numpy()
         expected = (len(shared["selection_R"]), shared["model"].n_topics, len(shared["genes"]))
         if beta_RKG.shape != expected:
-            raise InputError(
-                f"topics of shape {beta_RKG.shape} do not fit the {expected} of its settings"
-            )
+            raise InputError(f"topics have shape {beta_RKG.shape}, but the settings say {expected}")
         return cls(beta_RKG, **shared)
 
 

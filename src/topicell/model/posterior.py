@@ -1,4 +1,4 @@
-"""AmortizedFit: topicell's own model, its one variational posterior and its ELBO."""
+"""AmortizedFit: a fit of topicell's own models, with their variational posterior and ELBO."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from topicell.model.program import Likelihood, TopicProgram
 
 
 class AmortizedFit(TopicFit):
-    """Amortized LDA: a `TopicFit` with a posterior of topics and an encoder of cells.
+    """A `TopicFit` with a posterior of topics and an encoder of cells.
 
     Attributes
     ----------
@@ -50,9 +50,9 @@ class AmortizedFit(TopicFit):
         seed: int,
         history: list[dict[str, float]],
     ) -> Self:
-        """Order the topics of a trained program and choose the replicate to show."""
+        """Order the topics of a trained program and select a replicate."""
         program.eval()
-        # Means over all cells: few samples of each are plenty.
+        # These are means over all cells, so few samples of each are enough.
         theta_RNK = mean_theta(program, chunks(program, counts.x), n_samples=16, seed=seed)
         judged = valid if valid is not None and valid.n_cells else counts
         terms = elbo_terms(program, chunks(program, judged.x), n_samples=2, seed=seed)
@@ -91,8 +91,8 @@ class AmortizedFit(TopicFit):
     ) -> np.ndarray:
         """Return posterior mean topic proportions of cells, all or some replicates, (R, N, K).
 
-        By the encoder; with `refine`, by the better of its posterior and the one optimised for
-        each cell.
+        They come from the encoder; with `refine`, from the better of its posterior and the one
+        optimised for each cell.
         """
         require_samples(n_samples)
         cells = chunks(self.program, self._counts(data).x)
@@ -109,7 +109,7 @@ class AmortizedFit(TopicFit):
         return np.take_along_axis(beta_RKG, self.order_RK[:, :, None], axis=1)
 
     def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
-        """Return the topics that stand for q(b) in the likelihood, shape (R, K, G)."""
+        """Return the topics that represent q(b) in the likelihood, shape (R, K, G)."""
         require_samples(n_samples)
         topics_RKG = mean_topics(self.program, n_samples=n_samples, seed=seed)
         return np.take_along_axis(topics_RKG, self.order_RK[:, :, None], axis=1)
@@ -130,7 +130,7 @@ class AmortizedFit(TopicFit):
     ) -> np.ndarray:
         """Return the ELBO of cells in each replicate, nats per cell with KL weight 1, shape (R,).
 
-        With `refine`, the mean amortization gap is added: never less than without.
+        With `refine`, the mean amortization gap is added, which is never negative.
         """
         require_samples(n_samples)
         counts = self._counts(data, layer)
@@ -148,10 +148,10 @@ class AmortizedFit(TopicFit):
         n_samples: int = 64,
         seed: int = 0,
     ) -> np.ndarray:
-        """Return the ELBO of each cell that the encoder's posterior loses, nats, shape (R, N).
+        """Return the ELBO that each cell loses because of the encoder, nats, shape (R, N).
 
-        What a posterior optimised for the cell gains over it with the topics held fixed, both
-        judged on the same draws; never negative, since the better of the two is kept.
+        This is the gain of a posterior that is optimised for the cell with fixed topics, evaluated
+        on the same draws. It is never negative, because the better of the two is selected.
 
         References
         ----------

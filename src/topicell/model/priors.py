@@ -1,4 +1,4 @@
-"""Priors of logits, and draws on the simplex with their KL from a prior.
+"""Priors of logits, and draws on the simplex with their KL divergence from a prior.
 
 The Dirichlet priors of the model are logistic normals: softmax of independent normals.
 """
@@ -39,7 +39,7 @@ class NormalPrior(nn.Module):
         Parameters
         ----------
         concentration
-            One concentration for all, a sequence of `length`, or None for 1 / `n_topics`.
+            One concentration for all, a sequence of `length` numbers, or None for 1 / `n_topics`.
         length
             Number of logits, n.
         n_topics
@@ -65,7 +65,7 @@ class NormalPrior(nn.Module):
         mean, scale
             Of shape (..., n).
         axes
-            How many of the last axes are summed.
+            Number of last axes that are summed.
         """
         divergence = kl_divergence(Normal(mean, scale), Normal(self.mean, self.scale))
         return divergence.sum(tuple(range(-axes, 0)))
@@ -121,7 +121,7 @@ def logistic_normal(
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Return the softmax over the last axis; a short axis is many times faster as a leading one."""
+    """Return the softmax over the last axis, computed over a leading axis, which is much faster."""
     if logits.shape[-1] < 64:
         return logits.mT.contiguous().softmax(-2).mT
     return logits.softmax(-1)

@@ -30,9 +30,9 @@ PSEUDO_COUNT = 0.1
 """Added to the expected count of each topic, as in `topicell.evaluation.perplexity.fold_in`."""
 NEWTON_STEPS = 50
 TOLERANCE = 1e-6
-"""A cell is done when a Newton step moves no proportion by more than this."""
+"""A cell is finished when a Newton step changes no proportion by more than this."""
 CHUNK = 256
-"""Cells whose proportions are found at a time."""
+"""Number of cells whose proportions are computed at a time."""
 
 
 class ProductOfExperts:
@@ -66,10 +66,10 @@ class ProductOfExperts:
         return mean
 
     def fold_in(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
-        """Return topic proportions of new cells, shape (N, K), the topics held fixed.
+        """Return topic proportions of new cells, with fixed topics, shape (N, K).
 
         They maximise the log-likelihood plus `PSEUDO_COUNT` Σ log θ, as EM does for a
-        mixture; the optimum is unique, since the objective is concave.
+        mixture; the optimum is unique, because the objective is concave.
         """
         topics = torch.from_numpy(np.asarray(topics_KG, dtype=np.float64))
         x = sp.csr_matrix(x_NG)
@@ -85,7 +85,7 @@ class ProductOfExperts:
         Raises
         ------
         ValueError
-            There is no count at all.
+            There are no counts.
         """
         topics = torch.from_numpy(np.asarray(topics_KG, dtype=np.float64))[None]
         x, nats = sp.csr_matrix(x_NG), 0.0
@@ -122,13 +122,14 @@ class ProductSlopes:
         """
         K = len(self.topics_KG)
         theta_BK = self.topics_KG.new_full((len(self.x_BG), K), 1 / K)
-        # Counts enter by these sums alone.
+        # Only these sums depend on the counts.
         linear_BK = self.x_BG @ self.topics_KG.T
-        # A cell that is done is left as it is, so that its result does not depend on the others.
+        # A finished cell does not change any more, so that its result does not depend on the
+        # others.
         moving_B1 = torch.ones_like(self.n_B1, dtype=torch.bool)
         for _ in range(NEWTON_STEPS):
             step_BK = self._newton(theta_BK, linear_BK)
-            # No further than almost to the edge of the simplex.
+            # Stop just before the edge of the simplex.
             ratio_B1 = (-step_BK / theta_BK).amax(1, keepdim=True)
             size_B1 = (0.95 / ratio_B1.clamp_min(1e-30)).clamp_max(1.0)
             before_B1 = self._objective(theta_BK, linear_BK)
@@ -151,7 +152,8 @@ class ProductSlopes:
         p_BG = logits_BG.softmax(-1)
         slope_BK = (self.x_BG - self.n_B1 * p_BG) @ self.topics_KG.T
         excess_BK = slope_BK - (theta_BK * slope_BK).sum(1, keepdim=True)
-        # Variance under p of b_k − θb, the derivative of the logits by t_k over θ_k.
+        # Variance under p of b_k − θb, which is the derivative of the logits by t_k, divided by
+        # θ_k.
         centred_BG = logits_BG - (p_BG * logits_BG).sum(1, keepdim=True)
         mean_BK = p_BG @ self.topics_KG.T
         own_BK = p_BG @ self.topics_KG.square().T - mean_BK.square()
@@ -179,7 +181,7 @@ class ProductSlopes:
         covariance_BKK = second_BKK - mean_BK.unsqueeze(2) * mean_BK.unsqueeze(1)
         hessian_BKK = self.n_B1.unsqueeze(2) * covariance_BKK
         hessian_BKK = hessian_BKK + torch.diag_embed(PSEUDO_COUNT / theta_BK.square())
-        # Steps of the two right-hand sides; the multiplier keeps the sum of θ.
+        # Solutions for the two right-hand sides; the multiplier keeps the sum of θ at 1.
         ones_BK = torch.ones_like(slope_BK)
         solved_BK2 = torch.linalg.solve(hessian_BKK, torch.stack([slope_BK, ones_BK], 2))
         free_BK, shift_BK = solved_BK2.unbind(2)

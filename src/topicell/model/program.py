@@ -1,15 +1,15 @@
-r"""Amortized latent Dirichlet allocation as a Pyro program: the maths, top to bottom.
+r"""Amortized latent Dirichlet allocation as a Pyro program: the definition of the model.
 
 Shapes: R replicates, N cells, B cells of a mini-batch, G genes, K topics, H hidden units.
-Every parameter has a leading R: replicates are independent fits of one model, trained side by
-side on the same mini-batches, so the loss is their sum and each one's gradient is its own.
+The first axis of every parameter is R: replicates are independent fits of one model, trained on the
+same mini-batches. The loss is the sum of their losses, so the gradient of a replicate does not
+depend on the others.
 
-Generative story. For each topic :math:`\beta_k = \mathrm{softmax}(b_k)` with
-:math:`b_k \sim \mathrm{Normal}(\mu_\eta, \sigma_\eta)` over genes; for each cell
-:math:`\theta_c = \mathrm{softmax}(t_c)` with
-:math:`t_c \sim \mathrm{Normal}(\mu_\alpha, \sigma_\alpha)` over topics; and
-:math:`\log p(x_c \mid \theta_c, \beta) = \sum_g x_{cg} \log (\theta_c \beta)_g`, a bag of words:
-the multinomial coefficient is left out here and in every number that rests on this.
+Generative model. For each topic :math:`\beta_k = \mathrm{softmax}(b_k)` with :math:`b_k \sim
+\mathrm{Normal}(\mu_\eta, \sigma_\eta)` over genes; for each cell :math:`\theta_c =
+\mathrm{softmax}(t_c)` with :math:`t_c \sim \mathrm{Normal}(\mu_\alpha, \sigma_\alpha)` over topics;
+and :math:`\log p(x_c \mid \theta_c, \beta) = \sum_g x_{cg} \log (\theta_c \beta)_g`, without the
+multinomial coefficient, here and in all derived numbers.
 
 References
 ----------
@@ -40,23 +40,23 @@ from topicell.model.mixture import MIXTURE
 from topicell.model.priors import NormalPrior
 
 INITIAL_TOPIC_SCALE = -3.0
-"""Start of ρ: softplus(−3) ≈ 0.05, a posterior of β that is narrow from the first step."""
+"""Initial ρ: softplus(−3) ≈ 0.05, so the posterior of β is narrow from the first step on."""
 
 
 FARTHEST = 32.0
 """Bound of a posterior mean's distance from the prior's, and of ρ, in standard deviations of the
 prior."""
 LOWEST_RHO = -40.0
-"""Lower bound of ρ: s ≈ 4e-18, which is no spread at all, and whose square is still a number of
-single precision. Without the bound one step of Adam can move ρ of a cell that is far from the
-others by 50, and s underflows to 0: an infinite KL."""
+"""Lower bound of ρ: s ≈ 4e-18, which is practically 0, but its square can still be represented
+in single precision. Without the bound, one step of Adam can change ρ of a cell that differs much
+from the others by 50; then s underflows to 0 and the KL is infinite."""
 
 
 class Slopes(Protocol):
     """Derivatives of the log-likelihood f of B cells by their topic logits t, θ = softmax(t)."""
 
     def mode(self) -> Tensor:
-        """Return a θ of each cell to start from, shape (B, K)."""
+        """Return an initial θ of each cell, shape (B, K)."""
         ...
 
     def both(self, theta_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,20 +65,20 @@ class Slopes(Protocol):
 
 
 class Likelihood(Protocol):
-    """How topics, and the topic proportions of a cell, make its counts.
+    """The distribution of the counts of a cell, for given topics and topic proportions.
 
-    `topics` are what the likelihood uses of the topic logits b; `Mixture` says what each method
-    returns.
+    `topics` maps the topic logits b to the form that the likelihood uses; `Mixture` documents what
+    each method returns.
     """
 
     def topics(self, b: Tensor) -> Tensor:
-        """Return topics of logits."""
+        """Return the topics of logits."""
         ...
 
     def draw(
         self, mean: Tensor, rho: Tensor, noise: Tensor, prior: NormalPrior
     ) -> tuple[Tensor, Tensor]:
-        """Return drawn topics and the KL of q(b)."""
+        """Return drawn topics and the KL divergence of q(b)."""
         ...
 
     def log_proportions(self, theta: Tensor, topics: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Likelihood(Protocol):
         ...
 
     def log_likelihood(self, batch: Batch, theta_RBK: Tensor, topics_RKG: Tensor) -> Tensor:
-        """Return nats of each cell."""
+        """Return the log-likelihood of each cell, in nats."""
         ...
 
     def slopes(self, batch: Batch, topics_KG: Tensor) -> Slopes:
@@ -94,7 +94,7 @@ class Likelihood(Protocol):
         ...
 
     def mean_topics(self, mean: Tensor, scale: Tensor, *, n_samples: int, seed: int) -> Tensor:
-        """Return the topics that stand for a posterior of b."""
+        """Return the topics that represent a posterior of b."""
         ...
 
     def fold_in(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
@@ -127,14 +127,14 @@ class BagOfWords(TorchDistribution):  # type: ignore[misc]  # pyro is untyped
         super().__init__(log_proportions.shape[:-1], log_proportions.shape[-1:], validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the nats of each bag, shape (...)."""
+        """Return the log-probability of each cell, in nats, shape (...)."""
         return (value * self.log_proportions).sum(-1)
 
 
 class ReplicateLinear(nn.Module):
-    """R linear layers side by side: (R, B, in) or a shared (B, in) to (R, B, out).
+    """R linear layers: from (R, B, in), or a shared (B, in), to (R, B, out).
 
-    A layer that batch norm follows needs no bias: the norm takes it away again.
+    A layer before batch norm needs no bias, because batch norm would remove it.
     """
 
     def __init__(self, n_replicates: int, n_in: int, n_out: int, *, bias: bool) -> None:
@@ -144,7 +144,7 @@ class ReplicateLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_replicates, 1, n_out)) if bias else None
 
     def forward(self, value: Tensor) -> Tensor:
-        """Return the map of each replicate; a shared input is read once for all of them."""
+        """Return the output of each replicate; a shared input is read only once."""
         if value.dim() == 2:
             value = value.expand(len(self.weight), -1, -1)
         if self.bias is None:
@@ -167,7 +167,7 @@ class ReplicateNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, value_RBn: Tensor) -> Tensor:
-        """Return normalised values; in evaluation by the running statistics of training."""
+        """Return normalised values; in evaluation mode, with the running statistics of training."""
         R, B, n = value_RBn.shape
         flat = nn.functional.batch_norm(
             value_RBn.transpose(0, 1).reshape(B, R * n),
@@ -175,14 +175,14 @@ class ReplicateNorm(nn.Module):
             self.running_var,
             self.weight,
             self.bias,
-            # A mini-batch of one cell has no variance: it is normalised as in evaluation.
+            # A mini-batch of one cell has no variance, so it is normalised as in evaluation mode.
             training=self.training and B > 1,
         )
         return flat.view(B, R, n).transpose(0, 1)
 
 
 class Encoder(nn.Module):
-    """From counts to the posterior of topic logits: m(x) and s(x) of q(t | x).
+    """The map from counts to the posterior of topic logits: m(x) and s(x) of q(t | x).
 
     Parameters
     ----------
@@ -192,8 +192,9 @@ class Encoder(nn.Module):
         Number and width of hidden layers, dropout, whether the means are normalised.
     prior
         The prior of the topic logits: normalised means have its mean over the cells of a batch, and
-        its scale times one learned factor for all topics. So no topic can leave the posterior of
-        all cells and die, and shallow cells, of which less is known, can stay nearer to the mean.
+        its scale times one learned factor for all topics. Therefore no topic can become unused in
+        all cells, and cells with few counts, about which less is known, can stay closer to the
+        mean.
     """
 
     library_size: Tensor
@@ -233,15 +234,15 @@ class Encoder(nn.Module):
         return m_RBK, softplus(rho_RBK)
 
     def inputs(self, x_BG: Tensor) -> Tensor:
-        """Return log-normalised counts, shape (B, G): every cell scaled to the same total."""
+        """Return log-normalised counts, with every cell scaled to the same total, shape (B, G)."""
         total_B1 = x_BG.sum(-1, keepdim=True).clamp_min(1)
         return torch.log1p(x_BG * (self.library_size / total_B1))
 
     def heads(self, first_RBH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return m and ρ of the first layer's values, each (R, B, K), where s = softplus(ρ).
+        """Return m and ρ from the values of the first layer, each (R, B, K), where s = softplus(ρ).
 
-        Both are bounded, so that a cell unlike all others has a finite posterior. The bounds are
-        far outside of the values of ordinary cells, which they leave as they are.
+        Both are bounded, so that a cell that differs from all others has a finite posterior. The
+        bounds are far outside the values of ordinary cells, which they do not change.
         """
         value = first_RBH
         for depth, norm in enumerate(self.norms):
@@ -262,9 +263,9 @@ def bounded(value: Tensor, bounds: Tensor) -> Tensor:
 
 
 class _Bounded(torch.autograd.Function):
-    """Clamp, with the gradient of the identity: a value beyond its bound is pulled back.
+    """Clamp, with the gradient of the identity: training can move a value back into its bounds.
 
-    The gradient of `torch.clamp` is 0 there, and has another memory layout everywhere, by which
+    The gradient of `torch.clamp` is 0 outside the bounds, and it has another memory layout, so that
     sums differ in their last bits.
     """
 
@@ -278,7 +279,7 @@ class _Bounded(torch.autograd.Function):
 
 
 class TopicProgram(nn.Module):
-    """The model and its one variational posterior, used in training and in prediction.
+    """The model and its variational posterior, used for training and for prediction.
 
     Parameters
     ----------
@@ -289,7 +290,7 @@ class TopicProgram(nn.Module):
     config
         Topics, priors and encoder.
     likelihood
-        How topics and proportions make the counts.
+        The distribution of counts for given topics and proportions.
 
     Attributes
     ----------
@@ -316,7 +317,7 @@ class TopicProgram(nn.Module):
         self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
 
     def by_replicate(self) -> dict[str, Tensor]:
-        """Return what the state has of each replicate, by name, each of shape (R, values)."""
+        """Return the state of each replicate, by name, each of shape (R, values)."""
         return {
             name: value.view(self.n_replicates, -1)
             for name, value in self.state_dict().items()
@@ -324,7 +325,7 @@ class TopicProgram(nn.Module):
         }
 
     def of_replicates(self, replicates: Sequence[int]) -> TopicProgram:
-        """Return a program of these replicates alone, with their state."""
+        """Return a program with only these replicates, with their state."""
         kept = TopicProgram(self.n_genes, len(replicates), self.config, self.likelihood)
         kept.to(self.topic_mean.device)
         state = self.state_dict() | {
@@ -339,7 +340,7 @@ class TopicProgram(nn.Module):
         return self.topic_mean, softplus(self.topic_rho)
 
     def model(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
-        """Sample the density p(x, t, b) of a mini-batch that stands for `n_cells` cells."""
+        """Sample from p(x, t, b) for a mini-batch that represents `n_cells` cells."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
         with replicates:
@@ -356,7 +357,7 @@ class TopicProgram(nn.Module):
                 pyro.sample("counts", BagOfWords(log_p_RBG), obs=x_BG)
 
     def guide(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
-        """Sample the posterior q(b) q(t | x) of the same mini-batch."""
+        """Sample from the posterior q(b) q(t | x) of the same mini-batch."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
         with replicates:
@@ -380,8 +381,8 @@ class TopicELBO(TraceMeanField_ELBO):  # type: ignore[misc]  # pyro is untyped
     Attributes
     ----------
     terms
-        Of the last mini-batch, each of shape (R,), KL weight 1, in nats: ``reconstruction`` and
-        ``kl_cells`` are sums over the cells of the mini-batch, ``kl_topics`` the whole term.
+        Terms of the last mini-batch, each of shape (R,), KL weight 1, in nats: ``reconstruction``
+        and ``kl_cells`` are sums over the cells of the mini-batch, ``kl_topics`` the whole term.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-r"""Refinement: the posterior of each cell's topics, optimised for that cell, the topics held fixed.
+r"""Refinement: the posterior of each cell's proportions, optimised for the cell with fixed topics.
 
-The encoder gives every cell its q(t) in one pass; what that costs in ELBO is the amortization gap
-(Cremer, Li & Duvenaud 2018). Topics that come without an encoder have no other posterior.
+The encoder computes q(t) of every cell in one pass; the resulting loss of ELBO is the amortization
+gap (Cremer, Li & Duvenaud 2018). Topics without an encoder only have the refined posterior.
 
 Natural-gradient ascent (Khan & Rue 2023, The Bayesian learning rule, section 4). For a cell, with
 :math:`p_g = \sum_k \theta_k \beta_{kg}` and the responsibilities
@@ -12,8 +12,9 @@ Natural-gradient ascent (Khan & Rue 2023, The Bayesian learning rule, section 4)
     \partial^2 f / \partial t_k^2 =
         \sum_g x_g r_{gk} (1 - r_{gk}) - n \theta_k (1 - \theta_k),
 
-n the cell's counts. Their means over q(t), with the prior's, move mean and precision: a few hundred
-draws find nearly what Adam finds in thousands (``experiments/measures``).
+where n is the number of counts of the cell. Their means over q(t), with those of the prior, update
+mean and precision. A few hundred draws find nearly the optimum that Adam finds with thousands
+(``experiments/measures``).
 
 Shapes as in `program`: B cells, G genes, K topics; one replicate at a time.
 """
@@ -31,12 +32,13 @@ from topicell.model.program import Likelihood
 
 STEPS = 80
 DRAWS = 4
-"""Draws of t a step, two and their mirror images."""
+"""Draws of t per step: two draws and their mirror images."""
 STEP_SIZE = 0.3
 STEADY_STEPS = 20
-"""Steps of the full size; it then falls with the square root of their number."""
+"""Number of steps with full size; then the size falls with the square root of the number of
+steps."""
 AVERAGED_STEPS = 20
-"""Last steps, whose means are averaged: draws differ from step to step."""
+"""Number of last steps whose means are averaged, because draws differ between steps."""
 LONGEST_MOVE = 1.0
 """Largest change of a mean per step, in logits; the curvature is only valid locally."""
 LARGEST_RISE = 2.0
@@ -47,13 +49,13 @@ curvature a thousand times the mean, and a posterior that became too narrow wide
 def quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
     """Return scrambled Sobol points as standard normals, shape (n_samples, n).
 
-    They are the same for every cell, so their error is not averaged out over cells; a few hundred
-    of them are as near to the mean as many thousand independent draws.
+    They are the same for every cell, so their error does not average out over cells. A few hundred
+    points are as precise as many thousand independent draws.
     """
     uniform = torch.quasirandom.SobolEngine(n, scramble=True, seed=seed).draw(
         n_samples, dtype=torch.float64
     )
-    # A point on the edge of the cube would be infinite.
+    # A point on the edge of the cube would become infinite.
     points: Tensor = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
     return points.to(like)
 
@@ -62,7 +64,7 @@ def quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
 def refine(
     batch: Batch, topics_KG: Tensor, prior: NormalPrior, likelihood: Likelihood, *, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Optimise q(t) of each cell for itself, from the mode that the likelihood finds.
+    """Optimise q(t) of each cell separately, starting at the mode of the likelihood.
 
     Parameters
     ----------
@@ -73,7 +75,7 @@ def refine(
     prior
         The prior of t.
     likelihood
-        How topics make counts.
+        The distribution of counts for given topics.
     seed
         Seed of the draws, which all cells share.
 
@@ -111,10 +113,10 @@ def refine(
 
 
 def _centred(mean_BK: Tensor, prior: NormalPrior) -> Tensor:
-    """Shift all means of a cell by one number, to where the prior is most likely.
+    """Shift all means of a cell by one number, to the most likely point of the prior.
 
-    The likelihood does not depend on this shift. Without it the means reach that place only at the
-    pace of the most precise of them.
+    The likelihood does not depend on this shift. Without the shift, the means reach that point only
+    as fast as the most precise mean.
     """
     pull_B1 = ((mean_BK - prior.mean) * prior.precision).sum(1, keepdim=True)
     return mean_BK - pull_B1 / prior.precision.sum()
@@ -139,11 +141,11 @@ def cell_elbo(
     prior
         The prior of t.
     likelihood
-        How topics make counts.
+        The distribution of counts for given topics.
     noise_SK
         Standard normals of each draw of t, shared by all cells.
     topics_SRKG
-        Topics of each draw; the same at each draw if they are known.
+        Topics of each draw; equal for all draws if the topics are fixed.
     """
     total_RB = torch.zeros_like(m_RBK[..., 0])
     for noise_K, topics_RKG in zip(noise_SK, topics_SRKG, strict=True):

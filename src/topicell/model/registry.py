@@ -1,4 +1,4 @@
-"""The table of models: what each is called, how it is fitted, and which settings it has.
+"""The table of models: the name, the fit function and the settings of each.
 
 To add a model, write one file that defines its fit function, and add one row to `MODELS`.
 """
@@ -28,7 +28,7 @@ from topicell.model.training import train
 
 
 class FitFunction(Protocol):
-    """Fit a model: `topicell.model.training.train` says what the arguments are."""
+    """Fit a model; `topicell.model.training.train` documents the arguments."""
 
     def __call__(
         self,
@@ -59,12 +59,12 @@ class ModelSpec:
     fit
         Fit the model.
     restore
-        Make a fit again of its saved weights and document, and the arguments of `TopicFit`.
+        Restore a fit from its saved weights and document, and the arguments of `TopicFit`.
     settings
         Names of the settings in the groups ``model`` and ``train`` that have an effect; None if all
         have.
     library
-        Module that must be installed, of the extra ``baselines``; empty if none.
+        Module of the extra ``baselines`` that must be installed; empty if none.
     on_gpu
         Whether ``train.device`` and ``train.precision`` have an effect.
     """
@@ -84,7 +84,7 @@ LIBRARY_SETTINGS = frozenset(
         *("train.n_replicates", "train.epochs", "train.threads", "train.progress"),
     }
 )
-"""Settings of other libraries' models."""
+"""Settings of the models of other libraries."""
 
 
 def _library(name: str, title: str, library: Library, passes: int, module: str = "") -> ModelSpec:
@@ -118,7 +118,7 @@ MODELS = {
             partial(AmortizedFit.restored, likelihood=PRODUCT),
             on_gpu=True,
         ),
-        # The passes are those of experiments/speed; those of scvi-tools are its tutorial's.
+        # The passes are those of experiments/speed; for scvi-tools, those of its tutorial.
         _library(
             "sklearn_lda",
             "scikit-learn's LatentDirichletAllocation with {n_topics} topics",
@@ -155,7 +155,7 @@ def model_spec(name: str) -> ModelSpec:
     Raises
     ------
     InputError
-        There is none of this name.
+        There is no model with this name.
     """
     if name not in MODELS:
         near = get_close_matches(str(name), MODELS, 1)
@@ -209,7 +209,7 @@ def fit_model(
     Raises
     ------
     InputError
-        The model or its settings cannot be had, or the data are too few for it.
+        The model is not available, does not accept its settings, or the data are too small for it.
     """
     fit = require_model(model, config).fit
     return fit(counts, valid, model, config, seed=seed, on_epoch=on_epoch, checkpoints=checkpoints)

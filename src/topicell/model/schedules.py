@@ -1,4 +1,4 @@
-"""Schedules: the KL weight and the learning rate over training, as functions of where it stands."""
+"""Schedules: the KL weight and the learning rate as functions of the progress of training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def annealing_weight(epoch: float, n_epochs: float, config: AnnealingConfig) -> 
     length = n_epochs
     if config.shape is AnnealingShape.cyclical:
         length = n_epochs / config.n_cycles
-        # The end of the last cycle is its end, not the start of another.
+        # The end of the last cycle is not the start of another cycle.
         epoch = epoch % length if epoch < n_epochs else length
     warmup = config.warmup_epochs
     if warmup is None:

@@ -1,4 +1,4 @@
-"""Sizes that no model can be fitted to."""
+"""Checks of the sizes of data and model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from topicell.errors import InputError
 
 
 def check_sizes(counts: Counts, model: ModelConfig) -> None:
-    """Refuse more topics than cells, a single gene, and a prior of the wrong length.
+    """Reject more topics than cells, a single gene, and a prior of the wrong length.
 
     Raises
     ------
     InputError
-        It says which setting does not fit the data.
+        A setting does not match the data.
     """
     if model.n_topics > counts.n_cells:
         raise InputError(
-            f"model.n_topics = {model.n_topics}: more topics than the {counts.n_cells} training "
-            "cells; ask for fewer topics"
+            f"model.n_topics = {model.n_topics}: there are only {counts.n_cells} training cells; "
+            "ask for fewer topics"
         )
     if counts.n_genes < 2:
         raise InputError("only 1 gene is left to model, and topics need 2 at least")
@@ -26,5 +26,5 @@ def check_sizes(counts: Counts, model: ModelConfig) -> None:
     if prior is not None and not isinstance(prior, (int, float)) and len(prior) != counts.n_genes:
         raise InputError(
             f"model.topic_gene_prior has {len(prior)} numbers for {counts.n_genes} genes; give one "
-            "a gene, or one for all"
+            "number for each gene, or one number for all"
         )

@@ -1,4 +1,4 @@
-"""Starts: where the topics stand before the first step decides how many of them survive."""
+"""Initial topics, which determine how many topics are in use at the end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from topicell.config import Init
 from topicell.model.program import TopicProgram
 
 BACKGROUND_NOISE = 0.3
-"""Standard deviation of the noise that tells topics apart at the background start."""
+"""Standard deviation of the noise by which the topics of the background initialisation differ."""
 
 CELLS_PER_CLUSTER = 200
-"""Cells that k-means sees at most, for each cluster: more place the centres no better."""
+"""Largest number of cells per cluster for k-means: more cells do not improve the centres."""
 SMOOTHING = 0.05
-"""Background counts that a cluster is given, as a share of the counts of a cluster of mean size."""
+"""Background counts added to a cluster, as a share of the counts of a cluster of mean size."""
 
 
 def initial_topics(
@@ -26,8 +26,9 @@ def initial_topics(
 ) -> torch.Tensor:
     """Return the initial means of q(b), shape (R, K, G).
 
-    A start drawn from the prior collapses to a few topics; the log background frequency plus
-    noise, or the log profiles of clusters of cells, do not. Each replicate has its own.
+    Fits that start at draws from the prior collapse to a few topics; fits that start at the log
+    background frequency plus noise, or at the log profiles of clusters of cells, do not. Each
+    replicate has its own initial topics.
     """
     R, K, G = program.n_replicates, program.n_topics, program.n_genes
     generator = torch.Generator().manual_seed(seed)
@@ -36,7 +37,7 @@ def initial_topics(
     if init is Init.random:
         return mean_G + scale_G * noise_RKG
     total_G = np.asarray(x_NG.sum(0), dtype=np.float64).ravel()
-    # Half a count for every gene, so that an unseen gene has a finite logit.
+    # Add half a count to every gene, so that a gene without counts has a finite logit.
     frequency_G = (total_G + 0.5) / (total_G.sum() + 0.5 * G)
     if init is Init.background:
         b_RKG = torch.tensor(np.log(frequency_G), dtype=torch.float32) + (
@@ -50,7 +51,7 @@ def initial_topics(
             [best_clusters(x, z, K, frequency_G, n_starts, seeds) for _ in range(R)]
         )
         b_RKG = torch.tensor(np.log(profiles_RKG), dtype=torch.float32)
-    # Softmax does not see a common shift; the prior does, and is centred.
+    # Softmax does not depend on a common shift, but the prior does, and it is centred.
     return b_RKG - b_RKG.mean(-1, keepdim=True) + mean_G.mean()
 
 
@@ -58,7 +59,7 @@ def leading_axes(x_NG: sp.csr_matrix, seeds: np.random.Generator) -> np.ndarray:
     """Return log-normalised cells along the axes of the clusters, (N, 32), or (N, G) if G < 32.
 
     Randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011); it is not
-    centred, which distances between cells do not see.
+    centred, because distances between cells do not depend on that.
     """
     total = np.maximum(np.asarray(x_NG.sum(1)).ravel(), 1)
     scale = (np.median(total) / total).astype(np.float32)
@@ -67,7 +68,7 @@ def leading_axes(x_NG: sp.csr_matrix, seeds: np.random.Generator) -> np.ndarray:
     axes = h.T @ seeds.standard_normal((len(total), 32), dtype=np.float32)
     axes = h.T @ (h @ np.linalg.qr(axes).Q)
     projected: np.ndarray = h @ np.linalg.qr(axes).Q
-    # Cells that are the same would leave k-means++ nothing to choose by.
+    # If all cells are equal, k-means++ cannot choose centres.
     blur = 1e-5 * max(float(np.abs(projected).max()), 1.0)
     projected += blur * seeds.standard_normal(projected.shape, dtype=np.float32)
     return projected
@@ -81,24 +82,24 @@ def best_clusters(
     n_starts: int,
     seeds: np.random.Generator,
 ) -> np.ndarray:
-    """Return gene proportions of clusters of cells, of the best of several k-means runs, (K, G).
+    """Return gene proportions of clusters of cells, from the best of several k-means runs, (K, G).
 
-    The best is the one under whose clusters the counts are most likely, each cell counted under
-    its likeliest cluster. It decides which local optimum the fit ends in: over single runs, this
-    likelihood goes with the ELBO of the finished fit (`experiments/defaults`).
+    The best run has the highest likelihood of the counts, with each cell in its most likely
+    cluster. It determines the local optimum of the fit: over single runs, this likelihood
+    correlates with the ELBO of the finished fit (`experiments/defaults`).
 
     Parameters
     ----------
     x_NG, z_NA
-        Counts of the cells, and where they stand for k-means.
+        Counts of the cells, and their coordinates for k-means.
     n_clusters
         K.
     frequency_G
-        Background frequencies, to which clusters are smoothed.
+        Background frequencies, with which clusters are smoothed.
     n_starts
         Number of k-means runs.
     seeds
-        Source of their starts.
+        Generator of their seeds.
     """
     candidates = [
         _profiles(x_NG, _k_means(z_NA, n_clusters, seeds), n_clusters, frequency_G)
@@ -114,7 +115,7 @@ def best_clusters(
 
 def _k_means(z_NA: np.ndarray, n_clusters: int, seeds: np.random.Generator) -> np.ndarray:
     with warnings.catch_warnings():
-        # An empty cluster is no trouble: its profile is the background.
+        # An empty cluster is allowed: its profile is the background.
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
         label: np.ndarray = kmeans2(z_NA, n_clusters, minit="++", rng=seeds, missing="warn")[1]
     return label
@@ -130,7 +131,7 @@ def _profiles(
         shape=(n_clusters, n_cells),
     )
     total_KG = (members @ x_NG).toarray()
-    # A small cluster leans on the background.
+    # A small cluster is closer to the background.
     total_KG += (SMOOTHING * total_KG.sum() / n_clusters * frequency_G).astype(np.float32)
     profiles_KG: np.ndarray = total_KG / total_KG.sum(1, keepdims=True)
     return profiles_KG

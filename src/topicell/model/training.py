@@ -1,7 +1,7 @@
 """The training loop: epochs of steps, validation, early stop, checkpoints.
 
-`train` reads top to bottom. Batches, noise and starts come from the seed alone, and the global
-random state is left as it was found. Needs torch, pyro, numpy and scipy alone.
+Batches, noise and initial topics depend only on the seed, and the global random state is restored.
+Needs only torch, pyro, numpy and scipy.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ from topicell.model.sizes import check_sizes
 from topicell.model.starts import initial_topics
 
 STEPS = 250
-"""Optimisation steps that the default number of epochs aims for."""
+"""Number of optimisation steps for which the default number of epochs is computed."""
 EPOCHS = (3, 200)
-"""Fewest and most epochs by default."""
+"""Smallest and largest default number of epochs."""
 HELD_NONZEROS = 10_000_000
-"""Validation cells of so few non-zeros are held in the form that is computed with."""
+"""Validation cells with at most this number of non-zeros are stored in the form that the
+computation needs."""
 
 
 class NonFiniteError(ArithmeticError):
-    """No replicate has finite terms and weights: the message names the step and the terms."""
+    """No replicate has finite terms and weights; the message names the step and the terms."""
 
 
 def train(
@@ -75,39 +76,40 @@ def train(
     counts
         Training cells.
     valid
-        Validation cells with the same genes, measured after every epoch, or None.
+        Validation cells with the same genes, evaluated after every epoch, or None.
     model, config
-        The model's and the training's settings.
+        Settings of the model and of the training.
     seed
-        Decides starts, mini-batches and noise.
+        Seed of the initial topics, the mini-batches and the noise.
     likelihood
-        How topics and proportions make the counts: `topicell.model.mixture` for LDA.
+        The distribution of counts for given topics and proportions: `topicell.model.mixture` for
+        LDA.
     start
-        A fit to go on from, with the same genes and settings of the model: its weights and its
-        history are kept, the warm-up is left out, and the rate runs through a new cycle.
+        A fit to continue, with the same genes and settings of the model: its weights and its
+        history are kept, there is no warm-up, and the learning rate runs through a new cycle.
     on_epoch
         Called after each epoch with its metrics, named as in the tracker.
     checkpoints
-        Where the state is kept, and gone on from if there is one: then `on_epoch` is called for
-        the epochs before it too, and the fit ends with the bytes of one that was never interrupted
-        (on the CPU). An interrupt waits until the state is kept.
+        Where the state is saved. If there is a checkpoint, training continues from it: `on_epoch`
+        is also called for the epochs before it, and on the CPU the fit has the same bytes as
+        without the interruption. An interrupt waits until the state is saved.
 
     Returns
     -------
-    The fit; the selected replicate is the one of the highest ELBO on validation cells (on training
-    cells where there are none), and its topics are ordered by mean proportion, largest first.
+    The fit; the selected replicate has the highest ELBO on validation cells (on training cells if
+    there are none), and its topics are ordered by mean proportion, largest first.
 
     Raises
     ------
     InputError
-        More topics than cells, or a prior whose length is not the number of genes.
+        There are more topics than cells, or the length of a prior is not the number of genes.
     NonFiniteError
         A term or weight became NaN or infinite in every replicate.
 
     Warns
     -----
     UserWarning
-        It did in some replicates: they are not in the fit.
+        This happened in some replicates; they are not in the fit.
     """
     check_sizes(counts, model)
     device = resolve_device(config.device)
@@ -116,7 +118,7 @@ def train(
     n_batches = math.ceil(counts.n_cells / config.batch_size)
     n_steps = min(n_epochs * n_batches, config.max_steps or n_epochs * n_batches)
     length = n_steps / n_batches
-    # A fit that goes on is past its warm-up.
+    # A continued fit has no warm-up.
     annealing = (
         config.kl_annealing
         if start is None
@@ -199,8 +201,8 @@ def train(
                 metrics |= summarize("valid/perplexity", perplexity_R)
             state.end_epoch(metrics)
             if validation is not None and config.early_stopping.enabled:
-                # Below the maximal KL weight another objective is trained: such epochs neither
-                # gain nor count.
+                # Below the maximal KL weight the objective is different, so early stopping ignores
+                # these epochs.
                 if kl_weight >= annealing.max_weight:
                     state.best.consider(metrics["valid/elbo"], config.early_stopping, program)
                 if state.best.n_waited >= config.early_stopping.patience:
@@ -218,7 +220,7 @@ def train(
                 state.keep(checkpoints)
 
         if checkpoints.written:
-            # What comes after a long fit can be interrupted too.
+            # An interrupt can also come after a long fit, so save the state.
             state.ended = True
             state.keep(checkpoints)
         return fit_of(state, counts, valid, model, seed)
@@ -227,17 +229,17 @@ def train(
 def fit_of(
     state: State, counts: Counts, valid: Counts | None, model: ModelConfig, seed: int
 ) -> AmortizedFit:
-    """Make the fit of a trained program, without the replicates that failed.
+    """Return the fit of a trained program, without the replicates that failed.
 
     Raises
     ------
     NonFiniteError
-        The ELBO that replicates are selected by is finite for none of them.
+        No replicate has a finite ELBO for the selection.
 
     Warns
     -----
     UserWarning
-        Replicates were dropped.
+        Replicates were left out.
     """
     while True:
         program = state.program.of_replicates(state.sound) if state.failed else state.program
@@ -252,16 +254,16 @@ def fit_of(
         state.note_failures(failed)
     if state.failed:
         warnings.warn(
-            f"{len(state.failed)} of {state.program.n_replicates} replicates were dropped, because "
-            f"values are not finite ({state.described_failures()}); the fit has the others. A "
-            "lower train.learning_rate may keep all",
+            f"{len(state.failed)} of {state.program.n_replicates} replicates were left out, "
+            f"because they have values that are not finite ({state.described_failures()}); the "
+            "fit has the other replicates. A lower train.learning_rate may prevent this",
             stacklevel=3,
         )
     return fit
 
 
 def progress_bar(n_epochs: int, *, shown: bool) -> Any:
-    """Return a bar of epochs with the time left; on a terminal only, so that logs stay clean."""
+    """Return a progress bar of epochs with the remaining time, only on a terminal."""
     from tqdm.auto import tqdm
 
     return tqdm(
@@ -274,7 +276,7 @@ def progress_bar(n_epochs: int, *, shown: bool) -> Any:
 
 
 def describe(metrics: EpochMetrics) -> str:
-    """Return the bar's text about an epoch: the true ELBO, whatever the KL weight."""
+    """Return the text of the bar for an epoch; its ELBO has KL weight 1."""
     words = [f"ELBO {metrics['train/elbo']:.1f} nats/cell"]
     if "valid/perplexity" in metrics:
         words.append(f"valid. perplexity {metrics['valid/perplexity']:.2f}")
@@ -282,14 +284,14 @@ def describe(metrics: EpochMetrics) -> str:
 
 
 def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Return the epochs that make about `STEPS` steps, within `EPOCHS`."""
+    """Return the number of epochs that gives about `STEPS` steps, within `EPOCHS`."""
     fewest, most = EPOCHS
     return min(max(round(STEPS / math.ceil(n_cells / batch_size)), fewest), most)
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Held-out cells with their document-completion halves, and the noise that all epochs share."""
+    """Validation cells with their document-completion halves, and the noise for all epochs."""
 
     cells: Callable[[], Iterable[Batch]]
     observed: Callable[[], Iterable[Batch]]
@@ -298,7 +300,7 @@ class Validation:
 
     @classmethod
     def of(cls, program: TopicProgram, valid: Counts, seed: int) -> Validation:
-        """Thin the cells once, so that epochs differ by the model alone."""
+        """Split the counts only once, so that epochs differ only by the model."""
         observed, completed = thin(valid.x, seed)
 
         def ready(x: sp.csr_matrix) -> Callable[[], Iterable[Batch]]:
@@ -312,7 +314,7 @@ class Validation:
     def measure(
         self, program: TopicProgram, n_train: int, replicates: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ELBO (nats per cell) and amortized perplexity of some replicates, shapes (R,)."""
+        """Return ELBO (nats per cell) and amortized perplexity of the replicates, shapes (R,)."""
         program.eval()
         terms = elbo_terms(program, self.cells(), n_samples=2, seed=self.seed)
         elbo_R = terms.per_cell(n_train)[replicates]
@@ -331,14 +333,14 @@ class Validation:
 
 @dataclass(slots=True)
 class Best:
-    """The best epoch so far: its weights, and how many epochs came after it without a gain."""
+    """The best epoch so far: its weights, and the number of later epochs without a gain."""
 
     score: float = -math.inf
     n_waited: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def consider(self, score: float, config: EarlyStoppingConfig, program: TopicProgram) -> None:
-        """Keep this epoch if it gains at least ``config.min_delta``; else it was waited for."""
+        """Store this epoch if it gains at least ``config.min_delta``, else count it."""
         self.n_waited += 1
         if score >= self.score + config.min_delta:
             self.score, self.n_waited, self.weights = score, 0, deepcopy(program.state_dict())
@@ -346,58 +348,58 @@ class Best:
 
 @dataclass(slots=True)
 class State:
-    """Where a fit stands between two steps: all that decides what comes after."""
+    """State of a fit between two steps: everything that determines the following steps."""
 
     program: TopicProgram
     optimizer: Optimizer
     seeds: np.random.Generator
     epoch: int = 0
-    """Epochs that are complete."""
+    """Number of complete epochs."""
     batch: int = 0
-    """Mini-batches of the epoch after them that are done."""
+    """Number of finished mini-batches in the next epoch."""
     step: int = 0
     ended: bool = False
     history: list[EpochMetrics] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     failed: dict[int, str] = field(default_factory=dict)
-    """Replicates that had a value that is not finite: which, and since when."""
+    """Replicates with a value that is not finite: the name of the value and the step."""
     _order: dict[str, Any] = field(default_factory=dict)
-    """State of `seeds` before it shuffled the cells of this epoch."""
+    """State of `seeds` before the cells of this epoch were shuffled."""
     _began: float = 0.0
     _seconds_before: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Seconds that this epoch has taken."""
+        """Seconds that this epoch has taken so far."""
         return self._seconds_before + time.perf_counter() - self._began
 
     @property
     def sound(self) -> list[int]:
-        """The other replicates."""
+        """The replicates with only finite values."""
         return [r for r in range(self.program.n_replicates) if r not in self.failed]
 
     def note_failures(self, names: dict[int, str]) -> None:
-        """Note what is not finite in which replicates; stop where no sound one is left."""
+        """Record replicates with values that are not finite; raise an error if no other is left."""
         when = f"step {self.step} (epoch {self.epoch})"
         for replicate in sorted(names.keys() - self.failed.keys()):
             self.failed[replicate] = f"{names[replicate]} at {when}"
         if not self.sound:
             raise NonFiniteError(
-                f"training stopped at {when}: in each replicate a value is not finite "
+                f"training stopped at {when}: each replicate has a value that is not finite "
                 f"({self.described_failures()}); lower train.learning_rate"
             )
 
     def described_failures(self) -> str:
-        """Return the failed replicates in words."""
+        """Return a description of the failed replicates."""
         return "; ".join(f"replicate {r}: {what}" for r, what in self.failed.items())
 
     def begin_epoch(self) -> None:
-        """Note the state before the cells are shuffled."""
+        """Store the state before the cells are shuffled."""
         self._order = deepcopy(dict(self.seeds.bit_generator.state))
         self._began = time.perf_counter()
 
     def end_epoch(self, metrics: EpochMetrics) -> None:
-        """Count an epoch that was measured."""
+        """Count an epoch after its validation."""
         self.history.append(metrics)
         self.optimizer.forget()
         self.epoch += 1
@@ -430,7 +432,7 @@ class State:
     def restore(
         self, checkpoints: Checkpoints, on_epoch: Callable[[EpochMetrics], None] | None
     ) -> None:
-        """Go on from the latest checkpoint, if there is one."""
+        """Continue from the latest checkpoint, if there is one."""
         found = checkpoints.latest()
         if found is None:
             return
@@ -445,7 +447,7 @@ class State:
 
         self.program.load_state_dict(of("program."))
         for name, values in self.optimizer.adam.state().items():
-            # In place: a recorded step would go on reading the same memory.
+            # Copy in place, because a recorded step keeps reading the same memory.
             for i, value in enumerate(values):
                 value.copy_(tensors[f"adam.{name}.{i}"])
         self.optimizer.sums.copy_(tensors["sums"])
@@ -454,7 +456,7 @@ class State:
         self.seeds.bit_generator.state = self._order = document["order"]
         for name in ("epoch", "batch", "step", "ended", "history"):
             setattr(self, name, document[name])
-        # A checkpoint of an earlier version has none.
+        # A checkpoint of an earlier version does not have it.
         self.failed = dict(document.get("failed", []))
         self._seconds_before = document["epoch_seconds"]
         score, n_waited = document["best"]
@@ -492,8 +494,8 @@ def _require_same_shape(start: AmortizedFit, program: TopicProgram) -> None:
         before, now = getattr(start.program, name), getattr(program, name)
         if before != now:
             raise InputError(
-                f"training cannot go on from a fit of {name} = {before} with {name} = {now}; keep "
-                "it, or start anew"
+                f"training cannot continue from a fit with {name} = {before}, because {name} = "
+                f"{now} now; keep the old value, or start a new fit"
             )
 
 
@@ -522,7 +524,7 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         pyro.validation_enabled(False),
         warnings.catch_warnings(),
     ):
-        # Pyro warns of a NaN; we stop at it, and say in which term.
+        # Pyro warns about NaN; topicell raises an error that names the term.
         warnings.filterwarnings("ignore", message="Encountered NaN")
         torch.manual_seed(seed)
         yield

@@ -1,7 +1,7 @@
-"""The report of a run: two maps of the cells, the figures, and one page that holds them all.
+"""The report of a run: two maps of the cells, the figures, and one page with all of them.
 
-Everything it shows is in the run's AnnData and its training history, so a stored run can be
-reported again later. The way: `embedding` → `figure_set` → `page`.
+A report only needs the run's AnnData and its training history, so it can be made again for a stored
+run. The order is `embedding` → `figure_set` → `page`.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ __all__ = [
 ]
 
 MAIN_FIGURE = "umap_counts_topics"
-"""The figure that says most of a run."""
+"""The most informative figure of a run."""
 PICTURE = "figures/preview"
-"""The main figure, small: MLflow shows pictures of a description in their full size."""
+"""The main figure, small enough for a description in MLflow, which shows pictures in full size."""
 DIFFERENTIAL = ("lda_rate", "lda_lfc", "lda_lfc_se", "lda_nearest", "lda_p", "lda_q")
 """Entries of ``varm`` that hold the differential expression of topics."""
 
 
 class ReportError(Exception):
-    """Parts of a report are missing; all else was written."""
+    """Parts of a report are missing; the others were written."""
 
 
 def require_enough_cells(adata: AnnData) -> None:
-    """Refuse what cannot be mapped, before anything is computed.
+    """Reject data that cannot be mapped, before anything is computed.
 
     Raises
     ------
     InputError
-        There are fewer cells than a map needs.
+        There are too few cells for a map.
     """
     from topicell.errors import InputError
     from topicell.report.embedding import MIN_CELLS
@@ -56,17 +56,17 @@ def require_enough_cells(adata: AnnData) -> None:
     if adata.n_obs < MIN_CELLS:
         raise InputError(
             f"{adata.n_obs} cells are too few for the maps of the report, which need {MIN_CELLS}; "
-            "report.enabled=false does without"
+            "report.enabled=false makes no report"
         )
 
 
 def require_gene_sets(adata: AnnData, config: ReportConfig) -> None:
-    """Refuse gene sets that cannot be read, or have nothing to do with the genes.
+    """Reject gene sets that cannot be read, or that do not match the genes.
 
     Raises
     ------
     InputError
-        It says what is wrong with ``report.gene_sets``.
+        ``report.gene_sets`` is invalid.
     """
     if config.gene_sets is not None:
         from topicell.report.enrichment import read_gene_sets, restricted_sets
@@ -75,11 +75,11 @@ def require_gene_sets(adata: AnnData, config: ReportConfig) -> None:
 
 
 def add_differential_expression(adata: AnnData) -> None:
-    """Measure how genes differ between the topics of a run.
+    """Compute how genes differ between the topics of a run.
 
     Sets ``varm["lda_rate"]``, ``["lda_lfc"]``, ``["lda_lfc_se"]``, ``["lda_nearest"]``,
-    ``["lda_p"]`` and ``["lda_q"]``, genes × topics; nothing where fewer than two topics are used.
-    See `topicell.evaluation.differential`.
+    ``["lda_p"]`` and ``["lda_q"]``, genes × topics; nothing if fewer than two topics are used. See
+    `topicell.evaluation.differential`.
     """
     import warnings
 
@@ -93,7 +93,7 @@ def add_differential_expression(adata: AnnData) -> None:
     try:
         found = differential_expression(adata.layers["counts"], theta_NK)
     except ValueError as error:
-        warnings.warn(f"no differential expression of topics: {error}", stacklevel=2)
+        warnings.warn(f"differential expression of topics is left out: {error}", stacklevel=2)
         return
     values = found.rate_KG, found.lfc_KG, found.se_KG, found.nearest_KG, found.p_KG, found.q_KG
     for name, value_KG in zip(DIFFERENTIAL, values, strict=True):
@@ -101,14 +101,14 @@ def add_differential_expression(adata: AnnData) -> None:
 
 
 def catch_up(adata: AnnData, directory: Path) -> None:
-    """Add what a stored run lacks: trials of sweeps, and older runs, did not compare genes.
+    """Add differential expression to a stored run without it: a trial of a sweep, or an old run.
 
     Parameters
     ----------
     adata
         The run's cells, counts and topics.
     directory
-        Where ``topics/differential_expression.csv`` is written, if it was lacking.
+        Folder in which ``topics/differential_expression.csv`` is written, if it is missing.
     """
     from topicell.files import whole
     from topicell.report.tables import differential_table
@@ -129,31 +129,31 @@ def write(
     config: ReportConfig,
     seed: int,
 ) -> list[Path]:
-    """Write ``report.html`` and ``figures/``; map the cells first, if that is still to do.
+    """Write ``report.html`` and ``figures/``; first compute the maps if they are missing.
 
     Parameters
     ----------
     adata
         The run's cells × modelled genes: ``X`` log-normalised, ``obsm["X_lda"]``,
-        ``varm["lda_topics"]``, ``uns["topicell"]``; differential expression is shown if it was
-        added. Maps and clusters are added, unless they are there.
+        ``varm["lda_topics"]``, ``uns["topicell"]``; differential expression is shown if it exists.
+        Maps and clusters are added if they are missing.
     history
         Metrics of each epoch; figures that need it are left out if it is empty.
     directory
-        Where to write; made if need be.
+        Output folder; created if it does not exist.
     config
         Settings of maps and figures.
     seed
-        Of the maps, and of the draw of cells for the structure plot.
+        Seed of the maps, and of the random cells in the structure plot.
 
     Returns
     -------
-    The files written: figures, ``topics/enrichment.csv`` if gene sets are given, and the page last.
+    The written files: figures, ``topics/enrichment.csv`` if gene sets are set, and the page last.
 
     Raises
     ------
     ReportError
-        Figures could not be drawn or written; the others and the page are there.
+        Figures could not be drawn or written; the other figures and the page are written.
     """
     from topicell.files import whole
     from topicell.progress import step
@@ -195,12 +195,12 @@ def write(
 def _figures(
     drawings: Iterator[Drawing], folder: Path, config: ReportConfig
 ) -> tuple[list[Path], dict[str, str], dict[str, str], list[tuple[str, Exception]]]:
-    """Draw the figures, and write each; a figure that fails is no loss to the others.
+    """Draw and write the figures; if one fails, the others are still made.
 
     Returns
     -------
-    The files; SVG of the figures of the page; what was wrong with those that could not be drawn;
-    and all that failed, with its error.
+    The files; the SVG of the figures of the page; the errors of figures that could not be drawn;
+    and a list of all problems with their errors.
     """
     from topicell.report.figure_set import FIGURES
     from topicell.report.figures import as_svg, save
@@ -217,7 +217,7 @@ def _figures(
     for name, draw in drawings:
         try:
             figure = draw()
-            # Lay it out once: every file would do it again.
+            # Compute the layout once; otherwise it is computed again for every file.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
             if FIGURES[name].caption:
@@ -243,13 +243,13 @@ def _figures(
 
 
 def described(error: BaseException) -> str:
-    """Return what an error says, in one line without passwords."""
+    """Return the message of an error in one line, without passwords."""
     message = without_password(" ".join(str(error).split())) or "no message"
     return f"{type(error).__name__}: {message}"
 
 
 def _enrichment(adata: AnnData, config: ReportConfig) -> pd.DataFrame | None:
-    """Test gene sets among the genes that are frequent in each topic and exclusive to it."""
+    """Test gene sets among the leading genes of each topic by FREX."""
     if config.gene_sets is None:
         return None
     import numpy as np

@@ -1,10 +1,10 @@
-"""Which gene sets the leading genes of a topic come from more often than by chance.
+"""Find gene sets that are over-represented among the leading genes of a topic.
 
-`read_gene_sets` reads a GMT file, `restricted_sets` says which of its sets can be tested against
-the modelled genes, `enrichment` tests them. Nothing is fetched.
+`read_gene_sets` reads a GMT file, `restricted_sets` selects the sets that can be tested against the
+modelled genes, and `enrichment` tests them. Nothing is downloaded.
 
-gseapy would give the same p (a test compares them), but it adjusts them over the sets that share a
-gene alone, and changes the case of symbols: the test itself is one line of scipy.
+gseapy would give the same p (a test compares them), but it adjusts p only over the sets that share
+a gene with the topic, and it changes the case of symbols. The test itself is one line of scipy.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import pandas as pd
 from topicell.errors import InputError
 
 BLOOD = "blood"
-"""Names the sets that come with topicell."""
+"""Name of the sets that are included in topicell."""
 BLOOD_MARKERS = Path(__file__).with_name("blood_markers.gmt")
-"""Human blood cells and programs. A gene that HGNC has renamed is there under both symbols, as
-the references of the older 10x data have the former one; data hold one of them, and a set is
-restricted to the genes of the data."""
+"""Human blood cells and programs. A gene that HGNC has renamed is included with both symbols,
+because references of older 10x data have the former symbol. Data have only one of them, and a
+set is restricted to the genes of the data."""
 MIN_GENES = 2
-"""A set with fewer modelled genes is not tested: one shared gene would be all of it."""
+"""A set with fewer modelled genes is not tested, because a single shared gene would be the whole
+set."""
 
 
 def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
@@ -37,8 +38,8 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
     Parameters
     ----------
     path
-        The file, plain or compressed by gzip; the string ``"blood"`` takes the markers of blood
-        cells that come with topicell (a file of that name is ``"./blood"``).
+        The file, plain or compressed by gzip; the string ``"blood"`` selects the included markers
+        of blood cells (write a file with that name as ``"./blood"``).
 
     Returns
     -------
@@ -67,7 +68,7 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
             _refuse(
                 path,
                 f"line {number} has no tab ({start!r})",
-                "a GMT file has on each line a name, a description and genes, tab separated",
+                "each line of a GMT file has a name, a description and genes, separated by tabs",
             )
         name, _, *genes = (field.strip() for field in line.split("\t"))
         if not name:
@@ -96,7 +97,8 @@ def _read_text(path: str | Path) -> str:
     file = BLOOD_MARKERS if path == BLOOD else Path(path).expanduser()
     try:
         data = file.read_bytes()
-        # By its first bytes: a name may say otherwise, and no text starts with these.
+        # The first bytes decide, because the name can be wrong, and no text starts with these
+        # bytes.
         if data.startswith(b"\x1f\x8b"):
             data = gzip.decompress(data)
         text = data.decode("utf-8-sig")
@@ -104,13 +106,13 @@ def _read_text(path: str | Path) -> str:
         _refuse(
             path,
             f"there is no such file (looked from {Path.cwd()})",
-            f"check the path, or take {BLOOD!r}, the sets that come with topicell",
+            f"check the path, or use {BLOOD!r}, the sets included in topicell",
         )
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        _refuse(path, "the gzip file is cut off or damaged", "copy or download it again")
+        _refuse(path, "the gzip file is incomplete or damaged", "copy or download it again")
     except OSError as error:
         what = (error.strerror or type(error).__name__).lower()
-        _refuse(path, f"cannot be read ({what})", "name a GMT file that may be read")
+        _refuse(path, f"cannot be read ({what})", "name a GMT file that can be read")
     except UnicodeDecodeError as error:
         _refuse_binary(path, data, error.start)
     if "\0" in text:
@@ -130,7 +132,7 @@ def _refuse(path: str | Path, what: str, fix: str) -> NoReturn:
 def restricted_sets(
     gene_sets: Mapping[str, Sequence[str]], background: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the tested gene sets: within the background, with `MIN_GENES` or more genes left.
+    """Return the gene sets to test: restricted to the background, with at least `MIN_GENES` genes.
 
     Parameters
     ----------
@@ -142,7 +144,7 @@ def restricted_sets(
     Returns
     -------
     dict
-        Genes by name of the set, in the order given.
+        Genes by name of the set, in the same order.
 
     Raises
     ------
@@ -164,15 +166,15 @@ def restricted_sets(
                 if gene.casefold() in folded:
                     raise InputError(
                         f"report.gene_sets: no gene of the {len(gene_sets)} sets is among the "
-                        f"{len(modelled)} modelled genes, but ignoring case there are: "
-                        f"{gene!r} of {name!r} is {folded[gene.casefold()]!r} in the data; "
-                        "write the symbols as the data do (or take sets of the same species)"
+                        f"{len(modelled)} modelled genes, but some differ only in case: {gene!r} "
+                        f"of {name!r} is {folded[gene.casefold()]!r} in the data; write the "
+                        "symbols as in the data, or use sets of the same species"
                     )
     examples = [next(iter(next(iter(gene_sets.values()), ())), ""), min(modelled, default="")]
     raise InputError(
         f"report.gene_sets: none of the {len(gene_sets)} sets has {MIN_GENES} of the "
         f"{len(modelled)} modelled genes (the sets have names like {examples[0]!r}, the data like "
-        f"{examples[1]!r}); take sets with the same kind of names, or model more genes"
+        f"{examples[1]!r}); use sets with the same kind of gene names, or model more genes"
     )
 
 
@@ -184,19 +186,19 @@ def enrichment(
 ) -> pd.DataFrame:
     """Test over-representation of gene sets among the leading genes of each topic.
 
-    For each topic and set the hypergeometric test: the probability that as many genes as the
-    topic leads with, drawn from the background without replacement, share as many or more with
-    the set. The false discovery rate is held within each topic over all sets tested, those
-    without a shared gene included (p = 1).
+    The test is hypergeometric: p is the probability that the same number of genes, drawn from the
+    background without replacement, shares at least as many genes with the set. The false discovery
+    rate is controlled within each topic over all tested sets, including those without a shared gene
+    (p = 1).
 
     Parameters
     ----------
     leading_K
         Leading genes of each topic, best first.
     gene_sets
-        Genes by name of the set, as of `read_gene_sets`; restricted by `restricted_sets`.
+        Genes by name of the set, from `read_gene_sets`, restricted by `restricted_sets`.
     background
-        Names of the modelled genes: the leading genes could have been no others.
+        Names of the modelled genes, from which the leading genes come.
     topic_names
         Names of the topics.
 
@@ -244,7 +246,7 @@ def _enrichment_of_topic(
     set_size = np.array([len(genes) for genes in members])
     only_leading = len(leading) - overlap
     neither = len(modelled) - set_size - only_leading
-    # As many shared genes or more; of none, 1.
+    # Probability of at least as many shared genes; 1 if none is shared.
     p = hypergeom.sf(overlap - 1, len(modelled), set_size, len(leading))
     table = pd.DataFrame(
         {

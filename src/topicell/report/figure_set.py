@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from topicell.config import ReportConfig
 
 MAX_TOPICS = 30
-"""Topics that figures and cards show: as many as have a colour of their own."""
+"""Largest number of topics in figures and cards; each has its own colour."""
 N_LEADING = 5
-"""Most genes of a topic beside those of all others."""
+"""Largest number of genes of a topic in a figure with the genes of all topics."""
 MAX_GROUPS = 60
-"""Groups of cells that a figure tells apart."""
+"""Largest number of groups of cells in a figure."""
 N_SIDE_BY_SIDE = 50
-"""About how many genes stand side by side."""
+"""Approximate number of genes in a figure with the genes of all topics."""
 
 Drawing = tuple[str, Callable[[], Any]]
 """The name of a figure's file, and a function that draws it with matplotlib."""
 
 
 def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
-    """Return the topics that figures and cards show, None for all of them.
+    """Return the topics that figures and cards show; None means all.
 
-    Of more than `MAX_TOPICS` these are the ones with the largest mean proportion.
+    With more than `MAX_TOPICS`, these are the topics with the largest mean proportion.
     """
     if theta_NK.shape[1] <= MAX_TOPICS:
         return None
@@ -47,7 +47,7 @@ def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
 
 
 def folded(groups: pd.Series) -> Any:
-    """Return groups of cells as figures can show them: the smallest of very many become one."""
+    """Return groups of cells for figures; if there are too many, the smallest are combined."""
     sizes = groups.value_counts()
     sizes = sizes[sizes > 0]
     if len(sizes) <= MAX_GROUPS:
@@ -59,7 +59,7 @@ def folded(groups: pd.Series) -> Any:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run as figures see it.
+    """The parts of a run that figures use.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class ReportedRun:
     seed
         Seed of the draw of cells for the structure plot.
     sets
-        Enrichment of gene sets, if it was asked for.
+        Enrichment of gene sets, if it was computed.
     """
 
     adata: AnnData
@@ -122,17 +122,17 @@ class ReportedRun:
 
     @property
     def groups(self) -> Any:
-        """Labels, or else clusters."""
+        """Labels; clusters if there are no labels."""
         return self.clusters if self.labels is None else self.labels
 
     @cached_property
     def characteristic(self) -> tuple[np.ndarray, list[int]]:
-        """Columns of the leading genes by FREX, and the topic that each one leads."""
+        """Columns of the leading genes by FREX, and the topic of each."""
         n_topics = len(self.beta_KG)
         numbers = np.arange(n_topics) if self.topics is None else np.array(self.topics)
         n_each = int(np.clip(N_SIDE_BY_SIDE // len(numbers), 2, N_LEADING))
         leading_KT = ranking.top_genes(ranking.frex(self.beta_KG), n_each)[numbers]
-        # A gene that leads two topics stands with the first.
+        # A gene that leads two topics is drawn with the first.
         columns, first = np.unique(leading_KT.ravel(), return_index=True)
         order = np.argsort(first)
         return columns[order], numbers[first[order] // leading_KT.shape[1]].tolist()
@@ -263,7 +263,7 @@ def _has_labels(run: ReportedRun) -> bool:
 
 
 # Figures with a caption are on the page, in this order; the others are files only.
-_MAP = "Each point is a cell; distances over more than a neighbourhood mean little in a UMAP."
+_MAP = "Each point is a cell. In a UMAP, only neighbours are meaningful; long distances are not."
 FIGURES = {
     spec.name: spec
     for spec in (
@@ -271,8 +271,8 @@ FIGURES = {
             name="structure",
             draw=_structure,
             caption="Topic proportions of single cells: each cell is one thin column, its topics "
-            "stacked. Groups in brackets with their number of cells; small ones are drawn wider "
-            "than they are.",
+            "stacked. The number of cells of each group is in brackets; small groups are drawn "
+            "wider than their share.",
             alt="Stacked bars of the proportions of {n_topics} topics in the cells, by group",
         ),
         FigureSpec(
@@ -291,21 +291,28 @@ FIGURES = {
         FigureSpec(
             name="top_genes_dots",
             draw=_top_genes_dots,
-            caption="Genes that are frequent in a topic and exclusive to it, in all topics: the "
-            "larger the dot, the more of the topic's cells express the gene.",
+            caption=(
+                "Genes that are frequent in a topic and exclusive to it. A larger dot means that "
+                "more of the topic's cells express the gene."
+            ),
             alt="Dot plot of leading genes in {n_topics} topics",
         ),
         FigureSpec(
             name="top_genes_heatmap",
             draw=_top_genes_heatmap,
-            caption="The same genes: their proportion in each topic against the mean over topics.",
+            caption=(
+                "The same genes: their proportion in each topic, relative to the mean over topics."
+            ),
             alt="Heat map of leading genes in {n_topics} topics",
         ),
         FigureSpec(
             name="top_genes",
             draw=_top_genes,
-            caption="The most probable genes of each topic, all on one scale. Genes that every "
-            "cell expresses lead many topics; the cards above rank by FREX and relevance too.",
+            caption=(
+                "The most probable genes of each topic, all on one scale. Genes that every cell "
+                "expresses lead many topics; the topic cards above can also rank by FREX or "
+                "relevance."
+            ),
             alt="Bars of the proportions of the leading genes in each of {n_topics} topics",
         ),
         FigureSpec(
@@ -313,38 +320,40 @@ FIGURES = {
             draw=_volcanoes,
             applies=lambda run: "lda_lfc" in run.adata.varm,
             caption="Differential expression of topics: log₂ fold change of each gene against the "
-            "nearest other topic, so a gene stands out only if it does so against all. Coloured: "
-            "q below 0.05 and more than two-fold.",
+            "nearest other topic, so a gene has a large value only if it differs from all other "
+            "topics. Coloured genes have q below 0.05 and a change of more than two-fold.",
             alt="Volcano plots of the genes of {n_topics} topics",
         ),
         FigureSpec(
             name="enrichment",
             draw=_enrichment,
             applies=lambda run: run.sets is not None,
-            caption="Gene sets among the leading genes of each topic (FREX), against all modelled "
-            "genes; hypergeometric test, q over all sets of a topic.",
+            caption=(
+                "Gene sets that are enriched among the leading genes of each topic (FREX), "
+                "compared with all modelled genes. Hypergeometric test; q is computed over all "
+                "sets of a topic."
+            ),
             alt="Bars of the most enriched gene sets of {n_topics} topics",
         ),
         FigureSpec(
             name="topic_correlation",
             draw=lambda run: figures.topic_correlation(run.theta_NK, run.topics),
             applies=_several_topics,
-            caption="Which topics are found in the same cells: correlation of their proportions.",
+            caption="Topics that occur in the same cells: correlation of their proportions.",
             alt="Heat map of the correlations between {n_topics} topics over cells",
         ),
         FigureSpec(
             name="topic_similarity",
             draw=lambda run: figures.topic_similarity(run.beta_KG, run.topics),
             applies=_several_topics,
-            caption="Which topics are made of the same genes: cosine of their gene proportions.",
+            caption="Topics that use the same genes: cosine similarity of their gene proportions.",
             alt="Heat map of the similarities between the genes of {n_topics} topics",
         ),
         FigureSpec(
             name="stability",
             draw=_stability,
             applies=lambda run: "topic_matches" in run.adata.uns["topicell"],
-            caption="Whether the other replicates, which are fits with other seeds, found the same "
-            "topics.",
+            caption="How well the other replicates, fits with other seeds, found the same topics.",
             alt="Heat map of how well {n_topics} topics are found again in each replicate",
         ),
         FigureSpec(
@@ -360,8 +369,10 @@ FIGURES = {
             name="amortization_gap",
             draw=lambda run: figures.gap_histogram(run.adata.obs["amortization_gap"].to_numpy()),
             applies=lambda run: "amortization_gap" in run.adata.obs,
-            caption="ELBO that the encoder's posterior of each cell loses against one that is "
-            "optimised for the cell, the topics held fixed.",
+            caption=(
+                "The ELBO of each cell that is lost because the encoder predicts its posterior; "
+                "the reference is a posterior optimised for the cell, with fixed topics."
+            ),
             alt="Histogram of the amortization gap of the cells, in nats",
         ),
         FigureSpec(name="umap_topics_topics", draw=partial(_umap_by_topic, "topics")),

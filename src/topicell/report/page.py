@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing else, not even a network."""
+"""The page of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from topicell.evaluation import ranking
 from topicell.evaluation.metrics import ordered
 from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
-from topicell.report.cautions import cautions, dominance, limits
 from topicell.report.figure_set import FIGURES, MAX_TOPICS, folded, shown_topics
 from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
+from topicell.report.warnings import dominance, score_warnings, topic_warnings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,15 +30,15 @@ RANKINGS = {
     "probability": ("Probability", "The most frequent genes, often shared by all topics."),
     "relevance": (
         "Relevance",
-        "Frequent in the topic and more so than elsewhere (log probability and log lift, λ = 0.6).",
+        "More frequent in the topic than in other topics (log probability and log lift, λ = 0.6).",
     ),
     "frex": ("FREX", "Both frequent in the topic and exclusive to it."),
 }
 """How genes can be ranked: heading and meaning."""
 N_LEADING_MAPPED = 100
-"""Genes of each topic and ranking whose expression is kept before that of others."""
+"""Number of leading genes of each topic and ranking whose expression is stored first."""
 MAX_TABLE_VALUES = 1_500_000
-"""A table of more values than this is in the run folder alone, and the page says so."""
+"""A table with more values than this is only in the run folder, and the page says so."""
 
 PACKAGES = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "scanpy", "umap-learn")
 
@@ -62,9 +62,9 @@ def render(
     figures
         SVG by the names of `FIGURES`.
     n_genes
-        Genes that the cards give for each topic.
+        Number of genes in the card of each topic.
     sets
-        Enrichment of gene sets, of `topicell.report.enrichment`.
+        Enrichment of gene sets, from `topicell.report.enrichment`.
     not_drawn
         Errors of figures that could not be drawn, by the names of `FIGURES`.
     """
@@ -88,9 +88,9 @@ def render(
         model=_model_line(config, theta_NK.shape[1], len(history), _n_replicates(run)),
         headlines=[score(name, scores[name]) for name in headlines(scores)],
         scores=[score(name, scores[name]) for name in ordered(scores)],
-        cautions=[
-            *cautions(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
-            *limits(
+        warnings=[
+            *topic_warnings(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
+            *score_warnings(
                 _n_test(adata),
                 replicated=stability_K is not None,
                 given="theta" in config,
@@ -141,16 +141,16 @@ def _data_line(adata: AnnData, *, given: bool) -> str:
     if "split" in adata.obs:
         sizes = adata.obs["split"].value_counts()
         parts = {
-            "train": "not known to be held out" if given else "to train on",
-            "valid": "to validate on",
-            "test": "kept to test on",
+            "train": "not known to be held out" if given else "for training",
+            "valid": "for validation",
+            "test": "for testing",
         }
         line += "; " + ", ".join(f"{sizes[p]:,} {use}" for p, use in parts.items() if sizes.get(p))
     return line
 
 
 def _n_replicates(run: Mapping[str, Any]) -> int:
-    """Return how many replicates the fit has: those that failed are not in it."""
+    """Return the number of replicates of the fit, without those that failed."""
     return len(run["topic_matches"]) if "topic_matches" in run else 1
 
 
@@ -163,14 +163,14 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_repli
         line += f", {n_epochs} epoch{'s' * (n_epochs > 1)}"
     if n_replicates > 1:
         line += (
-            f"; {n_replicates} replicates, and the one of the highest ELBO on validation cells is "
-            "shown"
+            f"; {n_replicates} replicates, and the one with the highest ELBO on validation cells "
+            "is shown"
         )
     return line
 
 
 def _groupings(adata: AnnData) -> list[dict[str, Any]]:
-    """Return groups that the cells can be coloured by, the dominant topic first."""
+    """Return groups by which the cells can be coloured, the dominant topic first."""
     from topicell.report import figures
 
     theta_NK = np.asarray(adata.obsm["X_lda"])
@@ -208,7 +208,7 @@ def _cells(
     from topicell.report import figures
 
     n_topics = len(beta_KG)
-    # Leaders of any ranking first, then by their share of all counts.
+    # Leading genes of any ranking first, then genes by their share of all counts.
     frequency_G = tables.gene_frequency(adata)
     leading = [
         ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), N_LEADING_MAPPED).T.ravel()
@@ -242,7 +242,7 @@ def _figure(name: str, svg: str, error: str, **counts: Any) -> dict[str, Any]:
         "name": name,
         "caption": spec.caption,
         "alt": spec.alt.format(**counts),
-        # drawn by us, its text escaped by matplotlib
+        # our own figure; matplotlib has escaped its text
         "svg": Markup(svg),
         "error": error,
     }
@@ -262,7 +262,7 @@ def _left_out(theta_NK: np.ndarray) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Return rising numbers in words, with runs of three and more shortened: ``0, 2–5, 7``."""
+    """Return ascending numbers as text, with ranges of three or more shortened: ``0, 2–5, 7``."""
     runs: list[list[int]] = []
     for topic in numbers:
         if runs and topic == runs[-1][-1] + 1:
@@ -282,7 +282,7 @@ def _topics(
     n_genes: int,
     sets: pd.DataFrame | None,
 ) -> list[dict[str, Any]]:
-    """Return the contents of the topics' cards, of those that have one."""
+    """Return the contents of the cards of topics."""
     from topicell.report import figures
 
     run = adata.uns["topicell"]
@@ -328,7 +328,7 @@ def _topics(
 
 
 def _distinct(adata: AnnData, topic: int, n: int = 6) -> list[tuple[str, str]]:
-    """Return the significant genes of the greatest fold change against all other topics."""
+    """Return the significant genes with the largest fold change against all other topics."""
     if "lda_lfc" not in adata.varm:
         return []
     lfc_G = np.asarray(adata.varm["lda_lfc"])[:, topic]

@@ -32,6 +32,6 @@ def score(name: str, value: float) -> dict[str, str]:
 
 
 def headlines(names: Iterable[str]) -> list[str]:
-    """Select the scores that a page begins with."""
+    """Select the scores at the top of a page."""
     names = set(names)
     return [name for name, row in METRICS.items() if row.headline and name in names]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topicell.report.cautions import cautions
 from topicell.report.scores import headlines, score
+from topicell.report.warnings import topic_warnings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,7 +29,7 @@ def summary(adata: AnnData) -> str:
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     shown = [score(name, scores[name]) for name in headlines(scores)]
-    found = cautions(
+    found = topic_warnings(
         theta_NK,
         beta_KG,
         run.get("topic_stability"),

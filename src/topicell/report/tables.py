@@ -1,4 +1,4 @@
-"""The tables of a run, as csv: ranked genes, topics, what replicates agree on, cells."""
+"""The tables of a run, as csv: ranked genes, topics, consensus topics, cells."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 N_RANKED = 200
-"""Genes of each topic in the ranked tables of the page."""
+"""Number of genes of each topic in the ranked tables of the page."""
 FDR = 0.05
-"""Below this q a gene or a gene set counts as found."""
+"""A gene or a gene set with a lower q counts as significant."""
 
 
 def write_tables(
@@ -32,19 +32,19 @@ def write_tables(
 ) -> None:
     """Write ``topics/*.csv`` and ``cells/cell_topics.csv`` of the selected replicate.
 
-    Names stand there as they are in the data, also those that a spreadsheet takes for a formula
-    (``=1+1``): these tables are read again, and cells and genes are matched by name.
+    Names are written as in the data, even if a spreadsheet reads them as a formula (``=1+1``),
+    because cells and genes are matched by name when these tables are read again.
 
     Parameters
     ----------
     fit
-        The topics' names, genes and frequencies.
+        Has the names of topics and genes, and the frequencies of genes.
     theta_RNK, beta_RKG
         Topic proportions of the cells, gene proportions of the topics.
     adata
-        The cells; with the differential expression of the topics, if it was measured.
+        The cells, with the differential expression of the topics if it was computed.
     folder
-        Where to write.
+        Output folder.
     """
     agreed = consensus(beta_RKG) if fit.n_replicates > 1 else None
     (folder / "topics").mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def _tables(
 
 
 def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> pd.DataFrame:
-    """Return how many replicates found each consensus topic, and how similar it was there."""
+    """Return how many replicates found each consensus topic, and the similarity in each."""
     shown = np.full(len(names), "", dtype=object)
     shown[agreed.member_RK[fit.selected]] = fit.topic_names
     score_CG = gene_scores(agreed.beta_CG, "relevance", fit.gene_frequency_G)
@@ -100,7 +100,7 @@ def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> p
 def gene_frequency(adata: AnnData) -> np.ndarray:
     """Return the share of each gene in all counts of the training cells, shape (G,).
 
-    Of cells whose counts were not kept, the share that the topics expect.
+    If the counts are not stored, it is the share that the topics expect.
     """
     if "counts" not in adata.layers:
         expected_G = (
@@ -115,7 +115,7 @@ def gene_frequency(adata: AnnData) -> np.ndarray:
 
 
 def differential_table(adata: AnnData) -> pd.DataFrame:
-    """Return differential expression, a row for each topic and gene, the most significant first."""
+    """Return differential expression, one row for each topic and gene, most significant first."""
     lfc_GK = np.asarray(adata.varm["lda_lfc"])
     n_genes, n_topics = lfc_GK.shape
     long = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""How pages are filled: every value is escaped, and a name without a value is an error."""
+"""Templates of pages: every value is escaped, and a name without a value is an error."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ HERE = Path(__file__).parent
 
 
 def template(name: str, *folders: Path) -> Any:
-    """Return a template of this folder, or of one that is searched first.
+    """Return a template from this folder, or from `folders`, which are searched first.
 
     Parameters
     ----------
     name
-        Its file.
+        File name of the template.
     folders
-        Where to look before; templates there include what is here, such as ``style.css``.
+        Folders to search first; their templates can include files of this folder, such as
+        ``style.css``.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -307,7 +307,7 @@ class Maps {
     this.paint();
     this.legend();
     const { title, names } = this.current;
-    $("map-said").textContent = `Both maps show: ${title}${names ? `, ${names.length} groups` : ""}.`;
+    $("map-status").textContent = `Both maps show: ${title}${names ? `, ${names.length} groups` : ""}.`;
   }
 
   // A gene is not among the choices until it is asked for.
@@ -594,7 +594,7 @@ function links() {
     }
   } catch (error) {
     $("maps").classList.add("still");
-    $("map-said").textContent = `${error.message} The figures below show the map by counts.`;
+    $("map-status").textContent = `${error.message} The figures below show the map by counts.`;
   }
   if (cells) new GeneSearch(cells, maps);
   else $("gene-form").hidden = true;

@@ -1,8 +1,8 @@
-"""What the page's scripts read: cells, maps, topics and genes as one compressed block.
+"""The data for the script of a page: cells, maps, topics and genes as one compressed block.
 
 The block is a little-endian length, a JSON head, and arrays; `viewer.js` reads it. Proportions and
-expression are kept to 8 bits and positions to 16, finer than a screen shows: the exact numbers are
-in the tables.
+expression have 8 bits and positions 16, more than a screen can show; the tables have the exact
+numbers.
 
 Shape suffixes: N cells, G genes, K topics.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 
 MAX_EXPRESSION = 2_000_000
-"""Non-zero values of expression that a page holds, some 5 MB; genes that lead topics go first."""
+"""Largest number of non-zero expression values in a page, about 5 MB; leading genes come first."""
 NO_CATEGORY = 255
 
 
@@ -43,7 +43,7 @@ def pack(
     cells, genes, topics
         Names.
     colors
-        Of the topics.
+        Colours of the topics.
     theta_NK, beta_KG
         Topic proportions of the cells, gene proportions of the topics.
     maps
@@ -54,9 +54,9 @@ def pack(
     expression_NG
         Log-normalised values.
     order_G
-        Genes, those first whose expression is to be in the page if not all can be.
+        Genes in the order in which their expression is stored, if the page cannot hold all.
     differential
-        Arrays (G, K) by name, of `viewer.js`'s ``lfc`` and ``q``.
+        Arrays (G, K) with the names ``lfc`` and ``q`` of `viewer.js`.
     """
     n = len(cells)
     arrays: dict[str, np.ndarray] = {
@@ -104,7 +104,7 @@ def _positions(xy_N2: np.ndarray) -> np.ndarray:
 def _expression(
     expression_NG: sp.spmatrix | np.ndarray, order_G: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the genes whose values are kept, and the non-zero values gene by gene."""
+    """Return the genes whose values are stored, and the non-zero values by gene."""
     x_NG = sp.csc_matrix(expression_NG, dtype=np.float32)
     x_NG.eliminate_zeros()
     size_G = np.diff(x_NG.indptr)
@@ -129,7 +129,7 @@ def _expression(
 
 
 def _block(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return length of the head, head, arrays; every array begins at a multiple of 4 bytes."""
+    """Return length of the header, header, arrays; every array begins at a multiple of 4 bytes."""
     bodies: list[bytes] = []
     places: dict[str, dict[str, Any]] = {}
     at = 0
@@ -147,7 +147,7 @@ def _block(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
         raw = text.encode()
         return raw + b" " * (-len(raw) % 4)
 
-    # The head names offsets that depend on its own length: at most a few rounds settle it.
+    # The header contains offsets that depend on its own length, so repeat until it does not change.
     start = 4
     while start != 4 + len(encoded(start)):
         start = 4 + len(encoded(start))

@@ -18,8 +18,12 @@ def conclude(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
     folder.mkdir(parents=True, exist_ok=True)
     failed = {k: sum(failed) for k, failed in outcomes(sweep.trials).items() if any(failed)}
-    names = ("n_topics", "best", "trial", "sentence", "cautions")
-    plain = {"kind": verdict.kind.value} | {name: getattr(verdict, name) for name in names}
+    names = ("n_topics", "best", "trial", "sentence")
+    plain: dict[str, object] = (
+        {"kind": verdict.kind.value}
+        | {name: getattr(verdict, name) for name in names}
+        | {"cautions": verdict.warnings}
+    )
     sweep.write(folder, plain | {"failed": failed})
     parent.keep(("sweep.json",))
     for point in points(sweep.trials):
@@ -36,7 +40,7 @@ def conclude(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
         parent.log_metrics({"sweep/n_topics": verdict.n_topics})
     states = Counter(trial.state.lower() for trial in sweep.trials)
     counts = "Trials: " + ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    note = [f"**{verdict.sentence}**", *verdict.cautions, counts]
+    note = [f"**{verdict.sentence}**", *verdict.warnings, counts]
     parent.set_tags(
         {
             "topicell.verdict": verdict.kind.value,

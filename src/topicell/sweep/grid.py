@@ -28,7 +28,7 @@ def conclude(parent: Parent, folder: Path) -> Iterator[str]:
         return
     verdict = conclusion.conclude(sweep, parent, folder)
     yield verdict.sentence
-    yield from (f"  {caution}" for caution in verdict.cautions)
+    yield from (f"  {warning}" for warning in verdict.warnings)
     yield f"report      {folder / 'report.html'}"
 
 

@@ -154,7 +154,7 @@ class Search:
                 if not self.runs and self._n_died >= N_REFUSED:
                     if not again:
                         self.study.repeat(number)
-                    raise SweepError(f"worker processes die before they begin a run: {error}")
+                    raise SweepError(f"worker processes die before they start a run: {error}")
                 if not again:
                     self._failed(error)
 
@@ -196,7 +196,7 @@ class Search:
 
     def _killed(self, number: int, error: str) -> bool:
         again = self.study.killed(number, error)
-        self._say(number, f"{error}; {'it is tried again' if again else 'given up'}")
+        self._say(number, f"{error}; {'it is repeated' if again else 'it is not repeated'}")
         return again
 
     def _failed(self, error: str) -> None:
@@ -274,6 +274,6 @@ def _how(exitcode: int | None) -> str:
     if exitcode != -signal.SIGKILL:
         return f"was killed by signal {-exitcode}"
     return (
-        f"was killed by signal {-exitcode}, as the system does when memory is full: lower "
+        f"was killed by signal {-exitcode}, which often means that memory is full: lower "
         "sweep.n_jobs, train.n_replicates or preprocess.n_variable_genes"
     )

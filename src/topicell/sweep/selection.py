@@ -93,7 +93,7 @@ class Verdict:
     within: tuple[int, ...]
     trial: int | None
     sentence: str
-    cautions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def points(trials: Sequence[Trial]) -> list[Point]:
@@ -165,25 +165,26 @@ def select(
     """
     measured = points(trials)
     ended = outcomes(trials)
-    cautions = [_of_failures(ended)] if _n_failed(ended)[0] else []
+    warnings = [_of_failures(ended)] if _n_failed(ended)[0] else []
     if not measured:
         sentence = "No clear optimum: no trial was completed, so there is nothing to choose from."
-        return Verdict(Kind.none, None, None, (), None, sentence, tuple(cautions))
+        return Verdict(Kind.none, None, None, (), None, sentence, tuple(warnings))
     if sentence := _too_many(ended):
-        return Verdict(Kind.failed, None, None, (), None, sentence, tuple(cautions))
+        return Verdict(Kind.failed, None, None, (), None, sentence, tuple(warnings))
     splits = _usual_splits(measured)
     comparable = [point for point in measured if splits <= point.values[PERPLEXITY].keys()]
     if len(comparable) < len(measured):
         missing = [point.n_topics for point in measured if point not in comparable]
-        cautions.append(f"Not considered, for want of a split: K = {_listed(missing)}.")
+        warnings.append(f"Not considered, because a split is missing: K = {_listed(missing)}.")
     stable = [point for point in comparable if not point.stability < stability_floor]
     unstable = [point.n_topics for point in comparable if point not in stable]
     if not stable:
         sentence = (
             f"No clear optimum: no number of topics reaches a stability of {stability_floor:g}; "
-            "fits from other starts find other topics, so none of them should be built on."
+            "fits from other random starts find other topics, so none of these topics can be "
+            "relied on."
         )
-        return Verdict(Kind.none, None, None, (), None, sentence, tuple(cautions))
+        return Verdict(Kind.none, None, None, (), None, sentence, tuple(warnings))
     perplexity = {
         point.n_topics: {split: point.values[PERPLEXITY][split] for split in splits}
         for point in stable
@@ -198,7 +199,7 @@ def select(
     if len(stable) == 1:
         kind = Kind.none
         sentence = (
-            f"No clear optimum: K = {best} (perplexity {lowest}) alone was measured and is stable."
+            f"No clear optimum: only K = {best} (perplexity {lowest}) was measured and is stable."
         )
     elif any(math.isnan(of_k.se) for of_k in loss.values()):
         kind = Kind.none
@@ -206,29 +207,33 @@ def select(
             f"No clear optimum: K = {best} has the lowest perplexity ({lowest}), but without error "
             "bars, so the difference may be chance."
         )
-        cautions.append(
-            "Fits that are alone, without replicates or splits: train.n_replicates=4 or "
+        warnings.append(
+            "There is one fit for each K, so there are no error bars: train.n_replicates=4 or "
             "evaluate.n_splits=3 gives error bars."
         )
     if len(measured) < FEW:
         lost = [n_topics for n_topics, failed in ended.items() if n_topics and all(failed)]
         why = f" (K = {_listed(lost)} failed)" if lost else ""
-        cautions.append(f"Numbers of topics measured: {len(measured)}{why}; try more.")
+        warnings.append(f"Numbers of topics measured: {len(measured)}{why}; try more.")
     if any(math.isnan(point.stability) for point in measured):
-        cautions.append(
-            "Fits of one replicate have no stability: the floor is not applied to them."
+        warnings.append(
+            "Fits with one replicate have no stability, so sweep.stability_floor is not applied "
+            "to them."
         )
     tried = {_n_topics(trial) for trial in trials} - {0}
     if kind in (Kind.plateau, Kind.none) and within[-1] == high > low:
-        cautions.append(f"The plateau reaches the edge of the range, K = {high}: larger K may do.")
+        warnings.append(
+            f"The plateau reaches the edge of the range, K = {high}: a larger K may fit as well."
+        )
     elif kind is not Kind.edge and best == max(tried) < high:
-        cautions.append(f"No K above {best}, the best, was tried: raise sweep.n_trials.")
+        warnings.append(f"No K above {best}, the best, was tried: raise sweep.n_trials.")
     if unstable:
-        cautions.append(
-            f"Not considered, for a stability below {stability_floor:g}: K = {_listed(unstable)}."
+        warnings.append(
+            f"Not considered, because their stability is below {stability_floor:g}: K = "
+            f"{_listed(unstable)}."
         )
     trial = next(point.trials[0] for point in stable if point.n_topics == within[0])
-    return Verdict(kind, within[0], best, within, trial, sentence, tuple(cautions))
+    return Verdict(kind, within[0], best, within, trial, sentence, tuple(warnings))
 
 
 def _of_failures(ended: Mapping[int, Sequence[bool]]) -> str:
@@ -252,8 +257,8 @@ def _too_many(ended: Mapping[int, Sequence[bool]]) -> str:
     else:
         return ""
     return (
-        f"No number of topics is chosen: {what}, and the perplexities of the others are too few to "
-        "choose from. Find out why they failed, then sweep again."
+        f"No number of topics is chosen: {what}, and too few perplexities are left to choose from. "
+        "Find out why the trials failed, then sweep again."
     )
 
 
@@ -279,7 +284,7 @@ def _kind_and_sentence(
             return Kind.none, (
                 f"No clear optimum: from K = {k} to {last}, most of the range, perplexities are "
                 f"within one standard error of the lowest ({lowest} at K = {best}). The held-out "
-                f"cells do not tell them apart; K = {k} is the smallest."
+                f"cells do not distinguish them; K = {k} is the smallest."
             )
         return Kind.plateau, (
             f"Plateau from K = {k} to {last}: the perplexities of K = {_listed(within)} are within "

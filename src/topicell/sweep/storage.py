@@ -99,8 +99,8 @@ class Locks(ABC):
         if shared and self._try(shared=True):
             return False
         raise InputError(
-            f"sweep.study = {self.study!r}: another process works on it; wait for it, name another "
-            "study, or start all of them with sweep.join=true"
+            f"sweep.study = {self.study!r}: another process works on this study; wait until it "
+            "ends, name another study, or start all processes with sweep.join=true"
         )
 
     @abstractmethod
@@ -222,7 +222,7 @@ def open_locks(url: str, study: str) -> Locks:
             return FileLocks(path.resolve(), study)
         if scheme.startswith("postgresql"):
             return DatabaseLocks(url, study)
-    raise InputError(f"sweep.storage = {scheme!r}…: is no known kind of storage; {ADDRESSES}")
+    raise InputError(f"sweep.storage = {scheme!r}…: unknown kind of storage; {ADDRESSES}")
 
 
 def _parts(url: str) -> tuple[str, Path | None]:

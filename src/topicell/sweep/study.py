@@ -86,8 +86,8 @@ class Study:
         self._points = points_of(space)
         if settings.sampler is Sampler.grid and self._points is None:
             raise InputError(
-                "sweep.sampler = 'grid': the space has no end, or more than "
-                f"{MAX_POINTS} points; give range(…) or choice(…), or another sampler"
+                "sweep.sampler = 'grid': the search space is infinite, or has more than "
+                "{MAX_POINTS} points; give range(…) or choice(…), or another sampler"
             )
         self._running: dict[int, optuna.Trial] = {}
         self._splits: dict[int, dict[str, Sequence[float]]] = {}

@@ -151,7 +151,7 @@ class Delivery:
         """Start to send, and wait until the store has the run, or until the deadline."""
         self._left_alone = failed_lately(self.config)
         if self._left_alone:
-            self.problem = Unreachable("it failed a moment ago")
+            self.problem = Unreachable("it failed shortly before")
         elif self._started():
             self._wait(self._ready)
         self.warn()
@@ -502,8 +502,8 @@ def store_of(record: Record, config: TrackingConfig | None) -> TrackingConfig:
     asked = config is not None and (config.uri or os.environ.get("MLFLOW_TRACKING_URI"))
     if not asked and "***" in record.store:
         raise InputError(
-            f"the tracking store {record.store} has a password, which is kept nowhere: give "
-            "tracking.uri=… in full"
+            f"the tracking store {record.store} has a password, which topicell does not store: "
+            "give the full address with tracking.uri=…"
         )
     return TrackingConfig(
         uri=config.uri if asked and config is not None else record.store,
@@ -517,8 +517,8 @@ def _require_place(record: Record, config: TrackingConfig) -> None:
     path = sqlite_path(config)
     if path is not None and located(config) == record.store and not path.parent.is_dir():
         raise InputError(
-            f"the tracking store {record.store} is no longer there; tracking.uri=… says where it "
-            "is now"
+            f"the tracking store {record.store} is no longer there; give its new address with "
+            "tracking.uri=…"
         )
 
 

@@ -33,7 +33,7 @@ def require_same_settings(record: Record, settings: Mapping[str, Any], folder: P
     for name in other_settings(record, settings):
         raise InputError(
             f"{name} = {settings[name]!r}, and the run in {folder} has "
-            f"{record.params.get(name)!r}: go on with its own settings, or begin another run, "
+            f"{record.params.get(name)!r}: resume it with its own settings, or start a new run "
             "without resume"
         )
 
@@ -76,7 +76,7 @@ def named(run: str, config: TrackingConfig) -> Path:
     folder = Path(run) if (Path(run) / RECORD).is_file() else _with_id(run, config)
     record = Record.read(folder)
     if record.status == "FINISHED" and (record.delivered or not record.store):
-        raise InputError(f"resume = {run!r}: the run in {folder} has ended; nothing is left to do")
+        raise InputError(f"resume = {run!r}: the run in {folder} has already ended")
     return folder
 
 
@@ -86,7 +86,9 @@ def _with_id(run: str, config: TrackingConfig) -> Path:
             if record.run_id == run:
                 return folder
     if Path(run).is_dir():
-        raise InputError(f"resume = {run!r}: no run was begun in this folder, it has no {RECORD}")
+        raise InputError(
+            f"resume = {run!r}: this folder has no {RECORD}, so no run was started in it"
+        )
     from mlflow.exceptions import MlflowException
 
     require_store(config)
@@ -100,8 +102,8 @@ def _with_id(run: str, config: TrackingConfig) -> Path:
     folder = Path(tags.get("topicell.folder", ""))
     if not (folder / RECORD).is_file():
         raise InputError(
-            f"resume = {run!r}: its folder, {folder}, is not on this machine; go on with it where "
-            "it was begun"
+            f"resume = {run!r}: its folder, {folder}, is not on this machine; resume it on the "
+            "machine where it was started"
         )
     return folder
 

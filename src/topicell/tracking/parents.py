@@ -115,8 +115,8 @@ class Parent:
             record,
             Journal(folder, shared=True),
             config,
-            "the runs go on, their folders have everything, and `topicell sync` delivers it when "
-            "MLflow is back",
+            "the runs continue, their folders hold all results, and `topicell sync` delivers "
+            "them later",
         )
         parent._delivery.begin()
         if record.run_id:
@@ -279,7 +279,7 @@ class Parent:
         self._delivery.warn()
 
     def _ask(self, ask: Callable[[], T], nothing: T) -> T:
-        """Return the answer of the store; if it gives none, warn and return `nothing`."""
+        """Return the answer of the store; if there is none, warn and return `nothing`."""
         if not self.run_id:
             return nothing
         from mlflow.exceptions import MlflowException

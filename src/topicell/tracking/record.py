@@ -125,7 +125,7 @@ def records(root: Path) -> Iterator[tuple[Path, Record]]:
         try:
             yield path.parent, Record.read(path.parent)
         except InputError as error:
-            warnings.warn(f"{error}; it is passed over", stacklevel=2)
+            warnings.warn(f"{error}; it is ignored", stacklevel=2)
 
 
 class BusyError(InputError):
@@ -159,7 +159,7 @@ class Journal:
         except BlockingIOError as error:
             self._file.close()
             raise BusyError(
-                f"{folder} is being worked on by another process; wait until that has ended"
+                f"{folder} is in use by another process; wait until that process has ended"
             ) from error
         except OSError:
             # Some file systems of clusters have no locks.

@@ -26,8 +26,8 @@ CODE = Path(__file__).with_name("served.py")
 REQUIRED = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "pandas", "safetensors")
 """Libraries whose versions a model pins, besides mlflow.
 
-No package index has topicell: where MLflow builds an environment for the model, ``PIP_FIND_LINKS``
-must name the folder of its wheel.
+topicell is not in a package index: if MLflow builds an environment for the model,
+``PIP_FIND_LINKS`` must name the folder of its wheel.
 """
 
 
@@ -70,7 +70,7 @@ def register(
     InputError
         The folder holds no saved model.
     MlflowException
-        The store cannot be reached, or refuses the run, the name or the alias.
+        The store cannot be reached, or rejects the run, the name or the alias.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
@@ -220,10 +220,12 @@ def fetch_model(model: str, config: TrackingConfig, destination: Path) -> Path:
             )
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"model = {model!r} is not a model of topicell's; name one that it registered"
+                f"model = {model!r} was not registered by topicell; name a model that was"
             ) from error
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"model = {model!r}: its weights, {path}, are outside of the model")
+            raise InputError(
+                f"model = {model!r}: its weights, {path}, are outside the folder of the model"
+            )
         return download(f"{address}/{path}")
     except (MlflowException, OSError) as error:
         raise InputError(
@@ -244,7 +246,7 @@ def _address(store: MlflowClient, model: str, config: TrackingConfig) -> str:
         there = ", ".join(sorted(found.name for found in store.search_registered_models()))
         raise InputError(
             f"model = {model!r}: no model {name!r} is registered in {shown_uri(config)}; "
-            f"there: {there or 'none'}"
+            f"registered models: {there or 'none'}"
         ) from error
     number = str(registered.aliases.get(which, which))
     latest = max((int(found.version) for found in registered.latest_versions), default=0)

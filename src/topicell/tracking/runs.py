@@ -1,7 +1,7 @@
 """The tracker of a run: its folder, and the delivery of the folder to MLflow.
 
-A run makes the same calls whether it is delivered or not, and each call ends when the folder has
-what it says. MLflow receives all of it, so either can be read without the other.
+A run makes the same calls whether it is delivered or not. A call returns when the folder has its
+data. MLflow receives everything, so either can be read without the other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ARTIFACTS = (
     "model",
 )
 """Files and folders of a run besides its records."""
-RUN_FOLDER_SETTING = "hydra.run.dir=FOLDER (of a grid: hydra.sweep.dir=FOLDER)"
+RUN_FOLDER_SETTING = "hydra.run.dir=FOLDER (in a grid: hydra.sweep.dir=FOLDER)"
 
 
 class Tracker(Protocol):
@@ -60,7 +60,7 @@ class Tracker(Protocol):
 
     @property
     def measured(self) -> Mapping[str, dict[str, list[float]]]:
-        """Return what `log_split` recorded before the run was interrupted, by seed of the split."""
+        """Return the values that `log_split` recorded before an interruption, by split seed."""
 
     @property
     def run_id(self) -> str:
@@ -148,8 +148,8 @@ class RunFolder:
             taken = [name for name in (*RECORDS, RECORD, *ARTIFACTS) if (directory / name).exists()]
             if taken:
                 raise InputError(
-                    f"run folder {directory} holds {taken[0]} already, and nothing is written "
-                    f"over; choose another with {setting}"
+                    f"run folder {directory} already holds {taken[0]}, which is not overwritten; "
+                    f"choose another with {setting}"
                 )
         if tracking is not None:
             # A bad address is refused before anything is computed; `start` warns of a failure.
@@ -188,8 +188,8 @@ class RunFolder:
         if self.tracking is not None:
             assert self.journal is not None
             instead = (
-                "the run goes on, its folder has everything, and `topicell sync "
-                f"folders={os.path.relpath(self.directory)}` delivers it when MLflow is back"
+                "the run continues, its folder holds all results, and `topicell sync "
+                f"folders={os.path.relpath(self.directory)}` delivers them later"
             )
             self._delivery = Delivery(
                 self.directory, self.record, self.journal, self.tracking, instead
@@ -271,14 +271,14 @@ class RunFolder:
         digest = "topicell.prepared_digest"
         if record.tags.get(digest) != tags.get(digest):
             raise InputError(
-                f"resume: the data are not those that the run in {self.directory} was begun with; "
-                "begin another run, without resume"
+                f"resume: the data differ from those of the run in {self.directory}; start a new "
+                "run without resume"
             )
         for name in ("topicell.version", "topicell.git_commit", "device"):
             if record.tags.get(name) != tags.get(name):
                 warnings.warn(
-                    f"the run was begun with {name} = {record.tags.get(name)} and goes on with "
-                    f"{tags.get(name)}: its last digits may differ",
+                    f"the run was started with {name} = {record.tags.get(name)} and continues "
+                    f"with {tags.get(name)}: the last digits of its results may differ",
                     stacklevel=3,
                 )
         resumed = int(record.tags.get("topicell.resumed", 0)) + 1

@@ -50,14 +50,14 @@ def tracking_uri(config: TrackingConfig) -> str:
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme not in SCHEMES:
         raise InputError(
-            f"tracking.uri = {without_password(uri)!r}: not a store that MLflow knows; give "
-            "sqlite:///FILE, postgresql://…, or http://HOST:PORT (tracking=off does without)"
+            f"tracking.uri = {without_password(uri)!r}: MLflow does not support such a store; give "
+            "sqlite:///FILE, postgresql://… or http://HOST:PORT, or use tracking=off"
         )
     try:
         _ = urlsplit(uri).port
     except ValueError as error:
         # The text of the error may quote a part of a password.
-        raise InputError(f"tracking.uri: is no address; {ADDRESS}") from error
+        raise InputError(f"tracking.uri: is not a valid address; {ADDRESS}") from error
     return uri
 
 
@@ -132,7 +132,7 @@ def _require_driver(uri: str) -> None:
         sqlalchemy.create_engine(uri)
     except (ImportError, ValueError, sqlalchemy.exc.ArgumentError) as error:
         raise InputError(
-            f"tracking.uri: is no address of a database whose driver is installed; {ADDRESS}"
+            f"tracking.uri: is not the address of a database whose driver is installed; {ADDRESS}"
         ) from error
 
 
@@ -197,7 +197,7 @@ def create_store(path: Path) -> None:
             # Another setting would not help.
             raise Unreachable(first_line(error)) from error
         raise InputError(
-            f"tracking.uri: {path} cannot be created ({error}); choose another store, or "
+            f"tracking.uri: {path} cannot be created ({error}); choose another store, or use "
             "tracking=off"
         ) from error
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
@@ -240,7 +240,7 @@ def require_store(config: TrackingConfig) -> None:
     path = sqlite_path(config)
     if path is not None and not path.exists():
         raise InputError(
-            f"{tracking_uri(config)} does not exist here: `topicell train` makes it; name another "
+            f"{tracking_uri(config)} does not exist: `topicell train` creates it; name another "
             "store with tracking.uri=…"
         )
 
@@ -253,13 +253,13 @@ def note_failure(config: TrackingConfig, *, failed: bool) -> None:
 
 
 def failed_lately(config: TrackingConfig) -> bool:
-    """Return whether a store failed a moment ago, so that it is not worth waiting again."""
+    """Return whether a store failed shortly before, so that it is not useful to wait again."""
     when = _FAILED.get(tracking_uri(config))
     return when is not None and time.monotonic() - when < AWAY_SECONDS
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, without what libraries add before and after it."""
+    """Return the message of an error, without the text that libraries add before and after it."""
     text = without_password(str(error).partition("\n")[0])
     cause = re.search(r"Caused by \w+\((.*)\)", text)
     if cause:

@@ -89,7 +89,8 @@ def fetch_run(
     missing = [name for name in artifacts if not (folder / name).exists()]
     if missing:
         raise InputError(
-            f"run = {run!r} has no {' and no '.join(missing)}: not a run folder, or it did not end"
+            f"run = {run!r} has no {' and no '.join(missing)}: it is not a run folder, or the run "
+            "did not finish"
         )
     return folder, run_id
 

@@ -23,8 +23,8 @@ def ui_command(config: TrackingConfig, host: str, port: int) -> list[str]:
     require_store(config)
     if not _is_loopback(host):
         warnings.warn(
-            f"host = {host!r}: MLflow asks for no password, so whoever reaches port {port} can "
-            "read, change and delete the runs; host=127.0.0.1 keeps it to this machine",
+            f"host = {host!r}: MLflow has no password, so everyone who can reach port {port} can "
+            "read, change and delete the runs; host=127.0.0.1 limits access to this machine",
             stacklevel=2,
         )
     # Everybody on the machine can see a command line, and the address may hold a password.

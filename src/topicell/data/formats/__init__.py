@@ -1,7 +1,7 @@
-"""The table of files and folders with counts: how each form is recognised, and its reader.
+"""The table of file formats with counts: how each is recognised, and its reader.
 
-To add a form, write its reader in a file of this package and add one row to `FORMS`, before the
-rows that would take its files too: the first row that matches reads the file.
+To add a format, write its reader in a file of this package and add one row to `FORMS`, before the
+rows that match its files too: the first row that matches is used.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _FROM_R = (
-    "is a file of R; write it as h5ad there: zellkonverter::writeH5AD(Seurat::"
-    "as.SingleCellExperiment(object), 'cells.h5ad'), or the counts alone with "
-    "DropletUtils::write10xCounts"
+    "is an R file; in R, write it as h5ad with "
+    "zellkonverter::writeH5AD(Seurat::as.SingleCellExperiment(object), 'cells.h5ad'), or only the "
+    "counts with DropletUtils::write10xCounts"
 )
 _CONVERSIONS = {
     ".rds": _FROM_R,
@@ -38,11 +38,11 @@ _CONVERSIONS = {
     ".rdata": _FROM_R,
     ".qs": _FROM_R,
     ".h5seurat": (
-        "is a file of SeuratDisk; convert it in R with SeuratDisk::Convert(FILE, dest = 'h5ad')"
+        "is a SeuratDisk file; convert it in R with SeuratDisk::Convert(FILE, dest = 'h5ad')"
     ),
     ".cloupe": (
-        "is a file of the Loupe Browser, without the counts in an open form; give Cell Ranger's "
-        "filtered_feature_bc_matrix.h5 of the same run"
+        "is a Loupe Browser file, whose format is not public; give filtered_feature_bc_matrix.h5, "
+        "which Cell Ranger wrote in the same run"
     ),
     ".xlsx": "is a spreadsheet, which changes gene names into dates; save the table as csv",
     ".xls": "is a spreadsheet, which changes gene names into dates; save the table as csv",
@@ -52,19 +52,19 @@ _CONVERSIONS = {
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5", ".h5mu", ".loom")
 _PACKINGS = re.compile(r"(?i)\.(gz|bz2|xz|zip)$")
 _MANY = 8
-"""The most names in a message."""
+"""Largest number of names in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form of file or folder: one row of the table.
+    """A format of a file or folder: one row of the table.
 
     Attributes
     ----------
     name
         Name in messages.
     matches
-        Whether a path has this form.
+        Whether a path has this format.
     read
         Return the AnnData of a path: cells × genes, the counts as they are in ``X`` or a layer.
         Its `InputError` begins with a verb ("has …"): the caller puts the path before it.
@@ -84,7 +84,7 @@ class Form:
 def recognise(
     path: Path, modality: str | None = None, prefix: str = ""
 ) -> tuple[str, Callable[[Path], AnnData]]:
-    """Return the name of a path's form, and its reader: the first of `FORMS` that matches.
+    """Return the name of a path's format, and its reader: the first of `FORMS` that matches.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def recognise(
     Raises
     ------
     InputError
-        The form is not supported, or has no modalities, or the file is damaged in a way that its
+        The format is not supported, or has no modalities, or the file is damaged in a way that its
         reader would not notice.
     """
     if _is_hdf5(path):
@@ -117,29 +117,29 @@ def recognise(
 
 
 def _why_none(path: Path) -> str:
-    """Say why a path has no form that can be read, and what to give instead."""
+    """Return why a path cannot be read, and what to give instead."""
     if path.is_dir():
         return _why_no_folder(path)
     if _is_hdf5(path):
         if {"assays", "cell.names"} <= _members(path):
             return _CONVERSIONS[".h5seurat"]
         return (
-            "is Cell Ranger's list of molecules, without the matrix; give the "
-            "filtered_feature_bc_matrix.h5 beside it"
+            "is Cell Ranger's list of molecules and has no count matrix; give "
+            "filtered_feature_bc_matrix.h5 from the same folder"
         )
     if _suffix(path) in _HDF5_NAMES:
         return (
-            "is not an HDF5 file in spite of its name; it may be empty, cut off or damaged: copy "
-            "or download it again"
+            "has the name of an HDF5 file but is not one; it may be empty, incomplete or damaged: "
+            "copy or download it again"
         )
     if _suffix(path) == ".mtx":
         return (
-            "is one part of a 10x mtx folder, which names of genes and cells belong to "
-            "(features.tsv or genes.tsv, barcodes.tsv); put them beside it and give the folder"
+            "is a 10x matrix without the names of genes and cells (features.tsv or genes.tsv, "
+            "barcodes.tsv); put these files into the same folder and give the folder"
         )
     if packed.is_tar(path):
-        return f"is a tar archive; unpack it (tar -xf {path.name}) and give its content"
-    return f"is of no form that can be read; supported: {supported()}"
+        return f"is a tar archive; unpack it (tar -xf {path.name}) and give one of its files"
+    return f"is not in a supported format; supported: {supported()}"
 
 
 def _why_no_folder(path: Path) -> str:
@@ -153,13 +153,13 @@ def _why_no_folder(path: Path) -> str:
     folders = sorted(f"{f.name}/" for f in path.iterdir() if f.is_dir())
     here = f" (here: {_listed([*files, *folders])})" if files or folders else ""
     return (
-        f"is a folder, and neither zarr nor 10x mtx; name a file in it{here}? "
-        f"Supported: {supported()}"
+        f"is a folder, but neither zarr nor 10x mtx; give a file in it{here}. Supported: "
+        f"{supported()}"
     )
 
 
 def _suffix(path: Path) -> str:
-    """Return the ending of a name, without that of a compression."""
+    """Return the ending of a name, without the ending of a compression."""
     return Path(_PACKINGS.sub("", path.name)).suffix.lower()
 
 
@@ -182,7 +182,7 @@ def _is_h5mu(path: Path) -> bool:
 
 
 def _is_h5ad(path: Path) -> bool:
-    """Return whether an HDF5 file is none of the other forms, nor one that cannot be read."""
+    """Return whether an HDF5 file has none of the other formats, and can be read."""
     if not _is_hdf5(path):
         return False
     names = _members(path)
@@ -200,7 +200,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _is_sample(path: Path) -> bool:
-    """Return whether a file belongs to a 10x mtx sample with its other files beside it."""
+    """Return whether a file belongs to a 10x mtx sample that has its other files too."""
     sample = mtx.triple_of(path) if path.is_file() else None
     return sample is not None and len(sample.files) > 1
 
@@ -229,7 +229,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _inner_folders(path: Path) -> list[Path]:
-    """Return the mtx folders inside a folder; raw ones only without filtered ones beside them."""
+    """Return the mtx folders inside a folder; raw ones only without a filtered one next to them."""
     files = [f for level in ("*", "*/*", "*/*/*") for f in path.glob(f"{level}/*.mtx*")]
     folders = sorted({file.parent for file in files})
     found = [f for f in folders if (held := mtx.triples(f)) and all(t.complete for t in held)]
@@ -250,7 +250,7 @@ def _inner_folders(path: Path) -> list[Path]:
 
 
 def _chosen_folder(path: Path) -> Path:
-    """Return the mtx folder that is read of a folder: itself, or the only one inside it."""
+    """Return the mtx folder to read for a folder: itself, or the only mtx folder inside it."""
     if not path.is_dir() or _is_zarr(path) or mtx.triples(path):
         return path
     inner = _inner_folders(path)
@@ -258,7 +258,7 @@ def _chosen_folder(path: Path) -> Path:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files that are read of a path, in a fixed order.
+    """Return the files that are read for a path, in a fixed order.
 
     A file of a 10x mtx folder stands for all files of its sample.
     """
@@ -295,10 +295,10 @@ FORMS = [
         "a 10x folder (matrix.mtx, features.tsv or genes.tsv, barcodes.tsv)",
     ),
 ]
-"""All forms, in the order in which they are tried: the first that matches reads the file."""
+"""All formats, in the order in which they are tried: the first that matches is used."""
 
 
 def supported() -> str:
-    """Return what can be read, for messages."""
+    """Return the supported formats, for messages."""
     listed = ", ".join(form.listed for form in FORMS if form.listed)
     return f"{listed}; files may be compressed (.gz), and tables have gene and cell names"

@@ -21,13 +21,13 @@ def read_h5ad(path: Path) -> AnnData:
     import anndata
     import h5py
 
-    # anndata makes up names where the file has none; of genes they would fit any other file's.
+    # anndata invents names if the file has none; invented gene names would match any other file.
     with h5py.File(path, "r") as file:
         for side, what in (("obs", "cells"), ("var", "genes")):
             if side not in file:
                 raise InputError(
-                    f"cannot be read as h5ad: it has no {side}, which names the {what}; "
-                    "write it with anndata's write_h5ad"
+                    f"cannot be read as h5ad: it has no {side} with the names of the {what}; write "
+                    "it with anndata's write_h5ad"
                 )
     return anndata.read_h5ad(path)
 
@@ -41,7 +41,7 @@ def read_h5mu(path: Path, modality: str | None = None, prefix: str = "") -> AnnD
 
 
 def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = False) -> AnnData:
-    """Read counts, obs and var of an h5ad file, and nothing else of the file."""
+    """Read only counts, obs and var of an h5ad file."""
     import h5py
     from anndata import AnnData
     from anndata.io import read_elem
@@ -49,10 +49,11 @@ def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = Fal
     with h5py.File(path, "r") as file:
         if not all(isinstance(file.get(name), h5py.Group) for name in ("obs", "var")):
             raise InputError(
-                "has no obs and var that can be read alone (written by anndata before 0.7?); "
-                "leave out backed=true"
+                "has obs and var in an old form (anndata before 0.7), which backed=true cannot "
+                "read; leave out backed=true"
             )
-        # `locate` finds the element in this stand-in for an AnnData, without reading it.
+        # `locate` finds the element in this object, which has the attributes of an AnnData, without
+        # reading it.
         raw = SimpleNamespace(X=file["raw/X"], var_names=None) if "raw" in file else None
         outline = SimpleNamespace(
             X=file.get("X"), layers=file.get("layers", {}), raw=raw, var_names=None
@@ -66,7 +67,7 @@ def read_counts_alone(path: Path, layer: str | None, *, round_values: bool = Fal
 
 
 def _table(group: Any) -> pd.DataFrame:
-    """Return a table; one without an index is numbered, as anndata does where it reads all."""
+    """Return a table; without an index it is numbered, as in anndata."""
     import pandas as pd
     from anndata.io import read_elem
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GENES = ("Gene", "gene_names", "var_names", "GeneName", "gene_name", "Accession", "gene_ids")
 CELLS = ("CellID", "obs_names", "cell_names", "barcodes", "Barcode", "cell_id")
 _ROWS = 512
-"""Genes that are dense at a time."""
+"""Genes per block that is dense in memory."""
 
 
 def is_loom(path: Path) -> bool:
@@ -49,7 +49,7 @@ def _cells_x_genes(matrix: Any) -> sp.csr_matrix:
 
 
 def _attributes(group: Any, known: tuple[str, ...], what: str, length: int) -> pd.DataFrame:
-    """Return the attributes of one value each, under the names that one of them has."""
+    """Return the attributes with one value for each row, indexed by a known attribute of names."""
     import h5py
     import pandas as pd
 
@@ -61,7 +61,7 @@ def _attributes(group: Any, known: tuple[str, ...], what: str, length: int) -> p
     names = next((name for name in known if name in columns), None)
     if names is None:
         raise InputError(
-            f"has no attribute that names the {what} ({', '.join(known)}); here: "
+            f"has no attribute with the names of the {what} ({', '.join(known)}); found: "
             f"{', '.join(columns) or 'none'}"
         )
     index = columns.pop(names)

@@ -1,8 +1,8 @@
 """Reader of folders of text files: a matrix in MatrixMarket form, names of genes, names of cells.
 
-The three files of one sample are a triple. Cell Ranger and STARsolo write matrix.mtx, features.tsv
-(genes.tsv before Cell Ranger 3) and barcodes.tsv; GEO puts the name of the sample in front, so that
-one folder holds several; kallisto and alevin have names of their own, and cells in rows.
+A triple is the three files of one sample. Cell Ranger and STARsolo write matrix.mtx, features.tsv
+(genes.tsv before Cell Ranger 3) and barcodes.tsv; GEO adds the name of the sample as a prefix, so
+that one folder can hold several samples; kallisto and alevin use other names, and cells in rows.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _CELLS = re.compile(rf"(?i)^(|.*[._-])(barcodes|cells|cell_names|cell_metadata|r
 _MATRIX = re.compile(r"(?i)^(.*)\.mtx(?:\.gz)?$")
 _MATRIX_WORD = re.compile(r"(?i)(?:(?:count_?)?matrix|counts?|mtx)$")
 _HEADER = re.compile(r"(?i)|x|v\d+|id|bc.*|.*(gene|feature|symbol|name|cell|barcode).*")
-"""First fields of a header that some programs write above the names."""
+"""First field of a header line that some programs write above the names."""
 _CELLS_IN_ROWS = re.compile(r"(?i)cells_x_genes|quants_mat|dge")
 """Names of the matrices that kallisto, alevin and Parse write: cells × genes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """The files of one sample; `genes` or `cells` is None where the folder has no such file."""
+    """The files of one sample; `genes` or `cells` is None if the folder has no such file."""
 
     name: str
     matrix: Path
@@ -48,18 +48,18 @@ class Triple:
 
     @property
     def files(self) -> list[Path]:
-        """The files that are there."""
+        """The files that exist."""
         return [file for file in (self.matrix, self.genes, self.cells) if file is not None]
 
     @property
     def complete(self) -> bool:
-        """Whether all three files are there."""
+        """Whether all three files exist."""
         return len(self.files) == 3
 
 
 def triples(folder: Path) -> list[Triple]:
     """Return the samples of a folder, by name; a plain matrix.mtx is the only one."""
-    # Packed files first: of two with the same name that one is read.
+    # Compressed files first: if there are two files of one name, the compressed one is read.
     files = sorted(
         (f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")),
         key=lambda f: (f.suffix != ".gz", f.name),
@@ -82,7 +82,7 @@ def triples(folder: Path) -> list[Triple]:
             for before, found, file in listed:
                 if found == word and before in expected:
                     return file
-        # Else the only list, of the only matrix or of genes that all samples have.
+        # Else use the only list: that of the only matrix, or the genes that all samples have.
         if len(listed) == 1 and listed[0][0] not in prefixes.values():
             return listed[0][2] if len(matrices) == 1 or listed is genes else None
         return None
@@ -99,7 +99,7 @@ def triples(folder: Path) -> list[Triple]:
 
 
 def triple_of(path: Path) -> Triple | None:
-    """Return the sample that a file is one of the three files of, if there is one."""
+    """Return the sample to which a file belongs, if there is one."""
     if not any(pattern.match(path.name) for pattern in (_GENES, _CELLS, _MATRIX)):
         return None
     found = [triple for triple in triples(path.parent) if path in triple.files]
@@ -109,8 +109,8 @@ def triple_of(path: Path) -> Triple | None:
 def read_mtx(path: Path) -> AnnData:
     """Return the cells × features of the samples of a folder, or of the sample of a file.
 
-    Several samples have the genes that all of them have; the names of their cells begin with the
-    name of the sample, which is in ``obs["sample"]``.
+    For several samples, the result has the genes that all of them have. Names of cells begin with
+    the name of the sample, which is also in ``obs["sample"]``.
     """
     if path.is_file():
         sample = triple_of(path)
@@ -146,7 +146,7 @@ def _together(names: list[str], parts: list[AnnData]) -> AnnData:
         )
         raise InputError(
             f"its {len(parts)} samples have no gene in common ({firsts}); give one of them as "
-            "data.path, or name their genes alike"
+            "data.path, or use the same gene names in all"
         )
     n_all = len({gene for of in places for gene in of})
     if n_all > len(shared):
@@ -170,7 +170,7 @@ def _together(names: list[str], parts: list[AnnData]) -> AnnData:
 
 
 def _places(names: pd.Index | pd.Series) -> dict[tuple[str, int], int]:
-    """Return where each gene is; the second of a name is another gene than the first."""
+    """Return the position of each gene; two genes with the same name are different genes."""
     seen: Counter[str] = Counter()
     places = {}
     for place, name in enumerate(names):
@@ -180,7 +180,7 @@ def _places(names: pd.Index | pd.Series) -> dict[tuple[str, int], int]:
 
 
 def _read_triple(sample: Triple) -> AnnData:
-    # scanpy's reader knows only Cell Ranger's own names: no features.tsv without .gz.
+    # scanpy's reader only supports Cell Ranger's own names: no features.tsv without .gz.
     import pandas as pd
     from anndata import AnnData
 
@@ -194,18 +194,19 @@ def _read_triple(sample: Triple) -> AnnData:
         if file is sample.genes and list(folder.glob("*peaks.bed*")):
             raise InputError(
                 f"the folder has peaks.bed and no {names}: it holds counts of chromatin peaks, not "
-                "of genes; give the folder or file of the gene expression"
+                "of genes; give the folder or file with gene expression"
             )
         raise InputError(
-            f"the folder has no {names} (.gz or not) for {sample.matrix.name}; put it beside the "
-            "matrix, under the same prefix"
+            f"the folder has no {names} (.gz or not) for {sample.matrix.name}; put it into the "
+            "same folder, with the same prefix"
         )
     assert sample.genes is not None
     assert sample.cells is not None
     genes, cells = _table(sample.genes), _table(sample.cells)
     x, genes, cells = _entries(sample.matrix, genes, cells)
     require_sound(x, sample.matrix.name)
-    # Types stand in the third column of Cell Ranger's files; those with a header are of others.
+    # The third column of Cell Ranger's files has types; files with a header are from other
+    # programs.
     known = ("gene_ids", "symbols", "feature_types")[: 3 if genes.index[0] == 0 else 2]
     columns = dict(zip(known, genes, strict=False))
     ids = genes[columns["gene_ids"]].to_numpy()
@@ -220,7 +221,7 @@ def _table(file: Path) -> pd.DataFrame:
     import pandas as pd
 
     comma = ".csv" in file.suffixes[-2:]
-    # Names are read as they stand: a gene called NA is no missing value.
+    # Names are read as text: a gene called NA is not a missing value.
     table = pd.read_csv(
         file,
         sep="," if comma else "\t",
@@ -230,7 +231,7 @@ def _table(file: Path) -> pd.DataFrame:
         quoting=0 if comma else 3,
         encoding="utf-8-sig",
     )
-    # R puts names into quotation marks.
+    # R writes names in quotation marks.
     quoted = table.iloc[:, 0].str.fullmatch('".*"').all()
     return table.apply(lambda column: column.str.strip('"')) if quoted else table
 
@@ -240,7 +241,7 @@ def _entries(
 ) -> tuple[sp.csr_matrix, pd.DataFrame, pd.DataFrame]:
     """Return the cells × genes of a MatrixMarket file, and the tables without a header.
 
-    Not by scipy's reader: a file with a damaged line can end its process.
+    scipy's reader is not used, because a damaged line can make it end the process.
     """
     import gzip
 
@@ -251,7 +252,7 @@ def _entries(
         if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[4:] != ["general"]:
             raise InputError(
                 f"{path.name} does not begin with '%%MatrixMarket matrix coordinate … general'; "
-                "the file may be damaged, or of another form: write it anew"
+                "the file may be damaged or in another format: write it again"
             )
         sizes = next((line for line in file if line.strip() and not line.startswith(b"%")), b"")
         n_rows, n_columns, n_entries = map(int, sizes.split())
@@ -262,9 +263,9 @@ def _entries(
         table = pd.read_csv(file, sep=r"\s+", header=None, na_filter=False, comment="%")
     if table.shape != (n_entries, 3) or any(kind.kind not in "iuf" for kind in table.dtypes):
         raise InputError(
-            f"{path.name} declares {n_entries} entries of gene, cell and count, and holds "
-            f"{len(table)} lines of {table.shape[1]}, or what is no number; it may be cut off or "
-            "damaged: copy or download it again"
+            f"{path.name} declares {n_entries} entries of gene, cell and count, but holds "
+            f"{len(table)} lines of {table.shape[1]} values, or values that are not numbers; it "
+            "may be incomplete or damaged: copy or download it again"
         )
     at = table[[0, 1]].to_numpy()
     if not ((at >= 1) & (at <= (n_rows, n_columns)) & (at == np.floor(at))).all():
@@ -274,7 +275,7 @@ def _entries(
         )
     row, column = at.astype(np.int64).T - 1
     cell, gene = (row, column) if turned else (column, row)
-    # Integers wrap around when values of one cell and gene are added.
+    # Integers overflow when values of one cell and gene are added.
     x = sp.csr_matrix((table[2].to_numpy(np.float64), (cell, gene)), shape=shape)
     warn_of_repeats(n_entries - x.nnz, path.name)
     return x, genes, cells
@@ -283,8 +284,8 @@ def _entries(
 def _fitted(
     path: Path, shape: tuple[int, int], genes: pd.DataFrame, cells: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
-    """Return the tables without a header that is one row too many, and whether cells are rows."""
-    # Where either side fits, the name of the file says which are the rows.
+    """Return the tables without a header line, if they have one, and whether cells are rows."""
+    # If both orientations are possible, the name of the file decides.
     usual = bool(_CELLS_IN_ROWS.search(path.name))
     headed = [bool(_HEADER.fullmatch(str(table.iloc[0, 0]))) for table in (genes, cells)]
     for cells_first in (usual, not usual):
@@ -294,6 +295,6 @@ def _fitted(
             return genes[excess[0] :], cells[excess[1] :], cells_first
     n_genes, n_cells = shape[::-1] if usual else shape
     raise InputError(
-        f"{path.name} has {n_genes} genes × {n_cells} cells, but there are names for "
-        f"{len(genes)} genes and {len(cells)} cells; the files do not belong together"
+        f"{path.name} has {n_genes} genes × {n_cells} cells, but there are names for {len(genes)} "
+        f"genes and {len(cells)} cells; use files of the same sample"
     )

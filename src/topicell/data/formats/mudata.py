@@ -20,31 +20,32 @@ def is_mudata(group: Any) -> bool:
 
 
 def require_no_modality(form: str, modality: str | None, prefix: str) -> None:
-    """Refuse the name of a modality for data that have none."""
+    """Raise an error if a modality is named but the data have none."""
     if modality is not None:
         raise InputError(
-            f"{prefix}modality = {modality!r} is for MuData, and this is {form}; leave it out"
+            f"{prefix}modality = {modality!r} is for MuData, but this is {form}; leave it out"
         )
 
 
 def choose_modality(names: list[str], modality: str | None, prefix: str) -> str:
-    """Return the modality to read: the given one, the only one, or that of gene expression.
+    """Return the modality to read: the named one, the only one, or the one with gene expression.
 
     Raises
     ------
     InputError
-        There is none of that name, or none is given and none is known to be gene expression.
+        There is no modality with that name, or none is named and none is known to be gene
+        expression.
 
     Warns
     -----
     UserWarning
-        One of several is taken.
+        One of several modalities is selected.
     """
     here = ", ".join(names)
     if modality is not None:
         if modality not in names:
             raise InputError(
-                f"{prefix}modality = {modality!r}: no such modality; here: {here or 'none'}"
+                f"{prefix}modality = {modality!r}: no such modality; found: {here or 'none'}"
             )
         return modality
     if len(names) == 1:
@@ -52,12 +53,13 @@ def choose_modality(names: list[str], modality: str | None, prefix: str) -> str:
     known = [name for name in names if name.lower() in _EXPRESSION]
     if len(known) != 1:
         raise InputError(
-            f"is MuData with the modalities {here or 'none'}; name the one with counts of genes: "
+            f"is MuData with the modalities {here or 'none'}; name the one with gene counts: "
             f"{prefix}modality=NAME"
         )
     others = ", ".join(name for name in names if name != known[0])
     warnings.warn(
-        f"MuData: modality {known[0]!r} is read, {others} not; {prefix}modality=NAME takes another",
+        f"MuData: modality {known[0]!r} is read, {others} not; {prefix}modality=NAME selects "
+        "another",
         UserWarning,
         stacklevel=3,
     )
@@ -71,9 +73,9 @@ def read_modality(group: Any, modality: str) -> AnnData:
 
     adata = read_elem(group[f"mod/{modality}"])
     if not isinstance(adata, AnnData):  # written without the name of its encoding
-        raise InputError(f"mod/{modality} is no AnnData; write the file with mudata's write")
+        raise InputError(f"mod/{modality} is not an AnnData; write the file with mudata's write")
     shared: pd.DataFrame = read_elem(group["obs"]) if "obs" in group else adata.obs[[]]
-    # Columns of a modality have its name in front.
+    # Columns of a modality have its name as a prefix.
     shared = shared.rename(columns=lambda name: str(name).removeprefix(f"{modality}:"))
     shared = shared.loc[~shared.index.duplicated(), ~shared.columns.duplicated()]
     shared = shared.drop(columns=[name for name in shared if name in adata.obs])

@@ -1,4 +1,4 @@
-"""Gene names of files that hold ids and symbols side by side."""
+"""Gene names of files that have both ids and symbols."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def named(symbols: Any, ids: Any) -> pd.Index:
     Warns
     -----
     UserWarning
-        Genes take their ids.
+        Some genes get their ids as names.
     """
     import pandas as pd
 
@@ -34,7 +34,7 @@ def named(symbols: Any, ids: Any) -> pd.Index:
     if n_blank and ids is not None:
         names[blank] = np.asarray(ids, dtype=object)[blank]
         warnings.warn(
-            f"{n_blank} of {len(names)} genes have no symbol; they are named by their ids",
+            f"{n_blank} of {len(names)} genes have no symbol; their ids are used as names",
             UserWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Compressed HDF5 files, which can only be read unpacked, and archives, which are not unpacked."""
+"""Compressed HDF5 files, which are unpacked before they are read, and archives, which are not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPRESSIONS = tuple(name for _, name, _ in _OPENERS)
 """Names of the compressions that are unpacked."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _OFFSETS = (0, 512, 1024, 2048)
-"""Where the signature of HDF5 may stand: muon writes a line of text before it."""
+"""Possible positions of the HDF5 signature: muon writes a line of text before it."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def opened(path: Path) -> Iterator[tuple[str, IO[bytes]] | None]:
 
 
 def packing_of_hdf5(path: Path) -> str | None:
-    """Return the name of the compression of a compressed HDF5 file, None of any other file."""
+    """Return the name of the compression of a compressed HDF5 file; None for any other file."""
     with opened(path) as found:
         if found is None:
             return None
@@ -68,7 +68,7 @@ def unpacked(path: Path) -> Iterator[Path]:
                 raise
             raise InputError(
                 f"cannot be unpacked in {folder} ({error.strerror}); set TMPDIR to a folder with "
-                "more space, or unpack it yourself"
+                "more space, or unpack the file yourself"
             ) from error
         yield copy
 
@@ -87,8 +87,8 @@ def is_tar(path: Path) -> bool:
 
 
 def _start(stream: IO[bytes]) -> bytes:
-    """Return the first bytes of a stream; none of one that cannot be unpacked."""
+    """Return the first bytes of a stream; nothing if it cannot be unpacked."""
     try:
         return stream.read(_OFFSETS[-1] + len(_HDF5))
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
-        return b""  # Damaged: its reader says so.
+        return b""  # The file is damaged, and its reader will report it.

@@ -23,14 +23,15 @@ def is_10x_h5(path: Path) -> bool:
     with h5py.File(path, "r") as file:
         if "obs" in file:
             return False
-        # From Cell Ranger 3 on one group "matrix", before that one group a genome.
+        # From Cell Ranger 3 on there is one group "matrix"; before, there is one group for each
+        # genome.
         return any(map(_is_matrix, file.values()))
 
 
 def _is_matrix(part: Any) -> bool:
     import h5py
 
-    # CellBender writes groups of its own beside "matrix".
+    # CellBender adds its own groups next to "matrix".
     return (
         isinstance(part, h5py.Group)
         and "barcodes" in part
@@ -39,8 +40,8 @@ def _is_matrix(part: Any) -> bool:
 
 
 def read_10x_h5(path: Path) -> AnnData:
-    """Return the cells × features of a 10x HDF5 file, of Cell Ranger 2 or later."""
-    # scanpy's reader takes names for ASCII, and rounds counts beyond single precision.
+    """Return the cells × features of a 10x HDF5 file from Cell Ranger 2 or later."""
+    # scanpy's reader expects ASCII names, and rounds counts too large for single precision.
     import h5py
     import pandas as pd
     from anndata import AnnData
@@ -54,7 +55,9 @@ def read_10x_h5(path: Path) -> AnnData:
     with h5py.File(path, "r") as file:
         groups = {name: group for name, group in file.items() if _is_matrix(group)}
         if len(groups) > 1:
-            raise InputError(f"holds several genomes: {', '.join(groups)}; give each a file")
+            raise InputError(
+                f"holds several genomes: {', '.join(groups)}; write each genome to its own file"
+            )
         (group,) = groups.values()
         if "features" in group:
             n_features = len(group["features"]["name"])

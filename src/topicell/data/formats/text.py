@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
-"""Separator by the ending of a file's name; others are tried where a header has none of it."""
+"""Separator by the ending of a file's name; others are tried if the header does not contain it."""
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip")
 _OTHER_SEPARATORS = ("\t", ",", ";", r"\s+")
 _CSV_ROWS = 1000
-"""Most rows of a text file that are dense at a time."""
+"""Largest number of rows of a text file that are dense in memory at a time."""
 _FEWEST_WORDS = 5
-"""Fewest rows of a column of text that is taken for metadata although its name is not known."""
+"""A column of text with an unknown name counts as metadata only in a table with at least this
+many rows."""
 _CSV_VALUES = 20_000_000
-"""Most values of a text file that are dense at a time."""
+"""Largest number of values of a text file that are dense in memory at a time."""
 
 
 def ending(path: Path) -> str:
-    """Return the ending that says which form a text file has, without that of its compression."""
+    """Return the ending that gives the format of a text file, without that of its compression."""
     name = path.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -36,10 +37,10 @@ def ending(path: Path) -> str:
 
 
 def read_text(path: Path) -> AnnData:
-    """Return the counts of a table with a header and a first column of names, as it stands.
+    """Return the counts of a table with a header and a first column of names.
 
-    Columns that hold no counts (text, or known names of metadata) become columns of obs. The name
-    of the obs index is the header of the first column.
+    Columns without counts (text, or known names of metadata) become columns of obs. The name of the
+    obs index is the header of the first column.
 
     Raises
     ------
@@ -49,12 +50,12 @@ def read_text(path: Path) -> AnnData:
     Warns
     -----
     UserWarning
-        Columns are taken for metadata.
+        Columns are treated as metadata.
     """
     import pandas as pd
     from anndata import AnnData
 
-    # Names are read as they stand: a gene called NA or 1 is no missing value and no number.
+    # Names are read as text: a gene called NA or 1 is neither a missing value nor a number.
     options: dict[str, Any] = {"header": None, "na_filter": False, "encoding": "utf-8-sig"}
     options["sep"] = _separator(path, options)
     header = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0].tolist()
@@ -64,7 +65,7 @@ def read_text(path: Path) -> AnnData:
         raise InputError("has a header and no cells") from error
     columns = _names_of_columns(header, first.shape[1] - 1)
     corner = header[0] if len(header) > len(columns) else ""
-    # Columns of text, and of known names, whichever way up the table lies.
+    # Columns of text, and columns with known names, in either orientation of the table.
     notes = sorted(
         {
             *genes.metadata_columns(columns, rows_are_genes=False),
@@ -76,8 +77,8 @@ def read_text(path: Path) -> AnnData:
     if not counted:
         i = notes[0]
         raise InputError(
-            f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}, and no column of counts; one "
-            "header line of gene names, one column of cell names and counts are expected"
+            f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}, and no column of counts; "
+            "expected are one header line of gene names, one column of cell names, and counts"
         )
     names: list[str] = []
     parts: list[sp.csr_matrix] = []
@@ -92,7 +93,7 @@ def read_text(path: Path) -> AnnData:
     )
     with chunks:
         for chunk in chunks:
-            # Columns are numbered by their place in the file, of which the first is the names.
+            # Columns are numbered by their position in the file; the first column has the names.
             numbers = chunk[[i + 1 for i in counted]]
             _require_numbers(numbers, [columns[i] for i in counted])
             parts.append(sp.csr_matrix(numbers.to_numpy()))
@@ -103,7 +104,7 @@ def read_text(path: Path) -> AnnData:
     obs.index = pd.Index(_row_names(names, corner, obs), name=corner or None)
     if notes:
         warnings.warn(
-            f"{path.name}: columns that hold no counts are taken for metadata: "
+            f"{path.name}: columns without counts are treated as metadata: "
             f"{', '.join(obs.columns[:5])}{', …' if len(obs.columns) > 5 else ''}",
             stacklevel=3,
         )
@@ -112,7 +113,7 @@ def read_text(path: Path) -> AnnData:
 
 
 def _separator(path: Path, options: dict[str, Any]) -> str:
-    """Return the separator of the file's ending, or the one that its header has."""
+    """Return the separator for the ending of the file, or another one that its header contains."""
     import pandas as pd
 
     usual = SEPARATORS[ending(path)]
@@ -125,7 +126,7 @@ def _separator(path: Path, options: dict[str, Any]) -> str:
 
 
 def _is_text(column: pd.Series) -> bool:
-    """Return whether every value of a column is a word; a few rows are no proof."""
+    """Return whether every value of a column is a word; a few rows are not enough evidence."""
     import pandas as pd
 
     if column.dtype.kind in "biuf" or len(column) < _FEWEST_WORDS:
@@ -135,10 +136,10 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _row_names(names: list[str], header: str, metadata: pd.DataFrame) -> list[str]:
-    """Return the names of the rows; refuse a first column that is no column of names."""
+    """Return the names of the rows; reject a first column that does not hold names."""
     repeat = len(set(names)) < len(names)
     if repeat and genes.metadata_columns([header], rows_are_genes=False):
-        # As of CosMx: a field of view, and the number of the cell in it.
+        # CosMx has the field of view, and the number of the cell in it.
         for column in metadata:
             joined = [f"{a}_{b}" for a, b in zip(names, metadata[column], strict=True)]
             if genes.names_cell(str(column)) and len(set(joined)) == len(joined):
@@ -147,7 +148,7 @@ def _row_names(names: list[str], header: str, metadata: pd.DataFrame) -> list[st
     if all(_is_number(name) for name in names) and (repeat or genes.n_gene_like([header])):
         raise InputError(
             f"its first column, {header!r}, holds numbers{' that repeat' if repeat else ''}; the "
-            "first column is for cell names: add one"
+            "first column must hold cell names: add such a column"
         )
     return names
 
@@ -166,7 +167,8 @@ def _names_of_columns(header: list[str], n_columns: int) -> list[str]:
     # R writes no name above the column of row names, other programs do.
     if len(header) not in (n_columns, n_columns + 1):
         raise InputError(
-            f"its header has {len(header)} names, and its rows one cell name and {n_columns} values"
+            f"its header has {len(header)} names, but each row has one cell name and {n_columns} "
+            "values; make them match"
         )
     return header[-n_columns:]
 
@@ -178,10 +180,10 @@ def _require_numbers(chunk: pd.DataFrame, names: list[str]) -> None:
         if dtype.kind in "biuf":
             continue
         numbers = pd.to_numeric(chunk[column], errors="coerce")
-        # What pandas can read one by one, and not as a column, has too many digits for it.
+        # Values that pandas can read one by one, but not as a column, have too many digits for it.
         bad = (numbers.isna() if numbers.isna().any() else numbers == numbers.max()).to_numpy()
         raise InputError(
             f"holds {chunk[column][bad].iloc[0]!r} for cell {chunk.index[bad][0]}, gene "
-            f"{names[place]}, which is not a number, or none that a count can be; one header line "
-            "of gene names, one column of cell names and counts are expected"
+            f"{names[place]}, which is not a count; expected are one header line of gene names, "
+            "one column of cell names, and counts"
         )

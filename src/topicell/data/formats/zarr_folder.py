@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def read_zarr(path: Path, modality: str | None = None, prefix: str = "") -> AnnData:
-    """Return the AnnData of a zarr folder whose chunks are all there.
+    """Return the AnnData of a zarr folder that has all of its chunks.
 
     Parameters
     ----------
     path
         The folder, or a zip archive of it.
     modality
-        Of MuData, which modality.
+        Modality to read from MuData.
     prefix
         Put before names of settings in messages.
     """
@@ -37,7 +37,7 @@ def read_zarr(path: Path, modality: str | None = None, prefix: str = "") -> AnnD
         return _read_group(zarr.open_group(path, mode="r"), modality, prefix)
     store = zarr.storage.ZipStore(path, mode="r")
     try:
-        # The archive is the group, or holds one folder of its own name that is.
+        # The archive is the group itself, or holds one folder of its own name that is the group.
         for root in ("", path.stem):
             with contextlib.suppress(FileNotFoundError):
                 return _read_group(zarr.open_group(store, mode="r", path=root), modality, prefix)
@@ -59,16 +59,16 @@ def _read_group(group: Any, modality: str | None, prefix: str) -> AnnData:
 
 
 def _require_chunks(group: Any, prefix: str = "") -> None:
-    """Refuse an AnnData in which chunks of the counts or of the names are missing.
+    """Reject an AnnData in which chunks of the counts or of the names are missing.
 
-    zarr takes a missing chunk for zeros, without a word; in these no chunk is all zeros (but that
-    of the indices if the first gene alone was counted, which is no data to model).
+    zarr reads a missing chunk as zeros, without a warning. In these arrays no chunk is all zeros,
+    except that of the indices if only the first gene has counts; such data cannot be modelled.
     """
     import zarr
 
     arrays = []
     for side in ("obs", "var"):
-        # A table whose index has no name is refused, or numbered, when it is read.
+        # A table whose index has no name is rejected, or numbered, when it is read.
         index = group[prefix + side].attrs.get("_index")
         if index is not None:
             arrays.append(f"{prefix}{side}/{index}")
@@ -79,20 +79,20 @@ def _require_chunks(group: Any, prefix: str = "") -> None:
             arrays += [f"{prefix}{name}/{part}" for part in ("data", "indices", "indptr")]
     for name in arrays:
         for array in _parts(group[name]):
-            # Of a sharded array each file, a shard, holds many chunks.
+            # In a sharded array, each file (a shard) holds many chunks.
             shards = array.shards or array.chunks
             n_all = math.prod(-(-n // size) for n, size in zip(array.shape, shards, strict=True))
             chunks = zip(shards, array.chunks, strict=True)
             n_there = array.nchunks_initialized // math.prod(-(-s // c) for s, c in chunks)
             if n_there < n_all:
                 raise InputError(
-                    f"{name} lacks {n_all - n_there} of {n_all} chunks; the folder was not copied "
-                    "whole: copy or make it again"
+                    f"{name} lacks {n_all - n_there} of {n_all} chunks; the folder is incomplete: "
+                    "copy or create it again"
                 )
 
 
 def _parts(element: Any) -> list[Any]:
-    """Return the arrays that decide an element: itself, or those of its encoding."""
+    """Return the arrays of an element: itself, or those of its encoding."""
     import zarr
 
     if isinstance(element, zarr.Group):  # nullable strings

@@ -32,7 +32,8 @@ def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
     def infer(x: sp.csr_matrix) -> np.ndarray:
         theta_NK = np.empty((x.shape[0], settings.n_topics))
         for cell, words in enumerate(corpus(x)):
-            # It starts at random: alike for every cell, whatever came before it.
+            # Inference starts at random numbers; use the same for every cell, independent of
+            # earlier calls.
             fitted.random_state = get_random_state(settings.seed)
             theta_NK[cell] = fitted.inference([words])[0]
         return theta_NK

@@ -1,8 +1,8 @@
-"""Fit another library's topic model to a `PointFit`: the same data, split and measures.
+"""Fit another library's topic model as a `PointFit`, with the same data, split and metrics.
 
-A library gives its topics and its own inference of a cell's proportions; perplexity and ELBO are
-computed here, never taken from the library. Each model is a function (counts, `Settings`) →
-`Fitted` in a file of its own. gensim, tomotopy and scvi-tools are the extra ``baselines``.
+A library supplies its topics and its own inference of the proportions of a cell; topicell computes
+perplexity and ELBO itself. Each model is a function (counts, `Settings`) → `Fitted` in its own
+file. gensim, tomotopy and scvi-tools are the extra ``baselines``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Settings(NamedTuple):
     topic_gene_prior: float | list[float] | None
 
     def require_prior(self, name: str, taken: bool, what: str) -> None:
-        """Refuse a prior that the library does not take."""
+        """Reject a prior that the library does not accept."""
         prior = getattr(self, name)
         if not taken:
             found = f" has {len(prior)} numbers" if isinstance(prior, list) else f" = {prior:g}"
@@ -91,9 +91,9 @@ def fit_library(
     config
         Replicates, passes (``epochs``) and threads.
     seed
-        Decides the seeds of the replicates.
+        Determines the seeds of the replicates.
     on_epoch, checkpoints
-        Not used: a library neither reports its epochs nor keeps its state.
+        Not used: a library does not report its epochs and cannot save its state.
 
     Raises
     ------

@@ -36,7 +36,8 @@ def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
         )
         fitted.train(
             max_epochs=settings.passes,
-            # Its own size, but for a last mini-batch of one cell, which batch norm refuses.
+            # Use its own batch size, but avoid a last mini-batch of one cell, which batch norm does
+            # not accept.
             batch_size=next(size for size in itertools.count(128) if x_NG.shape[0] % size != 1),
             train_size=1.0,
             accelerator="cpu",
@@ -47,7 +48,7 @@ def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
         weight_KG = fitted.get_feature_by_topic().to_numpy().T
 
     def infer(x: sp.csr_matrix) -> np.ndarray:
-        # Its means are over draws.
+        # scvi-tools computes means over random draws.
         torch.manual_seed(settings.seed)
         theta_NK: np.ndarray = fitted.get_latent_representation(cells(x)).to_numpy()
         return theta_NK
@@ -57,7 +58,7 @@ def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
 
 @contextlib.contextmanager
 def _scvi_process(seed: int) -> Iterator[None]:
-    """Seed scvi-tools, take back what that changes in the process, and let interrupts through."""
+    """Seed scvi-tools, restore the settings that this changes, and let interrupts pass."""
     import scvi
 
     names = ("XLA_FLAGS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
@@ -69,7 +70,7 @@ def _scvi_process(seed: int) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        # Lightning ends the process when it is interrupted, and ignores all interrupts from then.
+        # If Lightning is interrupted, it ends the process, and ignores all further interrupts.
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from error
     finally:

@@ -18,7 +18,7 @@ def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
     for name in PRIORS:
         prior = getattr(settings, name)
         taken = prior is None or (isinstance(prior, float) and prior <= 1)
-        settings.require_prior(name, taken, "scikit-learn's LDA takes one number, at most 1")
+        settings.require_prior(name, taken, "scikit-learn's LDA takes one number of at most 1")
     fitted = LatentDirichletAllocation(
         settings.n_topics,
         doc_topic_prior=settings.cell_topic_prior,
@@ -42,8 +42,8 @@ def nmf(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
         settings.require_prior(name, none, "model.kind=sklearn_nmf has no priors; leave it out")
     if settings.n_topics > x_NG.shape[1]:
         raise InputError(
-            f"model.n_topics = {settings.n_topics}: model.kind=sklearn_nmf finds no more topics "
-            f"than the {x_NG.shape[1]} genes"
+            f"model.n_topics = {settings.n_topics}: model.kind=sklearn_nmf cannot find more topics "
+            f"than there are genes ({x_NG.shape[1]}); ask for fewer topics"
         )
     fitted = NMF(
         settings.n_topics,

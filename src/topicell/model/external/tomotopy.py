@@ -28,10 +28,10 @@ def lda(x_NG: sp.csr_matrix, settings: Settings) -> Fitted:
         **{name: prior for name, prior in given.items() if prior is not None},
     )
     if settings.cell_topic_prior is not None:
-        # It would fit the prior too, and forget the one given.
+        # By default tomotopy also fits the prior and ignores the one that is set.
         fitted.optim_interval = 0
     for cell in range(x_NG.shape[0]):
-        # It holds no empty document.
+        # tomotopy leaves out empty documents.
         if x_NG.indptr[cell] < x_NG.indptr[cell + 1]:
             fitted.add_doc(words(x_NG, cell))
     fitted.train(settings.passes, workers=settings.threads)

@@ -1,8 +1,8 @@
-"""The figures of the report: arrays in, a matplotlib figure out.
+"""The figures of the report: functions from arrays to a matplotlib figure.
 
-Every topic has one colour, `topic_colors`, in every figure, and every label and cluster another,
-`category_colors`. Nothing here touches pyplot, so figures can be drawn in any process and thread;
-`save` and `as_svg` write them.
+A topic has the same colour in all figures (`topic_colors`); labels and clusters have other colours
+(`category_colors`). pyplot is not used, so figures can be drawn in any process and thread; `save`
+and `as_svg` write them.
 """
 
 from topicell.report.figures.differential import volcano, volcanoes

@@ -1,4 +1,4 @@
-"""The figures of a comparison of runs: plain data in, a matplotlib figure out.
+"""The figures of a comparison of runs: functions from plain data to a matplotlib figure.
 
 Each run has the same letter and the same colour of `topic_colors` in every figure.
 """

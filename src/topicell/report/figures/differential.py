@@ -1,4 +1,4 @@
-"""Which genes make a topic differ from the topic nearest to it: arrays in, a matplotlib figure out.
+"""Volcano plots of topics: functions from arrays to a matplotlib figure.
 
 Shape suffixes: K topics, G genes, M named genes, P points.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DULL = "#8a919999"
-"""Genes that do not differ: grey that a light page shows through, and a dark one."""
+"""Colour of genes that do not differ: a transparent grey for light and dark pages."""
 
 
 def volcano(
@@ -47,16 +47,16 @@ def volcano(
     min_lfc: float = 1.0,
     n_named: int = 12,
 ) -> Figure:
-    """Draw fold change and p-value of each gene in one topic, against the nearest topic.
+    """Draw fold change and p-value of each gene in one topic, relative to the nearest topic.
 
-    Genes that differ — q below `max_q` and a fold change beyond `min_lfc` — have the colour of the
-    topic; the strongest of them, by the product of both axes, are named as far as there is room.
-    What lies far beyond the rest stands as a triangle at the edge.
+    Genes that differ (q below `max_q` and a fold change beyond `min_lfc`) have the colour of the
+    topic. The strongest of them, by the product of both axes, have their names if there is space.
+    Points far outside the range of the others are triangles at the edge.
 
     Parameters
     ----------
     lfc_G
-        Log2 fold change; NaN where nothing can be said.
+        Log2 fold change; NaN if it is not defined.
     p_G, q_G
         p-values, and those adjusted for the number of genes.
     genes
@@ -64,11 +64,11 @@ def volcano(
     topic
         Number of the topic.
     max_q, min_lfc
-        Where a gene differs.
+        Limits beyond which a gene differs.
     n_named
-        How many genes are named.
+        Number of genes with names.
     """
-    figure = new_figure(6.4, 5.0, f"Genes that set topic {topic} apart")
+    figure = new_figure(6.4, 5.0, f"Genes that distinguish topic {topic}")
     axes = figure.add_subplot()
     x_G, y_G, differs_G = _coordinates(lfc_G, p_G, q_G, max_q, min_lfc)
     limits = _limits(x_G, y_G)
@@ -102,7 +102,7 @@ def volcanoes(
     Parameters
     ----------
     lfc_KG
-        Log2 fold change against the nearest topic; NaN where nothing can be said.
+        Log2 fold change relative to the nearest topic; NaN if it is not defined.
     p_KG, q_KG
         p-values, and those adjusted for the number of genes.
     genes
@@ -110,15 +110,15 @@ def volcanoes(
     topics
         Numbers of the topics that are drawn; None draws all.
     max_q, min_lfc
-        Where a gene differs.
+        Limits beyond which a gene differs.
     n_named
-        How many genes are named in each panel.
+        Number of genes with names in each panel.
     """
     numbers, colors = drawn_topics(topics, len(lfc_KG))
     n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
     figure = new_figure(
-        2.15 * n_columns + 0.6, 2.05 * n_rows + 0.85, "Genes that set each topic apart"
+        2.15 * n_columns + 0.6, 2.05 * n_rows + 0.85, "Genes that distinguish each topic"
     )
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     panels = list(grid.ravel())
@@ -131,7 +131,7 @@ def volcanoes(
         n_differ = int(drawn[place][2].sum())
         axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, loc="left", pad=4)
         axes.set_title(f"{n_differ:,}", fontsize=SMALL, color=FAINT, loc="right", pad=4)
-        # the lowest panel of a column carries its axis, also where the last row is not full
+        # the lowest panel of a column has its axis, even if the last row is not full
         axes.tick_params(axis="x", labelbottom=place + n_columns >= n_topics)
         if not np.isfinite(drawn[place][0]).any():
             axes.text(
@@ -153,15 +153,15 @@ def volcanoes(
 def _coordinates(
     lfc_G: np.ndarray, p_G: np.ndarray, q_G: np.ndarray, max_q: float, min_lfc: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return places of the genes, NaN for none, and whether they differ."""
+    """Return coordinates of the genes (NaN if not defined), and whether they differ."""
     with np.errstate(divide="ignore"):
-        y_G = -np.log10(np.asarray(p_G, dtype=float)) + 0.0  # no minus before 0
+        y_G = -np.log10(np.asarray(p_G, dtype=float)) + 0.0  # avoid −0
     x_G = np.where(np.isnan(y_G), np.nan, lfc_G)
     return x_G, np.where(np.isnan(x_G), np.nan, y_G), (q_G < max_q) & (np.abs(x_G) > min_lfc)
 
 
 def _limits(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Return left, right and upper end: the farthest point, unless it is far from the others."""
+    """Return left, right and upper limit: the farthest point, unless it is far from the others."""
 
     def end(values: np.ndarray, least: float) -> float:
         known = values[np.isfinite(values) & (values > 0)]
@@ -170,7 +170,7 @@ def _limits(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
         farthest, bulk = float(known.max()), float(np.quantile(known, 0.995, method="lower"))
         return max(least, farthest if farthest <= 3 * bulk else 2 * bulk)
 
-    # numbers below 1e-300 are as good as 0, so beyond it p-values say no more
+    # numbers below 1e-300 are practically 0, so larger values have no meaning
     return -end(-x, 2.0), end(x, 2.0), end(np.minimum(y, 300), 4.0)
 
 
@@ -184,7 +184,7 @@ def _draw(
     min_lfc: float,
     size: float,
 ) -> bool:
-    """Draw the genes; whether any of them is beyond the scale."""
+    """Draw the genes; return whether any of them is outside the scale."""
     left, right, top = limits
     plain(axes)
     for at in (-min_lfc, min_lfc):
@@ -223,11 +223,11 @@ def _name_genes(
     limits: tuple[float, float, float],
     n_named: int,
 ) -> None:
-    """Write the names of the strongest genes beside their points, where nothing else is."""
+    """Write the names of the strongest genes next to their points, in free space."""
     left, right, top = limits
     figure = cast(Figure, panels[0].get_figure())
     renderer = cast(Any, FigureCanvasAgg(figure)).get_renderer()
-    figure.draw_without_rendering()  # only now it is known where the panels are
+    figure.draw_without_rendering()  # the positions of the panels are only known now
     inch = 72 / figure.dpi
     for axes, (x_G, y_G, differs_G) in zip(panels, drawn, strict=True):
         xy_G2 = np.column_stack([np.clip(x_G, left, right), np.clip(y_G, 0, top)])
@@ -260,7 +260,7 @@ def _name_genes(
                 continue
             text.set_position(tuple(centre - point))
             text.set_in_layout(False)
-            # a line to the point, unless it is plain to see
+            # draw a line to the point, unless the name is close to it
             gap = np.linalg.norm(np.maximum(np.abs(centre - point) - size / 2, 0))
             cast(Any, text.arrow_patch).set_visible(gap > 7)
 
@@ -268,10 +268,10 @@ def _name_genes(
 def _places(
     point_M2: np.ndarray, size_M2: np.ndarray, avoid_P2: np.ndarray, frame: np.ndarray
 ) -> list[np.ndarray | None]:
-    """Return centres of labels beside their points, one after the other; None without room.
+    """Return centres of labels next to their points, one after the other; None without space.
 
-    A label covers no other label and no line from a label to its point, and as few points as it
-    can; it stays inside the frame, and near. All lengths are points.
+    A label covers no other label, no line from a label to its point, and as few points as possible;
+    it stays inside the frame and near its point. All lengths are in points.
     """
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     directions = np.column_stack([np.cos(angles), np.sin(angles)])

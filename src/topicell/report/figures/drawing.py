@@ -1,6 +1,4 @@
-"""What all figures share: sizes, inks, the colours of topics and categories, bare axes, legends —
-and how a figure becomes files, or a part of a page.
-"""
+"""Common parts of all figures: sizes, colours, axes, legends, and writing to files or a page."""
 
 from __future__ import annotations
 
@@ -39,14 +37,15 @@ INK = "#24292f"
 FAINT = "#6e7781"
 LINE, GRID = "#b5bbc2", "#e9ecef"
 PAPER = "#fefefe"
-"""Ground of panels that stay light on a dark page: colours that darken with a value need it."""
+"""Background of panels that stay light on a dark page, for colours that become darker with a
+value."""
 ON_LIGHT, ON_DARK = "#120d32", "#fbfbfd"
-"""Inks of what is written on colours, which no theme changes."""
+"""Text colours on coloured areas, which do not depend on the theme."""
 NOTHING = "#d0d0d4"
-"""What has no category or no value."""
+"""Colour of cells without a category or a value."""
 SMALL, NORMAL, LARGE = 8, 9, 11  # points
 HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-"""Keeps text apart from the points beneath it."""
+"""White outline that separates text from the points below it."""
 
 THEME = {
     INK: f"var(--ink,{INK})",
@@ -59,28 +58,79 @@ THEME = {
     "#ffffff": "var(--page,#fff)",
     PAPER: f"var(--paper,{PAPER})",
 }
-"""Inks that mean no data, and the variables of a page with a light and a dark theme. Text and
-lines of a figure take these inks only: any other colour stays as it is on a dark page."""
+"""Colours that do not show data, and the variables of a page with a light and a dark theme. Text
+and lines of a figure have only these: any other colour stays as it is on a dark page."""
 SVG_DPI = 150
 """Resolution of pictures inside an SVG, such as the points of a map."""
 
-# Six Okabe-Ito colours; the other 24 were sought together (OKLab distances as seen by normal,
-# deuteranopic, protanopic and tritanopic eyes, Machado 2009): of the first 10, of the first 20 and
-# of all, the nearest two are as far apart as could be reached, those for normal eyes 1.4 times as
-# far. The contrast is 1.6 at least with a white page and with a dark one.
-# fmt: off
+# Six Okabe-Ito colours; the other 24 were optimised together (OKLab distances for normal,
+# deuteranopic, protanopic and tritanopic vision, Machado 2009): among the first 10, among the first
+# 20 and among all, the smallest distance is as large as possible; for normal vision, it is 1.4
+# times as large. The contrast is at least 1.6 with a white page and with a dark page. fmt: off
 PALETTE = [
-    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#a51c79", "#3632be",
-    "#622d01", "#fdbabe", "#bc1b06", "#aa7dfe", "#0ade80", "#d0c2fd", "#8a0042", "#8f4e4d",
-    "#85b373", "#532574", "#886d89", "#0b4a51", "#056800", "#d39fb5", "#a0de41", "#7c92d2",
-    "#7d69f0", "#5e48d8", "#7e0d9b", "#b738b1", "#59548d", "#718a40",
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#a51c79",
+    "#3632be",
+    "#622d01",
+    "#fdbabe",
+    "#bc1b06",
+    "#aa7dfe",
+    "#0ade80",
+    "#d0c2fd",
+    "#8a0042",
+    "#8f4e4d",
+    "#85b373",
+    "#532574",
+    "#886d89",
+    "#0b4a51",
+    "#056800",
+    "#d39fb5",
+    "#a0de41",
+    "#7c92d2",
+    "#7d69f0",
+    "#5e48d8",
+    "#7e0d9b",
+    "#b738b1",
+    "#59548d",
+    "#718a40",
 ]
-# Sought likewise, but dull, and away from the colours of the topics.
+# Optimised in the same way, but dull, and different from the colours of the topics.
 CATEGORIES = [
-    "#95a4df", "#723438", "#e4c586", "#aa7167", "#61679e", "#81dbd8", "#c59c64", "#533e72",
-    "#766320", "#6592ac", "#eaa1a4", "#515c67", "#c68274", "#89c2c4", "#857836", "#936058",
-    "#b2b4f2", "#614b01", "#395b8a", "#717ab2", "#41898c", "#829c95", "#c7b573", "#b39bba",
-    "#c0d1b0", "#364f55", "#39757d", "#aecdff", "#7b4d3b", "#9d8848",
+    "#95a4df",
+    "#723438",
+    "#e4c586",
+    "#aa7167",
+    "#61679e",
+    "#81dbd8",
+    "#c59c64",
+    "#533e72",
+    "#766320",
+    "#6592ac",
+    "#eaa1a4",
+    "#515c67",
+    "#c68274",
+    "#89c2c4",
+    "#857836",
+    "#936058",
+    "#b2b4f2",
+    "#614b01",
+    "#395b8a",
+    "#717ab2",
+    "#41898c",
+    "#829c95",
+    "#c7b573",
+    "#b39bba",
+    "#c0d1b0",
+    "#364f55",
+    "#39757d",
+    "#aecdff",
+    "#7b4d3b",
+    "#9d8848",
 ]
 # fmt: on
 
@@ -92,31 +142,33 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 
 MISSING = "no label"
-"""What cells without a category are called."""
+"""Name of the category of cells without one."""
 
-# Only matplotlib's global settings say how fonts are written: one thread at a time.
+# Fonts in files depend on matplotlib's global settings, so only one thread writes at a time.
 _SETTINGS = threading.Lock()
 
 
 def topic_colors(n: int) -> list[str]:
     """Return colours of `n` topics, as hexadecimal strings.
 
-    The first 30 can be told apart, colour-blind or not; a topic keeps its colour whatever `n`.
+    The first 30 can be distinguished, also by colour-blind readers; a topic has the same colour for
+    every `n`.
     """
     return PALETTE[:n] + _further_colors(n - len(PALETTE), saturation=0.45)
 
 
 def drawn_topics(topics: Sequence[int] | None, n_topics: int) -> tuple[list[int], list[str]]:
-    """Return numbers and colours of the topics that are drawn; of all if None."""
+    """Return numbers and colours of the topics that are drawn; None means all."""
     numbers = list(range(n_topics)) if topics is None else [int(topic) for topic in topics]
     colors = topic_colors(n_topics)
     return numbers, [colors[topic] for topic in numbers]
 
 
 def category_colors(n: int) -> list[str]:
-    """Return colours of `n` labels or clusters: duller than `topic_colors`, and none of them.
+    """Return colours of `n` labels or clusters, which are duller than `topic_colors` and different.
 
-    The first 30 can be told apart, colour-blind or not; a category keeps its colour whatever `n`.
+    The first 30 can be distinguished, also by colour-blind readers; a category has the same colour
+    for every `n`.
     """
     return CATEGORIES[:n] + _further_colors(n - len(CATEGORIES), saturation=0.15)
 
@@ -129,9 +181,9 @@ def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path
     figure
         Any figure of this package.
     stem
-        Where to, without the ending.
+        Path of the files, without the ending.
     dpi
-        Resolution; in the PDF, of the points of maps alone.
+        Resolution; in the PDF, only of the points of maps.
     pdf
         Whether to write the PDF.
 
@@ -153,16 +205,16 @@ def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path
 def as_svg(figure: Figure, name: str) -> str:
     """Return a figure as an ``<svg>`` element of a page, in the colours and the font of the page.
 
-    It has no ground of its own, takes ``--ink``, ``--soft``, ``--line`` and ``--page`` from the
-    page where these are set, and shrinks with it; ``--paper`` is the ground of panels whose
-    colours need a light one. The same input gives the same text.
+    It has no background, uses ``--ink``, ``--soft``, ``--line`` and ``--page`` of the page if these
+    are set, and shrinks with the page; ``--paper`` is the background of panels whose colours need a
+    light one. The same input gives the same text.
 
     Parameters
     ----------
     figure
         Any figure of this package.
     name
-        Begins every id, so that the figures of a page do not mix: a letter, then letters, digits,
+        Prefix of every id, so that ids of different figures differ: a letter, then letters, digits,
         ``_`` and ``-``.
 
     Raises
@@ -172,7 +224,7 @@ def as_svg(figure: Figure, name: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
         raise ValueError(f"name = {name!r}: must be a letter, then letters, digits, _ and -")
-    # matplotlib draws text with a halo as outlines; here the page's own font gets the halo
+    # matplotlib draws text with an outline as paths; here the outline is added to the page's font
     halos = [t for t in cast(list[Text], figure.findobj(Text)) if t.get_path_effects()]
     effects = [(text, text.get_path_effects(), text.get_gid()) for text in halos]
     file = io.BytesIO()
@@ -187,14 +239,14 @@ def as_svg(figure: Figure, name: str) -> str:
         for text, effect, gid in effects:
             text.set_path_effects(effect)
             text.set_gid(gid)
-    # Names may hold characters that XML does not know at all.
+    # Names may contain characters that XML does not allow.
     root = ElementTree.fromstring(NOT_XML.sub("", file.getvalue().decode()))
     _for_page(root, name)
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Return a white figure, size in inches, heading at the upper left; wider for a long one."""
+    """Return a white figure with a heading; sizes in inches, wider for a long heading."""
     font = FontProperties(size=LARGE, weight="bold")
     points, _, _ = TextToPath().get_text_width_height_descent(title, font, ismath=False)
     width = max(width, points / 72 / 0.97 + 0.05)
@@ -219,13 +271,13 @@ def point_size(n_cells: int, panel_inches: float) -> float:
 
 
 def short(name: str, length: int) -> str:
-    """Cut in the middle: names are told apart by their beginnings and by their ends."""
+    """Shorten a name in the middle, because beginnings and ends distinguish names."""
     tail = length // 3
     return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
 def plain(axes: Axes, axis: Any = "both") -> None:
-    """Leave faint axes at the left and below, and a faint grid."""
+    """Draw only faint axes at the left and the bottom, and a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     for side in axes.spines.values():
         side.set_color(LINE)
@@ -235,7 +287,7 @@ def plain(axes: Axes, axis: Any = "both") -> None:
 
 
 def name_axes(axes: Axes, title: str, unit: str, color: str = INK) -> None:
-    """Draw plain axes with a heading, and the unit of the vertical axis."""
+    """Draw simple axes with a heading, and the unit of the vertical axis."""
     plain(axes)
     axes.set_title(title, fontsize=NORMAL, color=INK, loc="left")
     axes.set_ylabel(unit, fontsize=SMALL, color=color)
@@ -250,7 +302,7 @@ def legend_outside(
     n_columns: int,
     place: Literal["outside right upper", "outside right center"],
 ) -> None:
-    """Draw a legend at the right of all panels."""
+    """Draw a legend to the right of all panels."""
     legend = figure.legend(
         handles,
         labels,
@@ -271,7 +323,7 @@ def legend_outside(
 def value_bar(
     figure: Figure, mappable: ScalarMappable, axes: Axes | Sequence[Axes], label: str, **place: Any
 ) -> Colorbar:
-    """Draw a colour bar at the right of some axes; `place` as in `Figure.colorbar`."""
+    """Draw a colour bar to the right of some axes; `place` is as in `Figure.colorbar`."""
     bar = figure.colorbar(
         mappable, ax=axes, **{"aspect": 18, "pad": 0.02, "panchor": False} | place
     )
@@ -284,7 +336,7 @@ def value_bar(
 def named_ticks(
     axes: Axes, axis: Literal["x", "y"], names: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """Name the places 0, 1, 2 … of an axis, each with a square of its colour beside the panel."""
+    """Label the positions 0, 1, 2 … of an axis, each with a square of its colour."""
     places, edge = np.arange(len(names), dtype=float), np.zeros(len(names))
     if axis == "x":
         axes.set_xticks(places, names)
@@ -304,9 +356,9 @@ def named_ticks(
 
 
 def readable_on(color: Any) -> str:
-    """Return dark or light ink, whichever can be read on a colour."""
+    """Return the dark or the light text colour, whichever is readable on a colour."""
     luminance = np.dot(np.array(to_rgb(color)) ** 2.2, (0.2126, 0.7152, 0.0722))
-    # at 0.19 both have the same contrast, as WCAG 2 measures it
+    # at 0.19 both have the same contrast (WCAG 2)
     return ON_LIGHT if luminance > 0.19 else ON_DARK
 
 
@@ -320,7 +372,7 @@ def category_codes(categories: Any) -> tuple[np.ndarray, list[str]]:
 
 
 def _further_colors(n: int, saturation: float) -> list[str]:
-    # Past 30 no palette is easy to read: hues by the golden ratio at least never repeat.
+    # With more than 30 colours no palette is easy to read; hues by the golden ratio never repeat.
     return [
         to_hex(
             tuple(hsv_to_rgb((0.618034 * i % 1, saturation + 0.3 * (i % 2), 0.6 + 0.13 * (i % 3))))
@@ -332,7 +384,7 @@ def _further_colors(n: int, saturation: float) -> list[str]:
 @contextmanager
 def _settings(values: Mapping[str, Any]) -> Iterator[None]:
     """Set some of matplotlib's global settings while a file is written."""
-    # Not rc_context, which would also put back what other threads have changed meanwhile.
+    # rc_context would also reset changes that other threads made in the meantime.
     settings = cast(dict[str, Any], rcParams)
     with _SETTINGS:
         before = {name: settings[name] for name in values}
@@ -344,10 +396,10 @@ def _settings(values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _for_page(root: ElementTree.Element, name: str) -> None:
-    """Make matplotlib's SVG a part of a page."""
+    """Convert matplotlib's SVG to a part of a page."""
     for parent in list(root.iter()):
         for child in list(parent):
-            # its style sheet would hold for all the page
+            # its style sheet would apply to the whole page
             if child.tag.endswith(("}metadata", "}style")):
                 parent.remove(child)
         if parent.get("id", "").startswith("axes_") and len(parent) and _is_ground(parent[0]):
@@ -364,7 +416,7 @@ def _for_page(root: ElementTree.Element, name: str) -> None:
         element.tag = element.tag.rpartition("}")[2]
         for key, value in list(element.attrib.items()):
             del element.attrib[key]
-            key = key.rpartition("}")[2]  # href needs no namespace any more
+            key = key.rpartition("}")[2]  # href does not need a namespace any more
             if key == "id" and value not in used:
                 continue
             if key == "id":
@@ -383,7 +435,7 @@ def _for_page(root: ElementTree.Element, name: str) -> None:
     width = float(root.attrib.pop("width").removesuffix("pt")) * 96 / 72
     del root.attrib["height"], root.attrib["version"]
     root.set("xmlns", "http://www.w3.org/2000/svg")
-    root.set("aria-hidden", "true")  # the page says what it shows
+    root.set("aria-hidden", "true")  # the page has an alternative text
     root.set("width", "100%")
     style = "white-space:pre;stroke-linejoin:round;stroke-linecap:butt"
     root.set("style", f"max-width:{width:.0f}px;{style}")

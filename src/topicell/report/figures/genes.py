@@ -1,4 +1,4 @@
-"""The genes of the topics: arrays in, a matplotlib figure out.
+"""Figures of the genes of topics: functions from arrays to a matplotlib figure.
 
 Shape suffixes: K topics, T leading genes; B gene sets of topics.
 """
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDEST = 50
-"""Genes side by side; more go on below."""
+"""Genes per panel; further genes are in panels below."""
 MANY = 900
-"""More squares of a panel are drawn as a picture, or a page with them would be slow."""
+"""A panel with more squares is drawn as a picture, because a page with so many shapes would be
+slow."""
 DOT = 90
 """Area of the dot of a gene that all cells express, square points."""
 
@@ -87,7 +88,7 @@ def top_genes(
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
-        # the lowest panel of a column carries its axis, also where the last row is not full
+        # the lowest panel of a column has its axis, even if the last row is not full
         axes.tick_params(axis="x", labelbottom=place + n_columns >= n_topics)
     panels[0].set_xlim(0, max(values.max() * 1.05, 1e-9))
     for axes in panels[n_topics:]:
@@ -104,24 +105,24 @@ def top_genes_dots(
     topic_of_T: Sequence[int] | None = None,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Draw leading genes against topics: larger dots where more of the topic's cells express them.
+    """Draw leading genes × topics as dots, larger if more of the topic's cells express the gene.
 
     The share of the cells is rounded up to 5 %. The colour is the proportion of the gene in the
-    topic, relative to the topic that has most of it.
+    topic, relative to its highest proportion.
 
     Parameters
     ----------
     names_T
-        Leading genes of all topics, side by side; more than 50 go on below.
+        Leading genes of all topics; with more than 50, in several panels.
     proportion_KT
         Their proportions in the topics.
     expressed_KT
-        Share of the cells dominated by the topic that express the gene; NaN where it dominates
-        none.
+        Share of the cells with this dominant topic that express the gene; NaN if there are no such
+        cells.
     title
         Heading of the figure.
     topic_of_T
-        The topic that each gene leads, for a mark above it; genes of a topic stand together.
+        The topic of each gene, for a mark above it; genes of a topic are adjacent.
     topics
         Numbers of the topics that are drawn; None draws all.
     """
@@ -131,10 +132,10 @@ def top_genes_dots(
     expressed_KT = expressed_KT[numbers]
 
     def draw(axes: Axes, genes: slice) -> None:
-        axes.set_facecolor(PAPER)  # with its own inks, as it stays light
+        axes.set_facecolor(PAPER)  # with its own text colours, because it stays light
         axes.grid(True, color="#e5e8eb", linewidth=0.7)
         axes.set_axisbelow(True)
-        # Dots of one size are drawn at once: an SVG then holds their outline once.
+        # Dots of one size are drawn together, so that an SVG holds their outline once.
         size = np.ceil(20 * np.nan_to_num(expressed_KT[:, genes])) / 20
         for share in np.unique(size[size > 0]):
             topic, gene = np.nonzero(size == share)
@@ -181,20 +182,20 @@ def top_genes_heatmap(
     topic_of_T: Sequence[int] | None = None,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Draw leading genes against topics: log2 of the proportion over its mean of all topics.
+    """Draw leading genes × topics: log2 of the proportion divided by its mean over topics.
 
     The colours end at 4: 16 times more, or less, than the mean.
 
     Parameters
     ----------
     names_T
-        Leading genes of all topics, side by side; more than 50 go on below.
+        Leading genes of all topics; with more than 50, in several panels.
     proportion_KT
         Their proportions in the topics.
     title
         Heading of the figure.
     topic_of_T
-        The topic that each gene leads, for a mark above it; genes of a topic stand together.
+        The topic of each gene, for a mark above it; genes of a topic are adjacent.
     topics
         Numbers of the topics that are drawn; None draws all.
     """
@@ -250,13 +251,13 @@ def enrichment_bars(
     topics_B, sets_B, q_B
         Topic, gene set and q-value of each test, in any order.
     n_topics
-        How many topics there are, also those without tests.
+        Number of topics, including those without tests.
     topics
         Numbers of the topics that are drawn; None draws all.
     n_sets
-        So many sets are shown of each topic, the lowest q first; those of 1 are not.
+        Number of sets for each topic, the lowest q first; sets with q = 1 are not drawn.
     max_q
-        Where the line is drawn; bars that do not reach it are pale.
+        Position of the line; bars that do not reach it are pale.
     """
     numbers, colors = drawn_topics(topics, n_topics)
     topic_B, q = np.asarray(topics_B), np.asarray(q_B, dtype=float)
@@ -331,10 +332,10 @@ def _genes_by_topics(
     drawn: tuple[Sequence[int] | None, int],
     foot: float,
 ) -> tuple[Figure, list[Axes]]:
-    """Draw panels of genes in columns and topics in rows, filled by `draw`, one below the other.
+    """Draw panels with genes in columns and topics in rows, one below the other, filled by `draw`.
 
-    `drawn` has the topics that are drawn, as for the figures, and how many there are. Below the
-    panels are `foot` inches for a legend.
+    `drawn` has the topics to draw, as in the figures, and the number of topics. `foot` is the space
+    for a legend below the panels, in inches.
     """
     n_topics, n_genes = len(remarks_K), len(names_T)
     n_panels = max(-(-n_genes // WIDEST), 1)
@@ -344,7 +345,7 @@ def _genes_by_topics(
     panel_height = 0.2 * n_topics + 0.075 * longest + 0.25
     height = panel_height * n_panels + foot + 0.45
     figure = new_figure(max(0.2 * per_panel + 1.2, 4.2), height, title)
-    # a column has the same width in every figure, and in every panel
+    # columns have the same width in all figures and panels
     n_columns = int((figure.get_figwidth() - 1.2) / 0.2 + 0.01)
     panels = list(figure.subplots(n_panels, 1, squeeze=False).ravel())
     numbers, colors = drawn_topics(*drawn)
@@ -370,7 +371,7 @@ def _genes_by_topics(
 
 
 def _mark_topics(axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, str]) -> None:
-    """Write above the genes the topic that they lead: its number on a line of its colour."""
+    """Mark the topic of the genes above them: its number on a line of its colour."""
     transform = axes.get_xaxis_transform()
     inch = cast(Figure, axes.get_figure()).dpi_scale_trans
     start = 0
@@ -401,14 +402,14 @@ def _mark_topics(axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, s
 def _gene_bar(
     figure: Figure, panels: list[Axes], colors: Colormap, norm: Normalize, label: str, **ends: Any
 ) -> None:
-    """Draw one colour bar below all panels, of the same length for every width."""
+    """Draw one colour bar below all panels, with the same length for every width."""
     length = 1.9 / figure.get_figwidth()
     place: dict[str, Any] = {"location": "bottom", "anchor": (0.02, 1.0), "shrink": length}
     value_bar(figure, ScalarMappable(norm, colors), panels, label, aspect=18, **place, **ends)
 
 
 def _share_out(lines: Sequence[int], n_columns: int) -> list[list[int]]:
-    """Divide items in order over columns, with numbers of lines as equal as possible."""
+    """Distribute items in order over columns, with numbers of lines as equal as possible."""
     columns: list[list[int]] = [[] for _ in range(n_columns)]
     done = 0
     for item, length in enumerate(lines):

@@ -1,6 +1,6 @@
-"""Maps of the cells: arrays in, a matplotlib figure out.
+"""Maps of the cells: functions from arrays to a matplotlib figure.
 
-Shape suffixes: N cells, K topics, 2 the plane of a map.
+Shape suffixes: N cells, K topics, 2 coordinates.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def umap_by_topic(
     title: str,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Draw a small map for each topic, cells coloured by the topic's proportion, scale 0 to 1.
+    """Draw a small map for each topic, with cells coloured by its proportion, from 0 to 1.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def umap_by_topic(
         ScalarMappable(Normalize(0, 1), PROPORTION),
         list(panels[:n_topics]),
         "proportion in the cell",
-        # a bar of the same length however many rows
+        # a bar of the same length for any number of rows
         shrink=min(1.0, 1.25 / n_rows + 0.2),
     )
     return figure
@@ -97,19 +97,19 @@ def umap_by_value(
 ) -> Figure:
     """Draw a map of cells coloured by a number, such as the expression of a gene.
 
-    The scale begins at 0, unless there are negative values; the highest 2 in 1000 share the last
-    colour, lest one cell dull all the others.
+    The scale begins at 0, unless there are negative values. The highest 2 in 1000 values have the
+    last colour, so that a single cell does not make all others pale.
 
     Parameters
     ----------
     embedding_N2
         Coordinates of the cells.
     value_N
-        The number of each cell; where it is NaN, the cell is drawn in grey, below the others.
+        The number of each cell; cells with NaN are drawn in grey, below the others.
     title
         Heading of the figure.
     unit
-        What the numbers are, for the colour bar.
+        Unit of the numbers, for the colour bar.
     """
     value_N = np.asarray(value_N, dtype=float)
     known_N = np.isfinite(value_N)
@@ -140,10 +140,10 @@ def umap_by_value(
 
 
 def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title: str) -> Figure:
-    """Draw a map of cells coloured by category, with a legend beside it.
+    """Draw a map of cells coloured by category, with a legend.
 
-    Up to 25 categories are also marked on the map: by name where all names are short, else by
-    the number that the legend gives them.
+    Up to 25 categories are also marked on the map: by name if all names are short, else by their
+    number in the legend.
 
     Parameters
     ----------
@@ -175,7 +175,8 @@ def umap_by_category(embedding_N2: np.ndarray, categories: Sequence[Any], title:
     )
     axes = figure.add_subplot()
     size = point_size(len(codes_N), panel_inches=4.6)
-    # In one call and in random order no category hides another; the missing ones come first.
+    # All cells are drawn in one call and in random order, so that no category hides another;
+    # missing ones come first.
     order = np.random.default_rng(0).permutation(len(codes_N))
     order = order[np.argsort(codes_N[order] >= 0, kind="stable")]
     axes.scatter(
@@ -226,14 +227,14 @@ def _name_axes(axes: Axes) -> None:
 
 
 def _mark_positions(embedding_N2: np.ndarray, codes_N: np.ndarray, n: int) -> np.ndarray:
-    """Return where to write each category's mark: at its middle cell, apart from other marks."""
+    """Return the position of each category's mark: at its middle cell, away from other marks."""
     spots = np.empty((n, 2))
     for code in range(n):
         points = embedding_N2[codes_N == code]
         from_middle = np.linalg.norm(points - np.median(points, axis=0), axis=1)
         spots[code] = points[from_middle.argmin()]
     clearance = 0.05 * np.ptp(embedding_N2, axis=0).max()
-    # marks in the very same place part along a line, by their numbers
+    # marks at exactly the same position are moved along a line, by their numbers
     spots += 1e-3 * clearance * np.arange(n)[:, None]
     for _ in range(200):
         apart = spots[:, None] - spots[None]

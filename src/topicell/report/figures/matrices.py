@@ -1,4 +1,4 @@
-"""Topics against topics, labels and replicates: arrays in, a matplotlib figure out.
+"""Matrices of topics × topics, labels or replicates: functions from arrays to a matplotlib figure.
 
 Shape suffixes: N cells, K topics, G genes, R replicates; rows and columns of a matrix are R and C.
 """
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WRITTEN = 12
-"""Matrices of up to so many topics have their values written into them."""
+"""Matrices with up to this number of topics show their values as text."""
 
 
 def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
     """Draw Pearson correlations of topic proportions over cells.
 
-    Topics stand in the order of a tree (average linkage), so that like ones are neighbours. The
-    diagonal is left out, and so is what cannot be said: a topic with the same proportion in all
-    cells correlates with none. The colours end at the strongest correlation.
+    Topics are in the order of a tree (average linkage), so that similar topics are neighbours. The
+    diagonal is left out, and so are undefined values: a topic with the same proportion in all cells
+    has no correlation. The colours end at the strongest correlation.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None)
     theta_NK = theta_NK[:, numbers]
     centred_NK = theta_NK - theta_NK.mean(axis=0)
     norm_K = np.linalg.norm(centred_NK, axis=0)
-    # what rounding leaves of a constant is none
+    # a deviation that is only rounding error counts as constant
     norm_K[norm_K <= 1e-9 * np.sqrt(len(theta_NK))] = np.nan
     value_KK = (centred_NK / norm_K).T @ (centred_NK / norm_K)
     strongest = np.nan_to_num(np.abs(_off_diagonal(value_KK))).max(initial=0.1)
@@ -73,7 +73,7 @@ def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None)
 def topic_similarity(beta_KG: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
     """Draw cosine similarities of the gene proportions of topics.
 
-    Drawn as `topic_correlation`; the colours begin at the least alike.
+    Drawn like `topic_correlation`; the colours begin at the least similar pair.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ def topic_by_label(
 ) -> Figure:
     """Draw the mean proportion of each topic in the cells of each label.
 
-    Labels stand in the order of a tree, topics in the order of the labels that have most of them,
-    so that what is high lies along the diagonal. Cells without a label are the last row.
+    Labels are in the order of a tree, and topics in the order of the labels in which they are
+    highest, so that high values are along the diagonal. Cells without a label are the last row.
 
     Parameters
     ----------
@@ -152,8 +152,9 @@ def stability_matrix(
 ) -> Figure:
     """Draw how well the topics of one replicate are found again in each of the others.
 
-    One row a replicate, and the mean where there are several; one column a topic. Below, in how
-    many replicates each was found, in bold where it was in one alone.
+    There is one row for each replicate, a row for the mean if there are several, and one column for
+    each topic. Numbers below the matrix say how many replicates found each topic; they are bold if
+    only one did.
 
     Parameters
     ----------
@@ -162,14 +163,14 @@ def stability_matrix(
     shown
         The selected replicate; its own row is left out.
     support_K
-        In how many of the R replicates each topic was found.
+        Number of the R replicates that found each topic.
     topics
         Numbers of the topics that are drawn; None draws all.
 
     Raises
     ------
     ValueError
-        There is no other replicate.
+        There is only one replicate.
 
     Examples
     --------
@@ -187,7 +188,7 @@ def stability_matrix(
     support_K = None if support_K is None else [support_K[topic] for topic in numbers]
     n_replicates, n_topics = cosine_RK.shape
     if n_replicates < 2:
-        raise ValueError("cosine_RK has 1 replicate: none to compare it with, 2 are the least")
+        raise ValueError("cosine_RK has 1 replicate: a comparison needs at least 2")
     others = [replicate for replicate in range(n_replicates) if replicate != shown]
     value_RC = cosine_RK[others]
     entries = [f"Replicate {replicate}" for replicate in others]
@@ -209,7 +210,7 @@ def stability_matrix(
     )
     axes = figure.axes[0]
     for row in range(len(others), len(entries)):
-        axes.axhline(row - 0.5, color="white", linewidth=5)  # set apart
+        axes.axhline(row - 0.5, color="white", linewidth=5)  # separated from the other rows
     for topic, support in enumerate([] if support_K is None else support_K):
         _write(axes, topic, len(entries) - 1, str(support), INK, bold=support == 1)
     return figure
@@ -240,9 +241,9 @@ def _matrix(
     colors: Colormap,
     norm: Normalize,
 ) -> Figure:
-    """Draw a matrix of coloured squares, topics in columns; no square where it is NaN.
+    """Draw a matrix of coloured squares, topics in columns, without squares for NaN.
 
-    Rows and columns come with their names and colours.
+    Rows and columns have names and colours.
     """
     n_rows, n_columns = value_RC.shape
     written = n_columns <= WRITTEN
@@ -276,7 +277,7 @@ def _matrix(
     axes.set_xlim(-0.5, n_columns - 0.5)
     axes.set_ylim(n_rows - 0.5, -0.5)
     axes.set_aspect("equal")
-    axes.set_anchor("W")  # beside its labels, which the layout else cuts off
+    axes.set_anchor("W")  # next to its labels, which the layout would otherwise cut off
     axes.spines[:].set_visible(False)
     height = side * n_rows
     value_bar(figure, mesh, axes, unit, shrink=min(1.0, 2.2 / height), aspect=16)
@@ -301,7 +302,7 @@ def _off_diagonal(value_KK: np.ndarray) -> np.ndarray:
 
 
 def _from_below(values: np.ndarray) -> Normalize:
-    """Return the range from the tenth below all values to 1."""
+    """Return the range from a lower limit in tenths to 1."""
     return Normalize(min(np.floor(10 * values.min(initial=1)) / 10, 0.9), 1)
 
 
@@ -310,19 +311,19 @@ def _order_of_likeness(value_KK: np.ndarray) -> np.ndarray:
     n = len(value_KK)
     if n < 3:
         return np.arange(n)
-    apart = np.maximum(1 - np.nan_to_num(value_KK), 0)  # rounding may leave less
+    apart = np.maximum(1 - np.nan_to_num(value_KK), 0)  # rounding errors can make it negative
     pairs = apart[np.triu_indices(n, 1)]
     order: np.ndarray = leaves_list(linkage(pairs, "average", optimal_ordering=True))
     return order if order[0] < order[-1] else order[::-1]
 
 
 def _along_diagonal(mean_LK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order rows by similarity, and columns by the rows where they are high."""
+    """Order rows by similarity, and columns by the rows in which they are high."""
     rows = np.arange(len(mean_LK))
     if len(rows) > 2:
         rows = leaves_list(linkage(np.sqrt(mean_LK), "average", optimal_ordering=True))
         rows = rows if rows[0] < rows[-1] else rows[::-1]
-    # squares, as a little in many rows should not pull a column to the middle
+    # squared, so that small values in many rows do not move a column to the middle
     weight_RK = mean_LK[rows] ** 2
     middle_K = np.arange(len(rows)) @ weight_RK / np.maximum(weight_RK.sum(axis=0), 1e-300)
     return rows, np.argsort(middle_K, kind="stable")

@@ -1,7 +1,7 @@
-"""The figures of a sweep over the number of topics K: plain data in, a matplotlib figure out.
+"""The figures of a sweep over the number of topics K: functions from plain data to a figure.
 
-A sweep visits poor K too, and a single one of them can flatten all that matters: panels are cut
-above the better three quarters, and say what is off the scale.
+A sweep also tries poor K, and a single one can make all other differences invisible. Therefore
+panels only show the better three quarters, and mark values outside the scale.
 
 Shape suffixes: P numbers of topics that were measured, T trials, C columns.
 """
@@ -48,11 +48,11 @@ STATES = {
 }
 """Colour and marker of the trials, by how they ended."""
 LOGARITHMIC = 30
-"""Positive settings whose values are more than this many times apart are drawn by logarithm."""
+"""Positive settings whose values differ by more than this factor have a logarithmic axis."""
 TEXT: dict[str, Any] = {"fontsize": SMALL, "color": INK}
 LEGEND: dict[str, Any] = {"fontsize": SMALL, "labelcolor": INK, "frameon": False}
 
-# the lowest perplexity is the darkest; none so light that a line of it is lost on white
+# the lowest perplexity is the darkest; no colour is so light that its line is invisible on white
 _PERPLEXITY = LinearSegmentedColormap.from_list(
     "perplexity", ["#2b3a93", "#2a5f9e", "#6fa3d0", "#c3ccd6"]
 )
@@ -70,7 +70,7 @@ def topic_curves(
     pruned: Collection[int] = (),
     stability_floor: float | None = None,
 ) -> Figure:
-    """Draw metrics against K, first the perplexity lost against the best K.
+    """Draw metrics by K; the first panel is the perplexity above that of the best K.
 
     Parameters
     ----------
@@ -82,17 +82,17 @@ def topic_curves(
     loss
         Perplexity above that of the best K on the same cells, and its standard error.
     best
-        The K that the others are compared with.
+        The K with which the others are compared.
     chosen
         The K to take.
     within
-        Those within one standard error of the best.
+        The K within one standard error of the best.
     refused
-        Those whose topics are not stable enough to be chosen.
+        The K whose topics are not stable enough to be chosen.
     pruned
-        Those of which no trial was trained to the end.
+        The K for which no trial was trained to the end.
     stability_floor
-        Least stability of a K that can be chosen.
+        Smallest stability of a K that can be chosen.
     """
     rows = [[], [1], [2], [3], [2, 2], [2, 3]][len(measures)]
     figure = new_figure(9.2, 3.5 + 2.35 * len(rows), "Measures by the number of topics K")
@@ -163,8 +163,8 @@ def parallel_coordinates(
     Parameters
     ----------
     columns
-        Values of the trials for each axis: numbers, NaN where there is none, or anything else,
-        which is taken for categories.
+        Values of the trials for each axis: numbers (NaN if missing), or other values, which are
+        categories.
     color_by
         The column that gives the colour; the lowest is the darkest.
     chosen
@@ -188,7 +188,7 @@ def parallel_coordinates(
     low = float(np.nanmin(colored))
     norm = Normalize(low, top)
     spots_TC = np.array(places).T
-    for trial in np.argsort(-colored, kind="stable"):  # good ones on top
+    for trial in np.argsort(-colored, kind="stable"):  # draw good trials on top
         style: dict[str, Any] = {"color": _PERPLEXITY(norm(colored[trial])), "alpha": 0.8}
         if trial == chosen:
             style = {"color": RED, "linewidth": 2.6, "zorder": 4}
@@ -235,7 +235,7 @@ def trial_history(
     numbers_T
         Numbers of the trials, ascending.
     perplexity_T
-        Their perplexity; NaN where there is none.
+        Their perplexity; NaN if it is missing.
     states_T
         A key of `STATES` for each.
     chosen
@@ -272,12 +272,12 @@ def trial_history(
 def pruning_curves(
     curves_T: Sequence[Mapping[int, float]], states_T: Sequence[str], chosen: int | None = None
 ) -> Figure:
-    """Draw validation perplexity by epoch of every trial, and where trials were stopped.
+    """Draw validation perplexity by epoch of every trial, and mark where trials were stopped.
 
     Parameters
     ----------
     curves_T
-        Perplexity by epoch; empty where nothing was reported.
+        Perplexity by epoch; empty if nothing was reported.
     states_T
         A key of `STATES` for each.
     chosen
@@ -307,7 +307,7 @@ def pruning_curves(
         shown.append((_line(RED, 2.4), "chosen trial"))
     low, high = min(values, default=0), max(ends, default=0)
     room = 0.06 * (high - low)
-    # every end is in sight, but the first epochs of all may be far above
+    # all ends of curves are visible, but the first epochs may be outside the scale
     if room > 0 and max(values) - low > 1.5 * (high - low):
         axes.set_ylim(low - room, high + room)
         _note(axes, "↑ first epochs off the scale")
@@ -317,7 +317,7 @@ def pruning_curves(
 
 
 def importance_bars(shares: Mapping[str, float]) -> Figure:
-    """Draw bars of the importance of each setting, the greatest on top.
+    """Draw bars of the importance of each setting, the largest on top.
 
     Parameters
     ----------
@@ -348,9 +348,9 @@ def _whole_numbers(axes: Axes, name: str) -> None:
 
 
 def _better_part(values: np.ndarray, keep: np.ndarray | None = None) -> float:
-    """Return where to cut values, lower being better; their maximum if all fit on one scale.
+    """Return an upper limit for values (lower is better); the maximum if all fit on one scale.
 
-    Else above the better three quarters, and above those of `keep`.
+    The limit is above the better three quarters, and above the values of `keep`.
     """
     known = values[np.isfinite(values)]
     low, high = float(known.min()), float(known.max())
@@ -363,7 +363,7 @@ def _better_part(values: np.ndarray, keep: np.ndarray | None = None) -> float:
 def _keep_best_legible(
     axes: Axes, positions: Any, values: Any, errors: Any, keep: np.ndarray | None = None
 ) -> None:
-    """Let the worst leave the panel where they would flatten all the rest; mark where they are."""
+    """Leave the worst values outside the panel, and mark them, if they would hide the others."""
     values, errors = np.array(values), np.nan_to_num(np.array(errors, dtype=float))
     top = _better_part(values + errors, keep)
     if top == np.nanmax(values + errors):
@@ -376,7 +376,7 @@ def _keep_best_legible(
 
 
 def _note(axes: Axes, text: str) -> None:
-    """Write words above the right end of a panel, where nothing is drawn."""
+    """Write a text above the right end of a panel, where nothing is drawn."""
     axes.set_title(text, fontsize=SMALL, color=FAINT, loc="right")
 
 
@@ -389,7 +389,7 @@ def _mark(axes: Axes, positions: Any, height: float, marker: str, color: str) ->
 
 
 def _scale(values: Sequence[Any], top: float) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Return places of values on their axis, from 0 to 1, and its ticks; at most `top`."""
+    """Return positions of values on their axis, from 0 to 1, and its ticks; at most `top`."""
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         names = sorted({str(value) for value in values})
         spots = np.linspace(0, 1, len(names)) if len(names) > 1 else np.full(1, 0.5)

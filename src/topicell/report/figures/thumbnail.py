@@ -1,4 +1,4 @@
-"""Where a topic is, as a picture of a finger's breadth."""
+"""A very small map of one topic."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PIXELS = 48
 def thumbnail(embedding_N2: np.ndarray, theta_N: np.ndarray, color: str) -> bytes:
     """Draw a small map of one topic as PNG: the mean proportion of the cells in each square.
 
-    Squares without cells are transparent, those without the topic grey, so that it can be seen on
-    a light page and on a dark one.
+    Squares without cells are transparent, those without the topic are grey, so that the map is
+    visible on light and dark pages.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def thumbnail(embedding_N2: np.ndarray, theta_N: np.ndarray, color: str) -> byte
     theta_N
         Proportion of the topic in the cells.
     color
-        Of the topic.
+        Colour of the topic.
     """
     low, high = embedding_N2.min(axis=0), embedding_N2.max(axis=0)
     span = max(float((high - low).max()), 1e-9)

@@ -1,4 +1,4 @@
-"""What single cells are made of: arrays in, a matplotlib figure out.
+"""The structure plot: topic proportions of single cells.
 
 Shape suffixes: N cells, K topics.
 """
@@ -33,10 +33,10 @@ def structure_plot(
     max_cells: int = 2000,
     topics: Sequence[int] | None = None,
 ) -> Figure:
-    """Draw topic proportions of single cells as stacked bars, side by side, by group.
+    """Draw topic proportions of single cells as adjacent stacked bars, by group.
 
-    Inside a group, like cells stand together (leaves of a Ward tree of √θ).
-    Groups are the wider the more cells they have, but never too narrow to be seen.
+    Inside a group, similar cells are adjacent (leaves of a Ward tree of √θ). The width of a group
+    grows with its number of cells, but it is never too narrow to be visible.
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ def structure_plot(
     groups
         Group of each cell; None draws all cells as one.
     seed
-        Of the draw of the cells that are shown, where there are more than `max_cells`.
+        Seed of the selection of cells, if there are more than `max_cells`.
     max_cells
-        About how many cells are shown: shares of the groups are kept, but of each group at least
-        20 cells are there, or all it has.
+        Approximate number of cells that are drawn. Groups keep their shares, but each has at least
+        20 cells, or all of its cells.
     topics
         Numbers of the topics that are drawn, the others together in grey; None draws all.
     """
@@ -66,7 +66,7 @@ def structure_plot(
     sizes = np.bincount(codes_N, minlength=len(names))
 
     rng = np.random.default_rng(seed)
-    # a strip of the same width for each group, so that its name has room; the rest by size
+    # every group gets a strip of the same width for its name; the rest is divided by size
     least = min(0.021, 0.6 / len(names))
     widths = least + (1 - least * len(names)) * sizes / n_cells
     gap = 0.006
@@ -124,16 +124,16 @@ def structure_plot(
         )
         axes.tick_params(axis="x", length=2, pad=2)
     handles = [Patch(color=color) for color in colors]
-    # the legend reads from top to bottom as the bars do
+    # the legend has the same order from top to bottom as the bars
     legend_outside(figure, handles[::-1], labels[::-1], -(-n_topics // 18), "outside right upper")
     return figure
 
 
 def _order_of_likeness(theta_NK: np.ndarray) -> np.ndarray:
-    """Order cells so that similar ones stand together: leaves of a Ward tree of √θ.
+    """Order cells so that similar ones are adjacent: leaves of a Ward tree of √θ.
 
-    A tree leaves open which branch comes first: here the one that is lower on the first principal
-    component, so the cells run from one end of their variation to the other.
+    A tree does not determine which branch comes first; here it is the branch with the lower value
+    on the first principal component, so that cells are ordered along their largest variation.
     """
     n_cells = len(theta_NK)
     if n_cells < 3:
@@ -141,7 +141,7 @@ def _order_of_likeness(theta_NK: np.ndarray) -> np.ndarray:
     root = np.sqrt(theta_NK) - np.sqrt(theta_NK).mean(axis=0)
     _, vectors = np.linalg.eigh(root.T @ root)
     direction = vectors[:, -1]
-    # the sign of an eigenvector is arbitrary: its largest entry decides it, the same each time
+    # the sign of an eigenvector is arbitrary; make its largest entry positive
     score = list(-root @ direction * np.sign(direction[np.abs(direction).argmax()]))
     size = [1] * n_cells
     branches = linkage(root, "ward")[:, :2].astype(int)

@@ -1,4 +1,4 @@
-"""Figures of the fit itself: curves by epoch, and what the encoder loses."""
+"""Figures of the fit: curves by epoch, and the amortization gap."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def gap_histogram(gap_N: np.ndarray) -> Figure:
-    """Draw the ELBO that the encoder's posterior loses, by cell; the longest tail in the last bar.
+    """Draw the histogram of the amortization gap of cells; the last bar holds the tail.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def gap_histogram(gap_N: np.ndarray) -> Figure:
     axes.legend(fontsize=SMALL, frameon=False, labelcolor=INK)
     name_axes(axes, "", f"cells, of {len(gap):,}")
     n_beyond = int((gap > end).sum())
-    beyond = f"; the last bar holds the {n_beyond} cells beyond" if n_beyond else ""
-    axes.set_xlabel(f"nats that refinement gains{beyond}", fontsize=SMALL, color=INK)
+    beyond = f"; the last bar also holds {n_beyond} cells with larger values" if n_beyond else ""
+    axes.set_xlabel(f"nats gained by refinement{beyond}", fontsize=SMALL, color=INK)
     axes.set_xlim(0, end)
     return figure
 
@@ -50,12 +50,12 @@ def gap_histogram(gap_N: np.ndarray) -> Figure:
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Draw four aligned panels over epochs: ELBO, validation perplexity, KL terms, schedules.
 
-    Bands are ± 1 standard deviation over replicates, where the history holds ``<name>_sd``.
+    Bands are ± 1 standard deviation over replicates, if the history holds ``<name>_sd``.
 
     Parameters
     ----------
     history
-        One mapping an epoch, with the metric names of the run and ``epoch``.
+        One mapping for each epoch, with the metric names of the run and ``epoch``.
     """
     figure = new_figure(8.6, 5.6, "Training")
     (elbo, perplexity), (kl, schedule) = figure.subplots(2, 2, sharex=True)
@@ -119,7 +119,7 @@ def _curve(
     color: str,
     dashed: bool = False,
 ) -> list[tuple[float, float]]:
-    """Draw one metric, and its band; the (epoch, value) pairs drawn."""
+    """Draw one metric with its band; return the drawn (epoch, value) pairs."""
     rows = [row for row in history if row.get(name) is not None and np.isfinite(row[name])]
     if not rows:
         return []
@@ -141,7 +141,7 @@ def _curve(
 
 
 def _keep_late_epochs_legible(axes: Axes, curves: list[list[tuple[float, float]]]) -> None:
-    """Let the first tenth of the epochs leave the panel where it would flatten all the rest."""
+    """Leave the first tenth of the epochs outside the panel if it would hide later differences."""
     points = np.array([point for curve in curves for point in curve])
     if len(points) < 10:
         return

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from topicell.report.cautions import cautions, limits
+from topicell.report.warnings import score_warnings, topic_warnings
 
 GENES = [f"GENE{i}" for i in range(40)]
 
@@ -17,9 +17,9 @@ def balanced(n_topics: int = 4, n_cells: int = 400) -> np.ndarray:
     return 0.8 * np.eye(n_topics)[np.arange(n_cells) % n_topics] + 0.2 / n_topics
 
 
-def test_no_cautions_for_a_sound_fit():
-    assert list(cautions(balanced(), distinct(), np.full(4, 0.7))) == []
-    assert list(cautions(balanced(), distinct(), None)) == []
+def test_no_warnings_for_a_sound_fit():
+    assert list(topic_warnings(balanced(), distinct(), np.full(4, 0.7))) == []
+    assert list(topic_warnings(balanced(), distinct(), None)) == []
 
 
 @pytest.mark.parametrize(("n_dominant", "warned"), [(0, True), (4, True), (5, False)])
@@ -27,7 +27,7 @@ def test_unused_topic(n_dominant, warned):
     theta_NK = balanced(3)[np.arange(400)]
     theta_NK = np.column_stack([theta_NK, np.zeros(400)])
     theta_NK[:n_dominant] = [0, 0, 0, 1]
-    found = list(cautions(theta_NK, distinct(), None))
+    found = list(topic_warnings(theta_NK, distinct(), None))
     if warned:
         ((heading, text),) = found
         assert heading == "1 of 4 topics hardly used"
@@ -50,22 +50,22 @@ def test_near_copies(cosine, warned):
     )
     beta_KG[2] = (1 - weight) * unit_KG[0] + weight * unit_KG[2]
     beta_KG[2] /= beta_KG[2].sum()
-    found = list(cautions(balanced(), beta_KG, None))
+    found = list(topic_warnings(balanced(), beta_KG, None))
     assert bool(found) == warned
     if warned:
         assert f"topics 0 and 2 ({cosine:.3f})" in found[0][1]
 
 
 def test_unstable_topics():
-    ((heading, text),) = cautions(balanced(), distinct(), np.array([0.9, 0.69, 0.7, 0.1]))
+    ((heading, text),) = topic_warnings(balanced(), distinct(), np.array([0.9, 0.69, 0.7, 0.1]))
     assert heading == "2 of 4 topics not found again"
     assert "topics 1 (0.690), 3 (0.100)" in text
 
 
 def test_limits():
-    assert list(limits(30, replicated=True)) == []
-    assert list(limits(0, replicated=True)) == []
-    assert [heading for heading, _ in limits(29, replicated=False)] == [
+    assert list(score_warnings(30, replicated=True)) == []
+    assert list(score_warnings(0, replicated=True)) == []
+    assert [heading for heading, _ in score_warnings(29, replicated=False)] == [
         "Only 29 test cells",
         "One replicate, so no stability",
     ]
@@ -78,12 +78,12 @@ def test_a_topic_like_the_average_in_all_cells_is_a_background():
     theta_NK[:4] = [0, 0, 0, 1]  # in use
     theta_NK[4] = theta_NK[5] = [0, 0, 0, 1]
     theta_NK /= theta_NK.sum(axis=1, keepdims=True)
-    ((heading, text),) = cautions(theta_NK, beta_KG)
+    ((heading, text),) = topic_warnings(theta_NK, beta_KG)
     assert heading == "1 of 4 topics like a background"
     assert "topic 3 (100 % of the cells)" in text
     # in few cells it is a cell type like others
     theta_NK[6:, 3] = 0
-    assert list(cautions(theta_NK / theta_NK.sum(axis=1, keepdims=True), beta_KG)) == []
+    assert list(topic_warnings(theta_NK / theta_NK.sum(axis=1, keepdims=True), beta_KG)) == []
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_a_topic_like_the_average_in_all_cells_is_a_background():
 )
 def test_topics_of_ribosomal_and_mitochondrial_genes(names, warned):
     genes = [*names, *GENES[5:]]
-    found = list(cautions(balanced(), distinct(), None, None, genes))
+    found = list(topic_warnings(balanced(), distinct(), None, None, genes))
     assert found == []  # half of topic 0, and no more
     beta_KG = distinct()
     beta_KG[0, :5] *= 1.5
     beta_KG /= beta_KG.sum(axis=1, keepdims=True)
-    found = list(cautions(balanced(), beta_KG, None, None, genes))
+    found = list(topic_warnings(balanced(), beta_KG, None, None, genes))
     assert bool(found) == warned
     if warned:
         assert found[0][0] == "1 of 4 topics mostly ribosomal or mitochondrial"

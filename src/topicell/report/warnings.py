@@ -1,4 +1,4 @@
-"""What a reader should know before reading topics and scores."""
+"""Warnings that a page shows before topics and scores."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ FEW_TEST_CELLS = 30
 USED_SHARE = 0.01
 """A topic that is dominant in no more than this share of the cells counts as not used."""
 DUPLICATE_COSINE = 0.95
-"""Two topics whose β have a greater cosine than this are near copies."""
+"""Two topics are near copies if the cosine of their β is greater than this."""
 COMMON_COSINE = 0.9
-"""A topic whose β has a greater cosine than this with the average of the cells, and..."""
+"""A topic is a background if its cosine with the average cell is greater than this, and..."""
 PRESENT = 0.05
 COMMON_SHARE = 0.8
-"""...a proportion above `PRESENT` in more than this share of them, is a background."""
+"""...its proportion is above `PRESENT` in more than this share of the cells."""
 HOUSEKEEPING_SHARE = 0.5
-"""A topic with more than this share of its mass on such genes tells little of cell types."""
+"""A topic with more of its mass on ribosomal or mitochondrial genes than this gets a warning."""
 STABLE = 0.7
-"""A topic that replicates find with a cosine below this should not be read much into."""
+"""A topic that other replicates find with a cosine below this gets a warning."""
 
 
-def cautions(
+def topic_warnings(
     theta_NK: np.ndarray,
     beta_KG: np.ndarray,
     stability_K: np.ndarray | None = None,
     support_K: np.ndarray | None = None,
     genes: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """Return warnings to read before the topics: (heading, explanation).
+    """Yield warnings about the topics: (heading, explanation).
 
     Parameters
     ----------
@@ -41,20 +41,20 @@ def cautions(
     beta_KG
         Gene proportions of the topics.
     stability_K
-        How well replicates agree on each topic; None where there is one replicate only.
+        How well replicates agree on each topic; None if there is only one replicate.
     support_K
         In how many replicates each topic was found.
     genes
-        Names of the genes, to know ribosomal and mitochondrial ones by.
+        Names of the genes, by which ribosomal and mitochondrial genes are recognised.
     """
     n_topics = theta_NK.shape[1]
     unused = np.flatnonzero(dominance(theta_NK) <= USED_SHARE)
     if len(unused):
         yield (
-            f"{len(unused)} of {n_topics} topics hardly used",
+            f"{len(unused)} of {n_topics} topics are hardly used",
             f"{_topic_names(unused)} dominant in at most {100 * USED_SHARE:g} % of the cells: "
-            "collapsed, or a background that many cells share a little of. If the genes say "
-            "nothing either, lower model.n_topics.",
+            "either collapsed, or a background of which many cells have a little. If the genes "
+            "have no meaning either, lower model.n_topics.",
         )
     unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
     cosine_KK = np.triu(unit_KG @ unit_KG.T, k=1)
@@ -63,9 +63,9 @@ def cautions(
     ]
     if pairs:
         yield (
-            "Near copies among the topics",
-            f"Cosine of the gene proportions above {DUPLICATE_COSINE}: topics {', '.join(pairs)}. "
-            "Read each pair as one topic, or lower model.n_topics.",
+            "Some topics are near copies",
+            f"The cosine of the gene proportions is above {DUPLICATE_COSINE} for topics "
+            f"{', '.join(pairs)}. Treat each pair as one topic, or lower model.n_topics.",
         )
     yield from _backgrounds(theta_NK, beta_KG, genes)
     if stability_K is not None:
@@ -77,59 +77,59 @@ def cautions(
         if len(unstable):
             found = ", ".join(f"{topic} ({stability_K[topic]:.3f})" for topic in unstable)
             yield (
-                f"{len(unstable)} of {n_topics} topics not found again",
-                f"In this replicate alone, or of a stability below {STABLE}: "
-                f"{'topics' if len(unstable) > 1 else 'topic'} {found}. Other starts give other "
-                "topics in their place, unstable or redundant; build nothing on them.",
+                f"{len(unstable)} of {n_topics} topics are not stable",
+                f"Found only in this replicate, or with a stability below {STABLE}: "
+                f"{'topics' if len(unstable) > 1 else 'topic'} {found}. Fits from other random "
+                "starts have other topics instead. Do not base conclusions on these topics.",
             )
 
 
-def limits(
+def score_warnings(
     n_test: int, *, replicated: bool, given: bool = False, n_rounded: int = 0
 ) -> Iterator[tuple[str, str]]:
-    """Return the limits of the scores: (heading, explanation).
+    """Yield warnings about the scores: (heading, explanation).
 
     Parameters
     ----------
     n_test
-        Number of test cells; 0 where none were kept.
+        Number of test cells; 0 if there are none.
     replicated
         Whether there are several replicates.
     given
-        Whether the topics come from elsewhere.
+        Whether the topics were fitted by another tool.
     n_rounded
-        How many values were rounded to counts.
+        Number of values that were rounded to counts.
     """
     if n_rounded:
         yield (
             "The counts were rounded",
-            f"{n_rounded:,} values of the file were not whole (corrected or expected counts) and "
-            "were rounded to the nearest number. Perplexity and ELBO are of the rounded counts.",
+            f"{n_rounded:,} values of the file were not whole numbers (corrected or expected "
+            "counts) and were rounded. Perplexity and ELBO are those of the rounded counts.",
         )
     if given and not n_test:
         yield (
-            "No cell is known to be held out",
-            "If the topics were fitted to these cells, the perplexities and the ELBO are too good; "
-            "held_out=FILE names cells that they were not fitted to.",
+            "No held-out cells are known",
+            "If the topics were fitted to these cells, the perplexities and the ELBO are too "
+            "good. held_out=FILE names cells that the topics were not fitted to.",
         )
     if 0 < n_test < FEW_TEST_CELLS:
         yield (
             f"Only {n_test} test cells",
-            "The perplexity of other cells may be quite another: compare it with nothing but fits "
-            "of the same split.",
+            "The perplexity of other cells can be very different. Compare it only with fits of "
+            "the same split.",
         )
     if not replicated and not given:
         yield (
             "One replicate, so no stability",
-            "Nothing here says whether another start finds the same topics; train.n_replicates=4 "
-            "does.",
+            "This page cannot say whether another random start finds the same topics; use "
+            "train.n_replicates=4.",
         )
 
 
 def _backgrounds(
     theta_NK: np.ndarray, beta_KG: np.ndarray, genes: Sequence[str] | None
 ) -> Iterator[tuple[str, str]]:
-    """Return topics of what all cells have: ambient RNA, ribosomes, mitochondria."""
+    """Yield warnings about topics that all cells have: ambient RNA, ribosomes, mitochondria."""
     mean_G = theta_NK.mean(axis=0) @ beta_KG
     cosine_K = beta_KG @ mean_G / (np.linalg.norm(beta_KG, axis=1) * np.linalg.norm(mean_G))
     present_K = (theta_NK > PRESENT).mean(axis=0)
@@ -139,10 +139,10 @@ def _backgrounds(
             f"{topic} ({100 * present_K[topic]:.0f} % of the cells)" for topic in common
         )
         yield (
-            f"{len(common)} of {theta_NK.shape[1]} topics like a background",
-            f"In nearly all cells, and much like the average of their counts: "
-            f"{'topics' if len(common) > 1 else 'topic'} {found}. Ambient RNA and genes that every "
-            "cell expresses look so; a cell type does not.",
+            f"{len(common)} of {theta_NK.shape[1]} topics look like a background",
+            "Present in nearly all cells, and very similar to the average cell: "
+            f"{'topics' if len(common) > 1 else 'topic'} {found}. Ambient RNA and genes that "
+            "every cell expresses cause such topics; cell types do not.",
         )
     if genes is None:
         return
@@ -153,9 +153,9 @@ def _backgrounds(
     if len(heavy):
         found = ", ".join(f"{topic} ({100 * share_K[topic]:.0f} %)" for topic in heavy)
         yield (
-            f"{len(heavy)} of {theta_NK.shape[1]} topics mostly ribosomal or mitochondrial",
+            f"{len(heavy)} of {theta_NK.shape[1]} topics are mostly ribosomal or mitochondrial",
             f"More than half of the counts of {'topics' if len(heavy) > 1 else 'topic'} {found} "
-            "are of such genes. Rank its genes by relevance or FREX, or leave those genes out "
+            "belong to such genes. Rank the genes by relevance or FREX, or leave these genes out "
             "(preprocess=no_ribosomal).",
         )
 
