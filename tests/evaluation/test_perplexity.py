@@ -102,7 +102,7 @@ class TestPerplexity:
         assert perplexity(x_NG, one, beta_KG) == 1
 
     def test_parts_weigh_as_many_counts_as_they_have(self, x_NG, theta_NK, beta_KG):
-        """A mean over mini-batches would let a short last one weigh as much as a full one."""
+        """A mean over parts of different sizes would be wrong."""
         parts = [slice(0, 3), slice(3, 6), slice(6, 7)]
         n_counts = [float(x_NG[part].sum()) for part in parts]
         logs = [math.log(perplexity(x_NG[part], theta_NK[part], beta_KG)) for part in parts]
@@ -233,7 +233,7 @@ class TestThin:
         np.testing.assert_array_equal(same[0], same[1])
         assert (same[0] != same[2]).any()
 
-    def test_order_of_entries_changes_nothing_and_the_input_stays(self, x_NG):
+    def test_order_of_entries_changes_nothing_and_the_input_is_not_changed(self, x_NG):
         shuffled = x_NG.copy()
         for start, stop in pairwise(x_NG.indptr):
             shuffled.data[start:stop] = x_NG.data[start:stop][::-1]
@@ -244,7 +244,7 @@ class TestThin:
         np.testing.assert_array_equal(shuffled.data, before)
 
     @pytest.mark.parametrize("value", [0.5, -1.0, np.nan, np.inf])
-    def test_refuses_what_is_not_a_count(self, value):
+    def test_values_that_are_no_counts_are_refused(self, value):
         with pytest.raises(ValueError, match=f"{value}: thinning needs counts"):
             thin(sp.csr_matrix(np.array([[1.0, value]])), 0)
 
