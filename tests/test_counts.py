@@ -1,3 +1,5 @@
+"""Counts of every form, and values that are refused."""
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -30,7 +32,7 @@ def test_every_form_of_matrix_gives_the_same_counts(form, dtype):
     assert counts.nnz == 3
 
 
-def test_duplicate_entries_are_added_and_the_input_is_left_alone():
+def test_duplicate_entries_are_added_and_the_input_is_not_changed():
     x = sp.csr_matrix((np.ones(2), np.array([1, 1]), np.array([0, 2])), shape=(1, 2))
     assert as_counts(x, "X").toarray().tolist() == [[0, 2]]
     assert x.nnz == 2
@@ -46,7 +48,7 @@ def test_duplicate_entries_are_added_and_the_input_is_left_alone():
         (MAX_COUNT * 4, "above"),
     ],
 )
-def test_what_is_no_count_is_refused_with_its_place(value, words):
+def test_a_value_that_is_no_count_is_refused_with_its_position(value, words):
     x = X.copy()
     x[1, 2] = value
     with pytest.raises(InputError, match=words) as error:
@@ -55,7 +57,7 @@ def test_what_is_no_count_is_refused_with_its_place(value, words):
     assert "row 1, gene i" in str(error.value)
 
 
-def test_log_normalised_values_are_named_and_the_counts_pointed_to():
+def test_log_normalised_values_are_refused_with_the_layers_of_counts():
     adata = make(np.log1p(X * 1.7), umi=X)
     adata.raw = make()
     with pytest.raises(InputError) as error:
@@ -73,12 +75,12 @@ def test_log_normalised_values_are_named_and_the_counts_pointed_to():
         (np.array([["a"]]), "not numbers"),
     ],
 )
-def test_what_is_no_matrix_of_numbers_is_refused(matrix, words):
+def test_other_arrays_are_refused(matrix, words):
     with pytest.raises(InputError, match=words):
         as_counts(matrix, "X")
 
 
-def test_the_counts_layer_comes_before_x_and_a_layer_can_be_named():
+def test_the_counts_layer_is_used_before_x_and_a_setting_selects_a_layer():
     adata = make(np.log1p(X), counts=X, other=2 * X)
     assert (Counts.of(adata).x.toarray() == X).all()
     assert (Counts.of(adata, "other").x.toarray() == 2 * X).all()

@@ -67,12 +67,12 @@ def test_names_of_identifier_and_symbol_are_divided(names: list[str], symbols: l
     assert all(genes.IDS.match(identifier) for identifier in divided[1])
 
 
-def test_other_names_stay_whole() -> None:
+def test_other_names_are_not_divided() -> None:
     assert genes.divided(["HLA-A", "MT-ND1"]) is None
     assert genes.divided([]) is None
 
 
-def test_cells_and_genes_are_told_apart() -> None:
+def test_names_of_cells_and_genes_are_recognised() -> None:
     cells = (
         "AAACCTGAGAAACCAT-1 s1_AAACCTGAGAAACCAT AAACCTGAGAAACCAT.1 cell_12 SRR1234567 01_02_03__s1"
     )
@@ -83,7 +83,7 @@ def test_cells_and_genes_are_told_apart() -> None:
     assert genes.n_cell_like([*some.split(), "CATSPER1", "GATA3", "TACC1"]) == 0
 
 
-def test_columns_of_metadata_are_known_and_genes_are_not() -> None:
+def test_columns_of_metadata_are_recognised() -> None:
     columns = ["n_counts", "nCount_RNA", "percent.mt", "RNA_snn_res.0.8", "orig.ident", "cell_type"]
     assert genes.metadata_columns(columns, rows_are_genes=False) == list(range(6))
     symbols = ["CD4", "AGER", "PCNA", "SEX1", "X", "Y", "w", "ST8", "TOTAL1", "DAY"]

@@ -1,4 +1,4 @@
-"""Downloads against a server that misbehaves on this machine; the named sets themselves."""
+"""Downloads from a local server with faults, and the data sets of the catalogue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BODY = bytes(range(256)) * 400
 
 
 class Server:
-    """A web server on the loopback whose next answers are set by `mode`."""
+    """A local web server; `mode` sets its next answers."""
 
     def __init__(self) -> None:
         self.mode = "whole"
@@ -98,7 +98,7 @@ def test_a_download_arrives_whole_and_is_not_repeated(
     assert server.requests == 1
 
 
-def test_the_progress_bar_is_shown_on_demand(
+def test_the_setting_shows_the_progress_bar(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch(dataset, tmp_path / "a", progress=True, allow_loopback_http=True)
@@ -107,33 +107,32 @@ def test_the_progress_bar_is_shown_on_demand(
     assert "%|" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("before", [None, b"another file"])
 @pytest.mark.parametrize("mode", FAILURES)
-def test_a_failed_download_leaves_nothing_and_the_next_one_succeeds(
-    mode: str, server: Server, dataset: Dataset, tmp_path: Path
+def test_a_failed_download_changes_no_file_and_the_next_one_succeeds(
+    mode: str, before: bytes | None, server: Server, dataset: Dataset, tmp_path: Path
 ) -> None:
+    path = tmp_path / "cells.h5ad"
+    if before is not None:
+        path.write_bytes(before)
     server.mode = mode
     with pytest.raises(InputError) as caught:
         get(dataset, tmp_path)
     message = str(caught.value)
-    wanted = (
-        "cells",
-        server.url,
-        FAILURES[mode],
-        "try again",
-        str(tmp_path / "cells.h5ad"),
-        "TOPICELL_DATA",
-    )
-    for part in wanted:
+    expected = ["cells", server.url, FAILURES[mode], "try again", str(path), "TOPICELL_DATA"]
+    if before is not None:
+        expected.append("the file there has another checksum, and stays")
+    for part in expected:
         assert part in message
     assert "\n" not in message
-    assert list(tmp_path.iterdir()) == []
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([] if before is None else [before])
 
     server.mode = "whole"
     assert get(dataset, tmp_path).read_bytes() == BODY
-    assert [p.name for p in tmp_path.iterdir()] == ["cells.h5ad"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_server_that_is_gone(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_server_without_answer_is_an_input_error(dataset: Dataset, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -143,21 +142,7 @@ def test_a_server_that_is_gone(dataset: Dataset, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", FAILURES)
-def test_a_file_with_another_checksum_stays_until_its_replacement_is_whole(
-    mode: str, server: Server, dataset: Dataset, tmp_path: Path
-) -> None:
-    path = tmp_path / "cells.h5ad"
-    path.write_bytes(b"the user's")
-    server.mode = mode
-    with pytest.raises(InputError, match="the file there has another checksum and is kept"):
-        get(dataset, tmp_path)
-    assert path.read_bytes() == b"the user's"
-    server.mode = "whole"
-    assert get(dataset, tmp_path).read_bytes() == BODY
-
-
-def test_a_right_file_is_used_without_request_or_write(
+def test_a_downloaded_file_is_used_without_request_or_write(
     server: Server, dataset: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "cells.h5ad").write_bytes(BODY)
@@ -171,7 +156,7 @@ def test_a_right_file_is_used_without_request_or_write(
     assert tmp_path.stat().st_mtime_ns == before
 
 
-def test_a_folder_that_cannot_be_written(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         get(dataset, tmp_path / "file" / "folder")
@@ -212,7 +197,7 @@ def test_the_data_folder_follows_the_environment(
     assert data_folder().parts[-2:] == ("topicell", "data")
 
 
-def test_pbmc68k_counts_are_whole_and_explain_what_scanpy_ships() -> None:
+def test_pbmc68k_counts_are_whole_and_give_the_values_of_scanpy() -> None:
     import scanpy as sc
 
     adata = load_pbmc68k()
@@ -230,8 +215,8 @@ def test_pbmc68k_counts_are_whole_and_explain_what_scanpy_ships() -> None:
     log_counts.data = np.log1p(log_counts.data / np.repeat(n_counts / 1e4, np.diff(x.indptr)))
     stored = shipped.raw.X.astype(np.float64).tocsr().sorted_indices()
     np.testing.assert_array_equal(log_counts.indices, stored.indices)
-    # Equal to the third decimal, but for four values so near a tie (1.5e-7) that single
-    # precision, in which scanpy computed them, rounds them the other way.
+    # Equal to the third decimal, except four values near a tie (1.5e-7): scanpy computed in
+    # single precision, which rounds them in the other direction.
     differs = np.round(log_counts.data, 3) != np.round(stored.data, 3)
     assert differs.sum() == 4
     assert np.abs(log_counts.data - stored.data).max() < 0.0005 + 1e-6
@@ -242,9 +227,9 @@ def test_pbmc68k_counts_are_whole_and_explain_what_scanpy_ships() -> None:
     assert set(adata.uns) == {"topicell_source"}
 
 
-# Between two counts; and so large that a thousandth spans several.
+# A value between two counts; a value so large that several counts are within a thousandth.
 @pytest.mark.parametrize("moved", [0.01, 9.0])
-def test_pbmc68k_refuses_values_that_do_not_stand_for_one_count(
+def test_pbmc68k_refuses_values_of_no_or_several_counts(
     moved: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import scanpy as sc
@@ -274,7 +259,7 @@ def test_pbmc_facs_has_the_published_cells(
     assert len(adata.obs["celltype"].cat.categories) == 10
     # Every sort lies within one group.
     assert (adata.obs.groupby("celltype", observed=True)["subpop"].nunique() == 1).all()
-    # A marker is where it should be: cells, genes and labels are in register.
+    # A marker is high in its cells: cells, genes and labels are in the same order.
     cd79a = adata[:, "CD79A"].X.toarray().ravel()
     assert (
         cd79a[adata.obs["subpop"] == "B cell"].mean()

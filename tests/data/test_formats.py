@@ -1,4 +1,4 @@
-"""Each form that other programs write is read with the same counts; others are refused by name."""
+"""Forms that other programs write are read with the same counts; others are refused by name."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def cells() -> AnnData:
     return AnnData(sp.csr_matrix(X), obs=obs, var=pd.DataFrame({"id": IDS}, index=GENES))
 
 
-def assert_whole(adata: AnnData, genes: Sequence[str] = GENES) -> None:
+def require_equal(adata: AnnData, genes: Sequence[str] = GENES) -> None:
     assert list(adata.obs_names) == CELLS
     assert list(adata.var_names) == list(genes)
     np.testing.assert_array_equal(adata.X.toarray(), X)
 
 
-def put(path: Path, content: bytes | list[str]) -> None:
+def write_file(path: Path, content: bytes | list[str]) -> None:
     data = content if isinstance(content, bytes) else "".join(f"{x}\n" for x in content).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
@@ -73,7 +73,7 @@ def triple(
 ) -> Path:
     contents: tuple[bytes | list[str], ...] = (market(matrix), features, barcodes)
     for name, content in zip(names, contents, strict=True):
-        put(folder / f"{prefix}{name}", content)
+        write_file(folder / f"{prefix}{name}", content)
     return folder
 
 
@@ -135,10 +135,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], Sequence[str]]] = {
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_a_folder_of_one_sample_is_read(kind: str, tmp_path: Path) -> None:
     make, genes = FOLDERS[kind]
-    assert_whole(read(make(tmp_path)), genes)
+    require_equal(read(make(tmp_path)), genes)
 
 
-def test_as_many_cells_as_genes_lie_as_the_program_writes_them(tmp_path: Path) -> None:
+def test_a_square_matrix_has_the_orientation_of_its_program(tmp_path: Path) -> None:
     square = X[:5]
     triple("", tmp_path / "ours", matrix=square.T, barcodes=CELLS[:5])
     triple(
@@ -177,11 +177,11 @@ def test_symbols_that_repeat_are_matched_by_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz"])
-def test_any_file_of_a_sample_reads_that_sample(part: str, tmp_path: Path) -> None:
+def test_each_file_of_a_sample_names_the_sample(part: str, tmp_path: Path) -> None:
     triple("a_", tmp_path, matrix=np.zeros((5, 6)))
     triple("b_", tmp_path)
-    assert_whole(read(tmp_path / f"b_{part}"))
-    assert_whole(read(triple("", tmp_path / "plain", names=PLAIN) / "matrix.mtx"))
+    require_equal(read(tmp_path / f"b_{part}"))
+    require_equal(read(triple("", tmp_path / "plain", names=PLAIN) / "matrix.mtx"))
 
 
 def test_the_digest_of_a_sample_covers_its_files_and_no_other(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_the_digest_of_a_sample_covers_its_files_and_no_other(tmp_path: Path) ->
 
     triple("a_", triple("b_", tmp_path))
     before = digest()
-    put(tmp_path / "a_barcodes.tsv.gz", CELLS[::-1])
+    write_file(tmp_path / "a_barcodes.tsv.gz", CELLS[::-1])
     assert digest() == before
-    put(tmp_path / "b_barcodes.tsv.gz", CELLS[::-1])
+    write_file(tmp_path / "b_barcodes.tsv.gz", CELLS[::-1])
     assert digest() != before
 
 
@@ -205,6 +205,17 @@ def no_genes(folder: Path) -> Path:
 def peaks(folder: Path) -> Path:
     triple("", folder)
     (folder / "features.tsv.gz").rename(folder / "peaks.bed.gz")
+    return folder
+
+
+def triple_without(name: str, folder: Path) -> Path:
+    (triple("", folder, names=PLAIN, features=TWO_COLUMNS) / name).unlink()
+    return folder
+
+
+def half_a_matrix(folder: Path) -> Path:
+    path = triple("", folder, names=PLAIN, features=TWO_COLUMNS) / "matrix.mtx"
+    path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
     return folder
 
 
@@ -223,12 +234,16 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: triple("a_", triple("b_", f, features=[f"x{row}" for row in FEATURES])),
         "no gene in common",
     ),
-    "other numbers": (lambda f: triple("a_", f, features=FEATURES[1:]), "of the same sample"),
+    "fewer genes": (lambda f: triple("a_", f, features=FEATURES[1:]), "of the same sample"),
+    "fewer cells": (lambda f: triple("", f, barcodes=CELLS[1:]), "of the same sample"),
+    "half a matrix": (half_a_matrix, "declares 20 entries"),
+    "no barcodes": (lambda f: triple_without("barcodes.tsv", f), "no barcodes.tsv"),
+    "no genes": (lambda f: triple_without("genes.tsv", f), "features.tsv or genes.tsv"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_folders_that_cannot_be_read_are_refused_with_what_they_hold(
+def test_folders_that_cannot_be_read_are_refused_with_their_content(
     case: str, tmp_path: Path
 ) -> None:
     make, message = BAD_FOLDERS[case]
@@ -244,32 +259,86 @@ def test_a_gene_without_a_symbol_takes_its_id(form: str, tmp_path: Path) -> None
             "", tmp_path, features=[f"{i}\t{s}" for i, s in zip(IDS, symbols, strict=True)]
         )
     else:
-        path = tenx(tmp_path / "cells.h5", symbols)
+        path = write_10x_h5(tmp_path / "cells.h5", symbols)
     with pytest.warns(UserWarning, match="2 of 5 genes have no symbol"):
-        assert_whole(read(path), ["G0", IDS[1], "G2", IDS[3], "G4"])
+        require_equal(read(path), ["G0", IDS[1], "G2", IDS[3], "G4"])
 
 
-def tenx(path: Path, symbols: Sequence[str] = GENES) -> Path:
+def write_10x_h5(
+    path: Path,
+    symbols: Sequence[str] = GENES,
+    *,
+    types: Sequence[str] = ("Gene Expression",) * 5,
+    v2: bool = False,
+) -> Path:
     x = sp.csr_matrix(X)
     with h5py.File(path, "w") as file:
-        group = file.create_group("matrix")
+        group = file.create_group("hg19" if v2 else "matrix")
         group["barcodes"] = np.array(CELLS, dtype="S")
         group["data"] = x.data.astype(np.int32)
         group["indices"], group["indptr"], group["shape"] = x.indices, x.indptr, X.shape[::-1]
-        columns = {"id": IDS, "name": symbols, "feature_type": ["Gene Expression"] * 5}
+        columns = {"genes": IDS, "gene_names": symbols}
+        if not v2:
+            group = group.create_group("features")
+            columns = {"id": IDS, "name": symbols, "feature_type": types}
         for name, values in columns.items():
-            group[f"features/{name}"] = np.array(values, dtype="S")
+            group[name] = np.array(values, dtype="S")
     return path
 
 
-def test_cellbenders_groups_beside_the_matrix_are_passed_over(tmp_path: Path) -> None:
-    path = tenx(tmp_path / "cells.h5")
+@pytest.mark.parametrize("v2", [False, True])
+def test_10x_h5_is_read_under_any_name(v2: bool, tmp_path: Path) -> None:
+    for name in ("filtered_feature_bc_matrix.h5", "really_10x.h5ad"):
+        adata = read(write_10x_h5(tmp_path / name, v2=v2))
+        require_equal(adata)
+        assert list(adata.var["gene_ids"]) == IDS
+
+
+def test_h5ad_is_read_under_the_name_of_10x_h5(tmp_path: Path) -> None:
+    cells().write_h5ad(tmp_path / "cells.h5ad")
+    require_equal(read((tmp_path / "cells.h5ad").rename(tmp_path / "cells.h5")))
+
+
+@pytest.mark.parametrize("form", ["10x h5", "mtx"])
+def test_only_gene_expression_is_read_by_default(form: str, tmp_path: Path) -> None:
+    types = ["Gene Expression"] * 3 + ["Antibody Capture"] * 2
+    if form == "mtx":
+        rows = zip(IDS, GENES, types, strict=True)
+        path = triple("", tmp_path, features=["\t".join(row) for row in rows])
+    else:
+        path = write_10x_h5(tmp_path / "cells.h5", types=types)
+    with pytest.warns(UserWarning, match="2 of 5 features are left out: 2 Antibody Capture"):
+        assert list(read(path).var_names) == GENES[:3]
+
+
+@pytest.mark.parametrize("form", ["10x h5", "mtx"])
+def test_repeated_symbols_become_unique_with_a_warning(form: str, tmp_path: Path) -> None:
+    symbols = ["A", "B", "A", "A", "B"]
+    if form == "mtx":
+        rows = zip(IDS, symbols, strict=True)
+        path = triple("", tmp_path, features=["\t".join(row) for row in rows])
+    else:
+        path = write_10x_h5(tmp_path / "cells.h5", symbols)
+    with pytest.warns(UserWarning, match="3 gene names repeat") as caught:
+        require_equal(read(path), ["A", "B", "A-1", "A-2", "B-1"])
+    assert len(caught) == 1
+
+
+def test_half_a_10x_h5_is_refused(tmp_path: Path) -> None:
+    path = write_10x_h5(tmp_path / "cells.h5")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="copy or download it again"):
+        read(path)
+
+
+def test_groups_of_cellbender_beside_the_matrix_are_ignored(tmp_path: Path) -> None:
+    path = write_10x_h5(tmp_path / "cells.h5")
     with h5py.File(path, "a") as file:
         file["droplet_latents/cell_probability"] = np.ones(6)
         file["global_latents/ambient_expression"] = np.ones(5)
         file["metadata/barcodes"] = np.array(CELLS, dtype="S")
         file["matrix/features/odd"] = np.ones(2)
-    assert_whole(read(path))
+    require_equal(read(path))
 
 
 def zipped(name: str, content: bytes) -> bytes:
@@ -290,13 +359,13 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", PACKINGS)
-def test_packed_hdf5_is_unpacked(name: str, tmp_path: Path) -> None:
+def test_compressed_hdf5_is_read(name: str, tmp_path: Path) -> None:
     adata = cells()
     adata.write_h5ad(tmp_path / "plain.h5ad")
     path = tmp_path / name
     path.write_bytes(PACKINGS[name]((tmp_path / "plain.h5ad").read_bytes()))
     again = read(path)
-    assert_whole(again)
+    require_equal(again)
     assert list(again.obs["kind"]) == list("ababab")
 
 
@@ -328,7 +397,7 @@ def zarr_mudata(folder: Path, *names: str) -> Path:
 
 
 def write_mudata(file: Any, names: Sequence[str], others: AnnData) -> None:
-    """The first modality holds the genes."""
+    """Write a MuData file; the first modality has the genes."""
     obs = pd.DataFrame({f"{names[0]}:kind": list("zzzzzz"), "donor": list("xxyyzz")}, index=CELLS)
     write_elem(file, "obs", obs.iloc[::-1])
     file.create_group("mod")
@@ -341,23 +410,23 @@ def test_a_modality_of_mudata_is_read(make: Callable[..., Path], tmp_path: Path)
     path = make(tmp_path, "GEX", "prot")
     with pytest.warns(UserWarning, match="modality .GEX. is read, prot not"):
         adata = read(path)
-    assert_whole(adata)
+    require_equal(adata)
     assert list(adata.obs["kind"]) == list("ababab")
     assert list(adata.obs["donor"]) == list("xxyyzz")
-    assert_whole(read(path, modality="GEX"))
+    require_equal(read(path, modality="GEX"))
     assert list(read(path, modality="prot").var_names) == ["P", "Q"]
     with pytest.raises(InputError, match="modality = 'rna': no such modality; here: GEX, prot"):
         read(path, modality="rna")
 
 
-def test_a_modality_is_named_where_none_is_known(tmp_path: Path) -> None:
+def test_a_modality_must_be_named_if_none_is_known(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"modalities a, b; name the one.*modality=NAME"):
         read(h5mu(tmp_path, "a", "b"))
-    assert_whole(read(h5mu(tmp_path, "only")))
+    require_equal(read(h5mu(tmp_path, "only")))
 
 
 @pytest.mark.parametrize("form", ["h5ad", "zarr", "mtx", "packed"])
-def test_a_modality_of_what_is_no_mudata_is_refused(form: str, tmp_path: Path) -> None:
+def test_a_modality_is_refused_for_other_forms(form: str, tmp_path: Path) -> None:
     path = tmp_path / f"cells.{form}"
     if form == "mtx":
         triple("", path)
@@ -375,7 +444,7 @@ def test_a_modality_of_what_is_no_mudata_is_refused(form: str, tmp_path: Path) -
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    """A zarr folder of version 3 whose arrays of counts lie in shards of several chunks."""
+    """Return a zarr folder of version 3; its arrays of counts have shards of several chunks."""
     path = tmp_path / "cells.zarr"
     x = sp.csr_matrix(np.random.default_rng(0).poisson(5.0, (40, 30)).astype(np.float32))
     adata = AnnData(
@@ -413,7 +482,7 @@ def test_zipped_zarr_is_read(version: Any, inside: str, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         cells().write_zarr(tmp_path / "in" / "cells.zarr")
     root = tmp_path / "in" if inside != "." else tmp_path / "in" / "cells.zarr"
-    assert_whole(read(shutil.make_archive(str(tmp_path / "cells.zarr"), "zip", root)))
+    require_equal(read(shutil.make_archive(str(tmp_path / "cells.zarr"), "zip", root)))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +499,7 @@ def test_loom_is_read(genes: str, barcodes: str, tmp_path: Path) -> None:
         file[f"col_attrs/{barcodes}"] = CELLS
         file["col_attrs/kind"] = list("ababab")
     adata = read(tmp_path / "cells.loom")
-    assert_whole(adata)
+    require_equal(adata)
     assert list(adata.var["Accession"]) == IDS
     assert list(adata.obs["kind"]) == list("ababab")
     np.testing.assert_array_equal(read(tmp_path / "cells.loom", layer="spliced").X.toarray(), X * 2)
@@ -475,7 +544,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_forms_are_refused_with_the_way_to_convert_them(name: str, tmp_path: Path) -> None:
+def test_other_forms_are_refused_with_a_way_to_convert_them(name: str, tmp_path: Path) -> None:
     make, message = OTHERS[name]
     make(tmp_path / name)
     with pytest.raises(InputError, match=message) as caught:
@@ -484,7 +553,7 @@ def test_other_forms_are_refused_with_the_way_to_convert_them(name: str, tmp_pat
 
 
 def test_a_form_is_added_by_one_row(tmp_path, monkeypatch):
-    """`read` and the settings of a command know it."""
+    """`read` uses it, and its errors name it."""
     path = tmp_path / "cells.toy"
     path.write_text("3 1\n0 2\n")
 

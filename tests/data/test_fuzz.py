@@ -1,4 +1,4 @@
-"""Random input, right and broken: the drives of experiments/robustness on Hypothesis's numbers."""
+"""Random valid and damaged input: the functions of experiments/robustness/fuzz.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_input_is_read_as_it_was_written_or_refused_in_one_line(
         fuzz.DRIVES[drive](rng, Path(folder))
 
 
-def test_what_is_neither_read_nor_refused_is_a_fault_and_kept(
+def test_input_with_another_error_is_a_fault_and_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fuzz is not None

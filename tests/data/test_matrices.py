@@ -1,4 +1,4 @@
-"""Any form, transposed or not, gives the same topics; a mismatch says how to fix it."""
+"""Topics of another program: every form gives the same topics; an error says how to fix it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Frames = tuple[pd.DataFrame, pd.DataFrame]
 
 
 def frames(seed: int = 0) -> Frames:
-    """Cells × topics and genes × topics, as topicell writes them."""
+    """Return cells × topics and genes × topics, as topicell writes them."""
     rng = np.random.default_rng(seed)
     theta = pd.DataFrame(rng.dirichlet(np.full(3, 0.5), 8), index=CELLS, columns=NAMES)
     beta = pd.DataFrame(rng.dirichlet(np.full(6, 0.5), 3).T, index=GENES, columns=NAMES)
@@ -121,13 +121,12 @@ BARE: dict[str, Writer] = {
     "sparse npz": write_sparse,
     "h5ad:uns/array": write_bare_uns,
 }
-# Their rows are cells or genes by what they are.
-UPRIGHT: dict[str, Writer] = {
+ROWS_ARE_ITEMS: dict[str, Writer] = {
     "h5ad array": lambda f, p, r: write_h5ad(f, p, r, f.to_numpy()),
     "h5ad sparse": lambda f, p, r: write_h5ad(f, p, r, sp.csc_matrix(f.to_numpy())),
     "h5ad frame": write_h5ad,
 }
-ALL = NAMED | BARE | UPRIGHT
+ALL = NAMED | BARE | ROWS_ARE_ITEMS
 
 
 def write(
@@ -146,20 +145,24 @@ def require_equal(topics: Topics, pair: Frames, *, named: bool = True) -> None:
     assert [GENES[i] for i in topics.genes] == list(beta.index)
 
 
-BOTH_WAYS = [(False, False), (True, False), (False, True), (True, True)]
+ORIENTATIONS = [(False, False), (True, False), (False, True), (True, True)]
 
 
 @pytest.mark.parametrize(
     ("form", "turn"),
-    [(form, turn) for form in ALL for turn in BOTH_WAYS[: 1 if form in UPRIGHT else None]],
+    [
+        (form, turn)
+        for form in ALL
+        for turn in ORIENTATIONS[: 1 if form in ROWS_ARE_ITEMS else None]
+    ],
 )
-def test_each_form_reads_back_either_way_up(
+def test_each_form_is_read_in_both_orientations(
     form: str, turn: tuple[bool, bool], tmp_path: Path
 ) -> None:
     pair = frames()
     topics = read_topics(*write(form, pair, tmp_path, turn), CELLS, GENES)
     require_equal(topics, pair, named=form in NAMED or form == "h5ad frame")
-    # Not only equal, but the same bytes whatever the form: one order of summation.
+    # The order of summation is the same for every form, so the bytes are equal too.
     plain = read_topics(*write("csv", pair, tmp_path), CELLS, GENES)
     np.testing.assert_array_equal(topics.theta_NK, plain.theta_NK)
     np.testing.assert_array_equal(topics.beta_KG, plain.beta_KG)
@@ -168,7 +171,7 @@ def test_each_form_reads_back_either_way_up(
         np.testing.assert_allclose(values.sum(axis=1), 1, rtol=1e-15)
 
 
-def test_the_files_of_cnmf_are_read_as_they_are(tmp_path: Path) -> None:
+def test_the_files_of_cnmf_are_read(tmp_path: Path) -> None:
     theta, beta = frames()
     usages, spectra = tmp_path / "x.usages.k_3.dt_0_1.txt", tmp_path / "x.spectra.k_3.dt_0_1.txt"
     theta.set_axis([1, 2, 3], axis=1).mul(1000).to_csv(usages, sep="\t")
@@ -179,12 +182,12 @@ def test_the_files_of_cnmf_are_read_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_allclose(topics.beta_KG, beta.T, rtol=1e-12)
 
 
-def test_forms_and_ways_up_can_be_mixed(tmp_path: Path) -> None:
+def test_forms_and_orientations_can_be_mixed(tmp_path: Path) -> None:
     theta, beta = frames()
     topics = read_topics(
         write_npy(theta.T, tmp_path, "theta"), write_csv(beta, tmp_path, "beta"), CELLS, GENES
     )
-    require_equal(topics, (theta, beta))  # One file names the topics, and this is enough.
+    require_equal(topics, (theta, beta))  # The names of one file are enough.
 
 
 def test_one_file_may_hold_both(tmp_path: Path) -> None:
@@ -204,17 +207,6 @@ def test_one_file_may_hold_both(tmp_path: Path) -> None:
     require_equal(read_topics(theta_field, beta_field, CELLS, GENES), (theta, beta), named=False)
     with pytest.raises(InputError, match=r"adata.h5ad:varm/lda_topics: none of its 6 cells is in"):
         read_topics(beta_field, beta_field, CELLS, GENES)
-
-
-def test_the_files_of_a_run_read_back_to_what_was_written(tmp_path: Path) -> None:
-    theta, beta = (frame.astype(np.float32) for frame in frames(seed=1))
-    theta.to_csv(tmp_path / "cell_topics.csv", index_label="cell")
-    beta.to_csv(tmp_path / "gene_topics.csv", index_label="gene")
-    files = str(tmp_path / "cell_topics.csv"), str(tmp_path / "gene_topics.csv")
-    topics = read_topics(*files, CELLS, GENES)
-    np.testing.assert_allclose(topics.theta_NK, theta, rtol=3e-7)
-    np.testing.assert_allclose(topics.beta_KG, beta.T, rtol=3e-7)
-    assert topics.names == NAMES
 
 
 @settings(max_examples=30)
@@ -265,7 +257,7 @@ def test_normalize_undoes_any_scale_of_rows(scale: list[float], tmp_path: Path) 
         np.testing.assert_allclose(topics.beta_KG, beta.T, rtol=1e-12)
 
 
-def test_rounding_is_forgiven_up_to_a_thousandth(tmp_path: Path) -> None:
+def test_sums_may_differ_from_one_by_a_thousandth(tmp_path: Path) -> None:
     theta, beta = frames()
     topics = read_topics(*write("csv", (theta * 1.0009, beta), tmp_path), CELLS, GENES)
     np.testing.assert_allclose(topics.theta_NK, theta, rtol=1e-14)
@@ -279,7 +271,7 @@ def test_names_may_be_numbers(tmp_path: Path) -> None:
     theta.index, beta.index = pd.Index(cells), pd.Index(genes)
     theta.columns = beta.columns = pd.Index(["0", "1", "2"])
     for turn in ((False, False), (True, True)):
-        # Topics called 0, 1, 2 are cells of the data as well; but the other side has them all.
+        # Topics are called 0, 1, 2, as some cells, but the other side has all cells.
         topics = read_topics(*write("csv", (theta, beta), tmp_path, turn), cells, genes)
         np.testing.assert_allclose(topics.theta_NK, theta, rtol=1e-14)
         np.testing.assert_allclose(topics.beta_KG, beta.T, rtol=1e-14)
@@ -288,12 +280,12 @@ def test_names_may_be_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("side", ["index", "header"])
-def test_a_table_may_name_one_side_alone(side: str, turned: bool, tmp_path: Path) -> None:
+def test_a_table_may_name_only_one_side(side: str, turned: bool, tmp_path: Path) -> None:
     theta, beta = frames()
     path = tmp_path / "theta.csv"
     (theta.T if turned else theta).to_csv(path, **{side: False})
     topics = read_topics(str(path), write_csv(beta, tmp_path, "beta"), CELLS, GENES)
-    require_equal(topics, (theta, beta))  # No cell is lost to a header that is none.
+    require_equal(topics, (theta, beta))  # The first row is not lost as a header.
 
 
 Change = Callable[[pd.DataFrame, pd.DataFrame], Frames]
@@ -308,7 +300,7 @@ def with_value(value: object) -> Change:
     return change
 
 
-MISFITS: dict[str, tuple[Change, str]] = {
+MISMATCHES: dict[str, tuple[Change, str]] = {
     "other cells": (
         lambda t, b: (t.rename(index={"cell0": "x", "cell5": "y"}), b),
         r"theta=.*theta.csv: 2 of its 8 cells are not in the data: 'x', 'y'; leave them out",
@@ -373,14 +365,14 @@ UNNORMALISED: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", [*MISFITS, *UNNORMALISED])
-def test_what_does_not_fit_is_refused(case: str, tmp_path: Path) -> None:
-    change, message = (MISFITS | UNNORMALISED)[case]
+@pytest.mark.parametrize("case", [*MISMATCHES, *UNNORMALISED])
+def test_topics_that_do_not_match_the_data_are_refused(case: str, tmp_path: Path) -> None:
+    change, message = (MISMATCHES | UNNORMALISED)[case]
     files = write("csv", change(*frames()), tmp_path)
     with pytest.raises(InputError, match=message) as caught:
         read_topics(*files, CELLS, GENES)
     assert "\n" not in str(caught.value)
-    if case in MISFITS:
+    if case in MISMATCHES:
         with pytest.raises(InputError, match=message):
             read_topics(*files, CELLS, GENES, normalize=True)
     else:
@@ -412,7 +404,7 @@ def test_names_of_an_npz_belong_to_one_side(tmp_path: Path) -> None:
     require_equal(topics, (theta, beta))
 
 
-def test_names_that_the_data_repeat_cannot_be_asked_for(tmp_path: Path) -> None:
+def test_names_that_repeat_in_the_data_are_refused(tmp_path: Path) -> None:
     theta, beta = frames()
     files = write("csv", (theta[2:], beta), tmp_path)
     assert read_topics(*files, ["cell0", "cell0", *CELLS[2:]], GENES).cells[0] == 2
@@ -503,7 +495,7 @@ def test_bad_files_are_refused_with_their_name(case: str, tmp_path: Path) -> Non
 
 
 def test_factors_keep_the_proportions_of_their_product(tmp_path):
-    """W H of NMF: what normalising takes from a topic's genes goes to its cells."""
+    """Normalising H of NMF multiplies W by the same factors."""
     rng = np.random.default_rng(0)
     w, h = rng.gamma(1.0, 1.0, (7, 3)), rng.gamma(1.0, [[1.0], [10.0], [100.0]], (3, 5))
     np.save(tmp_path / "w.npy", w)
@@ -515,7 +507,7 @@ def test_factors_keep_the_proportions_of_their_product(tmp_path):
     np.testing.assert_allclose(
         topics.theta_NK @ topics.beta_KG, product / product.sum(1, keepdims=True)
     )
-    # Proportions beside weights of genes stay as they are.
+    # Proportions are not changed by the weights of genes.
     theta = w / w.sum(1, keepdims=True)
     np.save(tmp_path / "w.npy", theta)
     again = read_topics(*paths, cells, genes, normalize=True)

@@ -70,7 +70,7 @@ def test_smaller_priors_give_sparser_topics() -> None:
     assert purity(0.01) > purity(0.3) > purity(10)
 
 
-def test_the_same_settings_give_the_same_bytes_whatever_the_chunks(
+def test_the_same_settings_give_the_same_bytes_in_chunks_of_any_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = SimulationConfig(n_cells=50, n_genes=20, n_topics=3, seed=7)
@@ -84,7 +84,7 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_chunks(
     assert (first.X != third.X).nnz > 0
 
 
-def test_the_digest_of_settings_tells_each_knob_apart() -> None:
+def test_each_setting_changes_the_digest() -> None:
     digests = {
         settings_digest(config)
         for config in (

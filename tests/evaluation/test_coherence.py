@@ -1,4 +1,4 @@
-"""Coherence against loops over cells and pairs, gensim, values known by hand, and invariances."""
+"""Coherence against loops over cells and pairs, gensim and values known by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def umass_by_loops(x_NG, genes_KT):
 
 
 def corpus(seed, mean=0.7):
-    """Genes from never to always seen, and top genes that topics share."""
+    """Return counts of rare to common genes, and the top genes of each topic."""
     rng = np.random.default_rng(seed)
     x_NG = rng.poisson(mean * rng.exponential(1.0, 9), (12, 9))
     x_NG[:, 0] = 0
@@ -60,9 +60,9 @@ def corpus(seed, mean=0.7):
 
 
 def coherence_by_gensim(measure, x_NG, genes_KT, epsilon, monkeypatch):
-    """gensim's, of cells as documents that name each of their genes once.
+    """Return gensim's coherence; a cell is a document with each of its genes once.
 
-    It adds epsilon, 1e-12 unless told, to the share of cells with both genes of a pair.
+    gensim adds `epsilon`, by default 1e-12, to the share of cells with both genes of a pair.
     """
     from gensim.corpora import Dictionary
     from gensim.models.coherencemodel import CoherenceModel
@@ -78,7 +78,7 @@ def coherence_by_gensim(measure, x_NG, genes_KT, epsilon, monkeypatch):
         corpus=[dictionary.doc2bow(cell) for cell in cells],
         dictionary=dictionary,
         coherence=measure,
-        # Longer than any document: genes are together if they are in one cell.
+        # Longer than any document, so that genes of one cell are in one window.
         window_size=len(names) + 1,
         processes=1,
     )
@@ -101,18 +101,14 @@ class TestBoth:
         expected = oracle(stored_zeros, genes_KT)
         np.testing.assert_allclose(measure(stored_zeros, genes_KT), expected, atol=1e-12)
 
-    def test_permuting_genes_changes_nothing(self, measure, oracle):
+    def test_order_of_genes_and_cells_changes_nothing(self, measure, oracle):
         x_NG, genes_KT = corpus(1)
-        order = np.random.default_rng(0).permutation(x_NG.shape[1])
-        permuted = measure(x_NG[:, order], np.argsort(order)[genes_KT])
-        np.testing.assert_allclose(permuted, measure(x_NG, genes_KT), rtol=1e-12)
+        rng = np.random.default_rng(0)
+        genes, cells, topics = (rng.permutation(n) for n in (9, 12, 4))
+        found = measure(x_NG[cells][:, genes], np.argsort(genes)[genes_KT[topics]])
+        np.testing.assert_allclose(found, measure(x_NG, genes_KT)[topics], rtol=1e-12)
 
-    def test_permuting_cells_changes_nothing(self, measure, oracle):
-        x_NG, genes_KT = corpus(1)
-        order = np.random.default_rng(0).permutation(x_NG.shape[0])
-        np.testing.assert_array_equal(measure(x_NG[order], genes_KT), measure(x_NG, genes_KT))
-
-    def test_genes_of_one_topic_beat_mixed_ones(self, measure, oracle):
+    def test_genes_of_one_topic_have_more_than_mixed_genes(self, measure, oracle):
         rng = np.random.default_rng(0)
         topic_N = rng.integers(4, size=300)
         x_NG = rng.poisson(np.where(np.arange(16) // 4 == topic_N[:, None], 1.0, 0.1))
@@ -120,14 +116,7 @@ class TestBoth:
         values = measure(sp.csr_matrix(x_NG), np.vstack([true_KT, true_KT.T]))
         assert values[:4].min() > values[4:].max()
 
-    def test_relabelling_topics_relabels_the_result(self, measure, oracle):
-        x_NG, genes_KT = corpus(2)
-        order = [3, 1, 0, 2]
-        np.testing.assert_array_equal(
-            measure(x_NG, genes_KT[order]), measure(x_NG, genes_KT)[order]
-        )
-
-    def test_refuses_what_has_no_value(self, measure, oracle):
+    def test_bad_arguments_are_refused(self, measure, oracle):
         x_NG, genes_KT = corpus(3)
         with pytest.raises(ValueError, match="1 top genes are too few"):
             measure(x_NG, genes_KT[:, :1])
@@ -137,45 +126,40 @@ class TestBoth:
 
 class TestNpmi:
     def test_values_known_by_hand(self):
-        # Genes 0, 1 come together; 2 apart from them; 3 independent of both; 4, 5 everywhere.
+        # The same cells have genes 0 and 1, the others gene 2; 3 is independent; all have 4 and 5.
         x_NG = sp.csr_matrix(
             [[1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 1, 0, 1, 1]]
         )
         pairs = np.array([[0, 1], [0, 2], [0, 3], [4, 5], [0, 4]])
         np.testing.assert_allclose(npmi(x_NG, pairs), [1, -1, 0, 1, 0], atol=1e-12)
 
-    def test_everywhere_is_the_limit_of_always_together(self):
-        """Two genes that share all their cells have 1 in 1, 2, … and in all of the cells."""
+    def test_genes_of_all_cells_have_the_value_of_genes_of_the_same_cells(self):
+        """Two genes with the same cells have 1, whether these are one cell or all cells."""
         for n_cells in range(1, 9):
             both = (np.arange(8) < n_cells).astype(int)
             x_NG = sp.csr_matrix(np.stack([both, both], axis=1))
             assert npmi(x_NG, np.array([[0, 1]]))[0] == pytest.approx(1)
 
-    def test_duplicating_cells_changes_nothing(self):
+    def test_copies_of_cells_and_order_of_top_genes_change_nothing(self):
         x_NG, genes_KT = corpus(4)
-        twice = npmi(sp.vstack([x_NG, x_NG]), genes_KT)
-        np.testing.assert_allclose(twice, npmi(x_NG, genes_KT), atol=1e-12)
-
-    def test_rank_does_not_matter(self):
-        x_NG, genes_KT = corpus(5)
-        np.testing.assert_allclose(npmi(x_NG, genes_KT[:, ::-1]), npmi(x_NG, genes_KT), rtol=1e-12)
+        found = npmi(sp.vstack([x_NG, x_NG]), genes_KT[:, ::-1])
+        np.testing.assert_allclose(found, npmi(x_NG, genes_KT), atol=1e-12)
 
     @given(st.integers(0, 2**32 - 1))
     @settings(max_examples=30)
     def test_is_between_minus_one_and_one(self, seed):
-        values = npmi(*corpus(seed))
-        assert (np.abs(values) <= 1 + 1e-12).all()
+        assert (np.abs(npmi(*corpus(seed))) <= 1 + 1e-12).all()
 
     @pytest.mark.extras("gensim")
-    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("seed", range(3))
     def test_agrees_with_gensim(self, seed, monkeypatch):
-        """Up to epsilon where genes meet; at log(p q) / log(epsilon) above -1 where they do not.
+        """gensim's epsilon adds log(p q) / log(epsilon) to a pair that no cell has.
 
-        Genes of all cells are left out: there the epsilon leaves gensim -1 where the limit is 1.
+        No gene is in all cells: for such a pair gensim returns -1 instead of the limit 1.
         """
         rng = np.random.default_rng(seed)
         x_NG = rng.random((40, 12)) < rng.uniform(0.05, 0.8, 12)
-        # A gene of no cell would be 0/0 in gensim, which does not look.
+        # Every gene is in some cell: gensim computes 0/0 otherwise.
         x_NG[:2] = [np.arange(12) % 2 == 0, np.arange(12) % 2 == 1]
         x_NG = sp.csr_matrix(x_NG.astype(int))
         genes_KT = np.stack([rng.permutation(12)[:6] for _ in range(5)])
@@ -197,9 +181,9 @@ class TestNpmi:
 
 class TestUmass:
     @pytest.mark.extras("gensim")
-    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("seed", range(3))
     def test_agrees_with_gensim(self, seed, monkeypatch):
-        """With the paper's count of 1, a share of 1/N, in place of gensim's 1e-12."""
+        """The paper adds a count of 1, a share of 1/N, where gensim adds 1e-12."""
         x_NG, genes_KT = corpus(seed)
         found = coherence_by_gensim("u_mass", x_NG, genes_KT, 1 / x_NG.shape[0], monkeypatch)
         np.testing.assert_allclose(umass(x_NG, genes_KT), found, atol=1e-12)
@@ -207,7 +191,7 @@ class TestUmass:
     @given(st.integers(0, 2**32 - 1))
     @settings(max_examples=30)
     def test_is_between_never_and_always_together(self, seed):
-        """One more than all cells of the higher gene, which are at least one, and one of N."""
+        """The bounds are log(2), of one cell with both genes, and log(1/N), of none."""
         x_NG, genes_KT = corpus(seed)
         values = umass(x_NG, genes_KT)
         assert (values <= math.log(2) + 1e-12).all()

@@ -1,4 +1,4 @@
-"""The table of metrics: each row computes its own measure, and every place shows new rows."""
+"""The table of metrics: each row computes its own measure, and a new row appears everywhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def arrays():
 
 
 def frex_by_loops(beta_KG):
-    """Score every gene of every topic: harmonic mean of two empirical distribution functions."""
+    """Return the FREX score of every gene in every topic by its definition."""
     n_topics, n_genes = beta_KG.shape
     score = np.zeros(beta_KG.shape)
     for k in range(n_topics):

@@ -1,4 +1,4 @@
-"""A fit goes on from any checkpoint with the same bytes, and a checkpoint is whole or not there."""
+"""A fit continues from every checkpoint with the same bytes; a checkpoint is complete or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from topicell.errors import InputError
 from topicell.model import checkpoints as module
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import Optimizer
-from topicell.model.registry import require_model
 from topicell.model.training import Validation, train
 
 MODEL = ModelConfig(n_topics=4, n_hidden=16, dropout=0.1)
@@ -32,8 +31,8 @@ def fit(counts, valid=None, checkpoints=None, model=MODEL, **settings):
     return made, epochs
 
 
-def same(one, other):
-    """Bit for bit, but for how long the epochs took."""
+def require_same(one, other):
+    """Require equal bits, except the durations of epochs."""
     for name, value in one.program.state_dict().items():
         assert torch.equal(value, other.program.state_dict()[name]), name
     np.testing.assert_array_equal(one.theta(), other.theta())
@@ -45,8 +44,16 @@ def untimed(epoch):
     return {name: value for name, value in epoch.items() if not name.startswith("speed/")}
 
 
+def only(path):
+    """Return checkpoints that have only a copy of this file."""
+    folder = path.with_name(f"from-{path.stem}")
+    folder.mkdir()
+    (folder / path.name).write_bytes(path.read_bytes())
+    return Checkpoints(folder, "999s")
+
+
 class Always(Checkpoints):
-    """After each step and each epoch, all of them kept."""
+    """A checkpoint after each step and each epoch."""
 
     def due(self, n_epochs, *, epoch_ended):
         return True
@@ -69,7 +76,7 @@ class Always(Checkpoints):
     ],
     ids=["dense", "sparse", "pyro", "max_steps", "early_stopping"],
 )
-def test_from_every_checkpoint_the_fit_ends_with_the_same_bytes(
+def test_a_fit_from_any_checkpoint_ends_with_the_same_bytes(
     cells, settings, request, tmp_path, monkeypatch
 ):
     counts = request.getfixturevalue(cells)[0]
@@ -77,21 +84,20 @@ def test_from_every_checkpoint_the_fit_ends_with_the_same_bytes(
     monkeypatch.setattr(module, "KEPT", 10_000)
     whole, epochs = fit(train_cells, valid, **settings)
     kept, _ = fit(train_cells, valid, Always(tmp_path, 1), **settings)
-    same(whole, kept)
+    require_same(whole, kept)
     paths = sorted(tmp_path.glob("step-*"))
     assert len(paths) > 8
-    # The first, the last, and some in between: in an epoch, at its end, after the last.
+    # The first, the last and some others: inside an epoch, at its end, after the last epoch.
     for path in {paths[i] for i in np.linspace(0, len(paths) - 1, 6).astype(int)}:
-        folder = tmp_path / f"from-{path.stem}"
-        folder.mkdir()
-        (folder / path.name).write_bytes(path.read_bytes())
-        resumed, heard = fit(train_cells, valid, Checkpoints(folder, "999s"), **settings)
-        same(whole, resumed)
-        assert [untimed(epoch) for epoch in heard] == [untimed(epoch) for epoch in epochs]
+        resumed, reported = fit(train_cells, valid, only(path), **settings)
+        require_same(whole, resumed)
+        assert [untimed(epoch) for epoch in reported] == [untimed(epoch) for epoch in epochs]
 
 
 @pytest.mark.filterwarnings("ignore:1 of 2 replicates were dropped")
-def test_a_fit_with_a_failed_replicate_goes_on_with_the_same_bytes(shallow, tmp_path, monkeypatch):
+def test_a_fit_without_a_failed_replicate_resumes_with_the_same_bytes(
+    shallow, tmp_path, monkeypatch
+):
     stepped = Optimizer.step
 
     def step(self, *arguments, **settings):
@@ -106,12 +112,8 @@ def test_a_fit_with_a_failed_replicate_goes_on_with_the_same_bytes(shallow, tmp_
     whole, _ = fit(counts[np.arange(300)], counts[np.arange(300, 400)], Always(tmp_path, 1))
     assert whole.n_replicates == 1
     for path in sorted(tmp_path.glob("step-*"))[2::4]:
-        folder = tmp_path / f"from-{path.stem}"
-        folder.mkdir()
-        (folder / path.name).write_bytes(path.read_bytes())
-        checkpoints = Checkpoints(folder, "999s")
-        resumed, _ = fit(counts[np.arange(300)], counts[np.arange(300, 400)], checkpoints)
-        same(whole, resumed)
+        resumed, _ = fit(counts[np.arange(300)], counts[np.arange(300, 400)], only(path))
+        require_same(whole, resumed)
 
 
 def test_the_last_two_are_kept(shallow, tmp_path):
@@ -121,24 +123,24 @@ def test_the_last_two_are_kept(shallow, tmp_path):
     assert steps == [4 * n_batches, 5 * n_batches]
 
 
-def test_a_short_fit_writes_none(shallow, tmp_path):
+def test_a_short_fit_writes_no_checkpoint(shallow, tmp_path):
     fit(shallow[0], checkpoints=Checkpoints(tmp_path / "none", "60s"))
     fit(shallow[0], checkpoints=Checkpoints(tmp_path / "none", None))
     assert not (tmp_path / "none").exists()
 
 
-def test_a_damaged_checkpoint_costs_a_warning_and_the_one_before_is_taken(shallow, tmp_path):
+def test_a_damaged_checkpoint_gives_a_warning_and_the_one_before_is_used(shallow, tmp_path):
     whole, _ = fit(shallow[0], checkpoints=Checkpoints(tmp_path, 2), epochs=4)
     first, last = sorted(tmp_path.iterdir())
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="damaged"):
         resumed, _ = fit(shallow[0], checkpoints=Checkpoints(tmp_path, 2), epochs=4)
-    same(whole, resumed)
+    require_same(whole, resumed)
     first.write_bytes(b"")
     last.write_bytes(b"x" * 999)
     with pytest.warns(UserWarning, match="damaged"):
         anew, _ = fit(shallow[0], checkpoints=Checkpoints(tmp_path, 2), epochs=4)
-    same(whole, anew)
+    require_same(whole, anew)
 
 
 def test_an_unfinished_file_is_no_checkpoint(shallow, tmp_path):
@@ -146,7 +148,7 @@ def test_an_unfinished_file_is_no_checkpoint(shallow, tmp_path):
     assert Checkpoints(tmp_path, 1).latest() is None
 
 
-def test_a_full_disk_costs_the_checkpoint_not_the_fit(shallow, tmp_path, monkeypatch):
+def test_a_full_disk_gives_a_warning_and_the_fit_continues(shallow, tmp_path, monkeypatch):
     whole, _ = fit(shallow[0])
 
     def full(_):
@@ -155,7 +157,7 @@ def test_a_full_disk_costs_the_checkpoint_not_the_fit(shallow, tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", full)
     with pytest.warns(UserWarning, match=r"No space left on device.*checkpoint_every=null"):
         kept, _ = fit(shallow[0], checkpoints=Checkpoints(tmp_path, 1))
-    same(whole, kept)
+    require_same(whole, kept)
     assert not list(tmp_path.iterdir())
 
 
@@ -164,10 +166,10 @@ def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint(
     number, shallow, tmp_path, monkeypatch
 ):
     whole, _ = fit(shallow[0])
-    heard = []
+    n_checkpoints = []
 
     def handler(*_):
-        heard.append(len(list(tmp_path.glob("step-*"))))
+        n_checkpoints.append(len(list(tmp_path.glob("step-*"))))
         raise KeyboardInterrupt
 
     before = signal.signal(number, handler)
@@ -187,16 +189,16 @@ def test_an_interrupt_waits_for_the_step_and_leaves_a_checkpoint(
         assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)
-    assert heard == [1]
+    assert n_checkpoints == [1]
     assert [path.stem for path in tmp_path.iterdir()] == ["step-000000006"]
     resumed, epochs = fit(shallow[0], checkpoints=Checkpoints(tmp_path, "999s"))
-    same(whole, resumed)
+    require_same(whole, resumed)
     assert [epoch["epoch"] for epoch in epochs] == list(range(5))
 
 
 @pytest.mark.parametrize("when", ["the file is flushed", "it has its name"])
 def test_an_interrupt_waits_until_a_checkpoint_is_written(when, shallow, tmp_path, monkeypatch):
-    """One that is written as an epoch ends, too, where there is no step to wait for."""
+    """Also at the end of an epoch, when no step runs."""
     whole, _ = fit(shallow[0])
     flush, flushed = os.fsync, []
 
@@ -215,7 +217,7 @@ def test_an_interrupt_waits_until_a_checkpoint_is_written(when, shallow, tmp_pat
         "step-000000012.safetensors",
     ]
     resumed, _ = fit(shallow[0], checkpoints=Checkpoints(tmp_path, 1))
-    same(whole, resumed)
+    require_same(whole, resumed)
 
 
 def test_an_interrupt_while_validating_leaves_a_checkpoint(shallow, tmp_path, monkeypatch):
@@ -236,7 +238,7 @@ def test_an_interrupt_while_validating_leaves_a_checkpoint(shallow, tmp_path, mo
             fit(cells, valid, Checkpoints(tmp_path, "999s"))
     assert len(list(tmp_path.iterdir())) == 1
     resumed, _ = fit(cells, valid, Checkpoints(tmp_path, "999s"))
-    same(whole, resumed)
+    require_same(whole, resumed)
 
 
 def test_the_interval_is_epochs_or_seconds():
@@ -248,11 +250,6 @@ def test_the_interval_is_epochs_or_seconds():
     for wrong in (0, -1, "0s", "1.5", "s", "ten", ""):
         with pytest.raises(InputError, match=r"train\.checkpoint_every"):
             interval(wrong)
-
-
-def test_other_kinds_of_model_refuse_the_setting():
-    with pytest.raises(InputError, match="checkpoint_every"):
-        require_model(ModelConfig(kind="sklearn_lda"), TrainConfig(checkpoint_every=3))
 
 
 @pytest.fixture(autouse=True)

@@ -1,3 +1,5 @@
+"""Optimisers, devices and precision."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from topicell.model.engines import (
     Optimizer,
     check_precision,
     matrix_precision,
-    pyro_negative_elbo,
     resolve_device,
 )
 from topicell.model.minibatches import DenseBatch, shuffled
@@ -22,7 +23,7 @@ from topicell.model.training import train
 CPU = torch.device("cpu")
 
 
-def test_adam_is_torchs():
+def test_adam_takes_the_steps_of_torch():
     torch.manual_seed(0)
     start = [torch.randn(3, 4), torch.randn(5)]
     ours, theirs = ([torch.nn.Parameter(v.clone()) for v in start] for _ in range(2))
@@ -42,20 +43,6 @@ def test_adam_is_torchs():
     assert all(value.grad is None for value in ours)
 
 
-def test_pyros_loss_and_terms_are_the_fast_ones():
-    torch.manual_seed(0)
-    program = TopicProgram(15, 2, ModelConfig(n_topics=3, n_hidden=4))
-    batch = DenseBatch(torch.poisson(torch.rand(12, 15)))
-    found = []
-    for loss in (pyro_negative_elbo, negative_elbo):
-        torch.manual_seed(1)
-        found.append(loss(program, batch, 100, 0.3))
-    (pyro_loss, pyro_terms), (loss, terms) = found
-    torch.testing.assert_close(pyro_loss, loss)
-    for one, other in zip(pyro_terms, terms, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_both_engines_give_the_same_fit_within_noise(planted):
     counts = planted[0]
     fits = {
@@ -69,7 +56,7 @@ def test_both_engines_give_the_same_fit_within_noise(planted):
         for engine in Engine
     }
     fused, pyro = fits[Engine.fused], fits[Engine.pyro]
-    # The same seed draws the same start, mini-batches and noise: rounding alone is different.
+    # The same seed draws the same start, mini-batches and noise: only rounding differs.
     assert fused.history[0]["train/elbo"] == pytest.approx(pyro.history[0]["train/elbo"], rel=1e-4)
     np.testing.assert_allclose(fused.elbo_by_replicate(), pyro.elbo_by_replicate(), rtol=1e-3)
     assert np.abs(fused.beta() - pyro.beta()).sum(-1).max() < 0.05
@@ -82,7 +69,7 @@ def optimizer(counts, **settings):
 
 
 def steps(stepped, n):
-    """Steps with a rate and a weight that change, on mini-batches of two sizes."""
+    """Take steps with changing rate and weight on mini-batches of two sizes."""
     torch.manual_seed(1)
     seeds = np.random.default_rng(0)
     done = 0
@@ -92,7 +79,7 @@ def steps(stepped, n):
             done += 1
 
 
-def test_means_are_over_cells_and_start_anew(planted):
+def test_means_are_over_cells_and_can_be_reset(planted):
     stepped = optimizer(planted[0])
     steps(stepped, 7)
     assert stepped.n_seen == 500
@@ -104,8 +91,8 @@ def test_means_are_over_cells_and_start_anew(planted):
     assert not stepped.sums.any()
 
 
-def test_a_recorded_step_reads_what_changes_between_steps(planted, monkeypatch):
-    """The bookkeeping of CUDA graphs, replayed here by doing the recorded work again."""
+def test_a_recorded_step_reads_values_that_change_between_steps(planted, monkeypatch):
+    """A replay does the recorded work again, as a CUDA graph does."""
     recorded = []
 
     def record(work):
@@ -145,8 +132,8 @@ def test_bfloat16_is_for_the_fused_engine_on_cuda():
         TrainConfig(precision=Precision.bfloat16, engine=Engine.pyro)
 
 
-def test_bfloat16_changes_the_encoder_alone_and_by_its_rounding():
-    """Autocast works on the CPU too, which is not offered, but shows what it touches."""
+def test_bfloat16_changes_only_the_encoder():
+    """Autocast on the CPU, which users cannot select, changes the same terms."""
     torch.manual_seed(0)
     program = TopicProgram(50, 2, ModelConfig(n_topics=3, n_hidden=8))
     batch = DenseBatch(torch.poisson(torch.rand(64, 50)))
@@ -163,7 +150,7 @@ def test_bfloat16_changes_the_encoder_alone_and_by_its_rounding():
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-def test_the_precision_of_products_on_cuda_is_given_back(precision):
+def test_the_precision_of_products_on_cuda_is_restored(precision):
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     with matrix_precision(precision, torch.device("cuda")):

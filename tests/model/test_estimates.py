@@ -1,3 +1,5 @@
+"""Posterior means and ELBO terms, against Pyro's guide and loss."""
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,7 +11,7 @@ from topicell.model.program import TopicELBO
 
 
 def test_theta_is_the_mean_of_the_guide_that_was_trained(fitted, planted):
-    """One posterior: what prediction averages are samples of the very guide of training."""
+    """Prediction averages samples of the guide of training."""
     x = torch.from_numpy(planted[0].x[:20].toarray())
     torch.manual_seed(0)
     total = 0
@@ -22,7 +24,7 @@ def test_theta_is_the_mean_of_the_guide_that_was_trained(fitted, planted):
     assert np.abs(program - (total / 2000).numpy()).max() < 0.02
 
 
-def test_theta_of_a_cell_depends_on_nothing_but_the_cell(fitted, planted):
+def test_theta_of_a_cell_does_not_depend_on_other_cells(fitted, planted):
     counts = planted[0]
     whole = fitted.theta(counts)
     shuffled = np.random.default_rng(0).permutation(500)
@@ -31,7 +33,7 @@ def test_theta_of_a_cell_depends_on_nothing_but_the_cell(fitted, planted):
 
 
 def test_cells_without_counts_have_a_theta_and_no_likelihood(fitted, planted):
-    """A whole chunk of them too: there is then no non-zero at all."""
+    """A chunk of only such cells has no non-zero entry."""
     empty = sp.csr_matrix((3, planted[0].n_genes), dtype=np.float32)
     program = fitted.program
     theta_RNK = mean_theta(program, chunks(program, empty), n_samples=32, seed=0)
@@ -48,7 +50,7 @@ def test_more_samples_change_little(fitted, planted):
 
 
 def test_the_elbo_is_pyros_on_the_same_cells(fitted, planted):
-    """The reported ELBO against Pyro's own loss, in nats per cell; higher is better."""
+    """The ELBO is in nats per cell."""
     counts = planted[0]
     x = torch.from_numpy(counts.x.toarray())
     torch.manual_seed(0)
@@ -58,7 +60,7 @@ def test_the_elbo_is_pyros_on_the_same_cells(fitted, planted):
             elbo.differentiable_loss(fitted.program.model, fitted.program.guide, x, 500).item()
             for _ in range(30)
         ]
-    # Pyro sums over replicates, and gives the topics' KL to the cells it is told of.
+    # Pyro sums over replicates; the KL of topics is shared by the number of cells that it gets.
     reported = elbo_terms(
         fitted.program, chunks(fitted.program, counts.x), n_samples=30, seed=0
     ).per_cell(500)

@@ -1,3 +1,5 @@
+"""Mini-batches are rows of the counts, dense and sparse."""
+
 import numpy as np
 import pytest
 import scipy.sparse as sp

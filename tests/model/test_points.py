@@ -1,4 +1,4 @@
-"""Topics as points: the measures of topics whatever, and what is kept of them on disk."""
+"""Fits of points: measures that need only topics, and their file."""
 
 import json
 import math
@@ -36,14 +36,14 @@ def point_fit(counts, beta_RKG, *, infer=(), held_out=None, prior=0.1):
 
 
 def perturbed(beta_KG, share, seed=1):
-    """Topics with a share of each gone to other genes."""
+    """Return topics that give a share of each to other genes."""
     other_KG = np.random.default_rng(seed).dirichlet(np.full(beta_KG.shape[1], 0.1), len(beta_KG))
     return (1 - share) * beta_KG + share * other_KG
 
 
 @pytest.fixture(scope="module")
 def planted_fit(planted):
-    """Planted topics, and the same ever more perturbed, as replicates."""
+    """Return a fit whose replicates are the planted topics, perturbed more and more."""
     counts, _, beta_KG = planted
     topics = [perturbed(beta_KG, share) for share in (0, 0.02, 0.1, 0.5)]
     return point_fit(counts[:100], topics, held_out=counts[400:])
@@ -64,7 +64,7 @@ def test_the_true_topics_find_the_true_proportions(planted_fit, planted):
     assert np.abs(theta_NK - by_em_NK).mean() < 0.01
 
 
-def test_a_gene_that_no_topic_has_makes_its_cells_impossible(planted):
+def test_a_cell_with_a_gene_of_no_topic_has_probability_zero(planted):
     counts, _, beta_KG = planted
     few = counts[:60]
     n_cells_G = thin(few.x, 0)[1].getnnz(0)
@@ -80,7 +80,7 @@ def test_a_gene_that_no_topic_has_makes_its_cells_impossible(planted):
     assert np.array_equal(np.isinf(by_cell_RN), np.stack([np.zeros(60, bool), has_it]))
     assert 0 < has_it.sum() < 60
     assert np.isfinite(fit.elbo_given_topics(few[~has_it])).all()
-    # The proportions are those of the cell's other counts.
+    # The proportions are those of the other counts of the cell.
     x_NG = few.x.tolil()
     x_NG[:, gene] = 0
     expected = theta_given(
@@ -100,7 +100,7 @@ def test_the_elbo_is_a_mean_over_cells(planted_fit):
 
 
 def test_an_amortized_fit_has_the_same_elbo_given_its_mean_topics(fitted):
-    """And it is above the ELBO that pays for topics, the posterior being refined alike."""
+    """It is above the ELBO with the KL of topics, for the same refined posterior."""
     cells = fitted.held_out
     points = point_fit(cells, fitted.beta(), prior=None)
     elbo_R = fitted.elbo_given_topics(cells)
@@ -108,7 +108,7 @@ def test_an_amortized_fit_has_the_same_elbo_given_its_mean_topics(fitted):
     assert (elbo_R > fitted.elbo_by_replicate(cells, refine=True)).all()
 
 
-def test_perplexity_is_that_of_its_parts_by_hand(planted_fit):
+def test_perplexity_is_computed_from_thinned_counts(planted_fit):
     observed, completed = thin(planted_fit.held_out.x, 3)
     half = Counts(observed, planted_fit.held_out.cells, planted_fit.genes)
     folded_R, own_R = (
@@ -126,12 +126,12 @@ def test_uniform_topics_have_a_perplexity_of_the_number_of_genes(planted):
     fit = point_fit(counts, np.full((1, 3, 120), 1 / 120))
     for folded in (True, False):
         assert fit.perplexity(folded=folded) == pytest.approx(120, rel=1e-5)
-    # Cells cannot choose, so that their best posterior is the prior.
+    # All topics are equal, so the best posterior is the prior.
     np.testing.assert_allclose(fit.elbo_given_topics(), -300 * math.log(120), rtol=1e-6)
     np.testing.assert_allclose(fit.theta(), 1 / 3, atol=0.01)
 
 
-def test_relabelling_topics_changes_no_measure(planted_fit):
+def test_order_of_topics_changes_no_measure(planted_fit):
     order = np.array([3, 1, 0, 2])
     relabelled = point_fit(
         planted_fit.cells, planted_fit.beta_RKG[:, order], held_out=planted_fit.held_out
@@ -139,24 +139,24 @@ def test_relabelling_topics_changes_no_measure(planted_fit):
     np.testing.assert_allclose(
         relabelled.perplexity_by_replicate(), planted_fit.perplexity_by_replicate(), rtol=1e-9
     )
-    # The draws of a topic are those of its place.
+    # The draws of a topic depend on its position.
     np.testing.assert_allclose(
         relabelled.elbo_given_topics(), planted_fit.elbo_given_topics(), atol=0.3
     )
     difference = relabelled.theta() - planted_fit.theta()[..., order]
     assert np.abs(difference).max() < 0.02
-    shown, other = planted_fit.top_genes(5), relabelled.top_genes(5)
+    expected, other = planted_fit.top_genes(5), relabelled.top_genes(5)
     for place, topic in enumerate(order):
-        assert other[f"topic_{place}"].tolist() == shown[f"topic_{topic}"].tolist()
+        assert other[f"topic_{place}"].tolist() == expected[f"topic_{topic}"].tolist()
 
 
-def test_topics_are_ordered_by_mean_proportion_and_the_likeliest_replicate_is_shown(planted):
+def test_topics_are_ordered_by_mean_proportion_and_the_likeliest_replicate_is_selected(planted):
     counts, theta_NK, beta_KG = planted
     orders = [np.array([2, 0, 3, 1]), np.array([1, 3, 2, 0])]
     topics = np.stack([perturbed(beta_KG, 0.3)[orders[0]], beta_KG[orders[1]]])
-    given = [lambda x, order=order: fold_in(x, beta_KG)[:, order] for order in orders]
+    infer = [lambda x, order=order: fold_in(x, beta_KG)[:, order] for order in orders]
     model = ModelConfig(n_topics=4)
-    fit = PointFit.of(topics, given, counts[:400], counts[400:], model, seed=0)
+    fit = PointFit.of(topics, infer, counts[:400], counts[400:], model, seed=0)
     theta_RNK = fit.theta()
     assert (np.diff(theta_RNK.mean(1), axis=1) <= 0).all()
     by_size = np.argsort(-theta_NK[:400].mean(0))
@@ -167,17 +167,17 @@ def test_topics_are_ordered_by_mean_proportion_and_the_likeliest_replicate_is_sh
     np.testing.assert_array_equal(fit.selection_R, fit.elbo_given_topics(counts[400:]))
     np.testing.assert_array_equal(fit.theta(replicates=[1]), theta_RNK[1:])
     assert np.abs(fit.theta(refine=True)[1] - theta_RNK[1]).mean() < 0.02
-    # Training cells judge where there are no others.
-    alone = PointFit.of(topics, given, counts[:400], None, model, seed=0)
+    # Without validation cells, training cells are used.
+    alone = PointFit.of(topics, infer, counts[:400], None, model, seed=0)
     np.testing.assert_array_equal(alone.selection_R, alone.elbo_given_topics(counts[:400]))
 
 
-def test_what_was_saved_comes_back_without_the_librarys_inference(planted, tmp_path):
+def test_a_saved_fit_has_its_topics_and_not_the_inference_of_the_library(planted, tmp_path):
     counts, _, beta_KG = planted
     model = ModelConfig(n_topics=4, cell_topic_prior=[0.1, 0.2, 0.3, 0.4])
     topics = np.stack([beta_KG, perturbed(beta_KG, 0.1)])
-    given = [lambda x, beta_KG=beta_KG: fold_in(x, beta_KG) for beta_KG in topics]
-    fit = PointFit.of(topics, given, counts[:100], None, model, seed=0)
+    infer = [lambda x, beta_KG=beta_KG: fold_in(x, beta_KG) for beta_KG in topics]
+    fit = PointFit.of(topics, infer, counts[:100], None, model, seed=0)
     loaded = load_fit(fit.save(tmp_path / "model"))
     assert isinstance(loaded, PointFit)
     assert loaded.model == model
@@ -188,7 +188,7 @@ def test_what_was_saved_comes_back_without_the_librarys_inference(planted, tmp_p
     cells = counts[400:]
     refined = fit.theta(cells, refine=True)
     np.testing.assert_array_equal(loaded.theta(cells, refine=True), refined)
-    # It has no other inference any more.
+    # A loaded fit has only the inference of topicell.
     np.testing.assert_array_equal(loaded.theta(cells), refined)
     assert not np.array_equal(fit.theta(cells), refined)
     np.testing.assert_array_equal(loaded.elbo_given_topics(cells), fit.elbo_given_topics(cells))
@@ -198,7 +198,7 @@ def test_what_was_saved_comes_back_without_the_librarys_inference(planted, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         ("earlier", "saved by an earlier topicell, in format 1"),
         ("later", "saved by a later topicell, in format 3"),
@@ -208,20 +208,20 @@ def test_what_was_saved_comes_back_without_the_librarys_inference(planted, tmp_p
         ("other number of topics", r"topics of shape \(4, 4, 120\).*\(4, 5, 120\)"),
     ],
 )
-def test_what_is_no_saved_model_is_said(planted_fit, tmp_path, spoil, message):
+def test_a_damaged_model_is_refused_with_the_reason(planted_fit, tmp_path, damage, message):
     folder = planted_fit.save(tmp_path / "model")
     document = json.loads((folder / "model.json").read_text())
-    if spoil == "earlier":
-        # Before there were kinds.
+    if damage == "earlier":
+        # Format 1 had no kind.
         document["format"] = 1
         del document["model"]["kind"]
-    elif spoil == "later":
+    elif damage == "later":
         document["format"] = 3
-    elif spoil == "no format":
+    elif damage == "no format":
         del document["format"]
-    elif spoil == "no topics":
+    elif damage == "no topics":
         safetensors.torch.save_file({"other": torch.zeros(2)}, folder / "weights.safetensors")
-    elif spoil == "other genes":
+    elif damage == "other genes":
         document["genes"].pop()
     else:
         document["model"]["n_topics"] = 5
@@ -231,12 +231,8 @@ def test_what_is_no_saved_model_is_said(planted_fit, tmp_path, spoil, message):
     assert str(folder) in str(error.value)
 
 
-def test_cells_are_matched_by_gene_name_and_empty_ones_get_the_prior(planted_fit, planted):
+def test_cells_without_counts_get_the_prior_with_a_warning(planted_fit, planted):
     counts = planted[0]
-    expected = planted_fit.transform(counts[:5])
-    order = np.random.default_rng(0).permutation(120)
-    shuffled = Counts(counts.x[:5, order].tocsr(), counts.cells[:5], counts.genes[order])
-    np.testing.assert_allclose(planted_fit.transform(shuffled), expected, atol=1e-5)
     x_NG = sp.vstack([counts.x[:2], sp.csr_matrix((1, 120), dtype=np.float32)]).tocsr()
     cells = Counts(x_NG, np.array(["a", "b", "empty"], dtype=object), counts.genes)
     with pytest.warns(UserWarning, match="1 cells have no count"):
@@ -248,7 +244,7 @@ def test_cells_are_matched_by_gene_name_and_empty_ones_get_the_prior(planted_fit
     np.testing.assert_allclose(by_cell_RN[:, 2], 0, atol=1e-4)
 
 
-def test_a_chunk_of_cells_is_as_good_as_all(planted, monkeypatch):
+def test_chunks_of_cells_change_nothing(planted, monkeypatch):
     counts, _, beta_KG = planted
     fit = point_fit(counts[:50], beta_KG[None])
     whole = fit.theta(), fit.elbo_given_topics()
@@ -257,13 +253,7 @@ def test_a_chunk_of_cells_is_as_good_as_all(planted, monkeypatch):
     np.testing.assert_allclose(fit.elbo_given_topics(), whole[1], rtol=1e-6)
 
 
-def test_no_samples_are_no_estimate(planted_fit):
-    for estimate in (planted_fit.theta, planted_fit.elbo_given_topics):
-        with pytest.raises(InputError, match="n_samples = 0"):
-            estimate(n_samples=0)
-
-
-def test_points_have_no_elbo_of_their_own_and_say_so(planted):
+def test_points_refuse_measures_that_need_an_encoder(planted):
     counts, _, beta_KG = planted
     fit = PointFit(
         beta_KG[None],
@@ -278,7 +268,7 @@ def test_points_have_no_elbo_of_their_own_and_say_so(planted):
         fit.elbo(counts)
     with pytest.raises(InputError, match="amortization gap needs an encoder"):
         fit.amortization_gap(counts)
-    # Whatever prior a library was told, in whichever order: one prior for all.
+    # The prior of measures is the same for every topic, whatever the prior of the library.
     prior = fit.prior()
     mean_K, scale_K = prior.mean, prior.scale
     assert len(set(mean_K.tolist())) == len(set(scale_K.tolist())) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from topicell.model.priors import NormalPrior, laplace_prior
+from topicell.model.priors import NormalPrior, laplace_prior, logistic_normal, softmax
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -50,6 +50,28 @@ def test_a_dirichlet_is_its_laplace_approximation(concentration):
     torch.testing.assert_close(prior.scale, scale)
 
 
-def test_a_prior_is_no_part_of_a_saved_state(prior):
+def test_a_prior_is_not_saved_with_the_weights(prior):
     assert prior.state_dict() == {}
     assert prior.float().mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("n", [5, 100])
+def test_gradients_of_a_logistic_normal_draw(n):
+    mean, rho = (torch.randn(2, 1, n, requires_grad=True) for _ in range(2))
+    noise, prior_mean, prior_scale = torch.randn(2, 1, n), torch.randn(n), torch.rand(n) + 0.5
+
+    def draw(mean, rho):
+        return logistic_normal(mean, rho, noise, NormalPrior(prior_mean, prior_scale))
+
+    assert torch.autograd.gradcheck(draw, (mean, rho))
+    q = torch.distributions.Normal(mean, torch.nn.functional.softplus(rho))
+    p = torch.distributions.Normal(prior_mean, prior_scale)
+    divergence = torch.distributions.kl_divergence(q, p).sum(-1)
+    torch.testing.assert_close(draw(mean, rho)[1], divergence)
+    assert (draw(mean, rho)[0].sum(-1) - 1).abs().max() < 1e-12
+
+
+def test_softmax_of_short_and_long_axes_is_torchs():
+    for n in (3, 63, 64, 200):
+        logits = torch.randn(2, 5, n)
+        torch.testing.assert_close(softmax(logits), logits.softmax(-1))

@@ -1,3 +1,5 @@
+"""Weights of the KL terms and learning rates over training."""
+
 import numpy as np
 import pytest
 

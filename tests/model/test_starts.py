@@ -1,3 +1,5 @@
+"""Initial topics from the background, the prior and clusters of cells."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from topicell.model.priors import NormalPrior
 from topicell.model.starts import best_clusters, initial_topics, leading_axes
 
 
-def test_starts(planted):
+def test_each_init_has_its_topics(planted):
     counts = planted[0]
     program = SimpleNamespace(
         n_replicates=2,
@@ -35,7 +37,7 @@ def test_starts(planted):
 
 
 def test_leading_axes_hold_the_distances_between_clusters():
-    """Cells of two kinds stay apart, and cells of one kind near, whatever their depth."""
+    """Cells of two kinds are distant, cells of one kind are near, at any depth."""
     rng = np.random.default_rng(0)
     profile = rng.dirichlet(np.full(200, 0.1), 2)
     kind = np.arange(100) % 2
@@ -48,8 +50,8 @@ def test_leading_axes_hold_the_distances_between_clusters():
     assert np.linalg.norm(centre[0] - centre[1]) > 2 * spread
 
 
-def test_more_clusterings_begin_at_likelier_topics(planted):
-    """The best of eight is, over many draws, likelier than one, and is a draw of the same kind."""
+def test_more_clusterings_give_likelier_topics(planted):
+    """The mean likelihood of the best of eight is higher than that of one."""
     x = planted[0].x
     frequency = np.asarray(x.sum(0)).ravel() + 0.5
     frequency /= frequency.sum()
@@ -66,8 +68,8 @@ def test_more_clusterings_begin_at_likelier_topics(planted):
     assert np.mean(list(likelihoods(8))) > np.mean(list(likelihoods(1)))
 
 
-def test_cells_that_are_the_same_can_be_clustered():
-    """Two kinds of cells, all alike within their kind, in five clusters."""
+def test_identical_cells_can_be_clustered():
+    """Five clusters of two kinds of identical cells."""
     x = sp.csr_matrix(np.tile(np.float32([[9, 1, 0], [0, 1, 9]]), (20, 1)))
     frequency = np.array([0.45, 0.1, 0.45])
     z = leading_axes(x, np.random.default_rng(0))

@@ -1,3 +1,5 @@
+"""Training: seeds, starts, scores of epochs, failed replicates, early stopping."""
+
 import math
 
 import numpy as np
@@ -25,7 +27,6 @@ from topicell.model.estimates import ELBOTerms
 from topicell.model.minibatches import sparse_is_there, sparse_wins
 from topicell.model.training import (
     NonFiniteError,
-    check_sizes,
     default_epochs,
     train,
 )
@@ -48,20 +49,16 @@ def weights(fit):
     return {name: value.numpy().tobytes() for name, value in fit.program.state_dict().items()}
 
 
-@pytest.mark.parametrize("init", list(Init))
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(planted, init):
-    counts = planted[0]
+@pytest.mark.parametrize(
+    ("cells", "init"), [*(("planted", init) for init in Init), ("shallow", Init.background)]
+)
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(cells, init, request):
+    counts = request.getfixturevalue(cells)[0]
+    if sparse_is_there(torch.device("cpu")):
+        assert sparse_wins(counts.x, torch.device("cpu")) == (cells == "shallow")
     first, second = (quick(counts, model={"init": init}) for _ in range(2))
     assert weights(first) == weights(second)
     assert weights(first) != weights(quick(counts, seed=1, model={"init": init}))
-
-
-def test_few_counts_are_fitted_sparsely_and_to_the_same_bytes(shallow):
-    counts = shallow[0]
-    if sparse_is_there(torch.device("cpu")):
-        assert sparse_wins(counts.x, torch.device("cpu"))
-    first, second = (quick(counts) for _ in range(2))
-    assert weights(first) == weights(second)
 
 
 def test_sparse_and_dense_arithmetic_give_the_same_fit(shallow, monkeypatch):
@@ -77,7 +74,7 @@ def test_sparse_and_dense_arithmetic_give_the_same_fit(shallow, monkeypatch):
     np.testing.assert_allclose(chosen.beta(), dense.beta(), atol=1e-3)
 
 
-def test_the_callers_random_state_and_threads_are_given_back(planted):
+def test_the_random_state_and_threads_of_the_caller_are_restored(planted):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -90,21 +87,15 @@ def test_the_callers_random_state_and_threads_are_given_back(planted):
 @pytest.mark.parametrize("init", [Init.background, Init.kmeans])
 def test_planted_topics_are_recovered(planted, init):
     counts, theta_NK, beta_KG = planted
-    fit = train(
-        counts[np.arange(450)],
-        counts[np.arange(450, 500)],
-        ModelConfig(n_topics=4, init=init),
-        TrainConfig(progress=False),
-        seed=0,
-    )
-    shown = fit.beta()[fit.selected]
-    matching = match_topics(beta_KG, shown)
+    config, model = TrainConfig(progress=False), ModelConfig(n_topics=4, init=init)
+    fit = train(counts[np.arange(450)], counts[np.arange(450, 500)], model, config, seed=0)
+    matching = match_topics(beta_KG, fit.beta()[fit.selected])
     assert matching.cosine.mean() >= 0.95
     error = np.abs(fit.theta(counts)[fit.selected][:, matching.permutation] - theta_NK)
     assert error.mean() < 0.06
 
 
-def test_a_random_start_collapses_where_a_background_start_does_not(planted):
+def test_a_background_start_keeps_more_topics_than_a_random_start(planted):
     counts = planted[0]
     used = {
         init: [
@@ -150,14 +141,14 @@ def test_training_raises_the_elbo_and_lowers_perplexity(planted):
     assert 1 < elbo_perplexity(total, fit.held_out.x.sum()) < counts.n_genes
 
 
-def test_an_epochs_mean_weighs_cells_and_not_batches(planted):
+def test_the_mean_of_an_epoch_weights_cells_and_not_batches(planted):
     counts = planted[0][np.arange(129)]
-    # At rate ~0 nothing moves, so one batch of all cells and many of unlike size must agree.
+    # At a rate near 0 no weight moves: one batch and several of different sizes must agree.
     settings = {"epochs": 1, "learning_rate": 1e-12, "n_replicates": 1}
     model = {"normalize_means": False, "init": Init.background}
     whole = quick(counts, batch_size=129, model=model, **settings).history[0]
     parts = quick(counts, batch_size=40, model=model, **settings).history[0]
-    # Noise and batch statistics differ; a short batch weighed as a whole one would be far off.
+    # Noise and batch statistics differ; equal weights of unequal batches would be far off.
     assert parts["train/reconstruction"] == pytest.approx(whole["train/reconstruction"], rel=0.01)
     assert parts["train/kl_topics"] == pytest.approx(whole["train/kl_topics"], rel=1e-6)
 
@@ -173,8 +164,8 @@ def test_a_non_finite_term_stops_with_its_step_and_name(planted):
         quick(planted[0], epochs=50, learning_rate=1e30)
 
 
-def spoil(monkeypatch, replicates, *, after=5):
-    """Make weights of the replicates NaN after so many steps."""
+def break_replicates(monkeypatch, replicates, *, after=5):
+    """Make weights of the replicates NaN after some steps."""
     stepped, taken = engines.Optimizer.step, []
 
     def step(self, *arguments, **settings):
@@ -196,7 +187,7 @@ def test_a_replicate_that_fails_is_dropped_and_changes_no_other(
     valid = planted[0][np.arange(300, 350)] if with_valid else None
     settings = {"n_replicates": 3, "engine": engine}
     whole = quick(counts, valid, **settings)
-    spoil(monkeypatch, [0])
+    break_replicates(monkeypatch, [0])
     with pytest.warns(UserWarning, match=r"1 of 3 replicates were dropped.*replicate 0: .* step 6"):
         fit = quick(counts, valid, **settings)
     assert fit.n_replicates == 2
@@ -209,8 +200,8 @@ def test_a_replicate_that_fails_is_dropped_and_changes_no_other(
     assert all(math.isfinite(value) for row in fit.history for value in row.values())
 
 
-def test_a_fit_of_which_every_replicate_fails_ends(planted, monkeypatch):
-    spoil(monkeypatch, [0, 1])
+def test_a_fit_ends_if_every_replicate_fails(planted, monkeypatch):
+    break_replicates(monkeypatch, [0, 1])
     message = r"stopped at step 8 .*replicate 0: .*; replicate 1: .*lower train\.learning_rate"
     with pytest.raises(NonFiniteError, match=message):
         quick(planted[0])
@@ -279,10 +270,10 @@ def of_depth(mean_counts, spread):
 
 
 @pytest.mark.parametrize("factor", [30, 300])
-def test_wells_far_deeper_than_the_others_do_not_break_the_fit(factor):
-    """One step of Adam moves the scale of their posterior to 0, where it is not bounded."""
+def test_much_deeper_wells_do_not_break_the_fit(factor):
+    """Without its bound, one step of Adam moves the scale of their posterior to 0."""
     generator = np.random.default_rng(0)
-    # Strongly overdispersed, so that each well has genes of its own.
+    # Strong overdispersion: each well has its own genes.
     rate = generator.lognormal(0, 1, 200) * generator.gamma(0.3, 1 / 0.3, (150, 200))
     rate *= 1e4 / rate.sum(1, keepdims=True)
     rate[:5] *= factor
@@ -295,96 +286,62 @@ def test_wells_far_deeper_than_the_others_do_not_break_the_fit(factor):
     assert np.isfinite(fit.amortization_gap(counts[np.arange(20)])).all()
 
 
-def test_early_stopping_goes_back_to_the_best_epoch(planted):
+def test_early_stopping_returns_the_weights_of_the_best_epoch(planted):
     counts = planted[0]
+    parts = counts[np.arange(60)], counts[np.arange(60, 200)]
+    settings = {
+        "epochs": 200,
+        "learning_rate": 0.05,
+        "n_replicates": 1,
+        "schedule": Schedule.constant,
+        "kl_annealing": AnnealingConfig(warmup_epochs=20),
+    }
     stopped = quick(
-        counts[np.arange(60)],
-        counts[np.arange(60, 200)],
-        epochs=200,
-        learning_rate=0.05,
-        n_replicates=1,
-        schedule=Schedule.constant,
-        kl_annealing=AnnealingConfig(warmup_epochs=20),
-        early_stopping=EarlyStoppingConfig(patience=5, min_delta=0.0),
+        *parts, **settings, early_stopping=EarlyStoppingConfig(patience=5, min_delta=0.0)
     )
     curve = [row["valid/elbo"] for row in stopped.history]
     assert len(curve) < 200
     best = int(np.argmax(curve))
     assert best == len(curve) - 6
-    again = quick(
-        counts[np.arange(60)],
-        counts[np.arange(60, 200)],
-        epochs=200,
-        max_steps=best + 1,
-        learning_rate=0.05,
-        n_replicates=1,
-        schedule=Schedule.constant,
-        kl_annealing=AnnealingConfig(warmup_epochs=20),
-    )
-    assert weights(again) == weights(stopped)
+    assert weights(quick(*parts, **settings, max_steps=best + 1)) == weights(stopped)
 
 
-def test_epochs_below_the_full_kl_weight_do_not_count_as_waiting(planted):
-    """Cyclical annealing lowers the weight again and again; patience must outlast its warm-ups."""
-    counts = planted[0]
-    settings = {"shape": AnnealingShape.cyclical, "n_cycles": 2, "warmup_share": 0.5}
-    fit = quick(
-        counts[np.arange(400)],
-        counts[np.arange(400, 500)],
-        epochs=80,
-        kl_annealing=AnnealingConfig(**settings),
-        early_stopping=EarlyStoppingConfig(patience=19, min_delta=1e9),
-    )
-    # Nothing ever gains 1e9 nats but the first full-weight epoch (20); 19 more follow at once up
-    # to 39, the warm-up of the second cycle (40 to 59) does not count.
-    assert len(fit.history) == 40
-    longer = quick(
-        counts[np.arange(400)],
-        counts[np.arange(400, 500)],
-        epochs=80,
-        kl_annealing=AnnealingConfig(**settings),
-        early_stopping=EarlyStoppingConfig(patience=22, min_delta=1e9),
-    )
-    assert 60 < len(longer.history) < 66
+def test_epochs_below_the_full_kl_weight_do_not_count_for_patience(planted):
+    """Cyclical annealing lowers the weight repeatedly; the patience continues after a warm-up."""
+    parts = planted[0][np.arange(400)], planted[0][np.arange(400, 500)]
+    cycles = AnnealingConfig(shape=AnnealingShape.cyclical, n_cycles=2, warmup_share=0.5)
+    n_epochs = []
+    for patience in (19, 22):
+        stopping = EarlyStoppingConfig(patience=patience, min_delta=1e9)
+        fit = quick(*parts, epochs=80, kl_annealing=cycles, early_stopping=stopping)
+        n_epochs.append(len(fit.history))
+    # Only epoch 20, the first of full weight, gains 1e9 nats. Nineteen more end at epoch 39; the
+    # warm-up of the second cycle (40 to 59) does not count.
+    assert n_epochs[0] == 40
+    assert 60 < n_epochs[1] < 66
 
 
-def test_a_warm_up_longer_than_training_is_warned_of(planted):
-    """Peers anneal over 400 epochs even where fewer are run, and never say so."""
+def test_a_warm_up_longer_than_training_gives_a_warning(planted):
+    """The KL weight then does not reach 1."""
     with pytest.warns(UserWarning, match="warm-up is longer than the 3 epochs"):
         quick(planted[0], kl_annealing=AnnealingConfig(warmup_epochs=400))
 
 
-def test_schedules_follow_the_steps_that_are_run(planted):
+def test_max_steps_ends_training_and_its_schedules(planted):
     fit = quick(planted[0], epochs=100, max_steps=8, n_replicates=1)
+    assert len(fit.history) == 2
     assert fit.history[-1]["train/kl_weight"] == 1.0
     assert fit.history[-1]["train/learning_rate"] < 0.02
 
 
-def test_max_steps_ends_training(planted):
-    fit = quick(planted[0], epochs=10, max_steps=1)
-    assert len(fit.history) == 1
-
-
-def test_training_goes_on_from_a_fit(planted):
+def test_training_continues_from_a_fit_of_the_same_shape(planted):
     counts = planted[0]
-    first = quick(counts, epochs=8)
-    second = quick(counts, epochs=8, start=first)
-    assert [row["epoch"] for row in second.history] == list(range(16))
-    assert second.history[8]["train/elbo"] > first.history[0]["train/elbo"]
-
-
-def test_a_fit_of_another_shape_is_no_start(planted):
-    first = quick(planted[0])
+    first = quick(counts)
+    second = quick(counts, start=first)
+    assert [row["epoch"] for row in second.history] == list(range(6))
+    assert second.history[3]["train/elbo"] > first.history[0]["train/elbo"]
     with pytest.raises(InputError, match="n_replicates = 2 with n_replicates = 1"):
-        quick(planted[0], start=first, n_replicates=1)
-
-
-def test_sizes_that_cannot_be_fitted_are_refused(planted):
-    counts = planted[0][np.arange(3)]
-    with pytest.raises(InputError, match="more topics than the 3 training cells"):
-        check_sizes(counts, ModelConfig(n_topics=4))
-    with pytest.raises(InputError, match="2 numbers for 120 genes"):
-        check_sizes(planted[0], ModelConfig(n_topics=4, topic_gene_prior=[1.0, 1.0]))
+        quick(counts, start=first, n_replicates=1)
 
 
 def test_vector_and_scalar_priors_of_one_value_are_the_same_model(planted):
@@ -397,14 +354,9 @@ def test_vector_and_scalar_priors_of_one_value_are_the_same_model(planted):
     assert weights(scalar) == weights(vector)
 
 
-def test_epochs_are_told_as_they_end(planted):
-    told = []
-    fit = train(
-        planted[0],
-        None,
-        ModelConfig(n_topics=3, n_hidden=8),
-        TrainConfig(**QUICK),
-        on_epoch=told.append,
-    )
-    assert told == fit.history
-    assert all(math.isfinite(value) for row in told for value in row.values())
+def test_each_epoch_is_reported_when_it_ends(planted):
+    reported = []
+    model, config = ModelConfig(n_topics=3, n_hidden=8), TrainConfig(**QUICK)
+    fit = train(planted[0], None, model, config, on_epoch=reported.append)
+    assert reported == fit.history
+    assert all(math.isfinite(value) for row in reported for value in row.values())
