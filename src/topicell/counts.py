@@ -141,7 +141,8 @@ class Counts:
             raise InputError(
                 f"{len(missing)} of the model's {len(wanted)} genes are not in the data ({shown}); "
                 + (
-                    "pass fill_missing=true to count them as zero"
+                    "pass fill_missing=true to count them as zero, which makes the topics of the "
+                    "cells less reliable the more genes are missing"
                     if len(found)
                     else "check that both have the same kind of gene names (symbols or Ensembl ids)"
                 )
@@ -280,6 +281,8 @@ def as_counts(
             column = int(x.indices[entry])
             places = alternatives()
             hint = f"; counts may be in {' or '.join(places)}" if places else ""
+            if not places and where == "X":
+                hint = "; no other place in the data holds counts"
             gene = f"gene {genes[column]}" if genes is not None else f"column {column}"
             raise InputError(
                 f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:.10g} in row "

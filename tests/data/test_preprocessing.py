@@ -159,6 +159,22 @@ def test_a_batch_too_small_to_rank_genes_is_refused(size):
         preprocess(adata, config)
 
 
+def test_genes_of_few_cells_are_ranked_with_the_first_span_that_loess_can_fit():
+    """With few sparse cells the LOESS of scanpy's default span is singular (scanpy issue 1504)."""
+    generator = np.random.default_rng(0)
+    x = generator.poisson(0.1 * generator.lognormal(0, 1, 1000), (60, 1000)).astype(np.float32)
+    adata = anndata.AnnData(sp.csr_matrix(x[:, x.any(axis=0)]))
+    adata.layers["counts"] = adata.X.copy()
+    options = {"n_top_genes": 50, "flavor": "seurat_v3", "layer": "counts", "inplace": False}
+    with pytest.raises(ValueError, match="near singularities"):
+        sc.pp.highly_variable_genes(adata, **options)
+    expected = sc.pp.highly_variable_genes(adata, span=0.5, **options)["highly_variable"]
+    config = PreprocessConfig(n_variable_genes=50, drop_genes=[])
+    with pytest.warns(UserWarning, match=r"with a span of 0\.3 .* chosen with a span of 0\.5"):
+        ours = preprocess(adata, config)
+    assert set(ours.var_names) == set(adata.var_names[expected])
+
+
 def test_cells_without_a_batch_are_refused():
     adata = make()
     adata.obs["kind"] = adata.obs["kind"].where(np.arange(300) > 20)

@@ -148,6 +148,21 @@ def setting_message(error: BaseException, known: Collection[str], lister: str) -
         name = (unknown[1] or unknown[2]).lstrip("+~")
         if name not in known:
             return unknown_setting(name, known, lister)
+    option = re.search(r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*)", text)
+    if option:
+        return _unknown_option(*option.groups())
+    types = kinds(TrainCommand())
+    wrong = re.search(r"Error merging override ([^=]+)=(\S*)", text)
+    if wrong and (name := wrong[1].lstrip("+~")) in types:
+        return f"{name} = {wrong[2].removesuffix(':')!r}: {takes(name, types)}"
+    if wrong and (inner := [setting for setting in known if setting.startswith(f"{name}.")]):
+        return f"{name} is a group of settings: set one of {', '.join(inner)}"
+    several = re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text)
+    if several:
+        return (
+            f"{several[1]} = {several[2]!r}: several values need -m (one run for each); write a "
+            f"list as {several[1]}=[{several[2]}]"
+        )
     key = re.search(r"full_key: (\S+)", text)
     text = text.partition(" full_key:")[0].partition(" See https://")[0]
     if key:
@@ -157,11 +172,18 @@ def setting_message(error: BaseException, known: Collection[str], lister: str) -
         text = f"{override!r}: {text}"
     if "missing EQUAL" in text:
         return f"{text}: write settings as NAME=VALUE, and a file as data=file data.path=FILE"
-    if "Could not find 'data/" in text:
-        return f"{text}; for your own file, write data=file data.path=FILE"
     if override and type(error).__name__ == "OverrideParseException":
         return _not_parsed(override, text, known, lister)
     return text
+
+
+def _unknown_option(group: str, name: str, options: str) -> str:
+    """Return the message about a name that a group does not have."""
+    names = options.split()
+    near = get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    own = "; for your own file, write data=file data.path=FILE" if group == "data" else ""
+    return f"{group} = {name!r} does not exist; {hint}{group} is one of {', '.join(names)}{own}"
 
 
 def _not_parsed(override: str, text: str, known: Collection[str], lister: str) -> str:

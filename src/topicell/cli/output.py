@@ -17,11 +17,21 @@ def print_result(scores: Mapping[str, float], directory: Path) -> None:
 
     for name, row in METRICS.items():
         if row.printed and name in scores:
-            print(f"{row.title:<32}{scores[name]:10.4g}")
+            print(f"{row.title:<32}{scores[name]:10.4g} {row.unit}")
+    for heading in _warnings(directory):
+        print(f"warning     {heading}")
     print(f"run folder  {os.path.relpath(directory)}")
     if (directory / "report.html").exists():
         print(f"report      {os.path.relpath(directory / 'report.html')}")
     print_delivered(directory)
+
+
+def _warnings(directory: Path) -> Iterator[str]:
+    """Yield the headings of the warnings in the summary of a run."""
+    summary = directory / "summary.md"
+    for line in summary.read_text("utf-8").splitlines() if summary.exists() else ():
+        if line.startswith("- "):
+            yield line.removeprefix("- ")
 
 
 def print_delivered(folder: Path) -> None:

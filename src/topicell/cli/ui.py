@@ -42,11 +42,13 @@ def ui(arguments: list[str]) -> None:
     if _listens(asked.host, asked.port):
         raise InputError(f"port = {asked.port}: another program uses this port; try port=5001")
     command = ui_command(asked.tracking, asked.host, asked.port)
-    print(f"MLflow's UI: {address}\nstop it with Ctrl-C", flush=True)
+    print("MLflow's UI starts; stop it with Ctrl-C", flush=True)
     server = subprocess.Popen(command)
     try:
-        if asked.browser and _answers(asked.host, asked.port, server):
-            webbrowser.open(address)
+        if _answers(asked.host, asked.port, server):
+            print(f"MLflow's UI: {address}", flush=True)
+            if asked.browser:
+                webbrowser.open(address)
         server.wait()
         raise RuntimeError(
             f"MLflow's server stopped unexpectedly, with exit code {server.returncode}"
@@ -59,12 +61,11 @@ def ui(arguments: list[str]) -> None:
             server.wait(10)
 
 
-def _answers(host: str, port: int, server: Popen[bytes], seconds: float = 60) -> bool:
-    """Wait until the server listens; return False if it ended or never did."""
+def _answers(host: str, port: int, server: Popen[bytes]) -> bool:
+    """Wait until the server listens; return False if it ended before."""
     import time
 
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and server.poll() is None:
+    while server.poll() is None:
         if _listens(host, port):
             return True
         time.sleep(0.3)

@@ -203,9 +203,10 @@ def _named(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
         return adata
     if config.gene_names is not None:
         if config.gene_names not in var:
-            here = ", ".join(map(str, var.columns)) or "none"
+            here = ", ".join(map(str, var.columns))
             raise InputError(
-                f"{setting} = {config.gene_names!r}: var has no such column; here: {here}"
+                f"{setting} = {config.gene_names!r}: var has no such column; "
+                + (f"found: {here}" if here else "it has no columns at all")
             )
         return _renamed(adata, var[config.gene_names].astype(str).tolist(), index, have_ids)
     if not have_ids:

@@ -36,6 +36,9 @@ OWN_COLUMNS = ("split", "leiden", "amortization_gap")
 MIN_CELLS_TO_RANK = 10
 """Smallest number of cells of a batch for which the seurat_v3 flavours can rank genes: with one
 cell, their compiled loess ends the process."""
+SPANS = (0.3, 0.5, 0.7, 1.0)
+"""Shares of the genes that the LOESS of seurat_v3 sees at once: scanpy's default, and the values
+that are tried if its matrix is singular (scanpy issue 1504)."""
 FEWEST_BARCODES = 1000
 EMPTY_COUNTS = 50
 EMPTY_SHARE = 0.8
@@ -334,21 +337,36 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
     on_counts = config.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper)
     if on_counts:
         _require_enough_to_rank(adata, config)
-    try:
-        sc.pp.highly_variable_genes(
-            adata,
-            n_top_genes=config.n_variable_genes,
-            flavor=config.flavor.value,
-            layer="counts" if on_counts else None,
-            batch_key=config.batch_key,
-        )
-    except ValueError as error:
-        # loess inside seurat_v3 fails for very few cells or genes, with its own message.
+    problem = ""
+    for span in SPANS if on_counts else SPANS[:1]:
+        try:
+            sc.pp.highly_variable_genes(
+                adata,
+                n_top_genes=config.n_variable_genes,
+                flavor=config.flavor.value,
+                layer="counts" if on_counts else None,
+                batch_key=config.batch_key,
+                span=span,
+            )
+        except ValueError as error:
+            # The LOESS of seurat_v3 fails if too many genes have the same mean.
+            problem = problem or _words(error)
+            continue
+        if problem:
+            warnings.warn(
+                f"the LOESS of preprocess.flavor = {config.flavor.value!r} failed with a span of "
+                f"{SPANS[0]} ({problem}), as it can for few cells; the variable genes were chosen "
+                f"with a span of {span}",
+                stacklevel=2,
+            )
+        break
+    else:
+        batches = "" if config.batch_key is None else ", or no preprocess.batch_key"
         raise InputError(
             f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of "
-            f"{adata.n_obs} cells × {adata.n_vars} genes ({_words(error)}); try "
-            "preprocess.flavor=seurat, preprocess.n_variable_genes=null, or no batch_key"
-        ) from error
+            f"{adata.n_obs} cells × {adata.n_vars} genes ({problem}); use "
+            f"preprocess.flavor=seurat or preprocess.n_variable_genes=null{batches}"
+        )
     chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
     return chosen
 
@@ -360,11 +378,13 @@ def _require_enough_to_rank(adata: AnnData, config: PreprocessConfig) -> None:
         sizes = adata.obs[config.batch_key].value_counts().to_dict()
     for batch, size in sizes.items():
         if size < MIN_CELLS_TO_RANK:
-            of = "" if config.batch_key is None else f" of {config.batch_key} = {batch!r}"
+            of = batches = ""
+            if config.batch_key is not None:
+                of, batches = f" of {config.batch_key} = {batch!r}", ", or no preprocess.batch_key"
             raise InputError(
                 f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of the {size} "
-                f"cells{of}: it needs at least {MIN_CELLS_TO_RANK} cells; try "
-                "preprocess.flavor=seurat, preprocess.n_variable_genes=null, or no batch_key"
+                f"cells{of}: it needs at least {MIN_CELLS_TO_RANK} cells; use "
+                f"preprocess.flavor=seurat or preprocess.n_variable_genes=null{batches}"
             )
 
 

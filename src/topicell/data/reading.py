@@ -74,9 +74,10 @@ def load(config: DataConfig) -> AnnData:
         }
     if config.label_key is not None:
         if config.label_key not in adata.obs:
-            here = ", ".join(map(str, adata.obs.columns)) or "none"
+            here = ", ".join(map(str, adata.obs.columns))
             raise InputError(
-                f"data.label_key = {config.label_key!r}: obs has no such column; here: {here}"
+                f"data.label_key = {config.label_key!r}: obs has no such column; "
+                + (f"found: {here}" if here else "it has no columns at all")
             )
         adata.uns["topicell_source"]["label_key"] = config.label_key
     return adata
@@ -236,7 +237,8 @@ def _require_readable(path: Path) -> None:
         path.stat()
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: there is no such file (looked from {Path.cwd()}); check the path"
+            f"{path}: there is no such file (looked from {Path.cwd()}); "
+            f"check the path{_beside(path)}"
         ) from error
     except (
         OSError,
@@ -250,6 +252,16 @@ def _require_readable(path: Path) -> None:
         )
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it; change its permissions")
+
+
+def _beside(path: Path) -> str:
+    """Return the name of a file in the same folder that the user may have meant, as a hint."""
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _version_of_scanpy() -> str:

@@ -57,15 +57,14 @@ def topic_warnings(
             "have no meaning either, lower model.n_topics.",
         )
     unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
-    cosine_KK = np.triu(unit_KG @ unit_KG.T, k=1)
-    pairs = [
-        f"{a} and {b} ({cosine_KK[a, b]:.3f})" for a, b in np.argwhere(cosine_KK > DUPLICATE_COSINE)
-    ]
-    if pairs:
+    groups = [_topic_list(group) for group in _near_copies(unit_KG @ unit_KG.T)]
+    if groups:
         yield (
             "Some topics are near copies",
-            f"The cosine of the gene proportions is above {DUPLICATE_COSINE} for topics "
-            f"{', '.join(pairs)}. Treat each pair as one topic, or lower model.n_topics.",
+            "Their gene proportions have a cosine above "
+            f"{DUPLICATE_COSINE} with another topic of the group: {'; '.join(groups)}. Genes that "
+            "every cell expresses (ribosomal ones) cause this too: compare the genes that lead by "
+            "FREX before you treat a group as one topic or lower model.n_topics.",
         )
     yield from _backgrounds(theta_NK, beta_KG, genes)
     if stability_K is not None:
@@ -166,8 +165,23 @@ def dominance(theta_NK: np.ndarray) -> np.ndarray:
     return np.bincount(dominant_N, minlength=theta_NK.shape[1]) / len(theta_NK)
 
 
+def _near_copies(cosine_KK: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the groups of topics that are linked by cosines above `DUPLICATE_COSINE`."""
+    from scipy.sparse.csgraph import connected_components
+
+    _, group_K = connected_components(cosine_KK > DUPLICATE_COSINE, directed=False)
+    for group in np.unique(group_K):
+        topics = np.flatnonzero(group_K == group)
+        if len(topics) > 1:
+            yield topics
+
+
 def _topic_names(topics: np.ndarray) -> str:
-    names = [str(topic) for topic in topics]
-    if len(names) == 1:
-        return f"Topic {names[0]} is"
-    return f"Topics {', '.join(names[:-1])} and {names[-1]} are"
+    if len(topics) == 1:
+        return f"Topic {topics[0]} is"
+    return f"Topics {_topic_list(topics)} are"
+
+
+def _topic_list(topics: np.ndarray) -> str:
+    *others, last = map(str, topics)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -101,6 +101,10 @@ def recognise(
         The format is not supported, or has no modalities, or the file is damaged in a way that its
         reader would not notice.
     """
+    if path.is_file() and not path.stat().st_size:
+        raise InputError("is an empty file (0 bytes); copy or download it again")
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError("is an empty folder; give the file or folder with the counts")
     if _is_hdf5(path):
         require_written(path)
     elif path.is_file() and _suffix(path) in _CONVERSIONS:

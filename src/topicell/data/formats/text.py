@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,11 @@ def read_text(path: Path) -> AnnData:
     counted = [i for i in range(len(columns)) if i not in set(notes)]
     if not counted:
         i = notes[0]
+        if re.fullmatch(r"-?\d+,\d+", str(first[i + 1].iloc[0])):
+            raise InputError(
+                f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}: numbers with a decimal "
+                "comma; write them with a point, and give counts, which are whole numbers"
+            )
         raise InputError(
             f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}, and no column of counts; "
             "expected are one header line of gene names, one column of cell names, and counts"
