@@ -74,7 +74,7 @@ def _few_figures(monkeypatch):
     monkeypatch.setattr(embedding, "embed_topics", topics)
     every = figure_set.drawings
     monkeypatch.setattr(
-        figure_set, "drawings", lambda *given: (d for d in every(*given) if d[0] in DRAWN)
+        figure_set, "drawings", lambda *args: (d for d in every(*args) if d[0] in DRAWN)
     )
 
 
@@ -109,8 +109,8 @@ def break_folder_of_figures(monkeypatch):
     """Put a file at the path of the folder, so that even root cannot write there."""
     start = RunFolder.start
 
-    def started(self, *given):
-        start(self, *given)
+    def started(self, *args):
+        start(self, *args)
         (self.directory / "figures").write_text("")
 
     monkeypatch.setattr(RunFolder, "start", started)
@@ -121,8 +121,8 @@ def break_one_file(monkeypatch):
     """Let the disk be full when the third figure is written."""
     savefig = figures.drawing.Figure.savefig
 
-    def full(self, target, **given):
-        savefig(self, target, **given)
+    def full(self, target, **kwargs):
+        savefig(self, target, **kwargs)
         if isinstance(target, Path) and target.name.startswith(".volcanoes"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -232,8 +232,8 @@ def test_a_run_without_reachable_mlflow_has_its_report(run_here):
 def test_a_grid_continues_if_the_report_of_one_run_fails(run_here, monkeypatch):
     structure_plot = figures.structure_plot
 
-    def breaks_for_two(theta_NK, *given, **settings):
-        return (broken if theta_NK.shape[1] == 2 else structure_plot)(theta_NK, *given, **settings)
+    def breaks_for_two(theta_NK, *args, **settings):
+        return (broken if theta_NK.shape[1] == 2 else structure_plot)(theta_NK, *args, **settings)
 
     monkeypatch.setattr(figures, "structure_plot", breaks_for_two)
     grid = [setting for setting in SMALL if "n_topics" not in setting]
@@ -275,8 +275,8 @@ def test_evaluate_keeps_its_scores_if_the_report_fails(run_here, monkeypatch):
     ):
         type(counts)(values, index, ["k0", "k1"]).to_csv(f"{name}.csv")
     break_page(monkeypatch)
-    given = ("theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "report.pdf=false")
-    code, out, err = run_here("evaluate", *given, "tracking=off", "output=out")
+    arguments = ("theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "report.pdf=false")
+    code, out, err = run_here("evaluate", *arguments, "tracking=off", "output=out")
     assert code == 1
     assert f"the report is incomplete: {ONE_LINE}" in err
     assert "Perplexity of given matrices" in out

@@ -35,7 +35,7 @@ def make_trial(number: int, k: int, n_splits: int = 3, n_replicates: int = 2, **
     }
     if n_replicates > 1:
         values["topics/stability"] = {str(s): [0.9 + 0.01 * s] for s in range(n_splits)}
-    given = {
+    defaults = {
         "state": "COMPLETE",
         "params": {"model.n_topics": k},
         "values": values,
@@ -44,19 +44,19 @@ def make_trial(number: int, k: int, n_splits: int = 3, n_replicates: int = 2, **
         "seconds": 12.34,
         "run_id": f"run{number}",
     }
-    return Trial(number=number, n_topics=k, **given | kwargs)
+    return Trial(number=number, n_topics=k, **defaults | kwargs)
 
 
 def stopped(number: int, k: int, state: str = "PRUNED", **kwargs) -> Trial:
-    given = {"values": {}, "curve": {1: 95.0, 2: 94.0}, "epochs": 2}
-    return make_trial(number, k, state=state, **given | kwargs)
+    defaults = {"values": {}, "curve": {1: 95.0, 2: 94.0}, "epochs": 2}
+    return make_trial(number, k, state=state, **defaults | kwargs)
 
 
 def make_sweep(trials: list[Trial] | None = None, **kwargs) -> Sweep:
     if trials is None:
         trials = [make_trial(i, k) for i, k in enumerate(LOST)]
         trials += [stopped(5, 3), stopped(6, 9, "FAIL", error=f"no memory for {EVIL}")]
-    given = {
+    defaults = {
         "name": "cells-topics",
         "data": "some cells",
         "kind": "sweep",
@@ -72,7 +72,7 @@ def make_sweep(trials: list[Trial] | None = None, **kwargs) -> Sweep:
         "version": "1.2.3",
         "created": "2025-01-01",
     }
-    return Sweep(**given | kwargs)
+    return Sweep(**defaults | kwargs)
 
 
 def render(sweep: Sweep, figures=None) -> str:

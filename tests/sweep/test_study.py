@@ -336,12 +336,12 @@ def test_a_study_in_sessions_proposes_what_one_session_does(tmp_path, sampler, s
 
 def test_a_gaussian_process_in_sessions_proposes_what_one_session_does(tmp_path):
     whole, parts = (address("sqlite", tmp_path, name) for name in ("whole", "parts"))
-    given = {"sampler": Sampler.gp, "n_trials": 13}
-    with opened(whole, INFINITE, **given) as study:
+    settings = {"sampler": Sampler.gp, "n_trials": 13}
+    with opened(whole, INFINITE, **settings) as study:
         expected = use_up(study)
-    with opened(parts, INFINITE, **given) as study:
+    with opened(parts, INFINITE, **settings) as study:
         asked = use_up(study, 11)
-    with opened(parts, INFINITE, **given) as study:
+    with opened(parts, INFINITE, **settings) as study:
         asked += use_up(study)
     assert asked == expected
 
@@ -519,8 +519,8 @@ def test_a_joining_process_does_not_take_the_running_trials_of_others(url):
 
 def test_two_processes_that_start_at_once_use_one_budget(start_two, url):
     """They create the tables, the study and its trials together."""
-    given = {"n_trials": 7, "join": True}
-    asked = [one for lines in start_two(given, given) for one in lines]
+    settings = {"n_trials": 7, "join": True}
+    asked = [one for lines in start_two(settings, settings) for one in lines]
     assert sorted(number for number, _ in asked) == list(range(7))
     assert distinct([params for _, params in asked])
     with opened(url, n_trials=7) as study:
@@ -558,20 +558,20 @@ def test_trials_of_a_killed_process_that_joined_are_taken_over(
 ):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(module, "STALE_SECONDS", 3)
-    given = {"n_trials": 3, "join": True}
+    settings = {"n_trials": 3, "join": True}
     abandoned = []
 
     def is_taken_over():
-        with opened(url, **given) as late:
+        with opened(url, **settings) as late:
             abandoned.extend(late.abandoned)
         return abandoned
 
-    with opened(url, **given) as holder:
+    with opened(url, **settings) as holder:
         kept = holder.ask()
-        ((number, params),) = ask_and_be_killed(1, seconds=(1, 3), **given)
+        ((number, params),) = ask_and_be_killed(1, seconds=(1, 3), **settings)
         assert soon(is_taken_over)
         assert [(t.number, t.run_id, t.state) for t in abandoned] == [(number, "run 0", "FAIL")]
-        with opened(url, **given) as late:
+        with opened(url, **settings) as late:
             again = late.ask()
             assert again.params == params
             late.complete(again.number, 1.0, {})
@@ -677,14 +677,14 @@ def completed(study, *curve, values=None):
     ("value", "ends"), [(99.0, False), (100.9, False), (101.1, True), (math.nan, True)]
 )
 def test_a_trial_within_the_margin_of_the_best_is_never_pruned(url, value, ends):
-    given = {"n_startup_trials": 1, "pruning_warmup": 0.5}
-    with opened(url, **given) as study:
+    settings = {"n_startup_trials": 1, "pruning_warmup": 0.5}
+    with opened(url, **settings) as study:
         completed(study, *[100.0] * 6)
         trial = study.ask()
         pruned = [study.report(trial.number, epoch, value) for epoch in range(6)]
     # No trial is pruned in the first half of the six epochs.
     assert pruned == [False, False, ends, ends, ends, ends]
-    with opened(url, **given) as study:
+    with opened(url, **settings) as study:
         trial = study.ask()
         assert study.report(trial.number, 4, value) == ends
 
@@ -725,8 +725,13 @@ def test_nothing_is_pruned_before_enough_trials_are_complete(journal):
 
 
 def test_a_patient_pruner_waits_for_an_improvement(journal):
-    given = {"n_startup_trials": 1, "pruning_warmup": 0.0, "pruner": Pruner.patient, "patience": 3}
-    with opened(journal, **given) as study:
+    settings = {
+        "n_startup_trials": 1,
+        "pruning_warmup": 0.0,
+        "pruner": Pruner.patient,
+        "patience": 3,
+    }
+    with opened(journal, **settings) as study:
         completed(study, *[100.0] * 8)
         trial = study.ask()
         pruned = [study.report(trial.number, epoch, 200.0 + epoch) for epoch in range(6)]
@@ -736,8 +741,8 @@ def test_a_patient_pruner_waits_for_an_improvement(journal):
 
 
 def test_without_a_pruner_no_trial_is_pruned(journal):
-    given = {"n_startup_trials": 0, "pruning_warmup": 0.0, "pruner": Pruner.none}
-    with opened(journal, **given) as study:
+    settings = {"n_startup_trials": 0, "pruning_warmup": 0.0, "pruner": Pruner.none}
+    with opened(journal, **settings) as study:
         completed(study, *[100.0] * 6, values=splits([100.0], [100.0]))
         trial = study.ask()
         assert not any(study.report(trial.number, epoch, 1e9) for epoch in range(6))
@@ -746,10 +751,10 @@ def test_without_a_pruner_no_trial_is_pruned(journal):
 
 @pytest.mark.parametrize("pruner", Pruner)
 def test_every_pruner_works_over_sessions(journal, pruner):
-    given = {"pruner": pruner, "n_startup_trials": 1, "pruning_warmup": 0.1}
+    settings = {"pruner": pruner, "n_startup_trials": 1, "pruning_warmup": 0.1}
     n_epochs = 0
     for n_trials in (4, 8):
-        with opened(journal, INFINITE, **given | {"n_trials": n_trials}) as study:
+        with opened(journal, INFINITE, **settings | {"n_trials": n_trials}) as study:
             while (trial := study.ask()) is not None:
                 # Each trial is worse than the one before, and gets worse.
                 for epoch in range(9):
@@ -778,12 +783,12 @@ def splits(*values):
 )
 def test_a_trial_worse_by_more_than_its_errors_is_stopped_between_splits(journal, values, ends):
     """Two values that differ by 2 have an error of 1, and two such means of √2."""
-    given = {"n_startup_trials": 1, "racing_errors": 2.0}
-    with opened(journal, **given) as study:
+    settings = {"n_startup_trials": 1, "racing_errors": 2.0}
+    with opened(journal, **settings) as study:
         completed(study, values=splits([140.0, 142.0], [140.0, 142.0], [140.0, 142.0]))
         completed(study, values=splits([100.0, 102.0], [100.0, 102.0], [100.0, 102.0]))
         assert study.report_split(study.ask().number, "0", values) == ends
-    with opened(journal, **given) as study:
+    with opened(journal, **settings) as study:
         trial = study.ask()
         assert not study.report_split(trial.number, "0", [101.0, 103.0])
         # After the last split nothing can be saved.
