@@ -1,4 +1,4 @@
-"""A report that fails costs no fit: model, tables, scores and cells are kept, and it is said."""
+"""A run whose report fails keeps its model, tables, scores and cells, and reports the failure."""
 
 import errno
 import json
@@ -48,18 +48,18 @@ KEPT = {
     "topics/top_genes_lift.csv",
     "topics/top_genes_relevance.csv",
 }
-"""Artifacts of a run, whatever becomes of its report."""
+"""Artifacts of every run, also if its report fails."""
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """One store for all runs of the module: it takes seconds to make."""
+    """Return one store for all runs of the module: creating it takes seconds."""
     return TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Maps without UMAP, and three figures."""
+def _few_figures(monkeypatch):
+    """Draw only three figures, with maps without UMAP."""
 
     def counts(adata, *_):
         adata.obsm["X_pca"] = adata.obsm["X_umap_counts"] = np.arange(2.0 * adata.n_obs).reshape(
@@ -74,7 +74,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(embedding, "embed_topics", topics)
     every = figure_set.drawings
     monkeypatch.setattr(
-        figure_set, "drawings", lambda *given: (d for d in every(*given) if d[0] in DRAWN)
+        figure_set, "drawings", lambda *args: (d for d in every(*args) if d[0] in DRAWN)
     )
 
 
@@ -106,11 +106,11 @@ def break_page(monkeypatch):
 
 
 def break_folder_of_figures(monkeypatch):
-    """A file has its name, so root cannot write there either."""
+    """Put a file at the path of the folder, so that even root cannot write there."""
     start = RunFolder.start
 
-    def started(self, *given):
-        start(self, *given)
+    def started(self, *args):
+        start(self, *args)
         (self.directory / "figures").write_text("")
 
     monkeypatch.setattr(RunFolder, "start", started)
@@ -118,11 +118,11 @@ def break_folder_of_figures(monkeypatch):
 
 
 def break_one_file(monkeypatch):
-    """The disk is full when the third figure is written; what was written of it goes."""
+    """Let the disk be full when the third figure is written."""
     savefig = figures.drawing.Figure.savefig
 
-    def full(self, target, **given):
-        savefig(self, target, **given)
+    def full(self, target, **kwargs):
+        savefig(self, target, **kwargs)
         if isinstance(target, Path) and target.name.startswith(".volcanoes"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -151,11 +151,11 @@ FAULTS = {
     break_one_file: {"report.html", "figures/preview.png"}
     | {f"figures/{name}.png" for name in DRAWN[:2]},
 }
-"""What breaks, and what there is of the report all the same."""
+"""For each fault, the parts of the report that are written nevertheless."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_report_that_fails_costs_no_fit(fault, run_here, monkeypatch, store):
+def test_a_run_whose_report_fails_keeps_all_else(fault, run_here, monkeypatch, store):
     words = fault(monkeypatch)
     code, out, err = run_here("train", *SMALL, f"tracking.uri={store.uri}", "hydra.run.dir=a run")
     assert code == 1, err
@@ -178,12 +178,12 @@ def test_a_report_that_fails_costs_no_fit(fault, run_here, monkeypatch, store):
     assert stored.info.status == "FINISHED"
     assert stored.data.tags[REPORT_ERROR] == record.tags[REPORT_ERROR]
     assert uploaded(store, record.run_id) == KEPT | FAULTS[fault]
-    # No picture that is not there is pointed at.
+    # The summary names a picture only if it exists.
     pictured = "figures/preview.png" in (folder / "summary.md").read_text()
     assert pictured == ("figures/preview.png" in FAULTS[fault])
 
 
-def test_a_figure_that_fails_leaves_its_place_on_the_page(run_here, monkeypatch):
+def test_a_failed_figure_is_named_on_the_page(run_here, monkeypatch):
     break_one_figure(monkeypatch)
     assert run_here("train", *SMALL, "tracking=off", "hydra.run.dir=run")[0] == 1
     html = Path("run/report.html").read_text()
@@ -197,13 +197,13 @@ def test_a_figure_that_fails_leaves_its_place_on_the_page(run_here, monkeypatch)
 
 
 @pytest.mark.parametrize("by", ["folder", "id"])
-def test_the_report_is_made_again_and_the_tag_goes(by, run_here, store):
+def test_a_report_that_is_made_again_removes_the_tag(by, run_here, store):
     with pytest.MonkeyPatch.context() as patch:
         break_maps(patch)
         tracked = f"tracking.uri={store.uri}"
         assert run_here("train", *SMALL, tracked, "hydra.run.dir=run")[0] == 1
         run_id = Record.read(Path("run")).run_id
-        # It has ended, so there is nothing to resume; that its report failed is said again.
+        # It has ended, so that there is nothing to resume; the failure is reported again.
         code, out, err = run_here("train", *SMALL, tracked, "hydra.run.dir=run", "resume=true")
         assert code == 1
         assert "had already ended" in out
@@ -220,7 +220,7 @@ def test_the_report_is_made_again_and_the_tag_goes(by, run_here, store):
     assert made <= uploaded(store, run_id)
 
 
-def test_mlflow_that_is_away_costs_neither_fit_nor_report(run_here):
+def test_a_run_without_reachable_mlflow_has_its_report(run_here):
     away = "tracking.uri=http://127.0.0.1:9"
     code, out, err = run_here("train", *SMALL, away, "hydra.run.dir=run")
     assert code == 0, err
@@ -229,11 +229,11 @@ def test_mlflow_that_is_away_costs_neither_fit_nor_report(run_here):
     assert files(Path("run")) >= KEPT | {"report.html", "figures/preview.png"}
 
 
-def test_the_jobs_of_a_grid_go_on_when_the_report_of_one_fails(run_here, monkeypatch):
+def test_a_grid_continues_if_the_report_of_one_run_fails(run_here, monkeypatch):
     structure_plot = figures.structure_plot
 
-    def breaks_for_two(theta_NK, *given, **settings):
-        return (broken if theta_NK.shape[1] == 2 else structure_plot)(theta_NK, *given, **settings)
+    def breaks_for_two(theta_NK, *args, **settings):
+        return (broken if theta_NK.shape[1] == 2 else structure_plot)(theta_NK, *args, **settings)
 
     monkeypatch.setattr(figures, "structure_plot", breaks_for_two)
     grid = [setting for setting in SMALL if "n_topics" not in setting]
@@ -248,7 +248,7 @@ def test_the_jobs_of_a_grid_go_on_when_the_report_of_one_fails(run_here, monkeyp
     assert Path("grid/1/report.html").exists()
 
 
-def test_differential_expression_that_fails_is_said_and_made_up_for(run_here, monkeypatch):
+def test_failed_differential_expression_is_computed_again_by_report(run_here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("topicell.evaluation.differential.differential_expression", broken)
         code, _, err = run_here("train", *SMALL, "tracking=off", "hydra.run.dir=run")
@@ -261,22 +261,22 @@ def test_differential_expression_that_fails_is_said_and_made_up_for(run_here, mo
     assert files(Path("run")) >= KEPT | made
 
 
-def test_topics_from_elsewhere_keep_their_scores_too(run_here, monkeypatch):
+def test_evaluate_keeps_its_scores_if_the_report_fails(run_here, monkeypatch):
     rng = np.random.default_rng(0)
     theta_NK, beta_KG = rng.dirichlet(np.ones(2), 40), rng.dirichlet(np.ones(20), 2)
     cells = AnnData(rng.poisson(200 * theta_NK @ beta_KG).astype(np.float32))
     cells.obs_names = [f"c{i}" for i in range(40)]
     cells.var_names = [f"g{i}" for i in range(20)]
     cells.write_h5ad("cells.h5ad")
-    topicell_style = cells.to_df()
+    counts = cells.to_df()
     for name, values, index in (
-        ("theta", theta_NK, topicell_style.index),
-        ("beta", beta_KG.T, topicell_style.columns),
+        ("theta", theta_NK, counts.index),
+        ("beta", beta_KG.T, counts.columns),
     ):
-        type(topicell_style)(values, index, ["k0", "k1"]).to_csv(f"{name}.csv")
+        type(counts)(values, index, ["k0", "k1"]).to_csv(f"{name}.csv")
     break_page(monkeypatch)
-    given = ("theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "report.pdf=false")
-    code, out, err = run_here("evaluate", *given, "tracking=off", "output=out")
+    arguments = ("theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "report.pdf=false")
+    code, out, err = run_here("evaluate", *arguments, "tracking=off", "output=out")
     assert code == 1
     assert f"the report is incomplete: {ONE_LINE}" in err
     assert "Perplexity of given matrices" in out
@@ -299,13 +299,13 @@ def test_an_interrupt_in_the_report_is_an_interrupt(run_here, monkeypatch):
     assert REPORT_ERROR not in record.tags
 
 
-def write_half(adata, path, **_):
+def write_part(adata, path, **_):
     Path(path).write_bytes(b"half")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_cells_that_cannot_be_written_leave_no_half_file(run_here, monkeypatch):
-    monkeypatch.setattr(AnnData, "write_h5ad", write_half)
+def test_a_full_disk_leaves_no_partial_cells(run_here, monkeypatch):
+    monkeypatch.setattr(AnnData, "write_h5ad", write_part)
     code, _, err = run_here(
         "train", *SMALL, "report=off", "tracking=off", "preprocess.cache=false", "hydra.run.dir=run"
     )
@@ -320,11 +320,11 @@ def test_cells_that_cannot_be_written_leave_no_half_file(run_here, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:obs of the cells has 2 columns of topics already")
 @pytest.mark.parametrize("suffix", [".h5ad", ".csv"])
-def test_proportions_that_cannot_be_written_leave_no_half_file(suffix, run_here, monkeypatch):
+def test_a_full_disk_leaves_no_partial_proportions(suffix, run_here, monkeypatch):
     assert run_here("train", *SMALL, "report=off", "tracking=off", "hydra.run.dir=run")[0] == 0
     before = set(Path().iterdir())
-    monkeypatch.setattr(AnnData, "write_h5ad", write_half)
-    monkeypatch.setattr("pandas.DataFrame.to_csv", write_half)
+    monkeypatch.setattr(AnnData, "write_h5ad", write_part)
+    monkeypatch.setattr("pandas.DataFrame.to_csv", write_part)
     output = f"output=mapped{suffix}"
     code, _, err = run_here("transform", "run=run", "input=run/adata.h5ad", output)
     assert code == 2

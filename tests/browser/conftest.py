@@ -1,12 +1,12 @@
-"""A real browser, which looks at what was written."""
+"""A real browser."""
 
 from __future__ import annotations
 
 import pytest
 from playwright.sync_api import sync_playwright
 
-# Without a GPU, Chromium draws WebGL on the CPU, and only if it is told to; pages that it composes
-# with the same take a third longer.
+# Without a GPU, Chromium draws WebGL on the CPU only with these options; compositing pages on the
+# CPU too would take a third longer.
 ARGUMENTS = [
     "--no-sandbox",
     "--use-gl=angle",
@@ -18,7 +18,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def browser(chromium):
-    """Chromium."""
+    """Start Chromium."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser

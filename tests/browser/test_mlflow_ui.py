@@ -1,4 +1,4 @@
-"""A grid of two runs as MLflow's own UI shows it, at the address that ``topicell ui`` opens."""
+"""A grid of two runs in MLflow's own UI, at the address that ``topicell ui`` opens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from topicell.tracking.store import client, experiment_id
 pytestmark = pytest.mark.slow
 
 SECONDS = 600
-"""Longer than a page or the server takes on a machine that is shared."""
+"""Longer than a page or the server takes on a busy machine."""
 GRID = [
     "report.pdf=false",
     "report.dpi=60",
@@ -32,12 +32,12 @@ GRID = [
     "train.progress=false",
     "evaluate.n_coherence_genes=5",
 ]
-PARENT, CHILD, OTHER = range(3)
+PARENT, THREE_TOPICS, TWO_TOPICS = range(3)
 
 
 @pytest.fixture(scope="module")
 def runs(browser, topicell, tmp_path_factory):
-    """The parent, and its runs with three and with two topics."""
+    """Return the folder, and the parent with its runs of three and two topics."""
     folder = tmp_path_factory.mktemp("grid")
     command = topicell("train", "-m", *GRID, cwd=folder, env={"MLFLOW_TRACKING_URI": None})
     assert command.returncode == 0, command.stderr
@@ -49,7 +49,7 @@ def runs(browser, topicell, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(runs, start_process):
-    """Where ``topicell ui`` serves them."""
+    """Start ``topicell ui``, and return its address."""
     folder, _ = runs
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -79,7 +79,7 @@ def address(runs, start_process):
 
 @pytest.fixture(scope="module")
 def page(browser, address):
-    """A window that sees nothing but the server; MLflow's program is loaded into it once."""
+    """Return a window that reaches only the server; it loads MLflow's program once."""
     context = browser.new_context(viewport={"width": 1500, "height": 900})
     context.set_default_timeout(1000 * SECONDS)
     server = address.partition("#")[0]
@@ -89,14 +89,14 @@ def page(browser, address):
 
 
 def run_page(address, run, artifact=""):
-    """The address of a run, or of one of its artifacts."""
+    """Return the address of a run, or of one of its artifacts."""
     place = f"{address.partition('?')[0]}/{run.info.run_id}"
     return f"{place}/artifacts/{artifact}" if artifact else place
 
 
 def open_artifact(page, address, run, artifact):
     """Open an artifact by its address, from the page of its run."""
-    # MLflow's page of artifacts does not notice that its own address changes.
+    # MLflow's page of artifacts ignores a change of its own address.
     page.goto(run_page(address, run))
     page.get_by_role("heading", name=name_of(run)).wait_for()
     page.goto(run_page(address, run, artifact))
@@ -121,7 +121,7 @@ def test_runs_are_listed_under_their_parent(runs, address, page):
     assert child.info.run_id in page.url
 
 
-def test_a_parent_names_its_runs(runs, address, page):
+def test_a_parent_has_links_to_its_runs(runs, address, page):
     parent, *nested = runs[1]
     page.goto(run_page(address, parent))
     for run in nested:
@@ -130,8 +130,8 @@ def test_a_parent_names_its_runs(runs, address, page):
         assert run.info.run_id in link.get_attribute("href")
 
 
-def test_a_run_is_described_by_scores_and_a_picture(runs, address, page):
-    child = runs[1][CHILD]
+def test_a_run_has_scores_and_a_picture(runs, address, page):
+    child = runs[1][THREE_TOPICS]
     page.goto(run_page(address, child))
     page.get_by_text("Show more").first.click()
     note = child.data.tags["mlflow.note.content"]
@@ -143,14 +143,14 @@ def test_a_run_is_described_by_scores_and_a_picture(runs, address, page):
     picture = page.locator("img[src^='get-artifact']")
     picture.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector(\"img[src^='get-artifact']\").complete")
-    # MLflow shows it as large as it is.
+    # MLflow does not scale pictures.
     assert 100 < picture.evaluate("image => image.naturalWidth") <= 600
 
 
-def test_the_report_works_inside(runs, address, page):
+def test_the_report_of_a_run_works_in_mlflow(runs, address, page):
     errors = []
-    page.on("console", lambda said: errors.append(said.text) if "blob:" in said.text else None)
-    open_artifact(page, address, runs[1][CHILD], "report.html")
+    page.on("console", lambda m: errors.append(m.text) if "blob:" in m.text else None)
+    open_artifact(page, address, runs[1][THREE_TOPICS], "report.html")
     report = page.frame_locator("iframe")
     report.locator("html[data-ready]").wait_for(state="attached")
     report.get_by_role("heading", name="3 topics in simulated").wait_for()
@@ -161,12 +161,18 @@ def test_the_report_works_inside(runs, address, page):
     report.get_by_label("Gene", exact=True).fill("GENE_1")
     report.get_by_role("button", name="Find").click()
     assert report.locator("#gene-found tbody tr").count() == 3
+    report.get_by_label("Gene", exact=True).fill("gene_2")
+    page.keyboard.press("Enter")
+    assert report.locator("#gene-found strong").inner_text() == "GENE_2"
+    # MLflow shows the page in a sandbox without downloads.
+    assert report.get_by_role("button", name="cell_topics.csv").is_disabled()
+    assert "no downloads" in report.locator("#tables").inner_text()
     report.get_by_role("link", name="All scores").click()
     assert report.locator("#scores").bounding_box()["y"] < 900
     assert errors == []
 
 
-def test_the_report_of_the_grid_is_shown(runs, address, page):
+def test_the_report_of_the_grid_opens_in_mlflow(runs, address, page):
     open_artifact(page, address, runs[1][PARENT], "report.html")
     report = page.frame_locator("iframe")
     report.get_by_role("heading", name="Number of topics of simulated").wait_for()
@@ -174,9 +180,9 @@ def test_the_report_of_the_grid_is_shown(runs, address, page):
         assert image.evaluate("image => image.naturalWidth") > 100
 
 
-def test_figures_and_tables_can_be_looked_at(runs, address, page):
+def test_figures_and_tables_open_in_mlflow(runs, address, page):
     folder, (_, child, _) = runs
-    # By its address: what is clicked on while the page still loads may be forgotten.
+    # By its address, because a click while the page loads may be lost.
     open_artifact(page, address, child, "figures/umap_counts_topics.png")
     picture = page.locator("img[src^='blob:']").first
     picture.wait_for()
@@ -186,7 +192,7 @@ def test_figures_and_tables_can_be_looked_at(runs, address, page):
     page.get_by_text("Previewing the first").wait_for()
     (stored,) = folder.glob(f"mlartifacts/**/{child.info.run_id}/artifacts/topics/gene_topics.csv")
     table = pd.read_csv(stored)
-    # The words come before the table.
+    # The text appears before the table.
     page.get_by_role("columnheader").get_by_text(list(table)[-1]).first.wait_for()
     page.get_by_role("cell").get_by_text(table["gene"][0], exact=True).first.wait_for()
     heads = page.get_by_role("columnheader").all_inner_texts()

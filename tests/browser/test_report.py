@@ -1,7 +1,6 @@
-"""The report in a real browser, from disk and without a network: all it offers does what it says.
+"""The report in a real browser, from disk and without a network.
 
-What is seen is compared with the run's AnnData, by a geometry and by colours that are worked out
-here and not asked of the page.
+Pixels are compared with the AnnData of the run; positions and colours are computed here.
 """
 
 from __future__ import annotations
@@ -33,24 +32,24 @@ from topicell.sweep.trials import PERPLEXITY, Sweep, Trial
 EVIL = "<script>alert('x')</script>"
 N, G, K = 120, 30, 3
 WIDTH = 900
-"""Of the window, in pixels: both maps are side by side."""
+"""Width of the window in pixels; both maps are side by side."""
 SIDE = 11
-"""Cells lie on a square of so many, far enough apart for a pointer."""
+"""Cells are on a grid of SIDE × SIDE, so that a pointer separates them."""
 FILL = 0.94
-"""Share of a map's smaller side that its cells take up."""
+"""Share of the smaller side of a map that its cells fill."""
 FAINT = "#dfe3e8"
-"""Cells of groups that are not picked, on a light page."""
+"""Colour of cells in groups that are not selected, on a light page."""
 SPACES = ("counts", "topics")
 THEMES = ("light", "dark")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's AnnData and its report."""
+    """Return the AnnData of a run and the path of its report."""
     rng = np.random.default_rng(0)
     theta = rng.dirichlet(np.full(K, 0.3), N)
     beta = rng.dirichlet(np.full(G, 0.2), K)
-    beta[0, 0] = 1  # the awkward gene leads topic 0
+    beta[0, 0] = 1  # the gene EVIL leads topic 0
     beta[2, 2] = 1e-9
     beta /= beta.sum(1, keepdims=True)
     counts = np.stack([rng.multinomial(300, p / p.sum()) for p in theta @ beta]).astype(np.float32)
@@ -91,8 +90,8 @@ def run(tmp_path_factory):
     return adata, path
 
 
-def watched(context, path):
-    """A page that may ask for nothing but its own file, and all that goes wrong on it."""
+def page_with_problems(context, path):
+    """Return a page that may load only its own file, and a list of all its problems."""
     context.set_offline(True)
     problems = []
 
@@ -103,14 +102,14 @@ def watched(context, path):
             problems.append(f"asked for {route.request.url}")
             route.abort()
 
-    def hear(said):
-        # The driver warns of pixels being read, which is what tests do.
-        if "GPU stall due to ReadPixels" not in said.text:
-            problems.append(f"{said.type}: {said.text}")
+    def note(message):
+        # The driver warns about reading pixels, which these tests do.
+        if "GPU stall due to ReadPixels" not in message.text:
+            problems.append(f"{message.type}: {message.text}")
 
     context.route("**/*", answer)
     page = context.new_page()
-    page.on("console", hear)
+    page.on("console", note)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: (problems.append("a dialog"), dialog.dismiss()))
     return page, problems
@@ -123,11 +122,11 @@ def open_from_disk(page, path):
 
 @contextmanager
 def visit(browser, path, width=WIDTH, first="", **options):
-    """A page in a window of its own; `first` is a script that runs before the page's own."""
+    """Open a page in its own window; `first` is a script that runs before those of the page."""
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
     context.add_init_script(first)
     try:
-        page, problems = watched(context, path)
+        page, problems = page_with_problems(context, path)
         open_from_disk(page, path)
         yield page
         assert problems == []
@@ -137,15 +136,15 @@ def visit(browser, path, width=WIDTH, first="", **options):
 
 @pytest.fixture(scope="module")
 def window(browser, run):
-    """What tests share that need nothing special: to make one takes time."""
+    """Return a window that tests share, because creating one takes time."""
     context = browser.new_context(viewport={"width": WIDTH, "height": 800})
-    yield watched(context, run[1])
+    yield page_with_problems(context, run[1])
     context.close()
 
 
 @pytest.fixture
 def page(window, run):
-    """The page as it opens."""
+    """Return the freshly opened page."""
     page, problems = window
     problems.clear()
     page.mouse.move(0, 0)
@@ -155,12 +154,12 @@ def page(window, run):
 
 
 def decoded(png):
-    """Pixels of a picture, (height, width, 3)."""
+    """Return the pixels of a picture, (height, width, 3)."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
 def pictures(page):
-    """What is drawn on both maps."""
+    """Return the pixels of both maps."""
     drawn = [map_of(page, space).evaluate("canvas => canvas.toDataURL()") for space in SPACES]
     return [decoded(base64.b64decode(url.partition(",")[2])) for url in drawn]
 
@@ -170,7 +169,7 @@ def map_of(page, space):
 
 
 def in_view(page, space):
-    """Where a map is in the window, as a whole: its corner and its size."""
+    """Scroll a map into view; return its corner in the window and its size."""
     map_of(page, space).scroll_into_view_if_needed()
     box = map_of(page, space).bounding_box()
     return np.array([box["x"], box["y"]]), (box["width"], box["height"])
@@ -185,7 +184,7 @@ def all_differ(one, other):
 
 
 def places(adata, space, width, height):
-    """Where a map of that size has its cells, in pixels, (N, 2)."""
+    """Return the positions of the cells on a map of that size, in pixels, (N, 2)."""
     xy = adata.obsm[f"X_umap_{space}"]
     low, high = xy.min(axis=0), xy.max(axis=0)
     scale = FILL * min(width, height) / (high - low).max()
@@ -193,7 +192,7 @@ def places(adata, space, width, height):
 
 
 def colors_of_cells(adata, space, picture):
-    """The pixel in the middle of each cell, (N, 3)."""
+    """Return the pixel in the middle of each cell, (N, 3)."""
     x, y = places(adata, space, picture.shape[1], picture.shape[0]).astype(int).T
     return picture[y, x]
 
@@ -212,15 +211,12 @@ def look_up(page, gene):
 
 
 def near(value, expected, relative=0.06):
-    """Whether a number with two digits is that number."""
+    """Return whether a number written with two digits is the expected one."""
     return np.isclose(float(value.replace("−", "-")), expected, rtol=relative, atol=0.006)
 
 
-# Opening
-
-
 @pytest.mark.parametrize("theme", THEMES)
-def test_it_opens_from_disk_and_asks_for_nothing(browser, run, theme):
+def test_the_page_opens_from_disk_and_loads_nothing_else(browser, run, theme):
     with visit(browser, run[1], color_scheme=theme) as page:
         assert page.title() == f"{K} topics in cells & {EVIL}"
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -230,7 +226,7 @@ def test_it_opens_from_disk_and_asks_for_nothing(browser, run, theme):
             assert len(np.unique(picture.reshape(-1, 3), axis=0)) > K
 
 
-def test_theme_button_switches_page_and_maps(page):
+def test_the_theme_button_changes_page_and_maps(page):
     backgrounds, maps = [], []
     for _ in range(3):
         backgrounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
@@ -241,9 +237,6 @@ def test_theme_button_switches_page_and_maps(page):
     assert all_differ(maps[0], maps[1])
 
 
-# Maps
-
-
 @pytest.mark.parametrize("theme", THEMES)
 def test_cells_have_the_colour_of_their_dominant_topic(browser, run, theme):
     adata, path = run
@@ -252,12 +245,12 @@ def test_cells_have_the_colour_of_their_dominant_topic(browser, run, theme):
     with visit(browser, path, color_scheme=theme) as page:
         for space, picture in zip(SPACES, pictures(page), strict=True):
             assert np.abs(colors_of_cells(adata, space, picture) - expected).max() <= 2
-            # and what is drawn is seen
+            # The screenshot shows the same as the canvas.
             seen = decoded(map_of(page, space).screenshot())
             assert np.abs(colors_of_cells(adata, space, seen) - expected).max() <= 2
 
 
-def test_a_topic_recolours_both_maps_and_back(run, page):
+def test_selecting_a_topic_recolours_both_maps(run, page):
     adata, _ = run
     first = pictures(page)
     choose(page, "Topic 1")
@@ -271,15 +264,15 @@ def test_a_topic_recolours_both_maps_and_back(run, page):
     assert same(first, pictures(page))
 
 
-def test_a_card_shows_its_topic_on_the_maps(page):
+def test_the_button_of_a_card_colours_the_maps_by_its_topic(page):
     page.locator("#topic-2").get_by_role("button", name="Show on the maps").click()
-    shown = pictures(page)
+    drawn = pictures(page)
     assert page.get_by_label("Colour by").input_value() == "topic:2"
     choose(page, "Topic 2")
-    assert same(shown, pictures(page))
+    assert same(drawn, pictures(page))
 
 
-def test_groups_are_isolated_in_the_legend(run, page):
+def test_groups_are_selected_in_the_legend(run, page):
     adata, _ = run
     choose(page, "Leiden cluster")
     all_groups = pictures(page)
@@ -308,13 +301,13 @@ def test_groups_are_isolated_in_the_legend(run, page):
 
 
 def tip_at(page, place):
-    """The lines of the tip at a place in the window."""
+    """Return the lines of the tip at a position in the window."""
     page.mouse.move(*place)
     return page.locator("#map-tip").inner_text().splitlines()
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_pointing_at_a_cell_names_it_and_finds_it_in_both_maps(run, page, space):
+def test_pointing_at_a_cell_names_it_and_marks_it_on_both_maps(run, page, space):
     adata, _ = run
     theta_NK = np.asarray(adata.obsm["X_lda"])
     in_view(page, space)
@@ -323,7 +316,7 @@ def test_pointing_at_a_cell_names_it_and_finds_it_in_both_maps(run, page, space)
         corner, size = in_view(page, at)
         where[at] = corner + places(adata, at, *size)
     rings = page.locator(".ring").all()
-    # also those at the edges, whose tip has little room
+    # Also cells at the edges, where there is little space for the tip.
     for cell in {0, 57, *where[space].argmin(axis=0), *where[space].argmax(axis=0)}:
         name, *lines = tip_at(page, where[space][cell] + [3, -3])
         assert name == adata.obs_names[cell]
@@ -344,7 +337,7 @@ def test_pointing_at_a_cell_names_it_and_finds_it_in_both_maps(run, page, space)
     assert not any(ring.is_visible() for ring in rings)
 
 
-def test_nothing_is_named_where_there_is_no_cell(run, page):
+def test_pointing_between_cells_names_nothing(run, page):
     adata, _ = run
     corner, (width, height) = in_view(page, "counts")
     cells = places(adata, "counts", width, height)
@@ -356,7 +349,7 @@ def test_nothing_is_named_where_there_is_no_cell(run, page):
     assert not page.locator("#map-tip").is_visible()
 
 
-def test_a_gene_that_is_shown_is_in_the_tip(run, page):
+def test_the_tip_has_the_value_of_the_selected_gene(run, page):
     adata, _ = run
     look_up(page, "gene-3")
     corner, size = in_view(page, "counts")
@@ -408,7 +401,7 @@ def test_dragging_moves_a_map_with_the_pointer(run, page):
     assert tip_at(page, corner + place)[0] == adata.obs_names[5]
 
 
-def test_the_wheel_scrolls_the_page_unless_a_map_was_chosen(run, page):
+def test_the_wheel_scrolls_the_page_or_zooms_a_clicked_map(run, page):
     adata, _ = run
     first = pictures(page)
     corner, size = in_view(page, "counts")
@@ -427,17 +420,14 @@ def test_the_wheel_scrolls_the_page_unless_a_map_was_chosen(run, page):
         "drawn => document.getElementById('map-counts').toDataURL() !== drawn", arg=drawn
     )
     assert page.evaluate("scrollY") == before + 60
-    # What was under the pointer still is, and its neighbours are further apart.
+    # The cell under the pointer stays there, and its neighbours move away from it.
     cells = places(adata, "counts", *size)
     cell = np.linalg.norm(cells - pointer, axis=1).argmin()
     place = pointer + (cells[cell] - pointer) * np.exp(100 / 400)
     assert tip_at(page, corner + place)[0] == adata.obs_names[cell]
 
 
-# Genes
-
-
-def test_a_gene_is_found_whatever_its_case(run, page):
+def test_a_gene_is_found_in_any_case(run, page):
     adata, _ = run
     beta_KG = adata.varm["lda_topics"].T
     first = pictures(page)
@@ -460,10 +450,10 @@ def test_a_gene_is_found_whatever_its_case(run, page):
     select = page.get_by_label("Colour by")
     assert select.input_value() == "gene:Gene-7"
     assert page.locator("#color-genes option").all_inner_texts() == ["Gene-7"]
-    shown = pictures(page)
-    assert all_differ(first, shown)
+    drawn = pictures(page)
+    assert all_differ(first, drawn)
     value_N = adata.X[:, 7].toarray().ravel()
-    for space, picture in zip(SPACES, shown, strict=True):
+    for space, picture in zip(SPACES, drawn, strict=True):
         lightness = colors_of_cells(adata, space, picture).mean(axis=1)
         assert spearmanr(lightness, value_N).statistic < -0.98
     choose(page, "Dominant topic")
@@ -478,14 +468,14 @@ def test_proportions_of_every_gene_are_those_of_the_model(run, page):
         page.locator("#gene").fill(gene)
         page.keyboard.press("Enter")
         rows = page.locator("#gene-found tbody tr").all_inner_texts()
-        shown = {row.split("\t")[0].strip(): row.split("\t")[1].split("%")[0] for row in rows}
+        shares = {row.split("\t")[0].strip(): row.split("\t")[1].split("%")[0] for row in rows}
         for topic, beta in enumerate(beta_K):
-            text = shown[f"Topic {topic}"].strip()
+            text = shares[f"Topic {topic}"].strip()
             least = text.startswith("< ")
             assert 100 * beta < float(text[2:]) if least else near(text, 100 * beta), (gene, text)
 
 
-def test_an_unknown_gene_is_said_to_be_unknown(page):
+def test_an_unknown_gene_is_named_with_similar_ones(page):
     look_up(page, "ene-1")
     said = page.locator("#gene-found").inner_text()
     assert f"ene-1 is none of the {G} genes" in said
@@ -498,7 +488,7 @@ def test_an_unknown_gene_is_said_to_be_unknown(page):
     assert page.locator("#gene-found").inner_text() == ""
 
 
-def test_names_are_text(run, page):
+def test_a_name_with_a_tag_is_text(run, page):
     scripts = page.locator("script").count()
     page.locator("#topic-0").get_by_role("button", name=EVIL).locator("visible=true").click()
     assert page.locator("#gene-found strong").inner_text() == EVIL
@@ -510,16 +500,13 @@ def test_names_are_text(run, page):
     assert page.locator("script").count() == scripts
 
 
-def test_rankings_take_turns(page):
+def test_one_ranking_is_visible_at_a_time(page):
     for ranking in ("Probability", "Relevance", "FREX"):
         page.get_by_label(ranking, exact=True).check()
-        shown = page.locator("#topic-1 .genes").locator("visible=true")
-        assert shown.count() == 1
-        assert ranking.lower() in shown.get_attribute("class")
-        assert shown.get_by_role("button").count() == 8
-
-
-# Tables
+        visible = page.locator("#topic-1 .genes").locator("visible=true")
+        assert visible.count() == 1
+        assert ranking.lower() in visible.get_attribute("class")
+        assert visible.get_by_role("button").count() == 8
 
 
 def downloaded(page, name):
@@ -529,15 +516,12 @@ def downloaded(page, name):
     return pd.read_csv(begun.value.path(), index_col=0)
 
 
-def test_every_table_is_downloaded(page):
+def test_every_table_can_be_downloaded_with_the_numbers_of_the_run(run, page):
+    adata, _ = run
     names = page.locator("#tables button").all_inner_texts()
     assert len(names) >= 6
     for name in names:
         assert not downloaded(page, name.removesuffix(".csv")).empty
-
-
-def test_downloads_hold_the_numbers_of_the_run(run, page):
-    adata, _ = run
     digits = {"rtol": 5e-6, "atol": 0}
     cells = downloaded(page, "cell_topics")
     assert list(cells.index) == list(adata.obs_names)
@@ -560,9 +544,7 @@ def test_downloads_hold_the_numbers_of_the_run(run, page):
         np.testing.assert_allclose(table[column], adata.varm[f"lda_{key}"][gene, topic], **digits)
 
 
-# Small screens, paper, other browsers
-
-STICKING_OUT = """() => {
+OUTSIDE_THE_SCREEN = """() => {
   const scrolls = (element) => element !== document.body
     && (/auto|scroll|hidden/.test(getComputedStyle(element).overflowX)
       || scrolls(element.parentElement));
@@ -581,25 +563,25 @@ COVERED = """(element) => {
 
 
 @pytest.mark.parametrize("width", [400, 320])
-def test_a_narrow_screen_holds_it_all(browser, run, width):
+def test_everything_fits_on_a_narrow_screen(browser, run, width):
     with visit(browser, run[1], width=width, has_touch=True) as page:
         for state in (lambda: None, lambda: choose(page, "Label"), lambda: look_up(page, "Gene-2")):
             state()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert page.evaluate(STICKING_OUT) == []
+            assert page.evaluate(OUTSIDE_THE_SCREEN) == []
         controls = page.locator("button, select, input, summary").locator("visible=true").all()
         assert len(controls) > 20
         assert not [c.evaluate("e => e.outerHTML") for c in controls if c.evaluate(COVERED)]
         first = pictures(page)
         choose(page, "Topic 0")
         assert all_differ(first, pictures(page))
-        # The figures keep a size at which they can be read: of the 72 dots of an inch, most.
+        # Figures stay large enough to read: at least 0.7 of their size.
         for figure in page.locator(".sheet svg").all():
             dots = "svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
             assert figure.evaluate(dots) > 0.7
 
 
-def test_paper_has_all_sections_and_no_controls(browser, run):
+def test_a_printed_page_has_all_sections_and_no_controls(browser, run):
     with visit(browser, run[1]) as page:
         choose(page, "Label")
         page.emulate_media(media="print")
@@ -617,7 +599,7 @@ def test_paper_has_all_sections_and_no_controls(browser, run):
         assert len(re.findall(rb"/Type\s*/Page\b", paper)) > 2
 
 
-def test_without_webgl_all_else_works(browser, run):
+def test_without_webgl_only_the_maps_are_missing(browser, run):
     none = "HTMLCanvasElement.prototype.getContext = () => null;"
     with visit(browser, run[1], first=none) as page:
         assert "WebGL" in page.locator("#map-status").inner_text()
@@ -631,7 +613,7 @@ def test_without_webgl_all_else_works(browser, run):
         assert page.locator("html").get_attribute("data-theme") == "dark"
 
 
-def test_without_scripts_it_can_be_read(browser, run):
+def test_without_scripts_the_page_is_readable(browser, run):
     context = browser.new_context(java_script_enabled=False)
     try:
         page = context.new_page()
@@ -643,8 +625,6 @@ def test_without_scripts_it_can_be_read(browser, run):
     finally:
         context.close()
 
-
-# Names from strangers
 
 RUNS = "window.ran=true"
 HOSTILE = [
@@ -663,18 +643,18 @@ HOSTILE = [
     "__proto__",
     "constructor",
 ]
-"""What would run, or be another text, where it is not taken for text."""
+"""Names that would run, or change, if they were not treated as text."""
 TITLE = "".join(HOSTILE[:8])
 
 
 def named(n):
-    """So many different names."""
+    """Return n different names."""
     return [HOSTILE[i % len(HOSTILE)] + (f" {i}" if i >= len(HOSTILE) else "") for i in range(n)]
 
 
 @pytest.fixture(scope="module")
 def hostile(run, tmp_path_factory):
-    """The report of the same cells under the names of somebody who means ill."""
+    """Return the same cells with hostile names, and the path of their report."""
     folder = tmp_path_factory.mktemp("hostile")
     adata = run[0].copy()
     adata.obs_names, adata.var_names = named(N), named(G)
@@ -698,7 +678,7 @@ def hostile(run, tmp_path_factory):
 
 
 def compared(folder):
-    """A comparison of runs of such names."""
+    """Write a comparison of runs with hostile names."""
     sides = tuple(
         Side(
             letter=letter,
@@ -739,7 +719,7 @@ def compared(folder):
 
 
 def swept(folder):
-    """A sweep over settings of such names, with a server of such an address."""
+    """Write a sweep with hostile settings, and a hostile address of the server."""
     values = {name: {"0": [3.0, 3.1], "1": [3.2, 3.1]} for name in (PERPLEXITY, "topics/used")}
     values["topics/stability"] = {"0": [0.9], "1": [0.9]}
     trials = [
@@ -786,22 +766,22 @@ MADE_BY_NAMES = """() => [
 ]"""
 
 
-def require_text_alone(page):
-    """Nothing has run, and no name has become anything but text."""
+def require_only_text(page):
+    """Check that no name has run or become an element."""
     assert page.evaluate(MADE_BY_NAMES) == [None, 0, 0]
     assert page.evaluate("document.title").endswith(("side by side", TITLE))
 
 
-def test_no_name_of_the_data_runs_or_is_anything_but_text(browser, hostile):
+def test_hostile_names_are_text_everywhere_on_the_page(browser, hostile):
     adata, path = hostile
-    # Escaping has to do it alone: the page's policy, which would forbid it, is not heeded.
+    # The browser ignores the policy of the page here, so that only escaping protects it.
     with visit(browser, path, bypass_csp=True) as page:
-        require_text_alone(page)
+        require_only_text(page)
         scripts = page.locator("script").count()
         assert page.title() == f"{K} topics in data {TITLE}"
         assert f"run run_id {TITLE}" in page.locator("header").inner_text()
-        shown = page.locator("#topics .genes").all_inner_texts()
-        assert all(any(name in text for text in shown) for name in HOSTILE)
+        genes = page.locator("#topics .genes").all_inner_texts()
+        assert all(any(name in text for text in genes) for name in HOSTILE)
         drawn = "\n".join(page.locator(".sheet svg text").all_text_contents())
         assert all(name[:12] in drawn for name in HOSTILE[:9])
         assert (
@@ -827,12 +807,12 @@ def test_no_name_of_the_data_runs_or_is_anything_but_text(browser, hostile):
             name, *lines = tip_at(page, where[cell])
             assert name == HOSTILE[cell]
             assert f"Label: {adata.obs[TITLE].iloc[cell]}" in lines
-        require_text_alone(page)
+        require_only_text(page)
         assert page.locator("script").count() == scripts
 
 
-def test_downloads_hold_names_as_they_are(browser, hostile):
-    """Also those that a spreadsheet takes for formulas: tables are read again, and by name."""
+def test_downloads_have_unchanged_names(browser, hostile):
+    """Also names that look like formulas: programs read the tables again by these names."""
     adata, path = hostile
     with visit(browser, path) as page:
         assert list(downloaded(page, "gene_topics").index) == list(adata.var_names)
@@ -841,15 +821,15 @@ def test_downloads_hold_names_as_they_are(browser, hostile):
         assert "into a spreadsheet as text" in page.locator("#tables").inner_text()
 
 
-def test_the_policy_of_a_page_lets_no_other_script_run(browser, hostile, tmp_path):
-    """If a name should be let through one day, it would still not run."""
+def test_the_policy_of_the_page_forbids_other_scripts(browser, hostile, tmp_path):
+    """Even a name that is not escaped does not run."""
     html = hostile[1].read_text(encoding="utf-8")
     added = f"<script>{RUNS}</script><img src=x onerror={RUNS}><svg onload={RUNS}></svg>"
     path = tmp_path / "report.html"
     path.write_text(html.replace("<main>", f"<main>{added}"), encoding="utf-8")
     context = browser.new_context(viewport={"width": WIDTH, "height": 800})
     try:
-        page, problems = watched(context, path)
+        page, problems = page_with_problems(context, path)
         open_from_disk(page, path)
         assert page.evaluate("window.ran") is None
         assert sum("Content Security Policy" in problem for problem in problems) >= 3
@@ -859,59 +839,19 @@ def test_the_policy_of_a_page_lets_no_other_script_run(browser, hostile, tmp_pat
 
 
 @pytest.mark.parametrize("make", [compared, swept])
-def test_other_pages_take_names_for_text_too(browser, make, tmp_path):
+def test_hostile_names_are_text_on_the_pages_of_comparisons_and_sweeps(browser, make, tmp_path):
     path = make(tmp_path)
     context = browser.new_context(bypass_csp=True)
     try:
-        page, problems = watched(context, path)
+        page, problems = page_with_problems(context, path)
         page.goto(path.as_uri())
-        require_text_alone(page)
+        require_only_text(page)
         assert TITLE in page.locator("body").inner_text()
         assert page.locator("script").count() == 0
         assert problems == []
     finally:
         context.close()
 
-
-EMBED = """html => {
-  const frame = document.createElement("iframe");
-  frame.sandbox = "allow-scripts";
-  frame.src = URL.createObjectURL(new Blob([html], { type: "text/html" }));
-  frame.style = "width: 100%; height: 700px";
-  document.body.append(frame);
-}"""
-"""What MLflow's UI does with a page among the artifacts."""
-
-
-def test_it_works_where_mlflow_shows_it(browser, run):
-    context = browser.new_context()
-    context.route("**/*", lambda route: route.fulfill(body="", content_type="text/html"))
-    problems = []
-    try:
-        page = context.new_page()
-        page.goto("http://mlflow.test")
-        page.on("console", lambda said: problems.append(said.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.evaluate(EMBED, run[1].read_text(encoding="utf-8"))
-        report = page.frame_locator("iframe")
-        report.locator("html[data-ready]").wait_for(state="attached", timeout=600_000)
-        for picture in pictures(report):
-            assert len(np.unique(picture.reshape(-1, 3), axis=0)) > K
-        look_up(report, "gene-2")
-        assert report.locator("#gene-found strong").inner_text() == "Gene-2"
-        report.get_by_label("Gene", exact=True).fill("gene-3")
-        page.keyboard.press("Enter")
-        assert report.locator("#gene-found strong").inner_text() == "Gene-3"
-        report.get_by_role("link", name="All scores").click()
-        assert report.locator("#scores").bounding_box()["y"] < 100
-        assert report.get_by_role("button", name="cell_topics.csv").is_disabled()
-        assert "no downloads" in report.locator("#tables").inner_text()
-        assert problems == []
-    finally:
-        context.close()
-
-
-# For everybody
 
 STOPS = """() => {
   const all = "a[href], button, select, input, summary, [tabindex='0']";
@@ -948,7 +888,7 @@ CONTRASTS = """() => {
 }"""
 
 
-def test_the_keyboard_reaches_everything_and_shows_where_it_is(page):
+def test_the_keyboard_reaches_every_control_and_the_focus_is_visible(page):
     look_up(page, "Gene-2")
     page.mouse.click(2, 2)
     expected = page.evaluate(STOPS)
@@ -963,7 +903,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(page):
     assert reached == expected
 
 
-def test_a_chosen_map_is_seen_to_be(page):
+def test_a_focused_map_has_an_outline(page):
     def seen():
         page.mouse.move(2, 2)
         return decoded(page.locator(".map").first.screenshot())
@@ -977,7 +917,7 @@ def test_a_chosen_map_is_seen_to_be(page):
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_text_is_legible(browser, run, theme):
+def test_text_has_contrast(browser, run, theme):
     with visit(browser, run[1], color_scheme=theme) as page:
         look_up(page, "Gene-2")
         contrasts = page.evaluate(CONTRASTS)
@@ -985,7 +925,7 @@ def test_text_is_legible(browser, run, theme):
         assert [(what, contrast) for what, contrast in contrasts if contrast < 4.5] == []
 
 
-def test_everything_has_a_name_and_its_place(page):
+def test_the_page_is_accessible(page):
     look_up(page, "Gene-2")
     session = page.context.new_cdp_session(page)
     named = {}

@@ -1,4 +1,4 @@
-"""Maps: what they set, what they leave alone, and that they find planted groups."""
+"""Maps of cells: they add only their own keys, and separate planted groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from topicell.report.embedding import embed_counts, embed_topics
 
 
 def planted(n_cells: int, n_topics: int, n_genes: int = 40, seed: int = 0) -> AnnData:
-    """Cells of `n_topics` kinds, each with its own genes and its own topic."""
+    """Return cells of `n_topics` kinds, each with its own genes and its own topic."""
     rng = np.random.default_rng(seed)
     kind = np.arange(n_cells) % n_topics
     profile = np.full((n_topics, n_genes), 0.2)
@@ -60,15 +60,15 @@ def test_shapes_and_kinds(mapped):
     assert isinstance(mapped.obs["leiden"].dtype, pd.CategoricalDtype)
 
 
-def test_planted_groups_are_found(mapped):
+def test_planted_groups_are_separate(mapped):
     kind = mapped.obs["kind"].to_numpy()
     assert neighbour_agreement(mapped.obsm["X_umap_counts"], kind) > 0.95
     assert neighbour_agreement(mapped.obsm["X_umap_topics"], kind) > 0.95
     clusters = pd.crosstab(mapped.obs["leiden"], mapped.obs["kind"]).to_numpy()
-    assert clusters.max(axis=1).sum() > 0.95 * 150  # each cluster is of one kind
+    assert clusters.max(axis=1).sum() > 0.95 * 150  # each cluster has one kind
 
 
-def test_same_seed_same_map_and_another_seed_another(mapped):
+def test_the_seed_determines_the_map(mapped):
     again, other = planted(150, 3), planted(150, 3)
     for adata, seed in ((again, 1), (other, 2)):
         embed_counts(adata, ReportConfig(n_components=10), seed)
@@ -79,7 +79,7 @@ def test_same_seed_same_map_and_another_seed_another(mapped):
     assert not np.array_equal(other.obsm["X_umap_topics"], mapped.obsm["X_umap_topics"])
 
 
-def test_neighbours_of_the_topic_map_are_those_of_the_hellinger_distance(monkeypatch):
+def test_neighbours_on_the_topic_map_are_nearest_by_hellinger_distance(monkeypatch):
     import scanpy as sc
 
     adata = planted(60, 4)
@@ -101,7 +101,7 @@ def test_neighbours_of_the_topic_map_are_those_of_the_hellinger_distance(monkeyp
 
 
 @pytest.mark.parametrize(("n_cells", "n_topics"), [(20, 2), (5, 2), (7, 3)])
-def test_tiny_data(n_cells, n_topics):
+def test_very_few_cells_are_mapped(n_cells, n_topics):
     adata = planted(n_cells, n_topics, n_genes=8)
     embed_counts(adata, ReportConfig(), seed=0)
     embed_topics(adata, ReportConfig(), seed=0)
@@ -110,14 +110,14 @@ def test_tiny_data(n_cells, n_topics):
         assert np.isfinite(adata.obsm[key]).all()
 
 
-def test_topics_as_an_array_and_cells_all_alike():
+def test_equal_cells_with_topics_as_an_array_are_mapped():
     adata = planted(30, 2)
     adata.obsm["X_lda"] = np.full((30, 2), 0.5)
     embed_topics(adata, ReportConfig(), seed=0)
     assert np.isfinite(adata.obsm["X_umap_topics"]).all()
 
 
-def test_separate_pieces_do_not_warn():
+def test_disconnected_groups_are_mapped_without_a_warning():
     adata = planted(60, 4)
     adata.obsm["X_lda"] = np.eye(4)[np.arange(60) % 4] * 0.999 + 0.00025
     embed_topics(adata, ReportConfig(n_neighbors=5), seed=0)

@@ -1,4 +1,4 @@
-"""Over-representation of gene sets: exact p and q, the background, the files, the blood markers."""
+"""Over-representation of gene sets: exact p and q, background, GMT files and blood markers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ import topicell
 from topicell.errors import InputError
 from topicell.evaluation.ranking import gene_scores, top_genes
 from topicell.report import enrichment as module
-from topicell.report.enrichment import (
-    enrichment,
-    read_gene_sets,
-)
+from topicell.report.enrichment import enrichment, read_gene_sets
 
 GENES = [f"CD{i}" for i in range(40)]
 SETS = {
@@ -42,7 +39,7 @@ COLUMNS = [
 ]
 
 
-def test_values_are_those_of_the_definition():
+def test_p_and_odds_ratio_are_those_of_the_definition():
     table = enrichment(LEADING, SETS, GENES, ["a", "b"])
     assert list(table.columns) == COLUMNS
     assert table.attrs == {"left_out": []}
@@ -64,7 +61,7 @@ def test_values_are_those_of_the_definition():
             assert row["odds_ratio"] == pytest.approx(odds)
 
 
-def test_p_counts_the_draws_that_share_as_many():
+def test_p_is_the_share_of_draws_with_as_many_common_genes():
     genes, marked = list("ABCDEFGH"), set("ABC")
     draws = [len(marked & set(draw)) for draw in combinations(genes, 4)]
     for leading in (list("ABGH"), list("ABCD"), list("AFGH"), list("EFGH")):
@@ -73,7 +70,7 @@ def test_p_counts_the_draws_that_share_as_many():
         assert row["p"] == pytest.approx(sum(as_many) / math.comb(8, 4))
 
 
-def test_sets_without_a_shared_gene_count_among_the_tests():
+def test_sets_without_a_common_gene_count_as_tests():
     idle = {f"idle_{i}": GENES[20 + i : 24 + i] for i in range(8)}
     table = enrichment([GENES[:4]], {"hit": GENES[:5], "half": GENES[3:8]} | idle, GENES, ["t"])
     assert list(table["gene_set"]) == ["hit", "half", *idle]
@@ -87,7 +84,7 @@ def test_sets_without_a_shared_gene_count_among_the_tests():
     assert set(table["q"][2:]) == {1.0}
 
 
-def test_each_topic_is_adjusted_alone():
+def test_q_is_computed_for_each_topic_separately():
     together = enrichment(LEADING, SETS, GENES, ["a", "b"])
     for topic, leading in zip("ab", LEADING, strict=True):
         alone = enrichment([leading], SETS, GENES, [topic])
@@ -95,8 +92,8 @@ def test_each_topic_is_adjusted_alone():
         assert of_topic.equals(alone)
 
 
-def test_the_background_decides():
-    """Half of a set leads: a find among all genes, what chance does among those modelled."""
+def test_p_depends_on_the_background():
+    """Half of a set leads: significant among all genes, expected among the modelled ones."""
     genome = [f"G{i}" for i in range(2000)]
     modelled = genome[:20]
     sets = {"common": modelled[5:15] + genome[1000:1010], "foreign": genome[500:600]}
@@ -126,7 +123,7 @@ def test_sets_with_one_modelled_gene_are_left_out():
     ],
     ids=["numbers", "differ by case", "mixed case", "odd names"],
 )
-def test_names_are_compared_as_they_are(genes, one_set):
+def test_names_are_compared_exactly(genes, one_set):
     row = enrichment([genes[:3]], {"s": one_set}, genes, ["t"]).iloc[0]
     shared = [gene for gene in genes[:3] if gene in one_set]
     assert row["genes"] == " ".join(shared)
@@ -135,7 +132,7 @@ def test_names_are_compared_as_they_are(genes, one_set):
     assert row["p"] == pytest.approx(p)
 
 
-def test_arrays_of_names_do_as_well():
+def test_names_may_be_arrays():
     expected = enrichment(LEADING, SETS, GENES, ["a", "b"])
     for kind in (object, str):
         leading = [np.array(genes, dtype=kind) for genes in LEADING]
@@ -143,7 +140,7 @@ def test_arrays_of_names_do_as_well():
         assert enrichment(leading, SETS, genes, np.array(["a", "b"], kind)).equals(expected)
 
 
-def test_nothing_shared_and_p_of_zero_are_quiet(capfd):
+def test_p_of_one_and_of_nearly_zero_print_nothing(capfd):
     table = enrichment([["CD0", "CD1"]], {"far": GENES[20:]}, GENES, ["t"])
     assert list(table["p"]) == list(table["q"]) == [1.0]
     assert list(table["genes"]) == [""]
@@ -154,8 +151,8 @@ def test_nothing_shared_and_p_of_zero_are_quiet(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_gseapy_agrees_where_it_tests():
-    """Its p and odds ratio are ours; its q is over the sets that share a gene alone."""
+def test_gseapy_has_the_same_p_and_odds_ratio():
+    """Its q differs, because it counts only the sets that share a gene."""
     import gseapy
 
     table = enrichment([GENES[:4]], SETS, GENES, ["t"]).set_index("gene_set")
@@ -169,7 +166,7 @@ def test_gseapy_agrees_where_it_tests():
     assert ours["q"]["first"] > results["Adjusted P-value"]["first"]
 
 
-def test_symbols_in_another_case_are_said():
+def test_symbols_in_another_case_are_an_error():
     mouse = [gene.capitalize() for gene in GENES]
     with pytest.raises(InputError) as error:
         module.restricted_sets(SETS, mouse)
@@ -180,7 +177,7 @@ def test_symbols_in_another_case_are_said():
     )
 
 
-def test_other_names_are_said():
+def test_sets_without_modelled_genes_are_an_error():
     with pytest.raises(InputError) as error:
         module.restricted_sets(SETS, ["ENSG01", "ENSG00"])
     assert str(error.value) == (
@@ -208,7 +205,7 @@ READ = {"first": ["CD3D", "CD3E"], "second": ["MS4A1", "CD79A"]}
     ids=["plain", "with a mark", "windows", "empty lines", "gzip"],
 )
 @pytest.mark.parametrize("name", ["sets.gmt", "sets.gmt.gz", "blood"])
-def test_a_file_is_read(content, name, tmp_path, monkeypatch):
+def test_every_form_of_a_gmt_file_is_read(content, name, tmp_path, monkeypatch):
     path = tmp_path / name
     path.write_bytes(content)
     assert read_gene_sets(path) == read_gene_sets(str(path)) == READ
@@ -217,7 +214,7 @@ def test_a_file_is_read(content, name, tmp_path, monkeypatch):
     assert read_gene_sets(f"./{name}") == READ
 
 
-def test_a_home_is_found(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "sets.gmt").write_text(GMT)
     assert read_gene_sets("~/sets.gmt") == READ
@@ -307,7 +304,7 @@ def test_blood_markers_are_well_formed():
     assert read_gene_sets("blood") == read_gene_sets(module.BLOOD_MARKERS)
 
 
-def test_topics_of_blood_recover_its_cells():
+def test_topics_of_blood_are_enriched_for_its_cell_types():
     fit = topicell.fit(
         topicell.load_dataset("pbmc68k"), n_topics=8, n_replicates=1, epochs=5, progress=False
     )

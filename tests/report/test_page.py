@@ -1,4 +1,4 @@
-"""The page: self-contained, escaped, complete, and its warnings appear when they should."""
+"""The page of a run: self-contained, escaped and complete; a figure is added by one row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import anndata
 import numpy as np
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from webpage import EVIL, Page, assert_self_contained
 
 from topicell import report
 from topicell.config import ReportConfig
@@ -25,7 +25,6 @@ from topicell.report import figure_set, figures, page, tables
 from topicell.report.summary import summary
 
 ON_PAGE = {name for name, spec in figure_set.FIGURES.items() if spec.caption}
-EVIL = "<script>alert('x')</script>"
 HISTORY = [
     {
         "epoch": epoch,
@@ -59,7 +58,7 @@ def make_run(n_cells: int = 60, n_topics: int = 3, n_genes: int = 30, **uns: obj
         obs=pd.DataFrame(index=cells),
         var=pd.DataFrame(index=genes),
     )
-    # the awkward gene leads topic 0, so figures, table and FREX all have to show it
+    # This gene leads topic 0, so that figures, table and FREX contain it.
     beta[0, 0] = 1
     beta /= beta.sum(1, keepdims=True)
     adata.obsm["X_lda"] = pd.DataFrame(theta, index=cells).add_prefix("topic_")
@@ -79,29 +78,6 @@ def make_run(n_cells: int = 60, n_topics: int = 3, n_genes: int = 30, **uns: obj
         **uns,
     }
     return adata
-
-
-class Tags(HTMLParser):
-    """Every tag with its attributes, and all visible text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "link", "img", "input"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag  # tags close in order
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.open):
-            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +101,7 @@ def html(written):
     return written[2][-1].read_text(encoding="utf-8")
 
 
-def test_files(written):
+def test_every_figure_is_written_as_png_and_pdf(written):
     _, directory, paths = written
     maps = {f"umap_{s}_{by}" for s in ("counts", "topics") for by in ("topics", "leiden", "labels")}
     figures = maps | ON_PAGE - {"enrichment"}
@@ -139,7 +115,7 @@ def test_files(written):
 
 
 def test_a_figure_is_added_by_one_row(written, tmp_path, monkeypatch):
-    """Its files are written, and the page has it with caption and alternative text."""
+    """Its files are written, and it is on the page with caption and alternative text."""
     cells = written[0]
 
     def draw(run):
@@ -153,7 +129,7 @@ def test_a_figure_is_added_by_one_row(written, tmp_path, monkeypatch):
         ),
         figure_set.FigureSpec(name="never", draw=draw, applies=lambda run: False),
     )
-    # The other rows are left out to save their time.
+    # Without the other rows, to save time.
     for module in (figure_set, page):
         monkeypatch.setattr(module, "FIGURES", {row.name: row for row in rows})
     report.write(cells, [], tmp_path, ReportConfig(pdf=False), 0)
@@ -164,11 +140,11 @@ def test_a_figure_is_added_by_one_row(written, tmp_path, monkeypatch):
 
 
 def test_every_figure_has_alternative_text_and_caption(html):
-    tags = Tags(html).tags
+    tags = Page(html).tags
     sheets = [attrs for _, attrs in tags if attrs.get("class") == "sheet"]
     assert len(sheets) == len({sheet["aria-label"] for sheet in sheets}) == len(ON_PAGE) - 1
     assert all(len(s["aria-label"]) > 20 and "{" not in s["aria-label"] for s in sheets)
-    assert sum(tag == "figcaption" for tag, _ in tags) == len(sheets) + 2  # and the maps
+    assert sum(tag == "figcaption" for tag, _ in tags) == len(sheets) + 2  # two maps
     assert sum(tag == "svg" for tag, _ in tags) == len(sheets)
     images = [attrs for tag, attrs in tags if tag == "img"]
     assert [image["alt"] for image in images] == [
@@ -176,36 +152,24 @@ def test_every_figure_has_alternative_text_and_caption(html):
     ]
 
 
-def test_nothing_is_loaded_from_elsewhere(html):
-    for tag, attrs in Tags(html).tags:
-        assert tag not in {"iframe", "object", "embed", "base"}
-        assert not (tag == "script" and "src" in attrs)
-        for name in ("src", "href", "srcset", "data", "action", "poster"):
-            assert (attrs.get(name) or "#").startswith(("data:", "#")), (tag, attrs[name][:80])
-        assert not any(name.startswith("on") for name in attrs)
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", html, re.IGNORECASE)
-    assert not re.search(r"url\((?!#)|@import", html)
-
-
-def test_no_script_but_the_pages_own_may_run(html):
-    """The policy names the script by its hash; data blocks are no scripts."""
-    (policy,) = (a["content"] for _, a in Tags(html).tags if "http-equiv" in a)
+def test_a_page_is_self_contained_and_allows_only_its_own_script(html):
+    """The policy names the script by its hash; data blocks are not scripts."""
+    assert_self_contained(html)
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in policy
-    assert "default-src 'none'" in policy
-    kinds = {attrs.get("type") for tag, attrs in Tags(html).tags if tag == "script"}
-    assert kinds == {None, "application/gzip;base64"}
+    assert f"script-src 'sha256-{digest}'" in Page(html).policy
+    kinds = [(attrs.get("type"), "src" in attrs) for attrs in Page(html).all("script")]
+    assert set(kinds) == {(None, False), ("application/gzip;base64", False)}
 
 
-def test_names_are_harmless_and_still_readable(html):
+def test_names_are_escaped(html):
     assert EVIL not in html
-    # data twice, the gene in its card and in figures, the label, and the configuration
-    assert Tags(html).text.count(EVIL) >= 5
+    # Twice the data; the gene in its card and in figures; the label; the configuration.
+    assert Page(html).text.count(EVIL) >= 5
 
 
-def test_page_says_what_was_run(html):
-    text = Tags(html).text
+def test_the_page_contains_data_model_and_settings(html):
+    text = Page(html).text
     assert "3 topics in cells & " in text
     assert "abc123" in text
     assert "1.2.3" in text
@@ -215,8 +179,8 @@ def test_page_says_what_was_run(html):
     assert "seed=0" in text
 
 
-def test_scores_are_all_there_and_explained(html):
-    text = " ".join(Tags(html).text.split())
+def test_every_score_is_in_the_table_with_its_meaning(html):
+    text = Page(html).words
     assert text.count("42.42") == 2  # headline and table
     assert "Lower is better" in text
     assert "not defined" in text
@@ -229,18 +193,18 @@ def test_a_metric_with_a_row_in_the_table_is_named_and_explained(written, monkey
     toy = Metric(name="our/new_score", title="Toy score", meaning="A toy.", better=1, headline=True)
     monkeypatch.setitem(METRICS, toy.name, toy)
     adata, _, _ = written
-    text = " ".join(Tags(page.render(adata, HISTORY, {})).text.split())
-    # once at the head of the page, once in the table of all scores
+    text = Page(page.render(adata, HISTORY, {})).words
+    # Once at the top of the page, once in the table of all scores.
     assert text.count("Toy score") == 2
     assert text.count("A toy. Higher is better.") == 2
     assert "Toy score −3" in summary(adata)
     assert "A toy. Higher is better." in summary(adata)
 
 
-def test_cards_hold_the_leading_genes_of_each_ranking(written, html):
+def test_cards_have_the_leading_genes_of_each_ranking(written, html):
     adata, _, _ = written
     beta_KG = adata.varm["lda_topics"].T
-    text = " ".join(Tags(html).text.split())
+    text = Page(html).words
     frequency_G = tables.gene_frequency(adata)
     for by in page.RANKINGS:
         genes_KT = ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), 5)
@@ -250,12 +214,12 @@ def test_cards_hold_the_leading_genes_of_each_ranking(written, html):
 
 
 def table_of(html, name):
-    """A table of the page, as its button gives it out."""
+    """Return a table of the page as its button downloads it."""
     (block,) = re.findall(rf'id="table-{name}">([^<]*)<', html)
     return pd.read_csv(io.BytesIO(gzip.decompress(base64.b64decode(block))), index_col=0)
 
 
-def test_tables_are_those_of_the_run(written, html):
+def test_tables_of_the_page_are_those_of_the_run(written, html):
     adata, _, _ = written
     cells = table_of(html, "cell_topics")
     assert list(cells.index) == list(adata.obs_names)
@@ -275,27 +239,27 @@ def test_tables_are_those_of_the_run(written, html):
     assert scores["test/perplexity_folded"] == pytest.approx(42.4242, rel=1e-5)
 
 
-def test_a_table_that_is_too_large_is_named(written, monkeypatch):
+def test_a_table_that_is_too_large_is_only_named(written, monkeypatch):
     adata, _, _ = written
     monkeypatch.setattr(page, "MAX_TABLE_VALUES", adata.n_obs * 3 - 1)
     html = page.render(adata, HISTORY, {})
     assert 'id="table-cell_topics"' not in html
-    assert "cell_topics.csv: cells × topics; too large for a page" in Tags(html).text
+    assert "cell_topics.csv: cells × topics; too large for a page" in Page(html).text
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph 31")
-def test_what_xml_does_not_know_and_very_many_groups_are_drawn(tmp_path):
+def test_90_groups_with_control_characters_are_drawn(tmp_path):
     adata = make_run(n_cells=200)
     adata.obs["kind"] = pd.Categorical([f"group\x1f{i % 90}" for i in range(200)])
     adata.obs["leiden"] = pd.Categorical(["0", "1"] * 100)
     for space in ("counts", "topics"):
         adata.obsm[f"X_umap_{space}"] = np.random.default_rng(0).normal(size=(200, 2))
     *_, html = report.write(adata, [], tmp_path, ReportConfig(pdf=False), seed=0)
-    assert "31 other groups" in Tags(html.read_text(encoding="utf-8")).text
+    assert "31 other groups" in Page(html.read_text(encoding="utf-8")).text
 
 
-def test_gene_sets(written, tmp_path):
+def test_gene_sets_have_a_table_and_a_figure(written, tmp_path):
     adata, _, _ = written
     (tmp_path / "sets.gmt").write_text(
         "first\tx\tGENE1\tGENE2\tGENE3\nother\tx\t" + "\t".join(adata.var_names[4:12]) + "\n"
@@ -315,17 +279,17 @@ def test_gene_sets(written, tmp_path):
     assert len(table_of(html, "enrichment")) == 6
 
 
-def test_report_of_a_stored_run_is_the_same(written, html, tmp_path):
+def test_the_report_of_a_stored_run_is_the_same(written, html, tmp_path):
     adata, _, _ = written
     adata.copy().write_h5ad(tmp_path / "adata.h5ad")
     stored = anndata.read_h5ad(tmp_path / "adata.h5ad")
     config = ReportConfig(n_top_genes=5, pdf=False)
     paths = report.write(stored, HISTORY, tmp_path, config, seed=5)
-    # maps were stored, so the seed moves nothing
+    # The maps were stored, so that the seed has no effect.
     assert paths[-1].read_text(encoding="utf-8") == html
 
 
-def test_without_labels_history_scores_or_split(tmp_path):
+def test_a_run_without_labels_history_scores_and_split_has_a_report(tmp_path):
     adata = make_run(label_key="", scores="{}")
     del adata.obs["split"]
     adata.obs["leiden"] = pd.Categorical(["0", "1"] * 30)
@@ -335,13 +299,13 @@ def test_without_labels_history_scores_or_split(tmp_path):
     paths = report.write(adata, [], tmp_path, ReportConfig(pdf=False), seed=0)
     names = {path.stem for path in paths}
     assert not names & {"umap_counts_labels", "umap_topics_labels", "training_curves"}
-    text = Tags(paths[-1].read_text(encoding="utf-8")).text
+    text = Page(paths[-1].read_text(encoding="utf-8")).text
     assert "60 cells and 30 genes" in text
     assert "epoch" not in text.split("Warnings")[0]
 
 
 @pytest.mark.slow
-def test_page_of_four_thousand_cells_is_small(tmp_path):
+def test_a_page_of_4000_cells_is_small(tmp_path):
     adata = make_run(n_cells=4000, n_topics=10)
     rng = np.random.default_rng(0)
     adata.obs["leiden"] = pd.Categorical(rng.integers(0, 15, 4000).astype(str))
@@ -352,12 +316,12 @@ def test_page_of_four_thousand_cells_is_small(tmp_path):
 
 
 def test_warnings_are_on_the_page(html):
-    text = " ".join(Tags(html).text.split())
-    assert "1 of 3 topics not found again" in text
+    text = Page(html).words
+    assert "1 of 3 topics are not stable" in text
     assert "No warnings" not in text
 
 
-def test_a_sound_run_says_so():
+def test_a_run_without_warnings_says_so():
     adata = make_run(n_cells=200, n_topics=4, n_genes=40, topic_stability=np.ones(4))
     adata.obsm["X_lda"] = 0.8 * np.eye(4)[np.arange(200) % 4] + 0.05
     beta_KG = np.kron(np.eye(4), np.ones(10)) + 1e-3
@@ -365,16 +329,16 @@ def test_a_sound_run_says_so():
     adata.obs["leiden"] = pd.Categorical(["0", "1"] * 100)
     for space in ("counts", "topics"):
         adata.obsm[f"X_umap_{space}"] = np.asarray(adata.obsm["X_lda"])[:, :2]
-    text = Tags(page.render(adata, HISTORY, {})).text
+    text = Page(page.render(adata, HISTORY, {})).text
     assert "Only 10 test cells" in text
     assert "No warnings" not in text
     adata.obs["split"] = pd.Categorical(["train", "test"] * 100)
-    text = Tags(page.render(adata, HISTORY, {})).text
+    text = Page(page.render(adata, HISTORY, {})).text
     assert "No warnings" in text
     assert "near copy of another or unstable." in " ".join(text.split())
 
 
-def test_of_many_topics_the_page_says_which_are_left_out():
+def test_the_page_names_the_topics_that_it_omits():
     adata = make_run(n_topics=36)
     adata.obsm["X_umap_counts"] = adata.obsm["X_umap_topics"] = np.random.default_rng(0).normal(
         size=(adata.n_obs, 2)
@@ -389,7 +353,7 @@ def test_of_many_topics_the_page_says_which_are_left_out():
     assert not any(f'id="topic-{topic}"' in html for topic in least)
     assert html.count('<option value="topic:') == 36
     assert f"They leave out 6: {page._ranges(least)}." in html
-    # Every figure of topics draws those, under their own numbers.
+    # Every figure of topics has the others, with their own numbers.
     figure = figures.umap_by_topic(adata.obsm["X_umap_counts"], theta, "title", topics)
     assert [axes.get_title() for axes in figure.axes[:30]] == [f"Topic {k}" for k in topics]
     drawing = dict(figure_set.drawings(figure_set.ReportedRun(adata, [], ReportConfig(), 0, None)))
@@ -398,7 +362,7 @@ def test_of_many_topics_the_page_says_which_are_left_out():
     assert names == ["6 others", *(f"Topic {k}" for k in topics[::-1])]
 
 
-def test_few_topics_are_all_shown():
+def test_no_topic_is_omitted_if_they_are_few():
     adata = make_run()
     assert figure_set.shown_topics(adata.obsm["X_lda"]) is None
 
@@ -406,5 +370,5 @@ def test_few_topics_are_all_shown():
 @pytest.mark.parametrize(
     ("numbers", "words"), [([0], "0"), ([1, 2, 5], "1, 2, 5"), ([0, 2, 3, 4, 9], "0, 2–4, 9")]
 )
-def test_left_out_topics_are_written_shortly(numbers, words):
+def test_consecutive_omitted_topics_are_a_range(numbers, words):
     assert page._ranges(numbers) == words

@@ -1,4 +1,4 @@
-"""Warnings: each appears when it should, and only then."""
+"""Warnings of a report: each appears exactly when its condition holds."""
 
 import numpy as np
 import pytest
@@ -17,31 +17,31 @@ def balanced(n_topics: int = 4, n_cells: int = 400) -> np.ndarray:
     return 0.8 * np.eye(n_topics)[np.arange(n_cells) % n_topics] + 0.2 / n_topics
 
 
-def test_no_warnings_for_a_sound_fit():
+def test_a_good_fit_has_no_warnings():
     assert list(topic_warnings(balanced(), distinct(), np.full(4, 0.7))) == []
     assert list(topic_warnings(balanced(), distinct(), None)) == []
 
 
 @pytest.mark.parametrize(("n_dominant", "warned"), [(0, True), (4, True), (5, False)])
-def test_unused_topic(n_dominant, warned):
+def test_a_topic_dominant_in_few_cells_is_hardly_used(n_dominant, warned):
     theta_NK = balanced(3)[np.arange(400)]
     theta_NK = np.column_stack([theta_NK, np.zeros(400)])
     theta_NK[:n_dominant] = [0, 0, 0, 1]
     found = list(topic_warnings(theta_NK, distinct(), None))
     if warned:
         ((heading, text),) = found
-        assert heading == "1 of 4 topics hardly used"
+        assert heading == "1 of 4 topics are hardly used"
         assert text.startswith("Topic 3 is")
     else:
         assert found == []
 
 
 @pytest.mark.parametrize(("cosine", "warned"), [(0.94, False), (0.96, True)])
-def test_near_copies(cosine, warned):
+def test_topics_with_a_cosine_above_095_are_near_copies(cosine, warned):
     beta_KG = distinct()
     unit_KG = beta_KG / np.linalg.norm(beta_KG, axis=1, keepdims=True)
     between = unit_KG[0] @ unit_KG[2]
-    # the mix of topics 0 and 2 whose cosine with topic 0 is the one asked for
+    # Mix topics 0 and 2 so that the cosine with topic 0 is the parameter.
     weight = next(
         w
         for w in np.linspace(0, 1, 100_001)
@@ -53,16 +53,16 @@ def test_near_copies(cosine, warned):
     found = list(topic_warnings(balanced(), beta_KG, None))
     assert bool(found) == warned
     if warned:
-        assert f"topics 0 and 2 ({cosine:.3f})" in found[0][1]
+        assert "of the group: 0 and 2. Genes" in found[0][1]
 
 
-def test_unstable_topics():
+def test_topics_below_the_threshold_are_not_found_again():
     ((heading, text),) = topic_warnings(balanced(), distinct(), np.array([0.9, 0.69, 0.7, 0.1]))
-    assert heading == "2 of 4 topics not found again"
+    assert heading == "2 of 4 topics are not stable"
     assert "topics 1 (0.690), 3 (0.100)" in text
 
 
-def test_limits():
+def test_few_test_cells_and_one_replicate_are_limits():
     assert list(score_warnings(30, replicated=True)) == []
     assert list(score_warnings(0, replicated=True)) == []
     assert [heading for heading, _ in score_warnings(29, replicated=False)] == [
@@ -71,7 +71,7 @@ def test_limits():
     ]
 
 
-def test_a_topic_like_the_average_in_all_cells_is_a_background():
+def test_an_average_topic_in_all_cells_is_a_background():
     mean_G = distinct()[:3].mean(axis=0)
     beta_KG = np.vstack([distinct()[:3], mean_G])
     theta_NK = np.column_stack([0.9 * balanced(3)[:, :3], np.full(400, 0.1)])
@@ -79,9 +79,9 @@ def test_a_topic_like_the_average_in_all_cells_is_a_background():
     theta_NK[4] = theta_NK[5] = [0, 0, 0, 1]
     theta_NK /= theta_NK.sum(axis=1, keepdims=True)
     ((heading, text),) = topic_warnings(theta_NK, beta_KG)
-    assert heading == "1 of 4 topics like a background"
+    assert heading == "1 of 4 topics look like a background"
     assert "topic 3 (100 % of the cells)" in text
-    # in few cells it is a cell type like others
+    # In few cells it is a cell type.
     theta_NK[6:, 3] = 0
     assert list(topic_warnings(theta_NK / theta_NK.sum(axis=1, keepdims=True), beta_KG)) == []
 
@@ -94,10 +94,10 @@ def test_a_topic_like_the_average_in_all_cells_is_a_background():
         (["RPP30", "RPTOR", "RPN1", "MTOR", "MT1X"], False),
     ],
 )
-def test_topics_of_ribosomal_and_mitochondrial_genes(names, warned):
+def test_a_topic_of_mostly_ribosomal_or_mitochondrial_genes_has_a_warning(names, warned):
     genes = [*names, *GENES[5:]]
     found = list(topic_warnings(balanced(), distinct(), None, None, genes))
-    assert found == []  # half of topic 0, and no more
+    assert found == []  # exactly half of topic 0
     beta_KG = distinct()
     beta_KG[0, :5] *= 1.5
     beta_KG /= beta_KG.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Storages of every kind, and processes that work on one of them."""
+"""Storages of every kind, and processes that use them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 
 from topicell.errors import InputError
 from topicell.sweep.storage import open_locks
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PASSWORD = "not: to/be@shown"
 ESCAPED = "not%3A%20to%2Fbe%40shown"
@@ -31,7 +34,7 @@ NUMBERS = itertools.count()
     ]
 )
 def url(request, tmp_path):
-    """The address of a storage that does not exist yet, of each kind."""
+    """Return the address of a storage of each kind; it does not exist yet."""
     if request.param == "postgresql":
         return request.getfixturevalue("database")
     return {"sqlite": "sqlite:///", "journal": "journal:"}[request.param] + f"{tmp_path}/optuna.db"
@@ -39,7 +42,7 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def database(server):
-    """The address of an empty database of the test's own."""
+    """Return the address of an empty database for one test."""
     import psycopg
 
     name = f"d{next(NUMBERS)}"
@@ -58,7 +61,7 @@ def database(server):
 
 @pytest.fixture(scope="session")
 def server(postgresql_programs):
-    """A PostgreSQL server, as ``HOST:PORT``."""
+    """Start a PostgreSQL server, and return ``HOST:PORT``."""
     user = other_user()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -95,7 +98,7 @@ def server(postgresql_programs):
 
 
 def other_user():
-    """Return the user who runs the server, which refuses to be root."""
+    """Return the user who runs the server, which refuses root."""
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
@@ -106,7 +109,7 @@ def other_user():
 
 
 class Program:
-    """A process that obeys lines on its standard input, and answers each with a line."""
+    """A process that reads commands from standard input and answers each with a line."""
 
     def __init__(self, process):
         self.process = process
@@ -115,12 +118,12 @@ class Program:
         self.process.stdin.write(f"{command}\n")
         self.process.stdin.flush()
 
-    def hear(self):
+    def read_line(self):
         return self.process.stdout.readline().strip()
 
     def ask(self, command):
         self.tell(command)
-        return self.hear()
+        return self.read_line()
 
     def kill(self):
         self.process.kill()
@@ -129,7 +132,7 @@ class Program:
 
 @pytest.fixture
 def start_program(start_process):
-    """Starts programs that obey, and ends them after the test."""
+    """Return a function that starts a `Program`; all are ended after the test."""
     with contextlib.ExitStack() as stack:
 
         def start(script, *arguments):
@@ -142,7 +145,7 @@ def start_program(start_process):
 
 @pytest.fixture
 def soon():
-    """Waits until a condition holds, such as that a server has noticed the end of a client."""
+    """Return a function that waits until a condition holds, and returns whether it does."""
 
     def wait(condition, seconds=60.0):
         until = time.monotonic() + seconds
@@ -157,7 +160,7 @@ def soon():
 
 @pytest.fixture
 def until_free(soon):
-    """Waits until nobody has the lock on a study: PostgreSQL releases it a little after a kill."""
+    """Return a function that waits for the lock on a study: PostgreSQL releases it after a kill."""
 
     def is_free(url, study):
         locks = open_locks(url, study)

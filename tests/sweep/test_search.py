@@ -1,4 +1,4 @@
-"""The loop of a sweep, where its workers cannot begin."""
+"""The loop of a sweep whose workers cannot start."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from topicell.tracking.parents import Parent
 
 
 def die():
-    """A worker that the system kills while it imports."""
+    """Die as a worker that the system kills while it imports."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_if_no_worker_can_begin_a_run_the_sweep_stops_and_the_budget_is_whole(tmp_path, n_jobs):
+def test_a_sweep_without_working_workers_stops_and_uses_no_budget(tmp_path, n_jobs):
     settings = SweepConfig(study="s", storage=f"journal:{tmp_path / 'log'}", n_trials=4)
     settings.n_jobs = n_jobs
     space = {"model.n_topics": IntDistribution(2, 5)}

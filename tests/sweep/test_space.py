@@ -1,4 +1,4 @@
-"""Hydra's grammar of sweeps as distributions: the same values, nothing lost on the way back."""
+"""Hydra's grammar of sweeps as distributions: the same values, also after Optuna stored them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def found(text, name="a"):
 
 
 def enumerated(one):
-    """Every value of a distribution that has an end."""
+    """Return every value of a finite distribution."""
     if isinstance(one, CategoricalDistribution):
         return list(one.choices)
     if isinstance(one, IntDistribution):
@@ -44,7 +44,7 @@ def enumerated(one):
 
 
 def received(value, name="a"):
-    """What a run receives for a value that was proposed."""
+    """Return what a run receives for a proposed value."""
     return parsed(f"{name}={value}").value()
 
 
@@ -52,26 +52,20 @@ def same(a, b):
     return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
-# Ranges
-
-
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("range(2,31)", list(range(2, 31))),
         ("range(5)", [0, 1, 2, 3, 4]),
-        ("range(5,51,5)", list(range(5, 51, 5))),
         ("range(5,52,5)", list(range(5, 52, 5))),
         ("range(2,3)", [2]),
         ("range(10,0,-3)", [1, 4, 7, 10]),
-        ("range(-5,6,5)", [-5, 0, 5]),
         ("range(start=2,stop=9,step=3)", [2, 5, 8]),
         ("int(range(2.0,5.5))", [2, 3, 4]),
         ("sort(range(1,4),reverse=true)", [1, 2, 3]),
         ("shuffle(range(1,4))", [1, 2, 3]),
     ],
 )
-def test_a_range_of_whole_numbers_ends_before_its_stop(text, values):
+def test_a_range_of_integers_ends_before_its_stop(text, values):
     one = found(text)
     assert isinstance(one, IntDistribution)
     assert enumerated(one) == values
@@ -82,16 +76,12 @@ def test_a_range_of_whole_numbers_ends_before_its_stop(text, values):
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("range(0,1,0.25)", [0, 0.25, 0.5, 0.75]),
         ("range(0,1,0.1)", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
-        ("range(1,0,-0.25)", [0.25, 0.5, 0.75, 1]),
-        ("range(-0.5,0.5,0.5)", [-0.5, 0]),
-        ("range(0.5,4)", [0.5, 1.5, 2.5, 3.5]),
         ("range(2,8,2.5)", [2, 4.5, 7]),
         ("float(range(1,4))", [1, 2, 3]),
         ("range(0.5,0.6)", [0.5]),
         ("range(1e-3,4e-3,1e-3)", [1e-3, 2e-3, 3e-3]),
-        # By its sums, Hydra's last one is 2.9000000000000004; here, 0.7999999999999999.
+        # Hydra's sums give 2.9000000000000004 as the last value; here 0.7999999999999999.
         ("range(1.1,3,0.2)", [1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5, 2.7, 2.9]),
         ("range(0.6,0.85,0.1)", [0.6, 0.7, 0.8]),
     ],
@@ -104,7 +94,7 @@ def test_a_range_of_floats_ends_before_its_stop(text, values):
 
 
 @given(st.integers(-50, 50), st.integers(-50, 50), st.integers(-9, 9).filter(bool))
-def test_ranges_of_whole_numbers_hold_what_hydra_enumerates(start, stop, step):
+def test_ranges_of_integers_have_the_values_that_hydra_enumerates(start, stop, step):
     assume(range(start, stop, step))
     override = parsed(f"a=range({start},{stop},{step})")
     assert enumerated(distribution(override)) == sorted(override.sweep_iterator())
@@ -116,16 +106,13 @@ def test_ranges_of_whole_numbers_hold_what_hydra_enumerates(start, stop, step):
     st.integers(-300, 300).filter(bool),
     st.sampled_from([1, 10, 100, 1000]),
 )
-def test_ranges_of_floats_hold_what_hydra_enumerates(start, stop, step, scale):
+def test_ranges_of_floats_have_the_values_that_hydra_enumerates(start, stop, step, scale):
     override = parsed(f"a=range({start / scale},{stop / scale},{step / scale})")
     values = sorted(override.sweep_iterator())
     assume(values)
     one = distribution(override)
     assert isinstance(one, FloatDistribution)
     assert enumerated(one) == pytest.approx(values, rel=1e-9, abs=1e-9)
-
-
-# Choices
 
 
 @pytest.mark.parametrize(
@@ -168,7 +155,7 @@ def test_choices_arrive_as_they_were_written(text, values):
     assert all(same(a, b) for a, b in zip(arrived, values, strict=True))
 
 
-def test_numbers_stay_numbers_for_the_sampler():
+def test_choices_of_numbers_are_numbers_for_the_sampler():
     assert found("5,0.5,10").choices == (5, 0.5, 10)
 
 
@@ -196,9 +183,6 @@ def test_a_run_receives_what_hydras_own_sweeper_gives(text):
     assert all(same(a, b) for a, b in zip(ours, own, strict=True))
 
 
-# Intervals
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -220,9 +204,6 @@ def test_an_interval_includes_both_ends(text, expected):
     one = found(text)
     assert one == expected
     assert type(one.low) is type(expected.low)
-
-
-# Overrides
 
 
 def test_overrides_are_split_into_searched_and_fixed():
@@ -255,7 +236,7 @@ def test_fixed_overrides_pass_unchanged():
 
 
 @pytest.mark.parametrize("text", ["range(5,9)", "choice(3,4)", "tag(log,int(interval(2,64)))"])
-def test_the_command_line_goes_before_the_parameters(text):
+def test_the_command_line_overrides_the_parameters(text):
     space, written, fixed = space_of(
         {"model.n_topics": "range(2,31)", "train.batch_size": "0,1"},
         [f"model.n_topics={text}"],
@@ -283,9 +264,6 @@ def test_a_parameter_of_one_value_is_fixed():
     assert fixed == ["seed=3"]
 
 
-# Errors
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -307,39 +285,23 @@ def test_a_parameter_of_one_value_is_fixed():
         ("a=x,'x'", "a choice is repeated"),
         ("a=true,True", "a choice is repeated"),
         ("a=null,null", "a choice is repeated"),
+        # To Optuna these are equal, so that one would never be tried.
+        ("a=1,1.0", "a choice is repeated"),
+        ("a=choice(0,0.0,2)", "a choice is repeated"),
+        ("a=range(0,10,0)", r"a = range\(.*step"),
+        ("a=range(0,1,0.0)", r"a = range\(.*step"),
+        ("a=interval(0,inf)", "a = interval"),
+        ("a=interval(-inf,0)", "a = interval"),
+        ("a=interval(nan,1)", "a = interval"),
+        ("a=interval(0,nan)", "a = interval"),
         ("a=glob(*)", r"cannot be searched; give choice"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_with_the_mend(override, message):
+def test_a_space_that_cannot_be_searched_is_refused_with_the_fix(override, message):
     with pytest.raises(InputError, match=message):
         space_of({}, [override], None)
     with pytest.raises(InputError, match=message):
         space_of(dict([override.split("=", 1)]), ["b=1"], None)
-
-
-def test_the_mend_of_fractional_topics_is_a_space():
-    assert found("int(interval(2,30))", "model.n_topics") == IntDistribution(2, 30)
-
-
-@pytest.mark.parametrize("text", ["1,1.0", "choice(0,0.0,2)"])
-def test_a_whole_number_and_the_same_as_a_float_are_one_choice(text):
-    """Optuna takes them for equal: one would never be tried."""
-    with pytest.raises(InputError, match="a choice is repeated"):
-        found(text)
-
-
-@pytest.mark.parametrize("text", ["range(0,10,0)", "range(0,1,0.0)"])
-def test_a_range_without_a_step_is_refused(text):
-    with pytest.raises(InputError, match=r"a = range\(.*step"):
-        found(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["interval(0,inf)", "interval(-inf,0)", "interval(nan,1)", "interval(0,nan)"]
-)
-def test_an_interval_without_an_end_is_refused(text):
-    with pytest.raises(InputError, match=r"a = interval"):
-        found(text)
 
 
 @pytest.mark.parametrize("arguments", [[], ["model.n_topics=5", "seed=1"], ["a=[1,2]"]])
@@ -349,8 +311,6 @@ def test_nothing_to_search_is_refused(arguments):
     with pytest.raises(InputError, match="nothing to search"):
         space_of({"model.n_topics": "range(2,31)"}, ["model.n_topics=5"], None)
 
-
-# There and back
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.just(" "))
 scalars = (
@@ -363,7 +323,7 @@ scalars = (
 
 
 def written(value):
-    """A value in Hydra's grammar."""
+    """Return a value in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -372,12 +332,12 @@ def written(value):
 
 
 def distinct(values):
-    """Optuna has 1 = 1.0, and no two choices of these are equal otherwise."""
+    """Return whether no two values are equal to Optuna, for which 1 = 1.0."""
     return len({(isinstance(v, (bool, str)), v) for v in values}) == len(values)
 
 
 @given(st.lists(scalars, min_size=2, max_size=5).filter(distinct))
-def test_any_choices_come_back(values):
+def test_choices_are_unchanged_by_storage(values):
     one = found(",".join(map(written, values)))
     stored = json_to_distribution(as_json(one))
     with warnings.catch_warnings():
@@ -390,7 +350,7 @@ def test_any_choices_come_back(values):
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(0, 10**9), st.data())
-def test_any_whole_number_comes_back(low, size, data):
+def test_integers_are_unchanged(low, size, data):
     one = found(f"int(interval({low},{low + size}))")
     assert (one.low, one.high) == (low, low + size)
     value = data.draw(st.integers(one.low, one.high))
@@ -398,7 +358,7 @@ def test_any_whole_number_comes_back(low, size, data):
 
 
 @given(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12), st.data())
-def test_any_float_comes_back(a, b, data):
+def test_floats_are_unchanged(a, b, data):
     low, high = sorted([a, b])
     one = found(f"interval({low},{high})")
     assert (one.low, one.high) == (low, high)
@@ -407,7 +367,7 @@ def test_any_float_comes_back(a, b, data):
 
 
 @given(st.floats(min_value=5e-324, allow_infinity=False))
-def test_the_smallest_and_largest_floats_come_back(value):
+def test_extreme_floats_are_unchanged(value):
     assert same(received(value), value)
     assert same(received(-value), -value)
 
@@ -419,13 +379,10 @@ def test_logarithmic_intervals_keep_their_ends(a, b):
     assert (one.low, one.high, one.log) == (low, high, True)
 
 
-def test_values_of_numpy_come_back_too():
-    """Samplers compute with them."""
+def test_numpy_values_are_unchanged():
+    """Samplers propose such values."""
     assert received(np.int64(7)) == 7
     assert math.isclose(received(np.float64(0.25)), 0.25)
-
-
-# Bounds
 
 
 @pytest.mark.parametrize(
@@ -442,7 +399,7 @@ def test_values_of_numpy_come_back_too():
         ("choice(7)", (7, 7)),
     ],
 )
-def test_the_bounds_of_the_numbers_of_topics(text, bounds):
+def test_bounds_are_the_least_and_greatest_number_of_topics(text, bounds):
     assert bounds_of(found(text, "model.n_topics")) == bounds
 
 
@@ -453,6 +410,6 @@ def test_a_setting_that_is_not_searched_has_no_bounds():
 @pytest.mark.parametrize(
     "setting", ["seed=0,1", "data=a,b", "preprocess.n_variable_genes=choice(500,2000)"]
 )
-def test_what_changes_the_cells_or_genes_is_not_searched(setting):
+def test_a_setting_that_changes_cells_or_genes_is_refused(setting):
     with pytest.raises(InputError, match="perplexities of different cells or genes"):
         space_of({"model.n_topics": "range(2,31)"}, [setting], None)

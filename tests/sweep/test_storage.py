@@ -1,4 +1,4 @@
-"""Locks between processes, exclusive or shared, that end with their process; and bad addresses."""
+"""Locks between processes, which end with their process; and errors of bad addresses."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ for _ in range(int(n)):
 
 @pytest.fixture
 def holders(start_program, url):
-    """Starts processes that have the locks of a study, all in one storage."""
+    """Return a function that starts processes with the locks of a study."""
 
     def start(n, study="s", url=url):
         found = [start_program(OBEYS, url, study) for _ in range(n)]
-        assert [one.hear() for one in found] == ["ready"] * n
+        assert [one.read_line() for one in found] == ["ready"] * n
         return found
 
     return start
 
 
-def test_one_process_works_on_a_study(holders, soon):
+def test_an_exclusive_lock_refuses_all_other_processes(holders, soon):
     one, two = holders(2)
     assert one.ask("exclusive") == "alone"
     assert two.ask("exclusive") == "refused"
@@ -74,7 +74,7 @@ def test_one_process_works_on_a_study(holders, soon):
     assert soon(lambda: two.ask("exclusive") == "alone")
 
 
-def test_processes_that_share_work_together_and_know_which_came_first(holders, soon):
+def test_a_shared_lock_admits_others_and_says_which_was_first(holders, soon):
     one, two, three, four = holders(4)
     assert one.ask("shared") == "alone"
     assert two.ask("shared") == "not alone"
@@ -95,7 +95,7 @@ def test_the_lock_of_a_killed_process_is_free(holders, soon, command):
     assert soon(lambda: two.ask("exclusive") == "alone")
 
 
-def test_a_killed_process_leaves_the_others_their_share(holders):
+def test_other_shared_locks_survive_a_killed_process(holders):
     one, two, three = holders(3)
     assert one.ask("shared") == "alone"
     assert two.ask("shared") == "not alone"
@@ -104,13 +104,8 @@ def test_a_killed_process_leaves_the_others_their_share(holders):
     assert three.ask("shared") == "not alone"
 
 
-def test_studies_do_not_know_each_other(holders):
-    ((one,), (two,)) = holders(1, "s"), holders(1, "t")
-    assert one.ask("exclusive") == two.ask("exclusive") == "alone"
-
-
 @pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
-def test_a_storage_is_the_same_by_any_path_and_another_is_not(holders, url, tmp_path):
+def test_a_storage_has_one_lock_for_all_paths_to_it(holders, url, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     scheme = url.removesuffix(f"{tmp_path}/optuna.db")
     (one,) = holders(1)
@@ -122,8 +117,8 @@ def test_a_storage_is_the_same_by_any_path_and_another_is_not(holders, url, tmp_
     assert other.ask("exclusive") == "alone"
 
 
-def test_a_program_that_is_started_meanwhile_does_not_keep_the_lock(holders, soon, url):
-    """As a worker that outlives the sweep, or a browser that shows its report."""
+def test_a_child_process_does_not_keep_the_lock(holders, soon, url):
+    """For example a worker that lives longer than the sweep, or a browser with its report."""
     locks = open_locks(url, "s")
     assert locks.hold(shared=False)
     with subprocess.Popen(["sleep", "60"], close_fds=False) as other:
@@ -137,19 +132,19 @@ def test_decisions_are_taken_one_at_a_time(start_program, url, tmp_path):
     counter = tmp_path / "counter"
     counter.write_text("0")
     both = [start_program(COUNTS, url, "s", counter, 200) for _ in range(2)]
-    assert [one.hear() for one in both] == ["ready"] * 2
+    assert [one.read_line() for one in both] == ["ready"] * 2
     for one in both:
         one.tell()
     assert [one.process.wait(600) for one in both] == [0, 0]
     assert counter.read_text() == "400"
 
 
-def test_a_process_that_is_killed_in_a_decision_does_not_stop_the_others(holders):
+def test_a_process_killed_in_a_decision_releases_its_lock(holders):
     one, two = holders(2)
     assert one.ask("decide") == "in"
     two.tell("decide")
     one.kill()
-    assert two.hear() == "in"
+    assert two.read_line() == "in"
     assert two.ask("") == "out"
 
 
@@ -162,7 +157,7 @@ def test_a_decision_that_fails_releases_its_lock(holders, url):
     locks.release()
 
 
-def test_the_decision_lock_does_not_touch_the_one_on_the_study(holders):
+def test_the_locks_of_decisions_and_of_studies_are_independent(holders):
     one, two = holders(2)
     assert one.ask("shared") == "alone"
     assert one.ask("decide") == "in"
@@ -171,16 +166,7 @@ def test_the_decision_lock_does_not_touch_the_one_on_the_study(holders):
     assert two.ask("decide") == "in"
 
 
-def test_a_refusal_says_what_to_do(url):
-    locks, other = open_locks(url, "s"), open_locks(url, "s")
-    assert locks.hold(shared=False)
-    with pytest.raises(InputError, match=r"sweep\.study = 's': another process .*sweep\.join=true"):
-        other.hold(shared=True)
-    other.release()
-    locks.release()
-
-
-def test_locks_are_of_the_database_or_files_beside_the_storage(url, tmp_path):
+def test_locks_are_in_the_database_or_in_files_beside_the_storage(url, tmp_path):
     locks = open_locks(url, "a study with any name: ü?*")
     assert locks.hold(shared=True)
     if url.startswith("postgresql"):
@@ -193,11 +179,8 @@ def test_locks_are_of_the_database_or_files_beside_the_storage(url, tmp_path):
     locks.release()
 
 
-# Addresses
-
-
 def open_both(url):
-    """What a study opens, in this order."""
+    """Open the locks and the storage, in the order of a study."""
     open_locks(url, "s").release()
     open_storage(url)
 
@@ -209,14 +192,14 @@ def open_both(url):
         *("redis://host", "optuna.db", "postgres", "sqlite://"),
     ],
 )
-def test_an_unknown_kind_of_storage_is_refused_with_those_known(url):
+def test_an_unknown_kind_of_storage_is_refused_and_the_known_are_named(url):
     with pytest.raises(InputError, match=r"sweep\.storage = .*sqlite:///FILE.*journal:FILE") as e:
         open_both(url)
     assert "secret" not in str(e.value)
 
 
 @pytest.mark.parametrize("use", [open_storage, open_both])
-def test_a_driver_that_is_not_installed_is_named_with_the_way_to_get_it(use, monkeypatch):
+def test_a_missing_driver_is_named_with_the_command_that_installs_it(use, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(InputError, match=r"driver is not .*pip install 'psycopg\[binary\]'") as e:
         use("postgresql+psycopg://me:secret@127.0.0.1:1/d")
@@ -232,7 +215,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(use, scheme, tmp_path):
 
 
 @pytest.mark.parametrize("use", [open_storage, open_both])
-def test_a_file_that_is_no_storage_is_refused(use, tmp_path):
+def test_another_kind_of_file_is_refused(use, tmp_path):
     (tmp_path / "cells.csv").write_text("cell,gene\n" * 1000)
     for scheme in ("sqlite:///", "journal:"):
         with pytest.raises(InputError, match=r"sweep\.storage.*cannot be opened"):
@@ -243,7 +226,7 @@ def test_a_file_that_is_no_storage_is_refused(use, tmp_path):
 
 @pytest.mark.extras("psycopg")
 @pytest.mark.parametrize("use", [open_storage, open_both])
-def test_a_server_that_cannot_be_reached_is_refused_without_the_password(use):
+def test_an_unreachable_server_is_an_input_error_without_the_password(use):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -257,7 +240,7 @@ def test_a_server_that_cannot_be_reached_is_refused_without_the_password(use):
 @pytest.mark.parametrize(
     "wrong", [("topicell:", "nobody:"), ("not%3A%20to%2Fbe%40shown", "no-secret"), ("/d", "/no-d")]
 )
-def test_a_server_that_refuses_is_an_input_error(use, database, wrong):
+def test_a_refusal_by_the_server_is_an_input_error_without_the_password(use, database, wrong):
     with pytest.raises(InputError, match=r"sweep\.storage.*cannot be opened") as refused:
         use(database.replace(*wrong))
     assert "shown" not in str(refused.value)

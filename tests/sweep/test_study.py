@@ -1,11 +1,10 @@
-"""The laws of a study: an exact budget, distinct proposals, and going on after any end."""
+"""A study: its budget is exact, proposals are distinct, and it continues after any end."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import time
 from types import SimpleNamespace
 
 import optuna
@@ -35,7 +34,7 @@ from topicell.tracking.store import without_password
 
 TOPICS, RATE, FLAG = "model.n_topics", "train.learning_rate", "model.sparse"
 FINITE = {TOPICS: IntDistribution(2, 5), FLAG: CategoricalDistribution(["True", "False"])}
-ENDLESS = {TOPICS: IntDistribution(2, 30), RATE: FloatDistribution(1e-3, 1, log=True)}
+INFINITE = {TOPICS: IntDistribution(2, 30), RATE: FloatDistribution(1e-3, 1, log=True)}
 N_POINTS = 8
 
 ASKS_AND_WAITS = """
@@ -45,11 +44,11 @@ from topicell.config import SweepConfig
 from topicell.sweep import storage as module
 from topicell.sweep.study import Study
 
-told = json.loads(sys.argv[1])
-module.HEARTBEAT_SECONDS, module.STALE_SECONDS = told["seconds"]
-space = {name: json_to_distribution(text) for name, text in told["space"].items()}
-study = Study(SweepConfig(**told["settings"]), space, {}, 0)
-for i in range(told["n_asked"]):
+arguments = json.loads(sys.argv[1])
+module.HEARTBEAT_SECONDS, module.STALE_SECONDS = arguments["seconds"]
+space = {name: json_to_distribution(text) for name, text in arguments["space"].items()}
+study = Study(SweepConfig(**arguments["settings"]), space, {}, 0)
+for i in range(arguments["n_asked"]):
     trial = study.ask()
     study.note(trial.number, run_id=f"run {i}", folder=f"folder {i}", n_topics=3)
     print(json.dumps([trial.number, trial.params]), flush=True)
@@ -62,11 +61,11 @@ from optuna.distributions import json_to_distribution
 from topicell.config import SweepConfig
 from topicell.sweep.study import Study
 
-told = json.loads(sys.argv[1])
-space = {name: json_to_distribution(text) for name, text in told["space"].items()}
-study = Study(SweepConfig(**told["settings"]), space, {}, 0)
+arguments = json.loads(sys.argv[1])
+space = {name: json_to_distribution(text) for name, text in arguments["space"].items()}
 print("ready", flush=True)
 sys.stdin.readline()
+study = Study(SweepConfig(**arguments["settings"]), space, {}, 0)
 while (trial := study.ask()) is not None:
     time.sleep(0.05)
     study.complete(trial.number, float(trial.number), {})
@@ -77,7 +76,7 @@ study.close()
 
 @pytest.fixture
 def journal(tmp_path):
-    """The storage that is created fastest, for tests that are not about storage."""
+    """Return the address of a journal: it is created fastest."""
     return address("journal", tmp_path)
 
 
@@ -86,18 +85,18 @@ def address(kind, folder, name="optuna.db"):
 
 
 def opened(url, space=FINITE, definition=None, seed=0, **settings):
-    """A study that is closed at the end of a ``with``."""
+    """Open a study that is closed at the end of a ``with``."""
     settings = {"study": "s", "storage": url, "sampler": Sampler.random} | settings
     return contextlib.closing(Study(SweepConfig(**settings), space, definition or {}, seed))
 
 
 def bowl(params):
-    """Lowest at 4 topics and a rate of 0.1."""
+    """Return a value that is lowest at 4 topics and a rate of 0.1."""
     return 100 + (params[TOPICS] - 4) ** 2 + abs(math.log10(params.get(RATE, 0.1)) + 1)
 
 
 def use_up(study, at_most=1000):
-    """Ask and complete, one at a time; the parameters in order."""
+    """Ask for trials and complete them one at a time; return their parameters in order."""
     asked = []
     while len(asked) < at_most and (trial := study.ask()) is not None:
         asked.append(trial.params)
@@ -106,7 +105,7 @@ def use_up(study, at_most=1000):
 
 
 def lose(study):
-    """What is left of a study whose process was killed."""
+    """Leave a study as a killed process does."""
     study._closed.set()
     close_storage(study._storage)
     study._locks.release()
@@ -120,39 +119,50 @@ def distinct(asked):
     return len({json.dumps(params, sort_keys=True) for params in asked}) == len(asked)
 
 
-def child(start_process, script, url, space=FINITE, n_asked=0, seconds=(10, 60), **settings):
-    told = {
-        "settings": {"study": "s", "storage": url} | settings,
-        "space": {name: distribution_to_json(one) for name, one in space.items()},
-        "n_asked": n_asked,
-        "seconds": seconds,
-    }
-    return start_process(json.dumps(told), program=script, piped=True)
+@pytest.fixture
+def start_study(start_program, url):
+    """Return a function that starts a program with a study in `url`."""
 
+    def start(script, n_asked=0, seconds=(10, 60), **settings):
+        arguments = {
+            "settings": {"study": "s", "storage": url} | settings,
+            "space": {name: distribution_to_json(one) for name, one in FINITE.items()},
+            "n_asked": n_asked,
+            "seconds": seconds,
+        }
+        return start_program(script, json.dumps(arguments))
 
-@contextlib.contextmanager
-def ended(process):
-    """The process does not outlive the test."""
-    try:
-        yield process
-    finally:
-        process.end()
+    return start
 
 
 @pytest.fixture
-def ask_and_be_killed(start_process, until_free):
-    """Has a process ask for trials and killed while they run; (number, parameters) of each."""
+def ask_and_be_killed(start_study, until_free, url):
+    """Have a process ask for trials, kill it while they run, and return (number, parameters)."""
 
-    def ask(url, n_asked, **given):
-        with ended(child(start_process, ASKS_AND_WAITS, url, n_asked=n_asked, **given)) as process:
-            asked = [json.loads(process.stdout.readline()) for _ in range(n_asked)]
-        assert given.get("join") or until_free(url)
+    def ask(n_asked, **settings):
+        program = start_study(ASKS_AND_WAITS, n_asked, **settings)
+        asked = [json.loads(program.read_line()) for _ in range(n_asked)]
+        program.kill()
+        assert settings.get("join") or until_free(url)
         return asked
 
     return ask
 
 
-# The budget
+@pytest.fixture
+def start_two(start_study):
+    """Return a function that opens two studies at once in two processes; the lines of each."""
+
+    def start(*settings):
+        both = [start_study(JOINS, **one) for one in settings]
+        assert [one.read_line() for one in both] == ["ready"] * 2
+        for one in both:
+            one.tell()
+        lines = [[json.loads(line) for line in one.process.stdout] for one in both]
+        assert [one.process.wait(600) for one in both] == [0, 0]
+        return lines
+
+    return start
 
 
 def test_the_budget_counts_every_end_of_a_trial_once(url):
@@ -173,8 +183,8 @@ def test_the_budget_counts_every_end_of_a_trial_once(url):
         assert study.open_trials == []
 
 
-def test_trials_that_run_use_up_the_budget(url):
-    with opened(url, n_trials=3) as study:
+def test_trials_that_run_use_up_the_budget(journal):
+    with opened(journal, n_trials=3) as study:
         trials = [study.ask() for _ in range(3)]
         assert study.ask() is None
         assert study.open_trials == [trial.number for trial in trials]
@@ -182,18 +192,18 @@ def test_trials_that_run_use_up_the_budget(url):
         assert distinct([trial.params for trial in trials])
 
 
-def test_a_larger_budget_goes_on_where_a_smaller_one_ended(url):
-    with opened(url, n_trials=2) as study:
+def test_a_larger_budget_goes_on_where_a_smaller_one_ended(journal):
+    with opened(journal, n_trials=2) as study:
         first = use_up(study)
-    with opened(url, n_trials=2) as study:
+    with opened(journal, n_trials=2) as study:
         assert study.ask() is None
-    with opened(url, n_trials=5) as study:
+    with opened(journal, n_trials=5) as study:
         asked = first + use_up(study)
     assert len(asked) == 5
     assert distinct(asked)
 
 
-def test_what_was_told_of_a_trial_is_there_when_the_study_is_opened_again(url):
+def test_a_reopened_study_has_the_results_of_its_trials(url):
     values = {"valid/perplexity_folded": {"0": [3.0, 4.0], "1": [5.0]}}
     with opened(url) as study:
         done, failed, gone = (study.ask() for _ in range(3))
@@ -217,9 +227,6 @@ def test_what_was_told_of_a_trial_is_there_when_the_study_is_opened_again(url):
     assert (c.state, c.error) == ("FAIL", "its process was killed by signal 9")
 
 
-# Proposals
-
-
 @pytest.mark.parametrize("sampler", Sampler)
 def test_every_point_of_a_finite_space_is_proposed_once_and_then_nothing(journal, sampler):
     with opened(journal, sampler=sampler, n_trials=50) as study:
@@ -238,12 +245,12 @@ def test_trials_that_run_at_the_same_time_are_at_distinct_points(journal, sample
     assert distinct(asked + [trial.params for trial in trials])
 
 
-def test_the_end_of_the_space_is_known_to_who_opens_the_study_again(url):
-    with opened(url, n_trials=50) as study:
+def test_a_reopened_study_proposes_only_the_remaining_points(journal):
+    with opened(journal, n_trials=50) as study:
         use_up(study, at_most=5)
-    with opened(url, n_trials=50) as study:
+    with opened(journal, n_trials=50) as study:
         assert len(use_up(study)) == N_POINTS - 5
-    with opened(url, n_trials=50) as study:
+    with opened(journal, n_trials=50) as study:
         assert study.ask() is None
 
 
@@ -261,8 +268,8 @@ def test_a_point_that_failed_or_was_pruned_is_not_proposed_again(journal):
 
 
 @pytest.mark.parametrize("sampler", [s for s in Sampler if s is not Sampler.grid])
-def test_proposals_in_a_space_without_end_are_distinct_and_inside(journal, sampler):
-    with opened(journal, ENDLESS, sampler=sampler, n_trials=12) as study:
+def test_proposals_in_an_infinite_space_are_distinct_and_inside(journal, sampler):
+    with opened(journal, INFINITE, sampler=sampler, n_trials=12) as study:
         asked = use_up(study)
     assert len(asked) == 12
     assert distinct(asked)
@@ -273,12 +280,12 @@ def test_proposals_in_a_space_without_end_are_distinct_and_inside(journal, sampl
         assert 1e-3 <= params[RATE] <= 1
 
 
-def test_a_grid_is_gone_through_in_order_the_last_setting_fastest(url):
+def test_a_grid_varies_its_last_setting_fastest(journal):
     space = {
         TOPICS: IntDistribution(2, 8, step=3),
         "model.kind": CategoricalDistribution(["b", "a"]),
     }
-    with opened(url, space, sampler=Sampler.grid) as study:
+    with opened(journal, space, sampler=Sampler.grid) as study:
         asked = use_up(study)
     assert [tuple(p.values()) for p in asked] == [(k, m) for k in (2, 5, 8) for m in ("b", "a")]
 
@@ -298,28 +305,25 @@ def test_a_grid_of_floats_is_within_its_bounds(journal, low, high, step, n):
     assert max(asked) == high
 
 
-def test_a_grid_needs_an_end(journal):
+def test_a_grid_of_an_infinite_space_is_refused(journal):
     with pytest.raises(InputError, match=r"sweep\.sampler = 'grid': .* give range"):
-        opened(journal, ENDLESS, sampler=Sampler.grid)
+        opened(journal, INFINITE, sampler=Sampler.grid)
 
 
-def test_a_space_is_enumerated_if_every_setting_ends_and_its_points_are_not_too_many():
+def test_a_finite_space_with_few_points_is_enumerated():
     assert len(points_of(FINITE)) == N_POINTS
     assert len(points_of({RATE: FloatDistribution(0, 1, step=0.25)})) == 5
     assert points_of({RATE: FloatDistribution(0.5, 0.5)}) == [{RATE: 0.5}]
-    assert points_of(ENDLESS) is None
+    assert points_of(INFINITE) is None
     assert len(points_of({"a": IntDistribution(1, MAX_POINTS)})) == MAX_POINTS
     assert points_of({"a": IntDistribution(0, MAX_POINTS)}) is None
     assert points_of({n: IntDistribution(1, 1000) for n in "abcdefgh"}) is None
 
 
-SESSIONS = {"once": [12], "in the middle": [5, 7], "each time": [1] * 12}
-
-
 @pytest.mark.parametrize("sampler", [s for s in Sampler if s is not Sampler.gp])
-@pytest.mark.parametrize("sessions", [SESSIONS["in the middle"], SESSIONS["each time"]])
+@pytest.mark.parametrize("sessions", [[5, 7], [1] * 12])
 def test_a_study_in_sessions_proposes_what_one_session_does(tmp_path, sampler, sessions):
-    space = FINITE if sampler is Sampler.grid else ENDLESS
+    space = FINITE if sampler is Sampler.grid else INFINITE
     whole, parts = (address("journal", tmp_path, name) for name in ("whole", "parts"))
     with opened(whole, space, sampler=sampler, n_trials=12) as study:
         expected = use_up(study)
@@ -330,34 +334,34 @@ def test_a_study_in_sessions_proposes_what_one_session_does(tmp_path, sampler, s
     assert asked == expected
 
 
-def test_the_gaussian_process_goes_on_as_it_would_have(tmp_path):
+def test_a_gaussian_process_in_sessions_proposes_what_one_session_does(tmp_path):
     whole, parts = (address("sqlite", tmp_path, name) for name in ("whole", "parts"))
-    given = {"sampler": Sampler.gp, "n_trials": 13}
-    with opened(whole, ENDLESS, **given) as study:
+    settings = {"sampler": Sampler.gp, "n_trials": 13}
+    with opened(whole, INFINITE, **settings) as study:
         expected = use_up(study)
-    with opened(parts, ENDLESS, **given) as study:
+    with opened(parts, INFINITE, **settings) as study:
         asked = use_up(study, 11)
-    with opened(parts, ENDLESS, **given) as study:
+    with opened(parts, INFINITE, **settings) as study:
         asked += use_up(study)
     assert asked == expected
 
 
 @pytest.mark.parametrize("sampler", [Sampler.tpe, Sampler.random, Sampler.qmc])
-def test_a_stop_in_the_middle_of_a_trial_changes_no_proposal(tmp_path, sampler):
-    """After a kill of worker or parent, and after an interrupt."""
+def test_an_interrupted_trial_does_not_change_later_proposals(tmp_path, sampler):
+    """A worker or the sweep was killed, or the sweep was interrupted."""
     whole, parts = (address("journal", tmp_path, name) for name in ("whole", "parts"))
-    with opened(whole, ENDLESS, sampler=sampler, n_trials=14) as study:
+    with opened(whole, INFINITE, sampler=sampler, n_trials=14) as study:
         expected = use_up(study)
-    with opened(parts, ENDLESS, sampler=sampler, n_trials=14) as study:
+    with opened(parts, INFINITE, sampler=sampler, n_trials=14) as study:
         asked = use_up(study, 3)
         study.killed(study.ask().number, "signal 9")
         asked += use_up(study, 3)
         study.interrupted(study.ask().number)
-    with opened(parts, ENDLESS, sampler=sampler, n_trials=14) as study:
+    with opened(parts, INFINITE, sampler=sampler, n_trials=14) as study:
         asked += use_up(study, 5)
         study.ask()
         lose(study)
-    with opened(parts, ENDLESS, sampler=sampler, n_trials=14) as study:
+    with opened(parts, INFINITE, sampler=sampler, n_trials=14) as study:
         asked += use_up(study)
     assert asked == expected
 
@@ -367,7 +371,7 @@ def test_the_seed_decides_the_proposals(tmp_path, sampler):
     found = []
     for i, seed in enumerate((0, 0, 1)):
         url = address("journal", tmp_path, str(i))
-        with opened(url, ENDLESS, seed=seed, sampler=sampler, n_trials=6) as study:
+        with opened(url, INFINITE, seed=seed, sampler=sampler, n_trials=6) as study:
             found.append(use_up(study))
     assert found[0] == found[1]
     assert all(a != b for a, b in zip(found[0], found[2], strict=True))
@@ -377,29 +381,26 @@ def test_proposals_do_not_depend_on_the_storage(tmp_path):
     found = []
     for kind in ("sqlite", "journal"):
         url = address(kind, tmp_path, kind)
-        with opened(url, ENDLESS, sampler=Sampler.tpe, n_trials=12) as study:
+        with opened(url, INFINITE, sampler=Sampler.tpe, n_trials=12) as study:
             found.append(use_up(study))
     assert found[0] == found[1]
 
 
-def test_a_search_comes_nearer_than_chance(tmp_path):
-    """With the lowest point known, so that a sampler that is told nothing would be seen."""
+def test_tpe_finds_lower_values_than_random_search(tmp_path):
+    """The function has a known minimum, so that a sampler without the results would fail."""
     best = {}
     for sampler in (Sampler.tpe, Sampler.random):
         runs = []
         for seed in range(3):
             url = address("journal", tmp_path, f"{sampler.value}{seed}")
-            with opened(url, ENDLESS, seed=seed, sampler=sampler, n_trials=40) as study:
+            with opened(url, INFINITE, seed=seed, sampler=sampler, n_trials=40) as study:
                 runs.append(sum(sorted(bowl(params) for params in use_up(study))[:10]))
         best[sampler] = sum(runs)
     assert best[Sampler.tpe] < best[Sampler.random]
 
 
-# Kills and interrupts
-
-
-def test_the_trial_of_a_killed_worker_is_run_again_once(url):
-    with opened(url, n_trials=2) as study:
+def test_the_trial_of_a_killed_worker_is_run_again_once(journal):
+    with opened(journal, n_trials=2) as study:
         first = study.ask()
         assert study.killed(first.number, "its process was killed by signal 9")
         again = study.ask()
@@ -413,18 +414,11 @@ def test_the_trial_of_a_killed_worker_is_run_again_once(url):
         assert states(study) == ["FAIL", "FAIL", "COMPLETE"]
 
 
-def test_a_retry_that_ends_well_counts_once(url):
-    with opened(url, n_trials=2) as study:
-        assert study.killed(study.ask().number, "signal 9")
-        assert len(use_up(study)) == 2
-        assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
-
-
-def test_a_retry_that_waits_is_taken_by_the_next_session(url):
-    with opened(url, n_trials=1) as study:
+def test_a_waiting_retry_is_run_by_the_next_session(journal):
+    with opened(journal, n_trials=1) as study:
         first = study.ask()
         assert study.killed(first.number, "signal 9")
-    with opened(url, n_trials=1) as study:
+    with opened(journal, n_trials=1) as study:
         assert study.abandoned == []
         again = study.ask()
         assert again.params == first.params
@@ -432,7 +426,7 @@ def test_a_retry_that_waits_is_taken_by_the_next_session(url):
         assert study.ask() is None
 
 
-def test_each_trial_has_a_retry_of_its_own(journal):
+def test_each_killed_trial_has_its_own_retry(journal):
     with opened(journal, n_trials=4) as study:
         first = [study.ask() for _ in range(4)]
         assert all(study.killed(trial.number, "signal 9") for trial in first)
@@ -442,31 +436,39 @@ def test_each_trial_has_a_retry_of_its_own(journal):
         assert study.ask() is None
 
 
-def test_an_interrupted_trial_is_run_again_as_often_as_it_takes(url):
+def be_interrupted(study):
+    study.interrupted(study.open_trials[0])
+
+
+@pytest.mark.parametrize("end", [be_interrupted, lose])
+def test_a_trial_is_run_again_however_often_its_sweep_is_interrupted_or_killed(journal, end):
     params = []
-    for _ in range(4):
-        with opened(url, n_trials=2) as study:
-            trial = study.ask()
-            params.append(trial.params)
-            study.interrupted(trial.number)
-    assert all(p == params[0] for p in params)
-    with opened(url, n_trials=2) as study:
+    for _ in range(3):
+        with opened(journal, n_trials=2) as study:
+            params.append(study.ask().params)
+            end(study)
+    with opened(journal, n_trials=2) as study:
         asked = use_up(study)
-        assert states(study) == ["FAIL"] * 4 + ["COMPLETE"] * 2
-    assert asked[0] == params[0]
+        assert states(study) == ["FAIL"] * 3 + ["COMPLETE"] * 2
+    assert params == [asked[0]] * 3
 
 
-def test_an_interrupt_does_not_use_up_the_retry_nor_give_another(journal):
+@pytest.mark.parametrize("end", [be_interrupted, lose])
+def test_the_end_of_a_sweep_neither_uses_the_retry_nor_adds_one(journal, end):
     with opened(journal, n_trials=1) as study:
-        study.interrupted(study.ask().number)
+        study.ask()
+        end(study)
+    with opened(journal, n_trials=1) as study:
         assert study.killed(study.ask().number, "signal 9")
-        study.interrupted(study.ask().number)
+        study.ask()
+        end(study)
+    with opened(journal, n_trials=1) as study:
         assert not study.killed(study.ask().number, "signal 9")
         assert study.ask() is None
 
 
 def test_trials_of_a_killed_sweep_are_run_again_and_the_budget_is_exact(ask_and_be_killed, url):
-    asked = ask_and_be_killed(url, 2, n_trials=5)
+    asked = ask_and_be_killed(2, n_trials=5)
     with opened(url, n_trials=5) as study:
         found = study.abandoned
         assert [(t.number, t.run_id, t.folder, t.n_topics) for t in found] == [
@@ -474,7 +476,8 @@ def test_trials_of_a_killed_sweep_are_run_again_and_the_budget_is_exact(ask_and_
             (1, "run 1", "folder 1", 3),
         ]
         assert [t.params for t in found] == [params for _, params in asked]
-        assert [(t.state, t.error) for t in study.trials()] == [("FAIL", KILLED)] * 2
+        for trials in (found, study.trials()):
+            assert [(t.state, t.error) for t in trials] == [("FAIL", KILLED)] * 2
         assert study.n_others == 0
         again = use_up(study)
         assert again[:2] == [params for _, params in asked]
@@ -485,44 +488,7 @@ def test_trials_of_a_killed_sweep_are_run_again_and_the_budget_is_exact(ask_and_
         assert study.abandoned == []
 
 
-def test_abandoned_trials_say_how_they_ended(url):
-    """The sweep puts this on their runs."""
-    with opened(url) as study:
-        study.ask()
-        lose(study)
-    with opened(url) as study:
-        assert [(trial.state, trial.error) for trial in study.abandoned] == [("FAIL", KILLED)]
-
-
-def test_a_sweep_may_be_killed_any_number_of_times(url):
-    params = []
-    for _ in range(3):
-        with opened(url, n_trials=2) as study:
-            params.append(study.ask().params)
-            lose(study)
-    with opened(url, n_trials=2) as study:
-        asked = use_up(study)
-    assert len(asked) == 2
-    assert params == [asked[0]] * 3
-
-
-def test_a_killed_sweep_does_not_use_up_the_retry_nor_give_another(journal):
-    with opened(journal, n_trials=1) as study:
-        study.ask()
-        lose(study)
-    with opened(journal, n_trials=1) as study:
-        assert study.killed(study.ask().number, "signal 9")
-        study.ask()
-        lose(study)
-    with opened(journal, n_trials=1) as study:
-        assert not study.killed(study.ask().number, "signal 9")
-        assert study.ask() is None
-
-
-# Several processes
-
-
-def test_a_second_process_is_refused_and_let_in_when_the_first_has_ended(url):
+def test_a_second_process_is_refused_until_the_first_has_ended(url):
     with opened(url) as study:
         study.ask()
         for join in (False, True):
@@ -535,7 +501,7 @@ def test_a_second_process_is_refused_and_let_in_when_the_first_has_ended(url):
         assert len(study.abandoned) == 1
 
 
-def test_who_joins_lets_the_trials_of_others_run(url):
+def test_a_joining_process_does_not_take_the_running_trials_of_others(url):
     with opened(url, n_trials=3, join=True) as one, opened(url, n_trials=3, join=True) as two:
         assert two.abandoned == []
         a, b, c = one.ask(), two.ask(), one.ask()
@@ -553,19 +519,10 @@ def test_who_joins_lets_the_trials_of_others_run(url):
         assert (one.n_others, two.n_others) == (0, 0)
 
 
-def test_two_processes_use_one_budget(start_process, url):
-    given = {"n_trials": 7, "join": True}
-    with (
-        ended(child(start_process, JOINS, url, **given)) as one,
-        ended(child(start_process, JOINS, url, **given)) as two,
-    ):
-        assert [p.stdout.readline() for p in (one, two)] == ["ready\n"] * 2
-        for process in (one, two):
-            process.stdin.write("\n")
-            process.stdin.flush()
-        lines = [line for p in (one, two) for line in p.stdout]
-        assert [p.wait(600) for p in (one, two)] == [0, 0]
-    asked = [json.loads(line) for line in lines]
+def test_two_processes_that_start_at_once_use_one_budget(start_two, url):
+    """They create the tables, the study and its trials together."""
+    settings = {"n_trials": 7, "join": True}
+    asked = [one for lines in start_two(settings, settings) for one in lines]
     assert sorted(number for number, _ in asked) == list(range(7))
     assert distinct([params for _, params in asked])
     with opened(url, n_trials=7) as study:
@@ -573,27 +530,50 @@ def test_two_processes_use_one_budget(start_process, url):
         assert study.ask() is None
 
 
+@pytest.mark.extras("psycopg")
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_two_studies_can_start_at_once_in_an_empty_database(start_two):
+    lines = start_two({"study": "one", "n_trials": 1}, {"study": "two", "n_trials": 1})
+    assert [len(of_one) for of_one in lines] == [1, 1]
+
+
+@pytest.mark.extras("psycopg")
+def test_a_closed_study_leaves_no_connection(database, soon):
+    """A server has a hundred; a process may open studies one after another."""
+    import psycopg
+
+    for _ in range(3):
+        with opened(database) as study:
+            study.ask()
+    with psycopg.connect(database.replace("+psycopg", "")) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        assert soon(lambda: connection.execute(query).fetchone()[0] == 1)
+
+
 @pytest.mark.parametrize(
     "url",
     ["sqlite", pytest.param("postgresql", marks=pytest.mark.extras("psycopg", "postgresql"))],
     indirect=True,
 )
-def test_trials_of_one_who_joined_and_was_killed_are_taken_over(
-    ask_and_be_killed, url, monkeypatch
+def test_trials_of_a_killed_process_that_joined_are_taken_over(
+    ask_and_be_killed, soon, url, monkeypatch
 ):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(module, "STALE_SECONDS", 3)
-    given = {"n_trials": 3, "join": True}
-    with opened(url, **given) as holder:
+    settings = {"n_trials": 3, "join": True}
+    abandoned = []
+
+    def is_taken_over():
+        with opened(url, **settings) as late:
+            abandoned.extend(late.abandoned)
+        return abandoned
+
+    with opened(url, **settings) as holder:
         kept = holder.ask()
-        ((number, params),) = ask_and_be_killed(url, 1, seconds=(1, 3), **given)
-        with opened(url, **given) as early:
-            assert early.abandoned == []
-        time.sleep(5)
-        with opened(url, **given) as late:
-            assert [(t.number, t.run_id, t.state) for t in late.abandoned] == [
-                (number, "run 0", "FAIL")
-            ]
+        ((number, params),) = ask_and_be_killed(1, seconds=(1, 3), **settings)
+        assert soon(is_taken_over)
+        assert [(t.number, t.run_id, t.state) for t in abandoned] == [(number, "run 0", "FAIL")]
+        with opened(url, **settings) as late:
             again = late.ask()
             assert again.params == params
             late.complete(again.number, 1.0, {})
@@ -603,19 +583,16 @@ def test_trials_of_one_who_joined_and_was_killed_are_taken_over(
         assert states(holder) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
-# Time
-
-
-def test_no_trial_is_started_after_the_timeout_of_all_sessions(url, monkeypatch):
+def test_no_trial_is_started_after_the_timeout_of_all_sessions(journal, monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    with opened(url, timeout=10.0) as study:
+    with opened(journal, timeout=10.0) as study:
         running = study.ask()
         clock.now += 6
         study.complete(running.number, 1.0, {})
         assert study.seconds == pytest.approx(6)
     clock.now += 500
-    with opened(url, timeout=10.0) as study:
+    with opened(journal, timeout=10.0) as study:
         assert study.seconds == pytest.approx(6)
         clock.now += 3.5
         running = study.ask()
@@ -624,14 +601,14 @@ def test_no_trial_is_started_after_the_timeout_of_all_sessions(url, monkeypatch)
         assert study.ask() is None
         study.killed(running.number, "signal 9")
         assert study.ask() is None
-    with opened(url, timeout=10.0) as study:
+    with opened(journal, timeout=10.0) as study:
         assert study.ask() is None
-    with opened(url, timeout=30.0) as study:
+    with opened(journal, timeout=30.0) as study:
         assert study.seconds == pytest.approx(10)
         assert study.ask().params == running.params
 
 
-def test_without_a_timeout_time_is_counted_and_ends_nothing(journal, monkeypatch):
+def test_without_a_timeout_time_is_only_counted(journal, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     with opened(journal) as study:
@@ -640,10 +617,7 @@ def test_without_a_timeout_time_is_counted_and_ends_nothing(journal, monkeypatch
         assert study.seconds == pytest.approx(1e6)
 
 
-# What a study is made with
-
-
-def test_a_study_made_with_other_settings_is_refused_by_their_name(url):
+def test_a_study_with_other_settings_is_refused_and_the_settings_named(url):
     before = {"model.n_hidden": 100, "seed": 0, "train.epochs": 50}
     with opened(url, definition=before) as study:
         use_up(study, 1)
@@ -654,13 +628,14 @@ def test_a_study_made_with_other_settings_is_refused_by_their_name(url):
     assert "train.epochs was 50, is 80" in message
     assert "choose another name" in message
     assert "n_hidden" not in message
+    assert "shown" not in message  # the password of a database
     with pytest.raises(InputError, match=r"model\.depth was None, is 3"):
         opened(url, definition=before | {"model.depth": 3})
     with opened(url, definition=dict(reversed(before.items()))) as study:
         assert states(study) == ["COMPLETE"]
 
 
-def test_an_optuna_study_of_other_making_is_refused(url):
+def test_an_optuna_study_of_another_program_is_refused(url):
     storage = open_storage(url)
     foreign = optuna.create_study(storage=storage, study_name="s")
     foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
@@ -674,13 +649,13 @@ def test_an_optuna_study_of_other_making_is_refused(url):
     close_storage(storage)
 
 
-def test_studies_in_one_storage_do_not_know_each_other(url):
+def test_studies_in_one_storage_are_independent(url):
     with opened(url, study="a", n_trials=2) as a, opened(url, study="b", n_trials=2) as b:
         assert use_up(a) == use_up(b)
         assert len(a.trials()) == len(b.trials()) == 2
 
 
-def test_the_name_of_a_study_is_that_of_its_definition():
+def test_the_name_of_a_study_depends_only_on_its_definition():
     definition = {"model.kind": "amortized_lda", "seed": 0, "data": "ab" * 32}
     name = study_name("pbmc", definition)
     assert name == study_name("pbmc", dict(reversed(definition.items())))
@@ -691,11 +666,8 @@ def test_the_name_of_a_study_is_that_of_its_definition():
     assert study_name("pbmc", {"seed": 0}) == "pbmc-de7d7744"
 
 
-# Pruning
-
-
 def completed(study, *curve, values=None):
-    """A trial with this perplexity after each epoch."""
+    """Complete a trial with this perplexity after each epoch."""
     trial = study.ask()
     for epoch, value in enumerate(curve):
         study.report(trial.number, epoch, value)
@@ -707,19 +679,19 @@ def completed(study, *curve, values=None):
     ("value", "ends"), [(99.0, False), (100.9, False), (101.1, True), (math.nan, True)]
 )
 def test_a_trial_within_the_margin_of_the_best_is_never_pruned(url, value, ends):
-    given = {"n_startup_trials": 1, "pruning_warmup": 0.5}
-    with opened(url, **given) as study:
+    settings = {"n_startup_trials": 1, "pruning_warmup": 0.5}
+    with opened(url, **settings) as study:
         completed(study, *[100.0] * 6)
         trial = study.ask()
-        told = [study.report(trial.number, epoch, value) for epoch in range(6)]
-    # Half of the six epochs are spared.
-    assert told == [False, False, ends, ends, ends, ends]
-    with opened(url, **given) as study:
+        pruned = [study.report(trial.number, epoch, value) for epoch in range(6)]
+    # No trial is pruned in the first half of the six epochs.
+    assert pruned == [False, False, ends, ends, ends, ends]
+    with opened(url, **settings) as study:
         trial = study.ask()
         assert study.report(trial.number, 4, value) == ends
 
 
-def test_the_margin_is_a_share_of_the_best_at_the_same_epoch(journal):
+def test_the_margin_is_relative_to_the_best_at_the_same_epoch(journal):
     with opened(journal, n_startup_trials=2, pruning_warmup=0.0, pruning_margin=0.1) as study:
         completed(study, 200.0, 100.0)
         completed(study, 190.0, 120.0)
@@ -729,7 +701,7 @@ def test_the_margin_is_a_share_of_the_best_at_the_same_epoch(journal):
         assert study.report(trial.number, 1, 111.0)
 
 
-def test_better_than_the_median_is_not_pruned_though_far_from_the_best(journal):
+def test_a_trial_better_than_the_median_is_not_pruned(journal):
     with opened(journal, n_startup_trials=3, pruning_warmup=0.0) as study:
         for value in (100.0, 200.0, 300.0):
             completed(study, value)
@@ -737,7 +709,7 @@ def test_better_than_the_median_is_not_pruned_though_far_from_the_best(journal):
         assert study.report(study.ask().number, 0, 201.0)
 
 
-def test_an_epoch_that_no_complete_trial_reached_ends_nothing(journal):
+def test_no_trial_is_pruned_after_the_last_epoch_of_the_complete_ones(journal):
     with opened(journal, n_startup_trials=1, pruning_warmup=0.0) as study:
         completed(study, 100.0, 90.0)
         trial = study.ask()
@@ -754,35 +726,39 @@ def test_nothing_is_pruned_before_enough_trials_are_complete(journal):
         assert study.report(study.ask().number, 1, 2e6)
 
 
-def test_a_patient_pruner_waits_for_a_gain(journal):
-    given = {"n_startup_trials": 1, "pruning_warmup": 0.0, "pruner": Pruner.patient, "patience": 3}
-    with opened(journal, **given) as study:
+def test_a_patient_pruner_waits_for_an_improvement(journal):
+    settings = {
+        "n_startup_trials": 1,
+        "pruning_warmup": 0.0,
+        "pruner": Pruner.patient,
+        "patience": 3,
+    }
+    with opened(journal, **settings) as study:
         completed(study, *[100.0] * 8)
         trial = study.ask()
-        told = [study.report(trial.number, epoch, 200.0 + epoch) for epoch in range(6)]
-        assert told == [False] * 4 + [True] * 2
+        pruned = [study.report(trial.number, epoch, 200.0 + epoch) for epoch in range(6)]
+        assert pruned == [False] * 4 + [True] * 2
         gains = study.ask()
         assert not any(study.report(gains.number, epoch, 200.0 - epoch) for epoch in range(6))
 
 
-def test_no_pruner_prunes_nothing(journal):
-    given = {"n_startup_trials": 0, "pruning_warmup": 0.0, "pruner": Pruner.none}
-    with opened(journal, **given) as study:
+def test_without_a_pruner_no_trial_is_pruned(journal):
+    settings = {"n_startup_trials": 0, "pruning_warmup": 0.0, "pruner": Pruner.none}
+    with opened(journal, **settings) as study:
         completed(study, *[100.0] * 6, values=splits([100.0], [100.0]))
         trial = study.ask()
         assert not any(study.report(trial.number, epoch, 1e9) for epoch in range(6))
         assert not study.report_split(trial.number, "0", [1e9, 1e9 + 1])
 
 
-@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
 @pytest.mark.parametrize("pruner", Pruner)
-def test_every_pruner_works_over_sessions(url, pruner):
-    given = {"pruner": pruner, "n_startup_trials": 1, "pruning_warmup": 0.1}
+def test_every_pruner_works_over_sessions(journal, pruner):
+    settings = {"pruner": pruner, "n_startup_trials": 1, "pruning_warmup": 0.1}
     n_epochs = 0
     for n_trials in (4, 8):
-        with opened(url, ENDLESS, **given | {"n_trials": n_trials}) as study:
+        with opened(journal, INFINITE, **settings | {"n_trials": n_trials}) as study:
             while (trial := study.ask()) is not None:
-                # Each is worse than the one before, and gets worse.
+                # Each trial is worse than the one before, and gets worse.
                 for epoch in range(9):
                     n_epochs += 1
                     if study.report(trial.number, epoch, 200.0 + 10 * trial.number + epoch):
@@ -799,34 +775,30 @@ def test_every_pruner_works_over_sessions(url, pruner):
     assert sum(lengths) == n_epochs
 
 
-# Races over splits
-
-
 def splits(*values):
     return {PERPLEXITY: {str(seed): list(one) for seed, one in enumerate(values)}}
 
 
-@pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
 @pytest.mark.parametrize(
     ("values", "ends"),
     [([98.0, 100.0], False), ([102.0, 104.0], False), ([110.0, 112.0], True)],
 )
-def test_a_trial_that_lags_by_more_than_its_errors_leaves_the_race(url, values, ends):
+def test_a_trial_worse_by_more_than_its_errors_is_stopped_between_splits(journal, values, ends):
     """Two values that differ by 2 have an error of 1, and two such means of √2."""
-    given = {"n_startup_trials": 1, "racing_errors": 2.0}
-    with opened(url, **given) as study:
+    settings = {"n_startup_trials": 1, "racing_errors": 2.0}
+    with opened(journal, **settings) as study:
         completed(study, values=splits([140.0, 142.0], [140.0, 142.0], [140.0, 142.0]))
         completed(study, values=splits([100.0, 102.0], [100.0, 102.0], [100.0, 102.0]))
         assert study.report_split(study.ask().number, "0", values) == ends
-    with opened(url, **given) as study:
+    with opened(journal, **settings) as study:
         trial = study.ask()
         assert not study.report_split(trial.number, "0", [101.0, 103.0])
-        # Nothing is saved after the last.
+        # After the last split nothing can be saved.
         assert not study.report_split(trial.number, "1", [101.0, 103.0])
         assert not study.report_split(trial.number, "2", [900.0, 902.0])
 
 
-def test_a_race_goes_by_all_splits_so_far(journal):
+def test_the_race_uses_all_splits_so_far(journal):
     with opened(journal, n_startup_trials=1) as study:
         completed(study, values=splits(*[[100.0, 102.0]] * 4))
         trial = study.ask()
@@ -836,8 +808,8 @@ def test_a_race_goes_by_all_splits_so_far(journal):
         assert study.report_split(trial.number, "2", [102.0, 104.0])
 
 
-def test_a_race_needs_a_rival_on_the_same_splits_and_an_error(journal):
-    # The quorum of the other pruners is not asked for: the rival is on the same cells.
+def test_the_race_needs_a_complete_trial_on_the_same_splits_and_an_error(journal):
+    # n_startup_trials does not apply: the other trial has the same cells.
     with opened(journal, n_startup_trials=9, n_trials=9) as study:
         assert not study.report_split(study.ask().number, "0", [900.0, 902.0])
         completed(study, values=splits([100.0, 102.0], [100.0, 102.0]))
@@ -850,38 +822,36 @@ def test_a_race_needs_a_rival_on_the_same_splits_and_an_error(journal):
         assert study.report_split(trial.number, "1", [901.0])
 
 
-def test_every_name_of_a_sampler_and_of_a_pruner_is_known():
-    classes = {
-        Sampler.tpe: "TPESampler",
-        Sampler.gp: "GPSampler",
-        Sampler.random: "RandomSampler",
-        Sampler.qmc: "QMCSampler",
-    }
-    for kind, name in classes.items():
-        assert type(make_sampler(kind, 0, 0)).__name__ == name
-    pruners = {
-        Pruner.median: "MedianPruner",
-        Pruner.hyperband: "HyperbandPruner",
-        Pruner.patient: "PatientPruner",
-        Pruner.none: "NopPruner",
-    }
-    assert set(pruners) == set(Pruner)
-    for kind, name in pruners.items():
-        assert type(make_pruner(SweepConfig(pruner=kind))).__name__ == name
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Sampler.tpe, "TPESampler"),
+        (Sampler.gp, "GPSampler"),
+        (Sampler.random, "RandomSampler"),
+        (Sampler.qmc, "QMCSampler"),
+        (Pruner.median, "MedianPruner"),
+        (Pruner.hyperband, "HyperbandPruner"),
+        (Pruner.patient, "PatientPruner"),
+        (Pruner.none, "NopPruner"),
+    ],
+)
+def test_names_of_samplers_and_pruners_are_those_of_optuna(kind, name):
+    if isinstance(kind, Sampler):
+        made = make_sampler(kind, 0, 0)
+    else:
+        made = make_pruner(SweepConfig(pruner=kind))
+    assert type(made).__name__ == name
 
 
-# Importance
-
-
-def test_importances_sum_to_one_and_the_setting_that_matters_leads(journal):
-    with opened(journal, ENDLESS, n_trials=40) as study:
+def test_importances_sum_to_one_and_are_highest_for_the_setting_with_an_effect(journal):
+    with opened(journal, INFINITE, n_trials=40) as study:
         assert study.importance() == {}
         while (trial := study.ask()) is not None:
             study.complete(trial.number, float(trial.params[TOPICS]), {})
             if trial.number == 0:
                 assert study.importance() == {}
         found = study.importance()
-    assert set(found) == set(ENDLESS)
+    assert set(found) == set(INFINITE)
     assert sum(found.values()) == pytest.approx(1)
     assert found[TOPICS] > found[RATE] >= 0
 
@@ -894,7 +864,7 @@ def test_a_setting_that_did_not_vary_has_no_importance(journal):
 
 
 def test_the_importance_does_not_depend_on_pruned_and_failed_trials(journal):
-    with opened(journal, ENDLESS, n_trials=30) as study:
+    with opened(journal, INFINITE, n_trials=30) as study:
         for _ in range(20):
             trial = study.ask()
             study.complete(trial.number, bowl(trial.params), {})
@@ -905,22 +875,17 @@ def test_the_importance_does_not_depend_on_pruned_and_failed_trials(journal):
         assert study.importance() == pytest.approx(before)
 
 
-# Addresses
-
-
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("sqlite:///optuna.db", "sqlite:///optuna.db"),
         ("sqlite:////data/optuna.db", "sqlite:////data/optuna.db"),
         ("journal:optuna.log", "journal:optuna.log"),
-        ("postgresql+psycopg://host/d", "postgresql+psycopg://host/d"),
         ("postgresql+psycopg://me@host:5432/d", "postgresql+psycopg://me@host:5432/d"),
         ("postgresql+psycopg://me:pw@host/d", "postgresql+psycopg://me:***@host/d"),
         ("postgresql+psycopg://me:p@w:@host/d", "postgresql+psycopg://me:***@host/d"),
     ],
 )
-def test_a_password_is_not_shown(url, expected):
+def test_an_address_is_printed_without_its_password(url, expected):
     assert without_password(url) == expected
 
 
@@ -932,12 +897,12 @@ def test_a_password_is_not_shown(url, expected):
         "postgresql+psycopg://me:secret@host/d?application_name=a@b",
     ],
 )
-def test_a_password_is_not_shown_wherever_it_stands(url):
+def test_a_password_in_the_query_of_an_address_is_not_printed(url):
     assert "secret" not in without_password(url)
 
 
 @pytest.mark.parametrize("url", ["sqlite", "journal"], indirect=True)
-def test_folders_of_a_storage_are_made(url):
+def test_the_folders_of_a_storage_are_created(url):
     scheme, _, path = url.rpartition(":")
     with opened(f"{scheme}:{path.replace('optuna.db', 'a/b/optuna.db')}") as study:
         assert study.ask() is not None

@@ -1,7 +1,7 @@
-"""A sweep as a user runs it: what it survives, and what is then in Optuna and in MLflow.
+"""A sweep continues after kills, interrupts and failures; Optuna and MLflow agree about its trials.
 
-Every command runs in a process of its own. Its children inherit a mark in their environment and
-its standard error: by these they are found however they were started, whoever is their parent now.
+Every command runs in its own process. All its children are found by a mark in their environment or
+by their standard error, also after their parent has ended.
 """
 
 from __future__ import annotations
@@ -12,11 +12,7 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -24,6 +20,7 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from faults import mlflow_server
 from optuna.trial import TrialState
 
 from topicell.config import TrackingConfig, dotted
@@ -35,9 +32,9 @@ from topicell.tracking.store import client, create_store, experiment_id
 pytestmark = pytest.mark.slow
 
 SECONDS = 600
-"""Longer than anything takes on a machine that is shared."""
+"""Longer than any step takes on a busy machine."""
 EPOCHS = 40
-"""A fit; a trial that is held stays in the first half of it, see `hold`."""
+"""Epochs of a fit; `hold` stops trials in the first half of them."""
 N_TRIALS = 4
 MARK = "TOPICELL_TEST_MARK"
 HOLD = "hold"
@@ -69,7 +66,7 @@ SHORT = [*SWEEP, "train.epochs=3"]
 
 
 class Command:
-    """``topicell train`` in a folder, and all the processes that come of it."""
+    """``topicell train`` in a folder, with all processes that it starts."""
 
     def __init__(self, start_process, folder, *arguments, **settings):
         self.mark = uuid.uuid4().hex
@@ -92,7 +89,7 @@ class Command:
         return self.process.wait(seconds)
 
     def processes(self):
-        """Ids of those that are left."""
+        """Return the ids of the processes that still run."""
         found = []
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -101,13 +98,13 @@ class Command:
         return found
 
     def _has(self, folder):
-        # A process that was forked, and not begun anew, has the mark in its memory alone.
+        # The environment of a forked process is only in its memory, not in /proc.
         if (folder / "fd" / "2").readlink() == self.process.err_path:
             return True
         return self.mark in (folder / "environ").read_text("latin-1")
 
     def end(self):
-        """Leave no process behind."""
+        """End all processes."""
         while left := self.processes():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
@@ -118,7 +115,7 @@ class Command:
 
 @pytest.fixture
 def start(start_process, folder):
-    """Starts a command; none outlives the test. Its workers need no time to import anything."""
+    """Return a function that starts a command; all are ended after the test."""
     started = []
 
     def begin(*arguments, quick_workers=True):
@@ -135,7 +132,7 @@ def start(start_process, folder):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """Empty stores of MLflow and Optuna: their tables take seconds."""
+    """Create empty stores of MLflow and Optuna once: their tables take seconds."""
     folder = tmp_path_factory.mktemp("stores")
     create_store(folder / "mlflow.db")
     open_storage(f"sqlite:///{folder / 'optuna.db'}").engine.dispose()
@@ -144,14 +141,14 @@ def stores(tmp_path_factory):
 
 @pytest.fixture
 def folder(stores, tmp_path):
-    """A current folder for commands."""
+    """Return a folder with empty stores."""
     for name in ("mlflow.db", "optuna.db"):
         shutil.copy(stores / name, tmp_path)
     return tmp_path
 
 
 def eventually(condition, *commands, seconds=SECONDS):
-    """What a condition gives once it holds, while commands run."""
+    """Wait for a condition while commands run, and return its value."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         found = condition()
@@ -160,21 +157,23 @@ def eventually(condition, *commands, seconds=SECONDS):
         for command in commands:
             assert command.process.poll() is None, command.err
         time.sleep(0.05)
-    raise AssertionError("\n".join(["it did not come about", *(c.err for c in commands)]))
+    raise AssertionError(
+        "\n".join(["the condition did not become true", *(c.err for c in commands)])
+    )
 
 
 def hold(folder, first=0):
-    """Have the trials of sweeps with quick workers, from a number on, wait in their tenth epoch."""
+    """Make the trials from a number on wait in their tenth epoch (needs quick workers)."""
     (folder / HOLD).write_text(str(first))
 
 
 def release(folder):
-    """Let those that wait go on."""
+    """Let waiting trials continue."""
     (folder / HOLD).unlink()
 
 
 def beside_progress(err):
-    """Lines of standard error that do not tell of the study or of a trial."""
+    """Return the lines of standard error that are not about the study or a trial."""
     return [line for line in err.splitlines() if not line.startswith(("study ", "trial "))]
 
 
@@ -183,7 +182,7 @@ def tracking(folder):
 
 
 def recorded(config):
-    """The parent run of the sweep or grid, and the runs that are nested under it."""
+    """Return the parent run of the sweep or grid, and its nested runs."""
     store = client(config)
     runs = store.search_runs([experiment_id(store, config)], max_results=1000)
     (parent,) = (run for run in runs if "topicell.kind" in run.data.tags)
@@ -193,13 +192,13 @@ def recorded(config):
 
 
 def by_trial(nested):
-    """Runs by the number of their trial."""
+    """Return runs by the number of their trial."""
     assert len({run.data.tags["topicell.trial"] for run in nested}) == len(nested)
     return {int(run.data.tags["topicell.trial"]): run for run in nested}
 
 
 def trials_in(folder):
-    """Optuna's trials, without those that wait."""
+    """Return Optuna's trials without waiting ones."""
     url = f"sqlite:///{folder / 'optuna.db'}"
     found = []
     for name in optuna.get_all_study_names(url):
@@ -212,24 +211,24 @@ def in_state(folder, *states):
 
 
 def epochs_of(folder):
-    """How many epochs each trial has recorded."""
+    """Return the number of recorded epochs of each trial."""
     paths = folder.glob("sweeps/*/*/metrics.jsonl")
     return {int(path.parent.name): path.read_text().count('"epoch"') for path in paths}
 
 
 def at_work(folder):
-    """The trials that are in the first half of their epochs."""
+    """Return the trials in the first half of their epochs."""
     return {number for number, n in epochs_of(folder).items() if 0 < n < EPOCHS / 2}
 
 
 def running_in_mlflow(folder, numbers):
-    """Those trials whose runs are RUNNING."""
+    """Return the trials of `numbers` whose runs are RUNNING in MLflow."""
     runs = by_trial(recorded(tracking(folder))[1])
     return {n for n in numbers if n in runs and runs[n].info.status == "RUNNING"}
 
 
 def worker_of(command, number):
-    """The child of a sweep that has the log of a trial open."""
+    """Return the id of the worker that has the log of a trial open."""
     for pid in command.processes():
         with contextlib.suppress(OSError):
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
@@ -238,17 +237,17 @@ def worker_of(command, number):
                     status = Path(f"/proc/{pid}/status").read_text()
                     assert f"PPid:\t{command.process.pid}\n" in status
                     return pid
-    raise AssertionError(f"nobody works on trial {number}")
+    raise AssertionError(f"no worker has trial {number}")
 
 
 def require_no_loss(folder):
-    """No run gave MLflow up."""
+    """Check that no run stopped its delivery to MLflow."""
     logs = {path: path.read_text() for path in folder.glob("sweeps/*/*/topicell.log")}
     assert not [text for text in logs.values() if "MLflow at" in text]
 
 
-def require_whole(folder, n_trials=N_TRIALS):
-    """A sweep has ended well: exactly its budget, and the same in Optuna as in MLflow."""
+def require_complete_sweep(folder, n_trials=N_TRIALS):
+    """Check that a sweep has completed exactly its budget, in Optuna as in MLflow."""
     trials = trials_in(folder)
     repeated = Counter(
         trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs
@@ -272,13 +271,13 @@ def require_whole(folder, n_trials=N_TRIALS):
         assert runs[trial.number].data.params["model.n_topics"] == str(
             trial.params["model.n_topics"]
         )
-    # One that ended just as its sweep was killed is done, though nobody heard of it.
+    # A run may be FINISHED if it ended just before its sweep was killed.
     ended = {run.info.status for number, run in runs.items() if number in repeated}
     assert ended <= {"FAILED", "KILLED", "FINISHED"}
     assert runs.keys() <= {trial.number for trial in trials}
 
 
-def test_the_trial_of_a_killed_worker_is_tried_again_once(folder, start):
+def test_the_trial_of_a_killed_worker_is_repeated_once(folder, start):
     hold(folder)
     sweep = start(*LONG)
     number = min(
@@ -287,7 +286,7 @@ def test_the_trial_of_a_killed_worker_is_tried_again_once(folder, start):
     os.kill(worker_of(sweep, number), signal.SIGKILL)
     release(folder)
     assert sweep.wait() == 0, sweep.err
-    require_whole(folder)
+    require_complete_sweep(folder)
 
     trials = trials_in(folder)
     assert len(trials) == N_TRIALS + 1
@@ -309,7 +308,7 @@ def test_the_trial_of_a_killed_worker_is_tried_again_once(folder, start):
 
 
 def some_done_and_some_at_work(folder):
-    """Trials in the middle, once others have ended and while none is about to."""
+    """Return trials in the middle if others are complete and none is near its end."""
     if not (at_work(folder) and in_state(folder, TrialState.COMPLETE)):
         return set()
     caught = running_in_mlflow(folder, at_work(folder)) & at_work(folder)
@@ -317,8 +316,8 @@ def some_done_and_some_at_work(folder):
     return set() if late & in_state(folder, TrialState.RUNNING) else caught
 
 
-def goes_on(folder, start):
-    """The same command ends what was stopped; what was done stays."""
+def require_continuation(folder, start):
+    """Check that the same command completes stopped trials and keeps complete ones."""
     before = {
         trial.number: trial.user_attrs["run_id"]
         for trial in trials_in(folder)
@@ -329,7 +328,7 @@ def goes_on(folder, start):
     release(folder)
     again = start(*LONG)
     assert again.wait() == 0, again.err
-    require_whole(folder)
+    require_complete_sweep(folder)
     after = {trial.number: trial.user_attrs.get("run_id") for trial in trials_in(folder)}
     assert before.items() <= after.items()
     assert recorded(tracking(folder))[0].info.run_id == parent
@@ -337,7 +336,7 @@ def goes_on(folder, start):
 
 
 def interrupt(sweep, number):
-    """Ctrl-C goes to all processes of a terminal, a scheduler's SIGTERM to the first."""
+    """Send SIGINT to all processes like a terminal, or SIGTERM to the first like a scheduler."""
     if number == signal.SIGINT:
         os.killpg(sweep.process.pid, number)
     else:
@@ -345,9 +344,9 @@ def interrupt(sweep, number):
 
 
 def require_interrupted(sweep):
-    """A sweep ended as it should after an interrupt."""
+    """Check that a sweep ended in the way of an interrupt."""
     assert sweep.wait(600) == 130, sweep.err
-    # Python's own helper, which looks after semaphores, ends when it hears of it.
+    # The resource tracker of multiprocessing ends a little later.
     eventually(lambda: not sweep.processes())
     said = beside_progress(sweep.err)
     expected = ["interrupted; run the same command again to continue", "topicell: interrupted"]
@@ -355,7 +354,7 @@ def require_interrupted(sweep):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_goes_on(number, folder, start):
+def test_the_same_command_continues_an_interrupted_sweep(number, folder, start):
     hold(folder, first=2)
     sweep = start(*LONG)
     caught = eventually(lambda: some_done_and_some_at_work(folder), sweep)
@@ -369,12 +368,12 @@ def test_an_interrupted_sweep_goes_on(number, folder, start):
     states = {n: run.info.status for n, run in by_trial(nested).items()}
     assert states == {n: "KILLED" if n in stopped else "FINISHED" for n in states}
     assert caught <= states.keys()
-    goes_on(folder, start)
+    require_continuation(folder, start)
     assert {trial.user_attrs.get(RETRY_OF) for trial in trials_in(folder)} == {None, *stopped}
 
 
 def importing(sweep):
-    """Whether a worker has its first trial waiting, and is still importing what it needs."""
+    """Return whether both workers have started, and are still importing."""
     workers = []
     for pid in sweep.processes():
         with contextlib.suppress(OSError):
@@ -384,7 +383,7 @@ def importing(sweep):
     return len(workers) == 2 and not begun and any("_multiarray_umath" in maps for maps in workers)
 
 
-def test_a_sweep_is_interrupted_while_its_workers_start(folder, start):
+def test_an_interrupt_while_workers_start_ends_all_processes(folder, start):
     sweep = start(*LONG, quick_workers=False)
     eventually(lambda: importing(sweep), sweep)
     interrupt(sweep, signal.SIGINT)
@@ -394,13 +393,13 @@ def test_a_sweep_is_interrupted_while_its_workers_start(folder, start):
     assert {run.info.status for run in (parent, *nested)} == {"KILLED"}
 
 
-def test_a_killed_sweep_goes_on(folder, start):
+def test_the_same_command_continues_a_killed_sweep(folder, start):
     hold(folder, first=2)
     sweep = start(*LONG)
     caught = eventually(lambda: some_done_and_some_at_work(folder), sweep)
     sweep.process.kill()
     sweep.wait()
-    # Its workers hear of it, and end by themselves.
+    # Its workers end by themselves.
     eventually(lambda: not sweep.processes())
     stopped = in_state(folder, TrialState.RUNNING)
     assert caught <= stopped
@@ -408,7 +407,7 @@ def test_a_killed_sweep_goes_on(folder, start):
     assert parent.info.status == "RUNNING"
     runs = by_trial(nested)
     assert {runs[number].info.status for number in caught} <= {"KILLED", "RUNNING", "FINISHED"}
-    goes_on(folder, start)
+    require_continuation(folder, start)
     trials = trials_in(folder)
     assert {trial.user_attrs.get(RETRY_OF) for trial in trials} == {None, *stopped}
     runs = by_trial(recorded(tracking(folder))[1])
@@ -418,7 +417,7 @@ def test_a_killed_sweep_goes_on(folder, start):
     assert {runs[number].info.status for number in caught} <= {"KILLED", "FINISHED"}
 
 
-def test_a_sweep_that_is_killed_while_its_workers_start_leaves_no_run_open(folder, start):
+def test_a_kill_while_workers_start_leaves_no_run_open(folder, start):
     command = [*SHORT, "model.n_topics=range(2,10)", "sweep.n_trials=2"]
     sweep = start(*command, quick_workers=False)
     eventually(lambda: importing(sweep), sweep)
@@ -428,10 +427,10 @@ def test_a_sweep_that_is_killed_while_its_workers_start_leaves_no_run_open(folde
     assert "Traceback" not in sweep.err
     again = start(*command)
     assert again.wait() == 0, again.err
-    require_whole(folder, 2)
+    require_complete_sweep(folder, 2)
 
 
-def test_one_sweep_at_a_time_unless_they_share(folder, start):
+def test_a_second_sweep_is_refused_unless_both_join(folder, start):
     hold(folder)
     sweep = start(*LONG)
     eventually(lambda: in_state(folder, TrialState.RUNNING), sweep)
@@ -444,24 +443,26 @@ def test_one_sweep_at_a_time_unless_they_share(folder, start):
     sweep.process.send_signal(signal.SIGINT)
     assert sweep.wait() == 130, sweep.err
 
-    # Both work from its end on.
+    # After its end two sweeps may share the study.
     before = len(in_state(folder, TrialState.COMPLETE))
     n_trials = before + 4
     together = [start(*LONG, "sweep.join=true", f"sweep.n_trials={n_trials}") for _ in range(2)]
-    # Each has two workers, so that both have trials before any trial ends.
+    # Each has two workers, and all trials wait, so that both sweeps get trials.
     running = TrialState.RUNNING
     eventually(lambda: len(at_work(folder) & in_state(folder, running)) == 4, *together)
     release(folder)
     assert [one.wait() for one in together] == [0, 0], "\n".join(one.err for one in together)
-    require_whole(folder, n_trials)
-    told = [{line for line in one.err.splitlines() if "  perplexity " in line} for one in together]
-    assert all(told), told
-    assert sum(map(len, told)) == 4
-    # One of them found the other at work, or both found all done; the verdict is said in any case.
+    require_complete_sweep(folder, n_trials)
+    reported = [
+        {line for line in one.err.splitlines() if "  perplexity " in line} for one in together
+    ]
+    assert all(reported), reported
+    assert sum(map(len, reported)) == 4
+    # The verdict is printed whichever of them ended last.
     assert any("K = " in one.out for one in together)
 
 
-def test_trials_that_fail_are_recorded_and_the_sweep_goes_on(folder, start):
+def test_failed_trials_are_recorded_and_the_sweep_continues(folder, start):
     crashes = [*SHORT, "model.n_topics=choice(3,500,4)", "sweep.sampler=grid", "sweep.n_jobs=1"]
     strict = start(*crashes, "sweep.max_failure_rate=0")
     assert strict.wait() == 1, strict.err
@@ -495,13 +496,13 @@ def test_trials_that_fail_are_recorded_and_the_sweep_goes_on(folder, start):
     ],
     ids=["data", "trials"],
 )
-def test_where_everything_is_refused_the_input_is_bad(settings, words, parents, folder, start):
+def test_a_sweep_without_any_valid_trial_ends_with_code_2(settings, words, parents, folder, start):
     sweep = start(*(SHORT if parents else ["-m", "sweep=topics"]), *settings)
     assert sweep.wait() == 2, sweep.err
     (line,) = beside_progress(sweep.err)
     assert line.startswith("topicell: ")
     assert words in line
-    # Python's own helper, which looks after semaphores, ends when it hears of it.
+    # The resource tracker of multiprocessing ends a little later.
     eventually(lambda: not sweep.processes())
     assert not in_state(folder, TrialState.RUNNING)
     if parents:
@@ -514,38 +515,12 @@ def test_where_everything_is_refused_the_input_is_bad(settings, words, parents, 
 
 @pytest.fixture
 def server(folder):
-    """MLflow's tracking server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    process = subprocess.Popen(
-        [*command, "--artifacts-destination", str(folder / "artifacts")],
-        env=os.environ | light,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def answers():
-        assert process.poll() is None, "the server did not start"
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    try:
-        eventually(answers)
-        yield TrackingConfig(uri=address)
-    finally:
-        process.terminate()
-        process.wait(600)
+    """Start MLflow's tracking server on the store of the folder."""
+    with mlflow_server(folder) as port:
+        yield TrackingConfig(uri=f"http://127.0.0.1:{port}")
 
 
-def test_a_tracking_server_receives_every_point(folder, server, start):
+def test_a_tracking_server_receives_every_metric_of_every_epoch(folder, server, start):
     epochs = 60
     settings = [f"tracking.uri={server.uri}", "sweep.n_jobs=4", "sweep.n_trials=6"]
     sweep = start(*LONG, *settings, f"train.epochs={epochs}")
@@ -586,7 +561,7 @@ def test_a_tracking_server_receives_every_point(folder, server, start):
         for name in ("submitit_local", "joblib")
     ],
 )
-def test_a_grid_with_another_launcher(launcher, folder, start):
+def test_a_grid_runs_with_another_launcher(launcher, folder, start):
     settings = ["train.epochs=3", "train.progress=false", "report=off", "model.n_topics=2,3"]
     grid = start("-m", f"hydra/launcher={launcher}", *CORPUS, *settings)
     assert grid.wait() == 0, grid.err

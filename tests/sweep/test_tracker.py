@@ -1,9 +1,9 @@
-"""What a trial reports to its sweep."""
+"""Epochs that a trial reports to its sweep."""
 
 from topicell.sweep.tracker import is_reported
 
 
-def test_early_epochs_are_all_reported_and_late_ones_ever_more_rarely():
+def test_all_early_epochs_are_reported_and_later_ones_at_doubling_intervals():
     reported = [epoch for epoch in range(3200) if is_reported(epoch)]
     assert reported[:50] == list(range(50))
     for doubling in range(6):

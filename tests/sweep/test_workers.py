@@ -1,4 +1,4 @@
-"""Worker processes: one job after another, alone in their end."""
+"""Worker processes: one job after another; they end with an interrupt or with their parent."""
 
 import os
 import signal
@@ -26,36 +26,36 @@ def prepare(prepared=None):
 
 
 def work(job, trial):
-    what, _, rest = job.decode().partition(" ")
-    if what == "sleep":
+    kind, _, rest = job.decode().partition(" ")
+    if kind == "sleep":
         try:
-            # Who hears of it may interrupt at once.
+            # The test may interrupt as soon as it has this event.
             trial.began(f"run of {os.getpid()}", Path("folder"))
             time.sleep(300)
         except KeyboardInterrupt:
             Path(rest).write_text("interrupted")
             raise
     trial.began(f"run of {os.getpid()}", Path("folder"))
-    if what == "epochs":
+    if kind == "epochs":
         for epoch in range(int(rest)):
             trial.trained(1)
             if trial.report(epoch, 10.0 - epoch):
                 raise Pruned(f"epoch {epoch}")
         trial.conclude({"measure": {"0": [1.0, 2.0]}})
-    elif what == "split":
+    elif kind == "split":
         if trial.report_split("7", [1.5, 2.5]):
             trial.fail(Pruned("split"))
-    elif what == "tell":
+    elif kind == "tell":
         trial.fail(ValueError("told"))
-    elif what == "raise":
+    elif kind == "raise":
         raise ValueError("raised")
-    elif what == "refuse":
+    elif kind == "refuse":
         raise InputError("bad")
-    elif what == "die":
+    elif kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif what == "exit":
+    elif kind == "exit":
         os._exit(3)
-    elif what == "deaf":
+    elif kind == "deaf":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         trial.report(0, 1.0)
         time.sleep(300)
@@ -69,8 +69,8 @@ def workers():
         pass
 
 
-def heard(workers, until):
-    """Events, answering reports with "go on", until one of a kind comes."""
+def events_until(workers, until):
+    """Return all events until one of a kind; the answer to every report is to continue."""
     events = []
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
@@ -80,12 +80,12 @@ def heard(workers, until):
                 workers.answer(event.number, end=False)
         if any(isinstance(event, until) for event in events):
             return events
-    raise AssertionError(f"nothing but {events}")
+    raise AssertionError(f"only {events}")
 
 
 def end_of(workers, number, job):
     workers.give(number, job, {})
-    return heard(workers, (Done, Died))[-1]
+    return events_until(workers, (Done, Died))[-1]
 
 
 def test_a_worker_is_prepared_once_and_does_one_job_after_another(tmp_path):
@@ -95,7 +95,7 @@ def test_a_worker_is_prepared_once_and_does_one_job_after_another(tmp_path):
         for number in range(3):
             workers.give(number, b"epochs 2", {"tag": "value"})
             assert workers.busy == [number]
-            events = heard(workers, Done)
+            events = events_until(workers, Done)
             assert [type(event) for event in events] == [Began, Report, Report, Done]
             assert [(e.epoch, e.value) for e in events[1:3]] == [(0, 10.0), (1, 9.0)]
             done = events[-1]
@@ -109,17 +109,17 @@ def test_a_worker_is_prepared_once_and_does_one_job_after_another(tmp_path):
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_as_many_workers_as_jobs_at_once(workers):
+def test_there_are_as_many_workers_as_simultaneous_jobs(workers):
     for number in range(3):
         workers.give(number, b"epochs 1", {})
     assert sorted(workers.busy) == [0, 1, 2]
     runs = set()
     while workers.busy:
-        runs |= {event.run_id for event in heard(workers, Done) if isinstance(event, Began)}
+        runs |= {event.run_id for event in events_until(workers, Done) if isinstance(event, Began)}
     assert len(runs) == 3
 
 
-def test_what_a_job_comes_to(workers):
+def test_every_end_of_a_job_is_reported(workers):
     ends = {
         b"raise": ("FAIL", "ValueError: raised", False),
         b"tell": ("FAIL", "ValueError: told", False),
@@ -132,7 +132,7 @@ def test_what_a_job_comes_to(workers):
 
 
 @pytest.mark.parametrize("job", [b"epochs 5", b"split"])
-def test_the_answer_ends_a_trial(workers, job):
+def test_an_answer_can_end_a_trial(workers, job):
     workers.give(4, job, {})
     events = []
     while not any(isinstance(event, Done) for event in events):
@@ -145,20 +145,20 @@ def test_the_answer_ends_a_trial(workers, job):
 
 
 @pytest.mark.parametrize(("job", "exitcode"), [(b"die", -9), (b"exit", 3)])
-def test_a_worker_that_dies_is_told_and_another_takes_the_next_job(workers, job, exitcode):
+def test_a_dead_worker_is_reported_and_another_takes_the_next_job(workers, job, exitcode):
     assert end_of(workers, 0, job) == Died(0, exitcode)
     assert workers.busy == []
     assert end_of(workers, 1, b"epochs 1").state == "COMPLETE"
 
 
-def test_a_worker_that_died_idle_costs_no_job(workers):
+def test_the_death_of_an_idle_worker_is_reported_with_its_next_job(workers):
     assert end_of(workers, 0, b"epochs 1").state == "COMPLETE"
     (worker,) = workers._workers
     worker.process.kill()
     worker.process.join()
     workers.give(1, b"epochs 1", {})
-    # Its death is told with the number of the job that it could not take.
-    assert heard(workers, (Done, Died))[-1] == Died(1, -9)
+    # Its death is reported with the number of the job that it could not take.
+    assert events_until(workers, (Done, Died))[-1] == Died(1, -9)
 
 
 def test_an_interrupt_ends_jobs_and_processes(workers, tmp_path):
@@ -166,7 +166,7 @@ def test_an_interrupt_ends_jobs_and_processes(workers, tmp_path):
         workers.give(number, f"sleep {tmp_path / str(number)}".encode(), {})
     n_began = 0
     while n_began < 2:
-        n_began += sum(isinstance(event, Began) for event in heard(workers, Began))
+        n_began += sum(isinstance(event, Began) for event in events_until(workers, Began))
     processes = [worker.process for worker in workers._workers]
     events = list(workers.interrupt())
     assert sorted((e.number, e.state) for e in events) == [(0, "KILLED"), (1, "KILLED")]
@@ -174,10 +174,10 @@ def test_an_interrupt_ends_jobs_and_processes(workers, tmp_path):
     assert not any(process.is_alive() for process in processes)
 
 
-def test_who_does_not_hear_an_interrupt_is_killed(workers, monkeypatch):
+def test_a_worker_that_ignores_an_interrupt_is_killed(workers, monkeypatch):
     monkeypatch.setattr(module, "GRACE_SECONDS", 1.0)
     workers.give(0, b"deaf", {})
-    heard(workers, Report)
+    events_until(workers, Report)
     (process,) = [worker.process for worker in workers._workers]
     assert list(workers.interrupt()) == [Died(0, None)]
     assert not process.is_alive()
@@ -185,7 +185,7 @@ def test_who_does_not_hear_an_interrupt_is_killed(workers, monkeypatch):
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(tmp_path, stop):
-    """However that ends: their run is interrupted, so that it can be recorded."""
+    """Their run is interrupted, so that its end can be recorded."""
     marker = tmp_path / "marker"
     program = (
         "import sys, time\n"
@@ -194,7 +194,7 @@ def test_workers_end_with_their_parent(tmp_path, stop):
         "if __name__ == '__main__':\n"
         "    workers = t.Workers(t.prepare)\n"
         f"    workers.give(0, b'sleep {marker}', {{}})\n"
-        "    began = t.heard(workers, t.Began)[0]\n"
+        "    began = t.events_until(workers, t.Began)[0]\n"
         "    print(began.run_id, flush=True)\n"
         "    time.sleep(300)\n"
     )

@@ -1,16 +1,18 @@
-"""Colours of the figures, their files, and what a page gets of them."""
+"""Colours of the figures, their files, and their SVG on a page."""
 
 from __future__ import annotations
 
 import base64
 import itertools
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from legibility import assert_legible, proportions
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -66,17 +68,17 @@ def linear(colors: list[str]) -> np.ndarray:
 
 
 def seen(colors: list[str], eyes: str) -> np.ndarray:
-    """Places of colours in OKLab."""
+    """Return the coordinates of colours in OKLab."""
     return np.cbrt(np.clip(linear(colors) @ EYES[eyes].T, 0, 1) @ TO_LMS.T) @ TO_LAB.T
 
 
 def contrast(colors: list[str], ground: str) -> np.ndarray:
-    """Contrast of WCAG 2."""
+    """Return the contrast by WCAG 2."""
     light, of_ground = (linear(c) @ [0.2126, 0.7152, 0.0722] + 0.05 for c in (colors, [ground]))
     return np.maximum(light / of_ground, of_ground / light)
 
 
-# The least distances of n colours for normal eyes, and for each of the colour-blind.
+# The least distance between n colours, for normal and for colour-blind eyes.
 FLOORS = {
     ("topic_colors", 10): (0.155, 0.076),
     ("topic_colors", 20): (0.100, 0.070),
@@ -89,7 +91,7 @@ FLOORS = {
 
 @pytest.mark.parametrize("eyes", EYES)
 @pytest.mark.parametrize(("palette", "n"), FLOORS)
-def test_colours_differ_to_all_eyes(palette, n, eyes):
+def test_colours_differ_for_normal_and_colour_blind_eyes(palette, n, eyes):
     lab = seen(getattr(figures, palette)(n), eyes)
     least = min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))
     assert least > FLOORS[palette, n][eyes != "normal"]
@@ -97,22 +99,22 @@ def test_colours_differ_to_all_eyes(palette, n, eyes):
 
 @pytest.mark.parametrize("palette", ["topic_colors", "category_colors"])
 @pytest.mark.parametrize("page", ["#ffffff", "#14171c"])
-def test_colours_can_be_seen_on_light_and_on_dark(palette, page):
+def test_colours_have_contrast_on_light_and_dark_pages(palette, page):
     assert contrast(getattr(figures, palette)(30), page).min() >= 1.6
 
 
 def test_no_category_looks_like_a_topic():
     topics, categories = figures.topic_colors(30), figures.category_colors(30)
-    apart = np.linalg.norm(seen(topics, "normal")[:, None] - seen(categories, "normal"), axis=2)
-    assert apart.min() > 0.044
-    assert apart[:10].min() > 0.07
+    distance = np.linalg.norm(seen(topics, "normal")[:, None] - seen(categories, "normal"), axis=2)
+    assert distance.min() > 0.044
+    assert distance[:10].min() > 0.07
     chroma = np.linalg.norm(seen(categories, "normal")[:, 1:], axis=1)
-    assert chroma.max() < 0.09  # dull, all of them
+    assert chroma.max() < 0.09  # all categories have little chroma
     assert np.linalg.norm(seen(OKABE_ITO, "normal")[:, 1:], axis=1).min() > 0.1
 
 
 @pytest.mark.parametrize("palette", ["topic_colors", "category_colors"])
-def test_a_colour_is_kept_whatever_the_number_and_none_repeats(palette):
+def test_colours_do_not_depend_on_their_number_and_do_not_repeat(palette):
     colors = getattr(figures, palette)
     many = colors(80)
     assert len(set(many)) == 80
@@ -121,14 +123,11 @@ def test_a_colour_is_kept_whatever_the_number_and_none_repeats(palette):
     assert figures.topic_colors(6) == OKABE_ITO
 
 
-def test_ink_on_colours_can_be_read():
+def test_text_on_a_colour_has_contrast():
     greys = [f"#{level:02x}{level:02x}{level:02x}" for level in range(256)]
     for colors in (greys, figures.topic_colors(30)):
         for color in colors:
             assert contrast([drawing.readable_on(color)], color)[0] > 4.1
-
-
-# Files
 
 
 def some_figures() -> dict[str, Figure]:
@@ -150,8 +149,13 @@ def some_figures() -> dict[str, Figure]:
     }
 
 
-def test_a_figure_is_saved_as_png_and_pdf(tmp_path):
-    figure = some_figures()["map"]
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Figure]:
+    return some_figures()
+
+
+def test_a_figure_is_saved_as_png_and_pdf(drawn, tmp_path):
+    figure = drawn["map"]
     paths = figures.save(figure, tmp_path / "umap.counts", dpi=50)
     assert [path.name for path in paths] == ["umap.counts.png", "umap.counts.pdf"]
     png, pdf = (path.read_bytes() for path in paths)
@@ -163,25 +167,25 @@ def test_a_figure_is_saved_as_png_and_pdf(tmp_path):
     assert int.from_bytes(png[16:20]) == int(50 * figure.get_figwidth())
 
 
-@pytest.mark.parametrize("name", some_figures())
-def test_fonts_are_embedded(name, tmp_path):
-    _, pdf = figures.save(some_figures()[name], tmp_path / name, dpi=50)
+@pytest.mark.parametrize("name", ["map", "matrix", "volcano"])
+def test_fonts_are_embedded(name, drawn, tmp_path):
+    _, pdf = figures.save(drawn[name], tmp_path / name, dpi=50)
     content = pdf.read_bytes()
     assert b"/FontFile2" in content
     assert b"/Type3" not in content
     assert b"/CreationDate" not in content
 
 
-def test_points_are_a_picture_of_the_given_resolution(tmp_path):
+def test_points_of_a_pdf_are_a_picture_of_the_set_resolution(drawn, tmp_path):
     sizes = []
     for dpi in (50, 100):
-        _, pdf = figures.save(some_figures()["map"], tmp_path / f"at{dpi}", dpi)
+        _, pdf = figures.save(drawn["map"], tmp_path / f"at{dpi}", dpi)
         width = re.search(rb"/Subtype /Image.*?/Width (\d+)", pdf.read_bytes(), re.DOTALL)
         sizes.append(int(width[1]))
     assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.05)
 
 
-def everything(folder) -> dict[str, list[bytes]]:
+def saved_bytes(folder) -> dict[str, list[bytes]]:
     folder.mkdir()
     return {
         name: [
@@ -196,19 +200,16 @@ def everything(folder) -> dict[str, list[bytes]]:
 @pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes_in_any_thread(tmp_path):
     before = dict(mpl.rcParams)
-    once = everything(tmp_path / "once")
+    once = saved_bytes(tmp_path / "once")
     with ThreadPoolExecutor(2) as pool:
-        for again in pool.map(everything, [tmp_path / f"thread{i}" for i in range(2)]):
+        for again in pool.map(saved_bytes, [tmp_path / f"thread{i}" for i in range(2)]):
             assert again == once
     assert dict(mpl.rcParams) == before
 
 
-# Pages
-
-
 @pytest.fixture(scope="module")
-def svgs() -> dict[str, str]:
-    return {name: figures.as_svg(figure, name) for name, figure in some_figures().items()}
+def svgs(drawn) -> dict[str, str]:
+    return {name: figures.as_svg(figure, name) for name, figure in drawn.items()}
 
 
 def parsed(svg: str) -> ElementTree.Element:
@@ -219,12 +220,11 @@ def tags(root: ElementTree.Element) -> set[str]:
     return {element.tag.removeprefix("{http://www.w3.org/2000/svg}") for element in root.iter()}
 
 
-def test_a_page_gets_one_element_that_scales(svgs):
-    drawn = some_figures()
+def test_an_svg_is_one_element_that_scales(drawn, svgs):
     for name, svg in svgs.items():
         assert svg.startswith("<svg ")
         root = parsed(svg)
-        assert root.get("aria-hidden") == "true"  # its place in the page has the words
+        assert root.get("aria-hidden") == "true"  # the element around it has the description
         assert "height" not in root.attrib
         assert root.get("width") == "100%"
         _, _, width, height = map(float, root.get("viewBox").split())
@@ -236,7 +236,7 @@ def test_a_page_gets_one_element_that_scales(svgs):
         assert "xlink" not in svg
 
 
-def test_the_ids_of_a_page_are_unique_and_lead_somewhere(svgs):
+def test_ids_are_unique_and_every_reference_has_its_target(svgs):
     names = [re.findall(r'\bid="([^"]+)"', svg) for svg in svgs.values()]
     every = list(itertools.chain.from_iterable(names))
     assert len(set(every)) == len(every) > 0
@@ -246,7 +246,7 @@ def test_the_ids_of_a_page_are_unique_and_lead_somewhere(svgs):
         assert {a or b for a, b in used} == set(own)
 
 
-def test_inks_are_those_of_the_page(svgs):
+def test_text_and_lines_have_the_colours_of_the_page(svgs):
     for svg in svgs.values():
         styles = " ".join(
             f"{key}:{value}"
@@ -263,8 +263,8 @@ def test_inks_are_those_of_the_page(svgs):
     assert figures.topic_colors(1)[0] in svgs["training"]
 
 
-def test_there_is_no_ground_of_its_own(svgs):
-    # halos and the lines between the squares of a matrix have the colour of the page, no area has
+def test_the_background_is_that_of_the_page(svgs):
+    # Halos and lines between squares have the colour of the page; no area is filled with it.
     for svg in svgs.values():
         assert "fill: var(--page" not in svg
     assert "fill: var(--paper" in svgs["maps"]
@@ -274,21 +274,21 @@ def test_there_is_no_ground_of_its_own(svgs):
         assert png[25] == 6  # RGB with transparency
 
 
-def test_text_stays_text(svgs):
+def test_text_is_not_drawn_as_shapes(svgs):
     def text(name: str) -> list[str]:
         return [e.text for e in parsed(svgs[name]).iter() if e.tag.endswith("}text")]
 
     assert 'UMAP "of" <counts> & $' in text("map")
     assert any("T & <b>cells</b>" in entry for entry in text("map"))
-    assert {"1", "2", "3"} <= set(text("map"))  # also what has a halo
+    assert {"1", "2", "3"} <= set(text("map"))  # also texts with a halo
     halos = [e for e in parsed(svgs["map"]).iter() if "paint-order" in e.get("style", "")]
     assert [e.text for e in halos] == ["1", "2", "3"]
     assert sum(entry.startswith("GENE-") for entry in text("volcano")) > 3
     assert "white-space:pre" in parsed(svgs["map"]).get("style")  # "1  NK" keeps its two spaces
 
 
-def test_a_figure_is_left_as_it_was():
-    figure = some_figures()["map"]
+def test_as_svg_does_not_change_the_figure(drawn):
+    figure = drawn["map"]
     marks = figure.axes[0].texts
     before = [(mark.get_path_effects(), mark.get_gid()) for mark in marks]
     figures.as_svg(figure, "map")
@@ -297,6 +297,25 @@ def test_a_figure_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("name", ["", "1st", "a b", 'a"', "a)", "ä"])
-def test_names_that_are_no_ids_are_refused(name):
+def test_a_name_that_is_not_an_id_is_refused(name):
     with pytest.raises(ValueError, match="must be a letter"):
         figures.as_svg(Figure(), name)
+
+
+def test_dollar_signs_in_names_are_not_read_as_formulas():
+    names = ["_private", "$\\frac{1$", "a$b$c", "x^{2"]
+    figure = figures.umap_by_category(
+        np.random.default_rng(0).normal(size=(8, 2)), names * 2, "50 $ a cell, $"
+    )
+    assert sorted(t.get_text().split("  ")[1] for t in figure.legends[0].get_texts()) == sorted(
+        names
+    )
+    assert_legible(figure)
+    assert_legible(figures.structure_plot(proportions(8, 2), names * 2, seed=0))
+    assert_legible(figures.top_genes([names] * 2, np.full((2, 4), 0.1), "genes"))
+
+
+def test_no_figure_is_registered_with_pyplot():
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )

@@ -1,4 +1,4 @@
-"""Figures of a sweep: what they show equals what went in, and all of it can be read."""
+"""Figures of a sweep: points, curves and bars are the values of its trials."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from legibility import assert_legible
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -23,29 +23,17 @@ ERRORS = [0.3, 0.2, 0.1, 0.05, 0.0, 0.06, 0.1]
 STATES = ["complete", "pruned", "failed", "running", "complete"]
 
 
-def drawn(figure: Figure) -> Figure:
-    """The figure after layout, all of whose text is large enough and inside."""
-    figure.set_canvas(FigureCanvasAgg(figure))
-    figure.canvas.draw()
-    titles = [t for axes in figure.axes for t in (axes.title, axes._left_title, axes._right_title)]
-    labels = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
-    in_legends = [t for legend in figure.legends for t in legend.get_texts()]
-    inside = [text for axes in figure.axes for text in axes.texts]
-    for text in [*titles, *labels, *in_legends, *inside]:
-        if text.get_text():
-            box = text.get_window_extent()
-            assert text.get_fontsize() >= 8
-            assert figure.bbox.x0 - 1 <= box.x0 <= box.x1 <= figure.bbox.x1 + 1, text
-            assert figure.bbox.y0 - 1 <= box.y0 <= box.y1 <= figure.bbox.y1 + 1, text
+def legible(figure: Figure) -> Figure:
+    assert_legible(figure)
     return figure
 
 
 def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for shown in figure.legends for text in shown.get_texts()]
+    return [text.get_text() for box in figure.legends for text in box.get_texts()]
 
 
 def with_errors(axes) -> dict[float, tuple[float, float, str]]:
-    """By place on the x axis: value, length of the bar to either side, and colour."""
+    """Return value, half the length of the error bar, and colour, by position on the x axis."""
     found = {}
     for container in axes.containers:
         assert isinstance(container, ErrorbarContainer)
@@ -62,26 +50,28 @@ def marks(axes, marker: str) -> list[float]:
 def curves(**kwargs) -> Figure:
     measures = {name: (np.linspace(1, 2, 7), np.full(7, 0.1)) for name in MEASURES}
     kwargs = {"best": 12, "chosen": 10, "within": [10, 12, 15], "pruned": [3, 4]} | kwargs
-    return drawn(
+    return legible(
         sweep_figures.topic_curves(
             TOPICS, kwargs.pop("measures", measures), (LOSS, ERRORS), **kwargs
         )
     )
 
 
-# Measures by K
+@pytest.fixture(scope="module")
+def panels():
+    return curves(stability_floor=0.7).axes
 
 
-def test_every_measure_has_a_panel():
-    titles = [axes.get_title(loc="left") for axes in curves().axes]
+def test_every_metric_has_a_panel(panels):
+    titles = [axes.get_title(loc="left") for axes in panels]
     assert titles == [
         "Perplexity above that of the best, K = 12, on the same cells",
         *(metric(name).title for name in MEASURES),
     ]
 
 
-def test_points_and_bars_are_means_and_errors():
-    first, perplexity, *_ = curves().axes
+def test_points_and_bars_are_means_and_errors(panels):
+    first, perplexity, *_ = panels
     found = with_errors(first)
     assert sorted(found) == TOPICS
     for k, loss, error in zip(TOPICS, LOSS, ERRORS, strict=True):
@@ -90,7 +80,7 @@ def test_points_and_bars_are_means_and_errors():
         assert with_errors(perplexity)[k][:2] == pytest.approx((mean, 0.1))
 
 
-def test_chosen_plateau_and_the_rest_are_told_apart():
+def test_colours_and_legend_distinguish_chosen_plateau_and_other_k():
     figure = curves(refused=[20])
     colors = {k: color for k, (_, _, color) in with_errors(figure.axes[0]).items()}
     assert colors[10] == sweep_figures.RED
@@ -111,14 +101,14 @@ def test_chosen_plateau_and_the_rest_are_told_apart():
     assert span.get_width() < 6
 
 
-def test_pruned_topics_stand_at_the_foot():
-    first, perplexity, *others = curves().axes
+def test_pruned_k_are_marked_at_the_bottom(panels):
+    first, perplexity, *others = panels
     assert marks(first, "X") == marks(perplexity, "X") == [3, 4]
     assert not any(marks(axes, "X") for axes in others)
 
 
-def test_hopeless_k_do_not_flatten_the_rest():
-    first = curves().axes[0]
+def test_much_worse_k_do_not_compress_the_scale(panels):
+    first = panels[0]
     low, high = first.get_ylim()
     assert low < min(LOSS)
     assert 0.7 < high < 1
@@ -126,51 +116,48 @@ def test_hopeless_k_do_not_flatten_the_rest():
     assert first.get_title(loc="right") == "↑ off the scale"
 
 
-def test_what_is_within_stays_in_sight():
+def test_the_axes_contain_every_k_within_one_standard_error():
     figure = sweep_figures.topic_curves(
         [2, 3, 4, 5], {}, ([9, 0, 1, 2], [9, 0, 1, 1]), within=[2, 3], chosen=2
     )
-    assert drawn(figure).axes[0].get_ylim()[1] > 18
+    assert legible(figure).axes[0].get_ylim()[1] > 18
     assert not marks(figure.axes[0], "^")
 
 
-def test_diagonal_and_floor():
-    *_, stability, _, _, used = curves(stability_floor=0.7).axes
+def test_the_panels_show_the_floor_of_stability_and_the_line_of_used_topics(panels):
+    *_, stability, _, _, used = panels
     assert [text.get_text() for text in stability.get_legend().get_texts()] == ["floor 0.7"]
     (diagonal,) = [line for line in used.lines if line.get_label() == "all K"]
     np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
 
 
-@pytest.mark.parametrize("n_measures", range(6))
-def test_measures_that_were_not_taken_have_no_panel(n_measures):
-    names = MEASURES[:n_measures]
-    assert len(curves(measures={n: ([1.0] * 7, [NAN] * 7) for n in names}).axes) == 1 + n_measures
+@pytest.mark.parametrize("n_metrics", [0, 1, 4])
+def test_a_metric_without_values_has_no_panel(n_metrics):
+    names = MEASURES[:n_metrics]
+    assert len(curves(measures={n: ([1.0] * 7, [NAN] * 7) for n in names}).axes) == 1 + n_metrics
 
 
-def test_unknown_means_and_errors_are_left_out():
+def test_missing_means_and_errors_are_omitted():
     figure = curves(measures={"topics/diversity": ([NAN, *[0.5] * 6], [NAN] * 7)})
     found = with_errors(figure.axes[1])
     assert sorted(found) == TOPICS[1:]
     assert {bar for _, bar, _ in found.values()} == {0}
 
 
-def test_one_number_of_topics():
+def test_one_number_of_topics_is_drawn():
     figure = sweep_figures.topic_curves(
         [7], {"valid/perplexity_folded": ([80.0], [NAN])}, ([0.0], [0.0]), chosen=7, within=[7]
     )
-    assert legend(drawn(figure)) == ["chosen, K = 7"]
-
-
-# Parallel coordinates
+    assert legend(legible(figure)) == ["chosen, K = 7"]
 
 
 def parallel(columns, color_by="loss", chosen=None) -> tuple[Figure, list[np.ndarray]]:
-    figure = drawn(sweep_figures.parallel_coordinates(columns, color_by, chosen))
+    figure = legible(sweep_figures.parallel_coordinates(columns, color_by, chosen))
     lines = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     return figure, [np.asarray(line.get_ydata()) for line in lines]
 
 
-def test_lines_pass_through_the_values():
+def test_lines_of_trials_pass_through_their_values():
     columns = {
         "model.n_topics": [2, 4, 6],
         "train.rate": [0.001, 0.1, 0.01],
@@ -179,13 +166,13 @@ def test_lines_pass_through_the_values():
         "other": [NAN, 1.0, 2.0],
     }
     figure, lines = parallel(columns, chosen=1)
-    # the darkest, best trial is drawn last
+    # The best trial is drawn last, with the darkest colour.
     np.testing.assert_allclose(lines[0], [0, 0, 0.5, 1, NAN])
     np.testing.assert_allclose(lines[1], [0.5, 1, 0, 0.5, 0])
     np.testing.assert_allclose(lines[2], [1, 0.5, 1, 0, 1])
     axes, bar = figure.axes
-    shown = {text.get_text() for text in axes.texts}
-    assert {"0.001", "0.01", "0.1", "a", "b", "c"} <= shown
+    texts = {text.get_text() for text in axes.texts}
+    assert {"0.001", "0.01", "0.1", "a", "b", "c"} <= texts
     assert [label.get_text() for label in axes.get_xticklabels()] == [
         "model.\nn_topics",
         "train.\nrate",
@@ -199,39 +186,36 @@ def test_lines_pass_through_the_values():
     assert widths[1] > max(widths[0], widths[2])
 
 
-def test_the_worst_do_not_take_all_the_colours():
+def test_the_worst_trials_do_not_compress_the_colours():
     losses = [100.0, 1.0, 2.0, 3.0, 4.0]
     figure, lines = parallel({"k": [1, 2, 3, 4, 5], "loss": losses})
     assert sorted(line[1] for line in lines) == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
     assert "> 4" in {text.get_text() for text in figure.axes[0].texts}
 
 
-def test_hostile_and_alike_values():
+def test_dollar_signs_and_constant_settings_are_drawn():
     columns = {"$x_{1": ["$a^{", "$a^{"], "flag": [True, False], "k": [3, 3], "loss": [1.0, 1.0]}
     figure, lines = parallel(columns)
     np.testing.assert_array_equal(lines[0], [0.5, 1, 0.5, 0.5])
-    assert len(figure.axes) == 1  # one colour needs no bar
+    assert len(figure.axes) == 1  # one colour needs no colour bar
     assert "$a^{" in {text.get_text() for text in figure.axes[0].texts}
 
 
-def test_many_axes_and_one_trial():
+def test_many_settings_and_one_trial_are_drawn():
     columns = {f"a.quite_long_setting_{i}": [i] for i in range(8)} | {"loss": [1.0], "no": [NAN]}
     parallel(columns, chosen=0)
 
 
-# Trials
-
-
-def test_history_holds_the_trials_and_the_lowest_so_far():
+def test_the_history_has_all_trials_and_the_lowest_so_far():
     values = [9.0, NAN, NAN, NAN, 8.0]
-    figure = drawn(sweep_figures.trial_history([0, 1, 3, 4, 6], values, STATES, chosen=4))
+    figure = legible(sweep_figures.trial_history([0, 1, 3, 4, 6], values, STATES, chosen=4))
     (axes,) = figure.axes
     steps = axes.lines[0]
     np.testing.assert_array_equal(steps.get_xydata(), [(0, 9), (6, 8)])
     assert marks(axes, "X") == [1]
     assert marks(axes, "v") == [3]
     assert marks(axes, "s") == [4]
-    assert marks(axes, "o") == [0, 6, 6]  # the last within a ring
+    assert marks(axes, "o") == [0, 6, 6]  # the last one again, as its ring
     assert legend(figure) == [
         "lowest so far",
         "complete (2)",
@@ -242,14 +226,14 @@ def test_history_holds_the_trials_and_the_lowest_so_far():
     ]
 
 
-def test_history_without_a_complete_trial():
-    figure = drawn(sweep_figures.trial_history([0, 1], [NAN, NAN], ["pruned", "failed"]))
+def test_a_history_without_a_complete_trial_is_drawn():
+    figure = legible(sweep_figures.trial_history([0, 1], [NAN, NAN], ["pruned", "failed"]))
     assert legend(figure) == ["pruned (1)", "failed (1)"]
 
 
-def test_curves_end_where_trials_were_stopped():
-    given = [{1: 90.0, 2: 82.0, 3: 80.0}, {1: 99.0, 2: 95.0}, {}, {1: 91.0}, {2: 81.0, 1: NAN}]
-    figure = drawn(sweep_figures.pruning_curves(given, STATES, chosen=0))
+def test_curves_end_at_the_last_epoch_of_their_trial():
+    histories = [{1: 90.0, 2: 82.0, 3: 80.0}, {1: 99.0, 2: 95.0}, {}, {1: 91.0}, {2: 81.0, 1: NAN}]
+    figure = legible(sweep_figures.pruning_curves(histories, STATES, chosen=0))
     (axes,) = figure.axes
     lines = {tuple(line.get_xdata()): line for line in axes.lines}
     np.testing.assert_array_equal(lines[1, 2, 3].get_ydata(), [90, 82, 80])
@@ -259,20 +243,17 @@ def test_curves_end_where_trials_were_stopped():
     assert legend(figure) == ["complete (2)", "pruned (1)", "running (1)", "chosen trial"]
 
 
-def test_every_end_is_in_sight_though_first_epochs_are_not():
-    given = [{1: 900.0, 2: 80.0 + i} for i in range(4)] + [{1: 100.0, 2: math.inf}]
-    figure = drawn(sweep_figures.pruning_curves(given, ["complete"] * 5))
+def test_the_axes_contain_every_last_epoch():
+    histories = [{1: 900.0, 2: 80.0 + i} for i in range(4)] + [{1: 100.0, 2: math.inf}]
+    figure = legible(sweep_figures.pruning_curves(histories, ["complete"] * 5))
     (axes,) = figure.axes
     low, high = axes.get_ylim()
     assert low < 80 < 83 < high < 100
     assert axes.get_title(loc="right") == "↑ first epochs off the scale"
 
 
-# Importance
-
-
-def test_importance_is_in_order():
-    figure = drawn(sweep_figures.importance_bars({"a.small": 0.2, "$b": 0.7, "c": 0.1}))
+def test_bars_of_importance_are_sorted():
+    figure = legible(sweep_figures.importance_bars({"a.small": 0.2, "$b": 0.7, "c": 0.1}))
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [0.7, 0.2, 0.1]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["$b", "a.small", "c"]

@@ -1,4 +1,4 @@
-"""``topicell train -m sweep=topics`` as a user meets it: verdict, folder, MLflow, registry."""
+"""``topicell train -m sweep=topics``: verdict, folder, runs in MLflow, registered model."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ SWEEP = ["-m", "sweep=topics", "model.n_topics=range(2,7)", "sweep.n_trials=4", 
 
 @pytest.fixture(scope="module")
 def swept(topicell, tmp_path_factory):
-    """A finished sweep over five numbers of topics, of which four were tried."""
+    """Run a sweep that tries four of five numbers of topics."""
     folder = tmp_path_factory.mktemp("swept")
     elsewhere = {"MLFLOW_TRACKING_URI": None}
     done = topicell(
@@ -67,7 +67,7 @@ def test_the_budget_is_used_and_no_point_is_tried_twice(swept):
 
 
 @pytest.mark.slow
-def test_each_trial_is_a_run_with_the_values_that_it_told(swept):
+def test_each_trial_is_a_run_with_the_values_of_the_study(swept):
     for trial in swept.sweep.trials:
         folder = Path(trial.folder)
         assert folder == swept.path.parent / str(trial.number)
@@ -80,8 +80,8 @@ def test_each_trial_is_a_run_with_the_values_that_it_told(swept):
         study_name=swept.sweep.name, storage=f"sqlite:///{swept.folder}/optuna.db"
     )
     for trial, stored in zip(swept.sweep.trials, study.trials, strict=True):
-        told = np.mean([np.mean(of_split) for of_split in trial.values[PERPLEXITY].values()])
-        assert stored.value == told
+        expected = np.mean([np.mean(of_split) for of_split in trial.values[PERPLEXITY].values()])
+        assert stored.value == expected
         assert stored.params == {"model.n_topics": trial.n_topics}
 
 
@@ -106,7 +106,7 @@ def test_one_parent_run_with_a_nested_run_for_each_trial(swept):
 
 
 @pytest.mark.slow
-def test_the_parent_run_has_the_curve_of_the_best_and_the_verdict(swept):
+def test_the_parent_run_has_the_best_value_so_far_and_the_verdict(swept):
     parent = swept.store.get_run(swept.sweep.parent_id)
     history = swept.store.get_metric_history(parent.info.run_id, "sweep/best_perplexity")
     best = [point.value for point in sorted(history, key=lambda point: point.step)]
@@ -146,7 +146,7 @@ def test_the_chosen_model_is_the_champion_and_maps_new_cells(topicell, swept, tm
 
 
 @pytest.mark.slow
-def test_its_report_is_made_again_from_the_parent_run(topicell, swept, tmp_path):
+def test_the_report_is_written_again_from_the_parent_run(topicell, swept, tmp_path):
     tracking = f"tracking.uri=sqlite:///{swept.folder}/mlflow.db"
     for run in (swept.sweep.parent_id, swept.path.parent):
         output = tmp_path / Path(run).name
@@ -161,7 +161,7 @@ def test_its_report_is_made_again_from_the_parent_run(topicell, swept, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_same_command_concludes_again_and_a_larger_budget_goes_on(topicell, swept):
+def test_the_same_command_continues_with_a_larger_budget(topicell, swept):
     quick = {"cwd": swept.folder, "quick_workers": True, "draft": True}
     again = topicell("train", *SWEEP, "sweep.pruner=none", **quick)
     assert again.returncode == 0, again.stderr
@@ -170,7 +170,7 @@ def test_the_same_command_concludes_again_and_a_larger_budget_goes_on(topicell, 
     more = topicell("train", *SWEEP, "sweep.pruner=none", "sweep.n_trials=9", **quick)
     assert more.returncode == 0, more.stderr
     after = Sweep.read(swept.path)
-    # The fifth point is the last one that there is.
+    # The fifth point is the last point of the space.
     assert {trial.n_topics for trial in after.trials} == set(range(2, 7))
     assert [t.run_id for t in after.trials[:4]] == [t.run_id for t in swept.sweep.trials]
     assert after.parent_id == swept.sweep.parent_id
@@ -180,7 +180,7 @@ def test_the_same_command_concludes_again_and_a_larger_budget_goes_on(topicell, 
 
 @pytest.mark.slow
 def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(topicell, swept, tmp_path):
-    """The same as a sweep that tries them all: the same runs give the same values."""
+    """It has the same runs with the same values as a sweep over the same numbers."""
     done = topicell(
         "train",
         "-m",
@@ -206,48 +206,29 @@ def test_a_grid_over_numbers_of_topics_ends_with_a_verdict(topicell, swept, tmp_
 
 
 @pytest.mark.slow
-def test_without_mlflow_the_folder_has_everything(topicell, tmp_path):
+def test_without_mlflow_the_folder_has_all_results_and_a_refused_point_is_a_failed_trial(
+    topicell, tmp_path
+):
     settings = ["tracking=off", "sweep.n_trials=2", "sweep.n_jobs=1", "sweep.sampler=grid"]
+    settings += ["model.n_topics=range(1,4)", "sweep.storage=journal:study/log"]
     done = topicell(
-        "train",
-        *SWEEP,
-        *settings,
-        "sweep.storage=journal:study/log",
-        cwd=tmp_path,
-        quick_workers=True,
-        draft=True,
+        "train", *SWEEP[:2], *settings, *SMALL, cwd=tmp_path, quick_workers=True, draft=True
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "mlflow.db").exists()
     (path,) = tmp_path.glob("sweeps/*/sweep.json")
     sweep = Sweep.read(path)
-    assert [trial.n_topics for trial in sweep.trials] == [2, 3]
-    assert (sweep.parent_id, sweep.trials[0].run_id) == ("", "")
+    refused, complete = sweep.trials
+    assert (refused.state, complete.state) == ("FAIL", "COMPLETE")
+    assert refused.error == "model.n_topics = 1: needs at least 2 topics"
+    assert (complete.n_topics, complete.run_id, sweep.parent_id) == (2, "", "")
     assert json.loads(path.read_text())["storage"] == "journal:study/log"
     assert path.with_name("report.html").exists()
 
 
-@pytest.mark.slow
-def test_a_point_that_no_run_can_be_made_of_is_a_failed_trial(topicell, tmp_path):
-    settings = [
-        "tracking=off",
-        "model.n_topics=range(1,4)",
-        "sweep.sampler=grid",
-        "sweep.n_trials=2",
-    ]
-    done = topicell(
-        "train", *SWEEP[:2], *settings, *SMALL, cwd=tmp_path, quick_workers=True, draft=True
-    )
-    assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.glob("sweeps/*/sweep.json")
-    refused, complete = Sweep.read(path).trials
-    assert (refused.state, complete.state) == ("FAIL", "COMPLETE")
-    assert refused.error == "model.n_topics = 1: needs at least 2 topics"
-
-
 @pytest.fixture(scope="module")
 def mostly_failed(topicell, tmp_path_factory):
-    """A finished sweep of which three of five trials ask for more topics than there are cells."""
+    """Run a sweep with more topics than cells in three of five trials."""
     folder = tmp_path_factory.mktemp("mostly_failed")
     settings = [
         "model.n_topics=choice(2,3,200,201,202)",
@@ -283,8 +264,8 @@ def test_a_sweep_that_mostly_failed_chooses_and_registers_nothing(mostly_failed)
 
 
 @pytest.mark.slow
-def test_libraries_say_nothing_while_figures_are_written(topicell, mostly_failed):
-    """fontTools tells of each table of each font in each PDF."""
+def test_libraries_print_nothing_while_figures_are_written(topicell, mostly_failed):
+    """fontTools logs each table of each font in each PDF."""
     run, folder = mostly_failed.sweep.parent_id, mostly_failed.folder
     assert list(mostly_failed.path.parent.glob("figures/*.pdf"))
     lines = (mostly_failed.done.stdout + mostly_failed.done.stderr).splitlines()

@@ -6,12 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from legibility import assert_legible
 from matplotlib.container import ErrorbarContainer
-from matplotlib.text import Text
 
-from topicell.report.figures import comparison as drawn
-from topicell.report.figures import topic_colors
+from topicell.report.figures import comparison, topic_colors
 
 EVIL = "<script>alert('x')</script>"
 NAN = math.nan
@@ -21,25 +19,12 @@ HISTORY = [
 ]
 
 
-def assert_legible(figure):
-    figure.set_canvas(FigureCanvasAgg(figure))
-    figure.canvas.draw()
-    for text in figure.findobj(Text):
-        assert text.get_fontsize() >= 8, text
-    named = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    titles = [axes._left_title for axes in figure.axes]
-    for text in [*named, *titles, *(text for axes in figure.axes for text in axes.texts)]:
-        box = text.get_window_extent()
-        assert figure.bbox.x0 - 1 <= box.x0 <= box.x1 <= figure.bbox.x1 + 1, text
-        assert figure.bbox.y0 - 1 <= box.y0 <= box.y1 <= figure.bbox.y1 + 1, text
-
-
-def test_points_and_bars_are_the_means_and_errors():
+def test_points_and_bars_are_means_and_errors():
     panels = [
         ("First", "lower is better", [(2.0, 0.5, (1.5, 2.5)), None, (3.0, NAN, (3.0,))]),
         (EVIL, "higher is better", [(1.0, 0.1, (0.9, 1.1))] * 3),
     ]
-    figure = drawn.score_panels(panels, ["A", "B", "C"])
+    figure = comparison.score_panels(panels, ["A", "B", "C"])
     first, second = figure.axes
     found = {}
     for container in first.containers:
@@ -60,10 +45,10 @@ def test_points_and_bars_are_the_means_and_errors():
 def test_matched_topics_lie_on_the_diagonal(rows, columns):
     cosine = np.random.default_rng(0).uniform(size=(rows, columns))
     pairs = [(topic, columns - 1 - topic) for topic in range(rows)]
-    figure = drawn.topic_matrix(cosine, pairs, 1, ("A", "B"))
+    figure = comparison.topic_matrix(cosine, pairs, 1, ("A", "B"))
     axes = figure.axes[0]
-    shown = axes.images[0].get_array()
-    assert np.allclose(np.diag(shown), [cosine[pair] for pair in pairs])
+    drawn = axes.images[0].get_array()
+    assert np.allclose(np.diag(drawn), [cosine[pair] for pair in pairs])
     assert [int(label.get_text()) for label in axes.get_yticklabels()] == list(range(rows))
     order = [int(label.get_text()) for label in axes.get_xticklabels()]
     assert order[:rows] == [partner for _, partner in pairs]
@@ -73,10 +58,10 @@ def test_matched_topics_lie_on_the_diagonal(rows, columns):
     assert_legible(figure)
 
 
-def test_curves_of_the_runs_share_their_panels():
+def test_each_curve_of_a_panel_is_the_history_of_one_run():
     other = [{"epoch": 0, "valid/perplexity": 5.0}]
     curves = dict.fromkeys(("valid/elbo", "valid/perplexity"), ("Title", "unit"))
-    figure = drawn.training_overlay([HISTORY, [], other], ["A", "B", "C"], curves)
+    figure = comparison.training_overlay([HISTORY, [], other], ["A", "B", "C"], curves)
     elbo, perplexity = figure.axes
     (line,) = elbo.lines
     assert line.get_ydata().tolist() == [row["valid/elbo"] for row in HISTORY]
