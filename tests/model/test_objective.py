@@ -6,7 +6,6 @@ import scipy.sparse as sp
 import torch
 
 from topicell.config import ModelConfig
-from topicell.model.minibatches import SparseBatch
 from topicell.model.mixture import MIXTURE
 from topicell.model.objective import _SparseProduct, encode, negative_elbo
 from topicell.model.prodlda import PRODUCT
@@ -115,8 +114,8 @@ def test_the_encoder_in_evaluation_is_pyros_guide(make_batch, x_BG):
     torch.testing.assert_close(torch.nn.functional.softplus(rho_RBK), expected_s)
 
 
+@pytest.mark.parametrize("make_batch", ["sparse"], indirect=True)
 def test_gradients_of_the_sparse_product_are_differences(make_batch, x_BG):
     batch = make_batch(x_BG)
     weight = torch.randn(R, G, 3, requires_grad=True)
-    if isinstance(batch, SparseBatch):
-        assert torch.autograd.gradcheck(lambda w: _SparseProduct.apply(batch, w), (weight,))
+    assert torch.autograd.gradcheck(lambda w: _SparseProduct.apply(batch, w), (weight,))
