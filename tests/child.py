@@ -185,27 +185,27 @@ class WorkerForks:
 
     def __init__(self, ready: Connection) -> None:
         self.new_interpreter = util.spawnv_passfds
-        self.here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.our_end, fork_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # This process becomes the parent of the workers when the process between them ends.
         assert ctypes.CDLL(None).prctl(self.SUBREAPER, 1, 0, 0, 0) == 0
         if os.fork():
-            there.close()
+            fork_end.close()
             return
-        self.here.close()
+        self.our_end.close()
         ready.close()
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         while True:
-            request, fds, _, _ = socket.recv_fds(there, 2**20, 64)
+            request, fds, _, _ = socket.recv_fds(fork_end, 2**20, 64)
             if not request:
                 os._exit(0)
             read_end, write_end = os.pipe()
             between = os.fork()
             if not between:
-                self._leave_an_orphan(pickle.loads(request), fds, there, write_end)
+                self._leave_an_orphan(pickle.loads(request), fds, fork_end, write_end)
             os.waitpid(between, 0)
             # Only now it is a child of the command, which may wait for it.
-            there.send(os.read(read_end, 32))
+            fork_end.send(os.read(read_end, 32))
             for fd in (read_end, write_end, *fds):
                 os.close(fd)
 
@@ -216,11 +216,11 @@ class WorkerForks:
         blocked = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
         code = arguments[arguments.index("-c") + 1]
         request = (code, list(fds), str(Path.cwd()), dict(os.environ), blocked)
-        socket.send_fds(self.here, [pickle.dumps(request)], list(fds))
-        return int(self.here.recv(32))
+        socket.send_fds(self.our_end, [pickle.dumps(request)], list(fds))
+        return int(self.our_end.recv(32))
 
     def _leave_an_orphan(
-        self, request: tuple, fds: list[int], there: socket.socket, write_end: int
+        self, request: tuple, fds: list[int], fork_end: socket.socket, write_end: int
     ) -> None:
         between = os.getpid()
         if pid := os.fork():
@@ -230,7 +230,7 @@ class WorkerForks:
         while os.getppid() == between:
             time.sleep(0.001)
         code, numbers, folder, environment, blocked = request
-        there.close()
+        fork_end.close()
         copies = [os.dup2(fd, 500 + i) for i, fd in enumerate(fds)]
         for fd, number in zip(copies, numbers, strict=True):
             os.dup2(fd, number)

@@ -41,9 +41,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, topicell):
+def reference(tmp_path_factory, topicell):
     """Run without interruption: return the folder, and the seconds that it took."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("reference")
     began = time.monotonic()
     done = topicell(*RUN, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -79,12 +79,12 @@ def paths(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def assert_same_as_uninterrupted(folder, whole):
-    mine, other = run_folder(folder), run_folder(whole)
+def assert_same_as_uninterrupted(folder, reference):
+    mine, other = run_folder(folder), run_folder(reference)
     for name in SAME:
         assert (mine / name).read_bytes() == (other / name).read_bytes(), name
     _, run, curves = stored(folder)
-    _, _, expected = stored(whole)
+    _, _, expected = stored(reference)
     assert run.info.status == "FINISHED"
     assert {n: sorted(c) for n, c in curves.items()} == {n: sorted(c) for n, c in expected.items()}
     assert len(curves["train/elbo"]) == EPOCHS
@@ -103,10 +103,10 @@ KILLS, INTERRUPTS = (signal.SIGKILL,), (signal.SIGINT, signal.SIGTERM)
 @pytest.mark.slow
 @pytest.mark.parametrize(("numbers", "seed"), [(KILLS, 0), (INTERRUPTS, 3)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
-    numbers, seed, folder, whole, started
+    numbers, seed, folder, reference, started
 ):
     """The signals arrive eight times, anywhere between start and end of a run."""
-    seconds = whole[1]
+    seconds = reference[1]
     generator = random.Random(seed)
     n_signals = 0
     command = [*RUN, "hydra.run.dir=runs/by/name", "resume=true"]
@@ -123,7 +123,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
         n_signals += 1
     last = started(*command)
     assert last.wait(600) == 0, last.stderr
-    assert_same_as_uninterrupted(folder, whole[0])
+    assert_same_as_uninterrupted(folder, reference[0])
 
 
 KILL = """
@@ -145,13 +145,6 @@ def deadly(function, before=True):
 main(sys.argv[1:])
 """
 MOMENTS = {
-    "while a checkpoint is flushed": (
-        "from topicell.model import checkpoints\n"
-        "class Slow:\n"
-        "    def __getattr__(self, name): return getattr(os, name)\n"
-        "checkpoints.os = Slow(); Slow.fsync = staticmethod(deadly(os.fsync))",
-        5,
-    ),
     "when half of a checkpoint is written": (
         "import safetensors.torch as st\n"
         "from topicell.model import checkpoints\n"
@@ -159,12 +152,12 @@ MOMENTS = {
         "def half(*a):\n"
         "    global left\n"
         "    left -= 1\n"
-        "    whole = save(*a)\n"
-        "    if left: return whole\n"
+        "    data = save(*a)\n"
+        "    if left: return data\n"
         "    import pathlib, time, threading\n"
         "    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGKILL]).start()\n"
         "    checkpoints.os.fsync = lambda _: time.sleep(9)\n"
-        "    return whole[:len(whole)//2]\n"
+        "    return data[:len(data)//2]\n"
         "st.save = half",
         9,
     ),
@@ -202,17 +195,14 @@ MOMENTS = {
         "from topicell.tracking import runs\nruns.clear = deadly(runs.clear)",
         1,
     ),
-    "when the model is saved": (
-        "from topicell.model.fit import TopicFit\n"
-        "TopicFit.save = deadly(TopicFit.save, before=False)",
-        1,
-    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_killed_at_a_critical_moment_ends_with_the_same_bytes(moment, folder, whole, started):
+def test_a_run_killed_at_a_critical_moment_ends_with_the_same_bytes(
+    moment, folder, reference, started
+):
     patch, n = MOMENTS[moment]
     program = KILL.replace("{patch}", patch)
     process = started(n, *RUN, program=program)
@@ -220,7 +210,7 @@ def test_a_run_killed_at_a_critical_moment_ends_with_the_same_bytes(moment, fold
     again = started(*RUN, "resume=true")
     assert again.wait(600) == 0, again.stderr
     assert "going on with runs/" in again.stderr
-    assert_same_as_uninterrupted(folder, whole[0])
+    assert_same_as_uninterrupted(folder, reference[0])
 
 
 @pytest.mark.slow
@@ -232,7 +222,9 @@ def test_a_run_killed_at_a_critical_moment_ends_with_the_same_bytes(moment, fold
         (signal.SIGTERM, "folder"),
     ],
 )
-def test_an_interrupted_run_is_recorded_as_killed_and_resumed(number, by, folder, whole, started):
+def test_an_interrupted_run_is_recorded_as_killed_and_resumed(
+    number, by, folder, reference, started
+):
     process = started(*RUN)
     until(lambda: len(lines(folder)) > 5)
     os.killpg(process.pid, number)
@@ -247,7 +239,7 @@ def test_an_interrupted_run_is_recorded_as_killed_and_resumed(number, by, folder
     value = {"true": "true", "id": in_mlflow.info.run_id, "folder": run}[by]
     again = started(*RUN, f"resume={value}")
     assert again.wait(600) == 0, again.stderr
-    assert_same_as_uninterrupted(folder, whole[0])
+    assert_same_as_uninterrupted(folder, reference[0])
     _, after, _ = stored(folder)
     assert after.info.run_id == in_mlflow.info.run_id
     assert after.data.tags["topicell.resumed"] == "1"
@@ -265,8 +257,8 @@ def until(condition):
         time.sleep(0.005)
 
 
-def test_a_run_that_cannot_be_resumed_is_refused(folder, whole, run_here, started):
-    ended = run_folder(whole[0])
+def test_a_run_that_cannot_be_resumed_is_refused(folder, reference, run_here, started):
+    ended = run_folder(reference[0])
     before = {path: path.read_bytes() for path in ended.rglob("*") if path.is_file()}
     code, _, err = run_here(*RUN, f"resume={ended}")
     assert code == 2
@@ -329,7 +321,7 @@ def test_resume_without_an_unfinished_run_begins_a_new_one(folder, run_here):
 
 
 @pytest.mark.slow
-def test_a_killed_grid_is_resumed(folder, whole, started):
+def test_a_killed_grid_is_resumed(folder, started):
     grid = [*(a for a in RUN if "n_topics=3" not in a or "data" in a), "-m"]
     grid += ["model.n_topics=2,3", "seed=0,1", "evaluate.n_splits=1"]
     process = started(*grid, draft=True)

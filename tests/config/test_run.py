@@ -107,13 +107,13 @@ def test_groups_yields_all_numbers():
 )
 def test_no_number_may_be_nan_infinite_negative_or_huge(prefix, schema, setting):
     """A setting that is added later is tested too."""
-    given = {"theta": "a", "beta": "b", "data": "c"} if schema is ExternalConfig else {}
+    required = {"theta": "a", "beta": "b", "data": "c"} if schema is ExternalConfig else {}
     wrong = [math.nan, math.inf, -math.inf, -1, True, "many", [], {}]
     if "int" in str(setting.type).split(" | "):
         wrong += [1.5, 1e30, 10**30, -(10**30)]
     for value in wrong:
         with pytest.raises(InputError) as error:
-            schema(**given, **{setting.name: value})
+            schema(**required, **{setting.name: value})
         assert str(error.value).startswith(f"{prefix}{setting.name} = "), error.value
 
 
