@@ -4,7 +4,8 @@
 
 Three times: processes that start together on a store that does not exist yet, and on a server; a
 run of many metric points; and a sweep of many trials with its report. Nothing may be lost, and no
-process may say that a database is locked.
+process may report that a database is locked. The report of the sweep must take less than a minute,
+which ``--quick`` does not judge.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def main() -> None:
             f"a sweep of {arguments.trials} trials: {seconds:.0f} s, {nested} nested runs, {lost} "
             f"points or files lost or doubled; its report {took:.0f} s"
         )
-        bad += lost + (nested != arguments.trials) + (took > 60)
+        bad += lost + (nested != arguments.trials) + (took > 60 and not arguments.quick)
     raise SystemExit(int(bad > 0))
 
 

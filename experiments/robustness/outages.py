@@ -3,13 +3,18 @@
     python experiments/robustness/outages.py [--repeats 3] [--quick]
 
 A real MLflow server behind a proxy that misbehaves, and a SQLite store that is locked; one run at a
-time. The cost is the run's length less that of a run whose store is well, medians of several.
-Afterwards ``topicell sync`` is broken off once, and repeated until it ends.
+time. The cost is the duration of the run minus that of a run whose store works, medians of several.
+Afterwards ``topicell sync`` is interrupted once, and repeated until it ends.
+
+It fails if anything is lost or doubled, if a run does not warn exactly once, or if the median cost
+of a fault is above 10 s. ``--quick`` does not judge the cost: one difference of two durations says
+little on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sqlite3
 import statistics
 import tempfile
@@ -40,6 +45,7 @@ def main() -> None:
     tools = faults()
     tried = dict(list(tools.FAULTS.items())[: 3 if arguments.quick else None])
     repeats = 1 if arguments.quick else arguments.repeats
+    limit = math.inf if arguments.quick else 10.0
     bad = 0
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
@@ -47,7 +53,7 @@ def main() -> None:
         with tools.mlflow_server(scratch / "server") as port:
             well = f"tracking.uri=http://127.0.0.1:{port}"
             usual = statistics.median(timed(scratch / f"well-{i}", well)[0] for i in range(repeats))
-            print(f"with a server that is well: {usual:.1f} s")
+            print(f"with a server that works: {usual:.1f} s")
             print(
                 f"{'fault':<16}{'cost, s':>8}{'warnings':>10}{'lost':>6}{'doubled':>9}{'files':>7}"
             )
@@ -72,8 +78,9 @@ def main() -> None:
                     (run,) = runs(config)
                     assert run.info.status == "FINISHED"
                     lost, doubled, gone = losses(config, folder / "run")
-                    bad += lost + doubled + gone + (warnings != 1) + (costs[-1] > 10)
+                    bad += lost + doubled + gone + (warnings != 1)
                 cost = statistics.median(costs)
+                bad += cost > limit
                 print(f"{fault:<16}{cost:>8.1f}{warnings:>10}{lost:>6}{doubled:>9}{gone:>7}")
         costs = []
         for i in range(repeats):
@@ -90,8 +97,9 @@ def main() -> None:
             costs.append(seconds - usual)
             assert ended(start(folder, "sync", "folders=run"))[0] == 0
             lost, doubled, gone = losses(config, folder / "run")
-            bad += lost + doubled + gone + (err.count("warning: ") != 1) + (costs[-1] > 10)
+            bad += lost + doubled + gone + (err.count("warning: ") != 1)
         cost = statistics.median(costs)
+        bad += cost > limit
         n = err.count("warning: ")
         print(f"{'SQLite, locked':<16}{cost:>8.1f}{n:>10}{lost:>6}{doubled:>9}{gone:>7}")
     raise SystemExit(int(bad > 0))

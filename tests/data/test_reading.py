@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gzip
-import os
-import resource
 import shutil
-import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +22,7 @@ from hypothesis import strategies as st
 from topicell.config import DataConfig, SimulationConfig
 from topicell.data import reading
 from topicell.data.catalogue import CATALOGUE
-from topicell.data.formats import hdf5, text
+from topicell.data.formats import text
 from topicell.data.reading import data_digest, load, read, source_digest
 from topicell.errors import InputError
 
@@ -558,25 +554,3 @@ def test_a_table_without_cell_names_or_with_genes_in_rows_is_refused(tmp_path: P
     (tmp_path / "turned.csv").write_text("name,c1,c2\nMT-CO1,1,0\nRPL7,0,1\nCD3D,1,3\n")
     with pytest.raises(InputError, match=r"3 rows are named like genes.*transposes"):
         read(tmp_path / "turned.csv")
-
-
-def _crash(*_):
-    faulthandler.disable()
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def _spin(*_):
-    resource.setrlimit(resource.RLIMIT_CPU, (1, 2))
-    while True:
-        pass
-
-
-@pytest.mark.parametrize("damage", [_crash, _spin])
-def test_a_file_that_libhdf5_dies_of_is_refused(damage, tmp_path, monkeypatch):
-    """As some damaged heaps of strings are; the process that reads is not the one that dies."""
-    genes = pd.DataFrame(index=["a", "b", "c"])
-    AnnData(np.eye(3, dtype=np.float32), var=genes).write_h5ad(tmp_path / "cells.h5ad")
-    assert read(tmp_path / "cells.h5ad").n_obs == 3
-    monkeypatch.setattr(hdf5, "_read_strings", damage)
-    with pytest.raises(InputError, match="libhdf5 cannot read its names"):
-        read(tmp_path / "cells.h5ad")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from topicell.data.formats import mtx, packed
 from topicell.data.formats.h5ad import read_h5ad, read_h5mu
-from topicell.data.formats.hdf5 import require_survivable, require_written
+from topicell.data.formats.hdf5 import require_written
 from topicell.data.formats.loom import is_loom, read_loom
 from topicell.data.formats.mtx import read_mtx
 from topicell.data.formats.mudata import is_mudata, require_no_modality
@@ -102,7 +102,6 @@ def recognise(
         reader would not notice.
     """
     if _is_hdf5(path):
-        require_survivable(path)
         require_written(path)
     elif path.is_file() and _suffix(path) in _CONVERSIONS:
         raise InputError(_CONVERSIONS[_suffix(path)])
