@@ -43,7 +43,7 @@ import resource, sys
 from topicell.cli import main
 
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
 main(sys.argv[1:])
 """
 CONVERTED_INTERRUPT = """
@@ -82,7 +82,7 @@ def test_a_full_gpu_is_named_with_the_setting_to_lower(started):
 
 
 def test_full_memory_is_named_with_the_setting_to_lower(started):
-    large = ["data.simulation.n_cells=40000", "data.simulation.n_genes=4000"]
+    large = ["data.simulation.n_cells=10000", "data.simulation.n_genes=4000"]
     process = started("train", *RUN, *large, "tracking=off", program=WITHOUT_MEMORY)
     assert process.wait(600) == 1
     (line,) = process.stderr.splitlines()

@@ -7,9 +7,9 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from topicell.cli.evaluate import in_short
+from topicell.cli.evaluate import COMMAND, in_short
+from topicell.cli.options import read
 
 
 @pytest.mark.filterwarnings("ignore:.*columns of topics already")
@@ -52,38 +52,34 @@ def topics():
     ]
 
 
-def recorded(folder):
-    """Return the scores and settings in a run folder that two equal runs have in common."""
-    lines = Path(folder, "metrics.jsonl").read_text().splitlines()
-    scores = next(line for line in map(json.loads, lines) if "given/perplexity" in line)
-    config = yaml.safe_load(Path(folder, "config.yaml").read_text())
-    differ = ("time", "memory/peak_mib")
-    config.pop("output")
-    return {name: value for name, value in scores.items() if name not in differ}, config
-
-
 LONG = ["data=file", "data.path=my cells.h5ad", "data.layer=umi", "data.label_key=kind"]
 
 
-def test_both_forms_of_the_settings_of_data_give_the_same_scores(topics, run_here):
-    forms = {
-        "short": ["data=my cells.h5ad", "layer=umi", "label_key=kind"],
-        "long": LONG,
-        "quoted": ["layer=umi", "data.path='my cells.h5ad'", *LONG[3:], "data='file'"],
-        "both": [*LONG, "layer=umi", "label_key='kind'"],
-    }
-    found = {}
-    for name, arguments in forms.items():
-        code, _, err = run_here("evaluate", *topics, *arguments, f"output={name}")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data=my cells.h5ad", "layer=umi", "label_key=kind"],
+        LONG,
+        ["layer=umi", "data.path='my cells.h5ad'", *LONG[3:], "data='file'"],
+        [*LONG, "layer=umi", "label_key='kind'"],
+    ],
+    ids=["short", "long", "quoted", "both"],
+)
+def test_both_forms_of_the_settings_of_data_give_the_same_configuration(arguments, topics):
+    config = read(COMMAND, in_short([*topics, *arguments]))
+    assert (config.data, config.layer, config.label_key) == ("my cells.h5ad", "umi", "kind")
+
+
+def test_the_settings_of_data_change_the_scores(topics, run_here):
+    found = []
+    for layer in ("umi", "other"):
+        arguments = [*LONG, f"data.layer={layer}", f"output={layer}"]
+        code, _, err = run_here("evaluate", *topics, *arguments)
         assert code == 0, err
-        found[name] = recorded(name)
-    assert found["short"][0]["labels/nmi"] > 0
-    assert found["short"][1]["data"] == "my cells.h5ad"
-    assert all(one == found["short"] for one in found.values())
-    # The setting has an effect: another layer has other scores.
-    code, _, err = run_here("evaluate", *topics, *LONG, "data.layer=other", "output=other")
-    assert code == 0, err
-    assert recorded("other")[0] != found["short"][0]
+        lines = Path(layer, "metrics.jsonl").read_text().splitlines()
+        found.append(next(line for line in map(json.loads, lines) if "given/perplexity" in line))
+    assert found[0]["labels/nmi"] > 0
+    assert found[0]["given/perplexity"] < found[1]["given/perplexity"]
 
 
 def test_a_file_with_the_name_of_a_data_set_is_read_as_a_file():
