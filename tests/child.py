@@ -1,8 +1,8 @@
-"""The life of a process that is forked from one with everything imported.
+"""Processes of tests: forked from a process that has imported everything, instead of started anew.
 
-It does what a new interpreter would, from its arguments to its exit code, but for its imports. What
-it shares with its siblings is the seed of hashes: the order of a set is the same in all of them.
-``conftest.py`` runs this file in the process, with what is ``given`` to it.
+`live` does everything that a new interpreter does, from the arguments to the exit code, except the
+imports. All processes have the same seed of hashes, so the order of a set is the same in all.
+``conftest.py`` starts it.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ def live(
     program: str | None,
     arguments: list[str],
     folder: str,
+    *,
     environment: dict[str, str],
     streams: list[str | Connection],
     ready: Connection,
-    *,
     quick_workers: bool,
     empty_store: str | None,
-    draft: bool = False,
+    draft: bool,
 ) -> None:
-    """Run a program, or the command line, from a folder; streams are 0 to 2, paths or pipes."""
+    """Run a program, or the command line, in a folder; streams are 0 to 2, paths or pipes."""
     os.setsid()
-    # A collection would touch, and thus copy, the memory that is shared: that takes seconds.
+    # A garbage collection would write to, and so copy, the shared memory: that takes seconds.
     gc.freeze()
-    # Python's helper that looks after semaphores is that of the tests; a command starts its own.
+    # The process that cleans up semaphores belongs to the tests; a command starts its own.
     tracker = resource_tracker._resource_tracker
     if tracker._fd is not None:
         os.close(tracker._fd)
     tracker._fd = tracker._pid = None
-    take_place(folder, environment)
-    take(streams)
-    # As in conftest.py: no line depends on how busy the machine is.
+    set_environment(folder, environment)
+    redirect(streams)
+    # As in conftest.py: the output must not depend on the load of the machine.
     sys.modules["topicell.progress"].SECONDS = 1e6
     sqlalchemy = sys.modules["sqlalchemy"]
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", trust_the_power)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", do_not_wait_for_the_disk)
     if empty_store:
         copy_new_stores(sys.modules["topicell.tracking.store"], empty_store)
     if draft:
@@ -66,45 +66,45 @@ def live(
     if hold := environment.get("TOPICELL_TEST_HOLD"):
         hold_trials(Path(hold))
     if quick_workers:
-        util.spawnv_passfds = Nursery(ready).spawn
+        util.spawnv_passfds = WorkerForks(ready).spawn
 
     def begin() -> None:
-        hear_signals()
+        reset_signals()
         ready.close()
 
-    end(work(program, arguments, begin))
+    end(run_program(program, arguments, begin))
 
 
-def take_place(folder: str, environment: dict[str, str]) -> None:
-    """Stand in a folder and an environment, with chance of its own."""
+def set_environment(folder: str, environment: dict[str, str]) -> None:
+    """Set the current folder and the environment, and draw a new seed."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    # Python draws a seed anew after a fork; NumPy does not.
+    # After a fork Python draws a new seed, NumPy does not.
     sys.modules["numpy"].random.seed(random.getrandbits(32))
 
 
-def trust_the_power(connection: object, _: object) -> None:
-    """Do not wait for the disk, as the tests' own process does not."""
+def do_not_wait_for_the_disk(connection: object, _: object) -> None:
+    """Let SQLite return before the disk has the data."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
 
 
 def copy_new_stores(store: ModuleType, empty_store: str) -> None:
-    """Have MLflow's new SQLite files begin as a copy: to create the tables takes a second."""
+    """Create MLflow's new SQLite files as copies: creating the tables takes a second."""
     open_ = store._open
 
-    def begin_with_tables(uri: str) -> object:
+    def open_copy(uri: str) -> object:
         path = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite:///") and path.suffix == ".unfinished" and not path.exists():
             shutil.copy(empty_store, path)
         return open_(uri)
 
-    store._open = begin_with_tables
+    store._open = open_copy
 
 
 def hold_trials(hold: Path) -> None:
-    """Have trials wait in their tenth epoch while a file exists; its text is the first number."""
+    """Stop trials in their tenth epoch while a file exists; its text is the first such trial."""
     tracker = importlib.import_module("topicell.sweep.tracker").TrialTracker
     log_metrics = tracker.log_metrics
 
@@ -117,17 +117,17 @@ def hold_trials(hold: Path) -> None:
     tracker.log_metrics = log_and_wait
 
 
-def hear_signals(blocked: set[int] | tuple[()] = ()) -> None:
-    """Do with signals as a new interpreter does."""
+def reset_signals(blocked: set[int] | tuple[()] = ()) -> None:
+    """Set the signal handlers of a new interpreter."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    # It is ignored where the tests run in the background of a shell.
+    # A shell that runs the tests in the background lets them ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def take(streams: list[str | Connection]) -> None:
-    """Have them as standard input, output and error."""
+def redirect(streams: list[str | Connection]) -> None:
+    """Connect standard input, output and error."""
     for number, stream in enumerate(streams):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         opened = os.open(stream, flags) if isinstance(stream, str) else stream.fileno()
@@ -138,10 +138,10 @@ def take(streams: list[str | Connection]) -> None:
     sys.stdout.reconfigure(line_buffering=False)
 
 
-def work(program: str | None, arguments: list[str], begin: Callable[[], None]) -> int:
-    """Run the program; its exit code, or the number of the signal that ends it, negative."""
+def run_program(program: str | None, arguments: list[str], begin: Callable[[], None]) -> int:
+    """Run the program; return its exit code, or the negative number of the signal that ends it."""
     try:
-        # Here, for a signal that comes as soon as it may ends the program, wherever it strikes.
+        # Inside of `try`: a signal may arrive as soon as it is allowed.
         begin()
         if program is None:
             sys.argv = ["topicell", *arguments]
@@ -155,7 +155,7 @@ def work(program: str | None, arguments: list[str], begin: Callable[[], None]) -
         sys.stderr.write(f"{exit_.code}\n")
         return 1
     except BaseException as error:
-        # Without the line above.
+        # Remove this function from the traceback.
         error = error.with_traceback(error.__traceback__.tb_next)
         sys.excepthook(type(error), error, error.__traceback__)
         return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
@@ -163,7 +163,7 @@ def work(program: str | None, arguments: list[str], begin: Callable[[], None]) -
 
 
 def end(code: int) -> None:
-    """End as an interpreter does."""
+    """End like an interpreter."""
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -174,72 +174,68 @@ def end(code: int) -> None:
     os._exit(code)
 
 
-class Nursery:
-    """A process forked from a command before that did anything, for the command's own children.
+class WorkerForks:
+    """A process, forked from a command before it ran anything, that forks the command's workers.
 
-    Those that `multiprocessing` would start as new interpreters are forked from it, and are then
-    children of the command all the same.
+    It replaces the new interpreters that `multiprocessing` would start. The workers are children
+    of the command, as they would be without it.
     """
 
     SUBREAPER = 36
 
     def __init__(self, ready: Connection) -> None:
         self.new_interpreter = util.spawnv_passfds
-        self.here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # What an orphan of the nursery falls to.
+        self.our_end, fork_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # This process becomes the parent of the workers when the process between them ends.
         assert ctypes.CDLL(None).prctl(self.SUBREAPER, 1, 0, 0, 0) == 0
         if os.fork():
-            there.close()
+            fork_end.close()
             return
-        self.here.close()
+        self.our_end.close()
         ready.close()
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         while True:
-            request, fds, _, _ = socket.recv_fds(there, 2**20, 64)
+            request, fds, _, _ = socket.recv_fds(fork_end, 2**20, 64)
             if not request:
                 os._exit(0)
-            said, say = os.pipe()
+            read_end, write_end = os.pipe()
             between = os.fork()
             if not between:
-                self._leave_an_orphan(pickle.loads(request), fds, there, say)
+                self._leave_an_orphan(pickle.loads(request), fds, fork_end, write_end)
             os.waitpid(between, 0)
             # Only now it is a child of the command, which may wait for it.
-            there.send(os.read(said, 32))
-            for fd in (said, say, *fds):
+            fork_end.send(os.read(read_end, 32))
+            for fd in (read_end, write_end, *fds):
                 os.close(fd)
 
     def spawn(self, path: bytes, arguments: list[str], fds: list[int]) -> int:
-        """As of ``multiprocessing.util``: start an interpreter; its process id."""
+        """Start a worker and return its process id; replaces ``util.spawnv_passfds``."""
         if "--multiprocessing-fork" not in arguments:
             return self.new_interpreter(path, arguments, fds)
         blocked = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
         code = arguments[arguments.index("-c") + 1]
         request = (code, list(fds), str(Path.cwd()), dict(os.environ), blocked)
-        socket.send_fds(self.here, [pickle.dumps(request)], list(fds))
-        return int(self.here.recv(32))
+        socket.send_fds(self.our_end, [pickle.dumps(request)], list(fds))
+        return int(self.our_end.recv(32))
 
     def _leave_an_orphan(
-        self, request: tuple, fds: list[int], there: socket.socket, say: int
+        self, request: tuple, fds: list[int], fork_end: socket.socket, write_end: int
     ) -> None:
         between = os.getpid()
         if pid := os.fork():
-            os.write(say, str(pid).encode())
+            os.write(write_end, str(pid).encode())
             os._exit(0)
-        os.close(say)
+        os.close(write_end)
         while os.getppid() == between:
             time.sleep(0.001)
         code, numbers, folder, environment, blocked = request
-        there.close()
-        apart = [os.dup2(fd, 500 + i) for i, fd in enumerate(fds)]
-        for fd, number in zip(apart, numbers, strict=True):
+        fork_end.close()
+        copies = [os.dup2(fd, 500 + i) for i, fd in enumerate(fds)]
+        for fd, number in zip(copies, numbers, strict=True):
             os.dup2(fd, number)
             os.close(fd)
         for fd in set(fds) - set(numbers):
             os.close(fd)
-        take_place(folder, environment)
-        end(work(code, ["--multiprocessing-fork"], lambda: hear_signals(blocked)))
-
-
-if __name__ == "child":
-    live(**given)  # noqa: F821
+        set_environment(folder, environment)
+        end(run_program(code, ["--multiprocessing-fork"], lambda: reset_signals(blocked)))

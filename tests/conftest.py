@@ -1,4 +1,4 @@
-"""Small corpora with known truth, and a place of its own for everything a test writes."""
+"""Fixtures: counts from known topics, a folder for each test, and processes that start fast."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
-import runpy
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import child
 import numpy as np
 import pyro
 import pytest
@@ -30,9 +29,8 @@ from topicell.model.training import train
 from topicell.tracking import store
 
 CHECKOUT = Path(__file__).parents[1]
-CHILD = Path(__file__).with_name("child.py")
 
-# No test fails because the machine is slow. Fixtures of Hypothesis tests are folders to write to.
+# Tests must not fail on a slow machine; tests with Hypothesis may use a folder fixture.
 settings.register_profile(
     "topicell",
     deadline=None,
@@ -48,7 +46,7 @@ EXTRA_OF = {
     "hydra_plugins.hydra_joblib_launcher": "launchers",
     "hydra_plugins.hydra_submitit_launcher": "launchers",
 }
-"""The modules that the README's set-up does not install, and the extra that does."""
+"""Modules that the README's set-up does not install, and the extra that installs them."""
 CHROMIUM = os.environ.get("TOPICELL_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -57,7 +55,7 @@ FIXTURES = {
     "facs_folder": "pbmc_facs.RData",
     "postgresql_programs": "postgresql",
 }
-"""Fixtures that need what the README's set-up does not install, and the name of it in a marker."""
+"""Fixtures that need more than the README's set-up installs, and the name in the marker."""
 
 
 def _facs_folder() -> Path | None:
@@ -79,7 +77,7 @@ def _postgresql_programs() -> Path | None:
 
 
 def why_missing(name: str) -> str | None:
-    """Return why something that ``pytest.mark.extras`` names is missing; None if it is here."""
+    """Return why a name in ``pytest.mark.extras`` is missing; None if it is installed."""
     if name == "chromium":
         return None if CHROMIUM else "no Chromium on the path (TOPICELL_CHROMIUM names another)"
     if name == "pbmc_facs.RData":
@@ -98,7 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = [FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES]
         if names:
             item.add_marker(pytest.mark.extras(*names))
-    # A long file that is begun last leaves all workers but one idle.
+    # When a long file starts last, the other workers are idle.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -111,19 +109,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("; ".join(reasons))
 
 
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
-def _trust_the_power(connection, _):
-    """Databases of tests need not outlive a power failure: waiting for the disk is half their time.
-
-    A process that is killed loses nothing by it.
-    """
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous = OFF")
+# Half of the time of a test with a store. Only a power failure could lose data.
+sqlalchemy.event.listen(sqlalchemy.Engine, "connect", child.do_not_wait_for_the_disk)
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
-    """A SQLite file with MLflow's tables, as `create_store` begins it."""
+    """Return a SQLite file with MLflow's tables, which take a second to create."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
     store._open(f"sqlite:///{path}").search_experiments(max_results=1)
     return path
@@ -131,10 +123,7 @@ def empty_store(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _stores_are_copied(empty_store):
-    """New stores begin as copies, here and in the processes that are started."""
-    spec = importlib.util.spec_from_file_location("functions_of_child", CHILD)
-    child = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(child)
+    """Create new stores as copies of the empty one; `start_process` does so too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "_open", store._open)
         child.copy_new_stores(store, str(empty_store))
@@ -142,8 +131,8 @@ def _stores_are_copied(empty_store):
 
 
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path_factory, monkeypatch):
-    """Caches, stores and relative paths of a test stay in its own folder."""
+def _own_folder(tmp_path_factory, monkeypatch):
+    """Give each test its own current folder, and no cache or store of the user."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in (
         "MLFLOW_TRACKING_URI",
@@ -156,8 +145,9 @@ def _own_place(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _strict(monkeypatch):
-    # What the terminal shows must not depend on how busy the machine is.
+def _same_state(monkeypatch):
+    """Start each test with the same global state."""
+    # The output must not depend on the load of the machine.
     monkeypatch.setattr(progress, "SECONDS", 1e6)
     torch.set_num_threads(1)
     pyro.enable_validation(True)
@@ -166,7 +156,7 @@ def _strict(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _standard_error_stays_open():
-    """absl comes with scvi-tools, and closes the stream it found when logging is set up anew."""
+    """Keep standard error open: absl (of scvi-tools) closes it when logging is set up again."""
     yield
     if "absl.logging" in sys.modules:
         sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
@@ -174,7 +164,7 @@ def _standard_error_stays_open():
 
 @pytest.fixture
 def double_precision():
-    """Float64 by default, and a seed."""
+    """Use float64 by default, and a fixed seed."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     yield
@@ -183,24 +173,24 @@ def double_precision():
 
 @pytest.fixture(scope="session")
 def facs_folder() -> Path | None:
-    """The folder of the downloaded FACS set."""
+    """Return the folder of the downloaded FACS set."""
     return _facs_folder()
 
 
 @pytest.fixture(scope="session")
 def postgresql_programs() -> Path | None:
-    """The folder of PostgreSQL's programs."""
+    """Return the folder of PostgreSQL's programs."""
     return _postgresql_programs()
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str | None:
-    """The path of a Chromium browser."""
+    """Return the path of a Chromium browser."""
     return CHROMIUM
 
 
 def plant(n_cells, n_genes, n_topics, depth, *, seed=0):
-    """Counts drawn from known topics: (Counts, θ, β)."""
+    """Draw counts from known topics: return (Counts, θ, β)."""
     generator = np.random.default_rng(seed)
     beta_KG = generator.dirichlet(np.full(n_genes, 0.1), n_topics)
     theta_NK = generator.dirichlet(np.full(n_topics, 0.1), n_cells)
@@ -213,25 +203,36 @@ def plant(n_cells, n_genes, n_topics, depth, *, seed=0):
 
 @pytest.fixture(scope="session")
 def planted():
-    """500 cells × 120 genes from 4 topics, 300 counts each."""
+    """Draw 500 cells × 120 genes from 4 topics, 300 counts per cell."""
     return plant(500, 120, 4, 300)
 
 
 @pytest.fixture(scope="session")
 def shallow():
-    """400 cells × 200 genes from 4 topics, 30 counts each: few enough for sparse arithmetic."""
+    """Draw 400 cells × 200 genes from 4 topics, 30 counts per cell: fitted as sparse counts."""
     return plant(400, 200, 4, 30)
 
 
 @pytest.fixture(scope="session")
 def fitted(planted):
-    """Three replicates on 400 of the planted cells, the others for validation."""
+    """Fit three replicates to 400 of the planted cells; validate on the other 100."""
     counts = planted[0]
     config = TrainConfig(n_replicates=3, epochs=15, progress=False)
     rows = np.arange(counts.n_cells)
     return train(
         counts[rows[:400]], counts[rows[400:]], ModelConfig(n_topics=4, n_hidden=16), config
     )
+
+
+@pytest.fixture
+def small():
+    """Return the settings of a training run of about a second on simulated cells."""
+    return [
+        *("data=simulated", "data.simulation.n_cells=120", "data.simulation.n_genes=60"),
+        *("data.simulation.n_topics=3", "model.n_topics=3", "model.n_hidden=8"),
+        *("train.epochs=3", "train.n_replicates=2", "train.progress=false"),
+        *("evaluate.n_coherence_genes=5", "report.pdf=false", "report.dpi=40"),
+    ]
 
 
 PRELOADED = [
@@ -258,43 +259,43 @@ PRELOADED = [
     "topicell.tracking.registry",
     "umap",
 ]
-"""What commands import, and what takes them seconds."""
+"""Modules that commands import, which takes seconds."""
 
 
 class Started:
-    """A process that was started, in a session of its own and thus in a group of its own.
+    """A started process, which has a session of its own and thus a process group of its own.
 
-    Of ``subprocess.Popen`` it has ``pid``, ``returncode`` (None while nobody has seen it end; the
-    negative number of the signal that killed it), ``poll``, ``wait``, ``send_signal``,
-    ``terminate`` and ``kill``. ``stdout`` and ``stderr`` are the text that it has written so far;
-    with ``piped``, ``stdout`` is a file to read lines from, and ``stdin`` one to write them to.
+    Like ``subprocess.Popen`` it has ``pid``, ``returncode`` (None until `poll` or `wait` saw it
+    end; the negative number of the signal that killed it), ``poll``, ``wait``, ``send_signal``,
+    ``terminate`` and ``kill``. ``stdout`` and ``stderr`` are its output so far, as text; with
+    ``piped``, ``stdout`` is a file to read from and ``stdin`` a file to write to.
     """
 
-    def __init__(self, process, command, said, pipes):
-        self._process, self._said = process, said
+    def __init__(self, process, command, outputs, pipes):
+        self._process, self._outputs = process, outputs
         self.args = command
-        self.err_path = said[1]
-        """What its standard error, and that of its children, is written to."""
+        self.err_path = outputs[1]
+        """The file that receives the standard error of the process and its children."""
         self.pid = process.pid
         self.returncode = None
         self.stdin, self._stdout = pipes or (None, None)
 
     @property
     def stdout(self):
-        return self._said[0].read_text() if self._stdout is None else self._stdout
+        return self._outputs[0].read_text() if self._stdout is None else self._stdout
 
     @property
     def stderr(self):
-        return self._said[1].read_text()
+        return self._outputs[1].read_text()
 
     def poll(self):
-        """The exit code, or None while it runs."""
+        """Return the exit code, or None while the process runs."""
         if self.returncode is None:
             self.returncode = self._process.exitcode
         return self.returncode
 
     def wait(self, timeout=None):
-        """The exit code, once it has ended."""
+        """Wait until the process ends; return its exit code."""
         if self.returncode is None:
             self._process.join(timeout)
         if self.poll() is None:
@@ -302,7 +303,7 @@ class Started:
         return self.returncode
 
     def send_signal(self, number):
-        """Send a signal to the process alone; ``os.killpg(started.pid, …)`` reaches its group."""
+        """Send a signal to the process only; ``os.killpg(started.pid, …)`` reaches its group."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -313,8 +314,8 @@ class Started:
         self.send_signal(signal.SIGKILL)
 
     def end(self):
-        """Leave nothing of its group behind."""
-        # While one of the group lives, nobody else has its number.
+        """Kill the whole process group."""
+        # The number of the group is not reused while a process of the group lives.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait(60)
@@ -326,16 +327,16 @@ class Started:
 
 @pytest.fixture(scope="session")
 def start_process(tmp_path_factory, empty_store):
-    """Starts processes that have nothing to import any more: they are forked from one that has.
+    """Return a function that starts processes without the seconds that imports take.
 
-    What it gives is called as ``started`` is, in fixtures of any scope; what it starts has to be
-    ended with ``end()``. The process that is forked from has no thread and computes nothing, and
-    nothing that befalls its children harms it.
+    They are forked from a process that has imported everything, has no thread, and computes
+    nothing. The function takes the arguments of `started`, and serves fixtures of any scope; the
+    caller must call ``end()`` of what it returns.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    folder = tmp_path_factory.mktemp("said")
-    # Libraries read these when they are imported; OpenBLAS and Arrow would begin threads.
+    folder = tmp_path_factory.mktemp("outputs")
+    # Libraries read these when they are imported; OpenBLAS and Arrow would start threads.
     settings = {
         "OMP_NUM_THREADS": "1",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
@@ -348,50 +349,57 @@ def start_process(tmp_path_factory, empty_store):
         first.start()
     n_started = 0
 
-    def start(*arguments, cwd=None, env=None, program=None, piped=False, **settings):
+    def start(
+        *arguments,
+        cwd=None,
+        env=None,
+        program=None,
+        piped=False,
+        quick_workers=False,
+        copied_store=True,
+        draft=False,
+    ):
         nonlocal n_started
         n_started += 1
-        said = [folder / f"{n_started}.{stream}" for stream in ("out", "err")]
-        streams, pipes = [os.devnull, *map(str, said)], None
+        outputs = [folder / f"{n_started}.{stream}" for stream in ("out", "err")]
+        streams, pipes = [os.devnull, *map(str, outputs)], None
         if piped:
-            there_in, here_in = context.Pipe(duplex=False)
-            here_out, there_out = context.Pipe(duplex=False)
-            streams[:2] = there_in, there_out
+            child_in, our_in = context.Pipe(duplex=False)
+            our_out, child_out = context.Pipe(duplex=False)
+            streams[:2] = child_in, child_out
             pipes = [
                 os.fdopen(os.dup(end.fileno()), mode, encoding="utf-8")
-                for end, mode in ((here_in, "w"), (here_out, "r"))
+                for end, mode in ((our_in, "w"), (our_out, "r"))
             ]
-            here_in.close()
-            here_out.close()
-        for path in said:
+            our_in.close()
+            our_out.close()
+        for path in outputs:
             path.touch()
-        ready, there = context.Pipe(duplex=False)
+        ready, child_ready = context.Pipe(duplex=False)
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-        given = {
-            "program": program,
-            "arguments": [str(argument) for argument in arguments],
-            "folder": str(cwd or Path.cwd()),
-            "environment": {k: v for k, v in environment.items() if v is not None},
-            "streams": streams,
-            "ready": there,
-            "quick_workers": settings.pop("quick_workers", False),
-            "empty_store": str(empty_store) if settings.pop("copied_store", True) else None,
-            "draft": settings.pop("draft", False),
-        }
-        assert not settings
+        arguments = [str(argument) for argument in arguments]
         process = context.Process(
-            target=runpy.run_path, args=(str(CHILD), {"given": given}, "child")
+            target=child.live,
+            args=(program, arguments, str(cwd or Path.cwd())),
+            kwargs={
+                "environment": {k: v for k, v in environment.items() if v is not None},
+                "streams": streams,
+                "ready": child_ready,
+                "quick_workers": quick_workers,
+                "empty_store": str(empty_store) if copied_store else None,
+                "draft": draft,
+            },
         )
         process.start()
-        there.close()
+        child_ready.close()
         if piped:
-            there_in.close()
-            there_out.close()
-        # Closed when it has its session, its signals and its streams, or has been killed.
+            child_in.close()
+            child_out.close()
+        # The child closes it when its session, signals and streams are set up, or it was killed.
         with contextlib.suppress(EOFError):
             ready.recv()
         ready.close()
-        return Started(process, given["arguments"], said, pipes)
+        return Started(process, arguments, outputs, pipes)
 
     yield start
     first.join()
@@ -399,47 +407,47 @@ def start_process(tmp_path_factory, empty_store):
 
 @pytest.fixture
 def started(start_process):
-    """Starts ``topicell ARGUMENTS`` within tens of milliseconds, and ends it after the test.
+    """Return a function that starts ``topicell ARGUMENTS``, and end its processes after the test.
 
-    ``started(*arguments, …)`` gives a `Started`; settings, all of them keywords:
+    It takes tens of milliseconds and returns a `Started`. Its keywords:
 
     cwd
-        Its current folder; that of the test if it is None.
+        The current folder of the process; that of the test by default.
     env
-        Added to the environment of the test; a value of None takes a variable away.
+        Variables added to the environment of the test; the value None removes a variable.
     program
-        Python code to run instead, as of ``python -c program *arguments``.
+        Python code to run instead, like ``python -c program *arguments``.
     piped
-        Connect its standard input and output by pipes, as ``Popen(stdin=PIPE, stdout=PIPE)`` does.
+        Connect standard input and output by pipes, like ``Popen(stdin=PIPE, stdout=PIPE)``.
     quick_workers
-        Its own processes of ``multiprocessing``, as the workers of a sweep, import nothing either.
-        They are its children, and have its standard error.
+        Fork the processes that it starts by ``multiprocessing``, the workers of a sweep, as well.
+        They are its children, and write to its standard error.
     copied_store
-        Begin a new SQLite store as a copy of an empty one: the default.
+        Create a new SQLite store as a copy of an empty one.
     draft
         Draw the page of a sweep or grid with few dots and without PDFs.
 
-    It stands in a session of its own, with the signals of a new interpreter: Ctrl-C is
-    ``os.killpg(one.pid, signal.SIGINT)``. When the call returns it can be signalled and killed.
-    Two things are not as of a new interpreter: ``/proc/PID/environ`` and ``/proc/PID/cmdline``
-    are those of the process that it was forked from, and the seed of hashes is common to all.
+    The process has a session of its own and the signals of a new interpreter: Ctrl-C is
+    ``os.killpg(process.pid, signal.SIGINT)``, from the moment that the call returns. It differs
+    from a new interpreter in two points: ``/proc/PID/environ`` and ``/proc/PID/cmdline`` are those
+    of the process that it was forked from, and all have the same seed of hashes.
     """
-    found = []
+    processes = []
 
     def start(*arguments, **settings):
-        found.append(start_process(*arguments, **settings))
-        return found[-1]
+        processes.append(start_process(*arguments, **settings))
+        return processes[-1]
 
     try:
         yield start
     finally:
-        for one in found:
-            one.end()
+        for process in processes:
+            process.end()
 
 
 @pytest.fixture(scope="session")
 def topicell(start_process):
-    """Runs the command line in a process of its own, as a user does."""
+    """Return a function that runs the command line in a process of its own, like a user."""
 
     def command(*arguments, timeout=600, **settings):
         process = start_process(*arguments, **settings)
@@ -456,7 +464,10 @@ def topicell(start_process):
 
 @pytest.fixture
 def run_here(capsys):
-    """Runs a command in this process: (exit code, standard output, standard error)."""
+    """Return a function that runs a command in this process.
+
+    It returns the exit code, standard output and standard error.
+    """
 
     def run(*arguments: object) -> tuple[int, str, str]:
         hook = sys.unraisablehook

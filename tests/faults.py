@@ -1,4 +1,4 @@
-"""A real MLflow server, and a proxy before it that misbehaves on demand."""
+"""An MLflow server, and a proxy in front of it that simulates faults."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ FAULTS = {
     "500 later": 12,
     "slow later": 7,
 }
-"""Faults of a server, and after how many requests they begin."""
+"""The faults of a server, and the number of requests before each begins."""
 
 
 def free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return int(unused.getsockname()[1])
@@ -38,18 +39,18 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[int]:
-    """A tracking server on a store in a folder; its port."""
+    """Serve a store in a folder; yield the port of the tracking server."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    quiet = {
+    light = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
+            command, stdout=log, stderr=log, env=os.environ | light, start_new_session=True
         )
     try:
         end = time.monotonic() + 600
@@ -68,18 +69,18 @@ def mlflow_server(folder: Path) -> Iterator[int]:
 
 
 class Proxy:
-    """Hands requests on to a server, or does worse.
+    """Forward requests to a server until a fault begins.
 
     Parameters
     ----------
     port
-        Of the server.
+        The port of the server.
     fault
-        ``refused`` (nobody listens), ``hanging`` (never answers), ``slow`` (5 s an answer),
-        ``500``, ``vanishing`` (nobody listens any more), ``deaf`` (does what it is asked, and its
-        answers are lost), or empty.
+        ``refused`` (nothing listens), ``hanging`` (never answers), ``slow`` (answers after 5 s),
+        ``500`` (answers with an error), ``vanishing`` (stops listening), ``deaf`` (forwards the
+        request but loses the answer), or empty.
     after
-        Requests that are handed on before the fault begins.
+        Number of requests that are forwarded before the fault begins.
     """
 
     SLOW_SECONDS = 5.0
@@ -103,7 +104,7 @@ class Proxy:
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
-        self._server = _Quiet(("127.0.0.1", free_port()), Handler)
+        self._server = _Server(("127.0.0.1", free_port()), Handler)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -136,7 +137,7 @@ class Proxy:
             self.n_requests += 1
             faulty = self.n_requests > self.after
         if faulty and self.fault == "hanging":
-            # Until the other side has lost its patience.
+            # Until the client gives up.
             request.connection.settimeout(60)
             with contextlib.suppress(OSError):
                 request.rfile.read(1)
@@ -164,9 +165,9 @@ class Proxy:
         _reply(request, response.status, content, kind)
 
 
-class _Quiet(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Those who lost their patience have hung up."""
+        """Ignore clients that closed the connection."""
 
 
 def _reply(

@@ -1,11 +1,11 @@
-"""Broken files and settings: refused in one line, with code 2, before anything is recorded."""
+"""Bad files and settings are refused in one line, with code 2, before anything is written."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,31 +26,22 @@ from topicell.errors import InputError
 SECONDS = 600
 RECORDS = ("config.yaml", "metrics.jsonl", "model", "adata.h5ad", "scores.csv", "report.html")
 SMALL = [
-    "model.n_topics=2",
-    "model.n_hidden=4",
-    "train.epochs=1",
-    "train.n_replicates=1",
-    "train.progress=false",
-    "preprocess=all_genes",
-    "preprocess.cache=false",
-    "evaluate.n_samples=2",
-    "evaluate.n_elbo_samples=1",
-    "evaluate.n_gap_cells=0",
-    "evaluate.differential_expression=false",
-    "tracking=off",
-    "report=off",
+    *("model.n_topics=2", "model.n_hidden=4", "train.epochs=1", "train.n_replicates=1"),
+    *("train.progress=false", "preprocess=all_genes", "preprocess.cache=false"),
+    *("evaluate.n_samples=2", "evaluate.n_elbo_samples=1", "evaluate.n_gap_cells=0"),
+    *("evaluate.differential_expression=false", "tracking=off", "report=off"),
 ]
 SIMULATED = ["data=simulated", "data.simulation.n_cells=40", "data.simulation.n_genes=20"]
 
 
 @pytest.fixture(autouse=True)
-def _in_time():
-    """What hangs is interrupted, and fails."""
+def _deadline():
+    """Interrupt a test that hangs, for example while it opens a pipe."""
 
-    def late(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise TimeoutError(f"no answer within {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(SECONDS)
     yield
     signal.alarm(0)
@@ -58,29 +49,30 @@ def _in_time():
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
+    """Return the paths under a folder and the bytes of the files."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def records() -> set[Path]:
-    """What says of the folders here that they are of runs."""
+    """Return the files under the current folder that only runs write."""
     return {path for path in Path().rglob("*") if path.name in RECORDS}
 
 
 def refused(run_here, arguments: list[str], *words: str) -> str:
-    """Check that a command refuses its input in one line, and leaves nothing of a run."""
+    """Check that a command refuses its input in one line and writes no part of a run."""
     before = records()
     with warnings.catch_warnings():
-        warnings.simplefilter("default")  # Words to the user are no failure here.
+        warnings.simplefilter("default")  # Warnings for the user are allowed here.
         code, out, err = run_here(*arguments)
-    said = [line for line in err.splitlines() if not line.startswith("warning: ")]
-    assert (code, len(said)) == (2, 1), err
-    assert said[0].startswith("topicell: ")
+    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert (code, len(lines)) == (2, 1), err
+    assert lines[0].startswith("topicell: ")
     assert "Traceback" not in err
     for word in words:
-        assert word in said[0], said[0]
+        assert word in lines[0], lines[0]
     assert not out
     assert records() == before
-    return said[0]
+    return lines[0]
 
 
 # Files
@@ -103,12 +95,12 @@ def h5ad(
     name: str = "cells.h5ad",
     **columns: Any,
 ) -> Path:
-    """Write an h5ad whose X is whatever is given, however wrong."""
+    """Write an h5ad with any X, valid or not."""
     x = x_of() if x is None else x
     n_cells, n_genes = x.shape[:2] if x.ndim > 1 else (len(x), 1)
     cells, genes = cells or names("c", n_cells), genes or names("g", n_genes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that repeat
+        warnings.simplefilter("ignore")  # anndata warns of repeated names
         adata = AnnData(obs=pd.DataFrame(columns, index=cells), var=pd.DataFrame(index=genes))
         adata.write_h5ad(folder / name)
     with h5py.File(folder / name, "a") as file:
@@ -129,7 +121,7 @@ def compressed(
     shape: tuple[int, int] = (12, 7),
     form: str = "csr",
 ) -> Path:
-    """Write an h5ad with the parts of a compressed matrix as they are given."""
+    """Write an h5ad with the parts of a compressed matrix, valid or not."""
     path = h5ad(folder, sp.csr_matrix((12, 7), dtype=np.float32))
     with h5py.File(path, "a") as file:
         del file["X"]
@@ -160,16 +152,6 @@ def noise(n: int = 5000) -> bytes:
 def truncated(folder: Path) -> Path:
     path = h5ad(folder)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return path
-
-
-def encrypted_zip(folder: Path) -> Path:
-    path = folder / "cells.h5ad"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("cells.csv", noise())
-    content = bytearray(path.read_bytes())
-    content[6] |= 1  # The flag that says that it takes a password.
-    path.write_bytes(content)
     return path
 
 
@@ -204,7 +186,7 @@ def pickled(folder: Path) -> Path:
 def zarr_folder(folder: Path) -> Path:
     path = folder / "cells.zarr"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # anndata's and zarr's own, about their formats
+        warnings.simplefilter("ignore")  # anndata and zarr warn of their formats
         adata = AnnData(sp.csr_matrix(x_of()))
         adata.write_zarr(path)
     return path
@@ -294,6 +276,14 @@ def csv(folder: Path, text: str, name: str = "cells.csv") -> Path:
     return some_bytes(folder, name, text.encode())
 
 
+def log_normalised(folder: Path) -> Path:
+    path = h5ad(folder, np.log1p(1e4 * x_of() / 7))
+    adata = anndata.read_h5ad(path)
+    adata.layers["umi"] = x_of()
+    adata.write_h5ad(path)
+    return path
+
+
 def damaged_layer(folder: Path) -> Path:
     path = h5ad(folder)
     adata = anndata.read_h5ad(path)
@@ -304,17 +294,15 @@ def damaged_layer(folder: Path) -> Path:
     return path
 
 
-PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + noise(300)
 RECORD = np.zeros((12, 7), dtype=[("a", "i4"), ("b", "f4")])
-TIMES_2 = np.arange(0, 25, 2)  # 12 rows of two values each
+EVERY_2 = np.arange(0, 25, 2)  # 12 rows of two values
 
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "truncated h5ad": (truncated, "copy or download it again"),
-    "empty h5ad": (lambda f: some_bytes(f, "a.h5ad", b""), "name of an HDF5 file"),
-    "empty csv": (lambda f: some_bytes(f, "a.csv", b""), "a.csv: cannot be read as csv"),
+    "empty h5ad": (lambda f: some_bytes(f, "a.h5ad", b""), "is an empty file"),
+    "empty csv": (lambda f: some_bytes(f, "a.csv", b""), "a.csv: is an empty file"),
     "empty csv.gz": (lambda f: some_bytes(f, "a.csv.gz", b""), "a.csv.gz: "),
     "random bytes .h5ad": (lambda f: some_bytes(f, "a.h5ad", noise()), "name of an HDF5 file"),
-    "random bytes .h5": (lambda f: some_bytes(f, "a.h5", noise()), "name of an HDF5 file"),
     "random bytes .zarr": (lambda f: some_bytes(f, "a.zarr", noise()), "supported: .*h5ad"),
     "random bytes .csv": (lambda f: some_bytes(f, "a.csv", noise()), "cannot be read as csv"),
     "random bytes .tsv.gz": (lambda f: some_bytes(f, "a.tsv.gz", noise()), "a.tsv.gz: "),
@@ -322,8 +310,6 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: some_bytes(f, "a.h5ad", b"\x89HDF\r\n\x1a\n" + noise()),
         "cannot be read as",
     ),
-    "encrypted zip": (encrypted_zip, "name of an HDF5 file"),
-    "png as csv": (lambda f: some_bytes(f, "a.csv", PNG), "cannot be read as csv"),
     "h5 of another kind": (other_hdf5, "weights.h5: "),
     "h5ad without X": (lambda f: without(f, "X"), "X is empty"),
     "h5ad without obs": (lambda f: without(f, "obs"), "has no obs, which names the cells"),
@@ -342,6 +328,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "NaN, sparse": (lambda f: h5ad(f, sp.csr_matrix(one_value(np.nan))), "row 3, gene g4"),
     "inf": (lambda f: h5ad(f, one_value(np.inf)), "infinite (first: inf in row 3, gene g4)"),
     "negative": (lambda f: h5ad(f, one_value(-1)), "negative (first: -1 in row 3, gene g4)"),
+    "log-normalised": (log_normalised, "layer 'umi'"),
     "not whole": (lambda f: h5ad(f, one_value(0.5)), "not whole (first: 0.5 in row 3"),
     "beyond single precision": (
         lambda f: h5ad(f, one_value(2**24 + 1, np.int64)),
@@ -359,15 +346,11 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "structured": (lambda f: h5ad(f, RECORD), "not numbers"),
     "3-D array": (lambda f: h5ad(f, np.ones((12, 7, 2), np.float32)), "2-dimensional, not 3"),
     "1-D array": (lambda f: h5ad(f, np.ones(12, np.float32)), "2-dimensional, not 1"),
-    "columns out of bounds": (
-        lambda f: compressed(f, np.ones(24), [0, 9] * 12, TIMES_2),
-        "X is damaged",
-    ),
     "columns far out of bounds": (
-        lambda f: compressed(f, np.ones(24), [0, 2**30] * 12, TIMES_2),
+        lambda f: compressed(f, np.ones(24), [0, 2**30] * 12, EVERY_2),
         "X is damaged",
     ),
-    "negative columns": (lambda f: compressed(f, np.ones(24), [0, -1] * 12, TIMES_2), "damaged"),
+    "negative columns": (lambda f: compressed(f, np.ones(24), [0, -1] * 12, EVERY_2), "damaged"),
     "rows out of bounds in csc": (
         lambda f: compressed(f, np.ones(14), [0, 99] * 7, range(0, 15, 2), form="csc"),
         "X is damaged",
@@ -381,7 +364,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         "X is damaged",
     ),
     "indices of fractions": (
-        lambda f: compressed(f, np.ones(24), [0.5, 1] * 12, TIMES_2),
+        lambda f: compressed(f, np.ones(24), [0.5, 1] * 12, EVERY_2),
         "X is damaged",
     ),
     "indptr beyond the data": (
@@ -389,14 +372,10 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         "X is damaged",
     ),
     "indptr too short": (lambda f: compressed(f, np.ones(4), [0, 1] * 2, [0, 2, 4]), "cells.h5ad"),
-    "fewer indices than data": (lambda f: compressed(f, np.ones(24), [0, 1], TIMES_2), "damaged"),
+    "fewer indices than data": (lambda f: compressed(f, np.ones(24), [0, 1], EVERY_2), "damaged"),
     "damaged layer beside the counts": (damaged_layer, "layers['spliced'] is damaged"),
     "huge shape, sparse": (
-        lambda f: compressed(f, np.ones(24), [0, 1] * 12, TIMES_2, (10**12, 10**12)),
-        "cells.h5ad: ",
-    ),
-    "huge columns, sparse": (
-        lambda f: compressed(f, np.ones(24), [0, 1] * 12, TIMES_2, (12, 10**12)),
+        lambda f: compressed(f, np.ones(24), [0, 1] * 12, EVERY_2, (10**12, 10**12)),
         "cells.h5ad: ",
     ),
     "huge shape, dense, in chunks": (
@@ -481,27 +460,23 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 TO_TRAIN = ("everything zero", "one cell", "one gene")
-"""Cases that can be read, and not be fitted."""
+"""Cases that can be read but not fitted."""
 
 
 @pytest.mark.parametrize("case", [case for case in FILES if case not in TO_TRAIN])
-def test_a_broken_file_is_refused_and_left_as_it_is(case, tmp_path, run_here):
-    # By the command that reads its input before all else: `train` composes its settings first,
-    # which takes ten times as long.
+def test_a_bad_file_is_refused_and_not_changed(case, tmp_path, run_here):
+    # `transform` reads its input first; `train` first composes its settings, which takes longer.
     make, words = FILES[case]
     path = make(tmp_path)
     before = contents(tmp_path)
-    said = refused(run_here, ["transform", "run=x", f"input={path}", "output=out.h5ad"], words)
-    assert path.name in said
+    line = refused(run_here, ["transform", "run=x", f"input={path}", "output=out.h5ad"], words)
+    assert path.name in line
     assert contents(tmp_path) == before
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize(
-    "case",
-    [*TO_TRAIN, "truncated h5ad", "NaN", "columns far out of bounds", "a pipe", "a folder"],
-)
-def test_training_refuses_a_broken_file_and_leaves_no_run(case, tmp_path, run_here):
+@pytest.mark.parametrize("case", [*TO_TRAIN, "NaN", "a pipe"])
+def test_train_refuses_a_bad_file_and_leaves_no_run(case, tmp_path, run_here):
     make, words = FILES[case]
     path = make(tmp_path)
     before = contents(tmp_path)
@@ -510,35 +485,28 @@ def test_training_refuses_a_broken_file_and_leaves_no_run(case, tmp_path, run_he
 
 
 @pytest.mark.parametrize("name", ["a" * 5000 + ".h5ad", "file/cells.h5ad", "cells\0.h5ad"])
-def test_a_path_that_cannot_be_is_refused(name, tmp_path):
+def test_an_impossible_path_is_refused(name, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="check the path"):
         read(tmp_path / name)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read what it likes")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_read_permission_is_refused(tmp_path):
     h5ad(tmp_path).chmod(0)
     with pytest.raises(InputError, match="change its permissions"):
         read(tmp_path / "cells.h5ad")
 
 
-# What is odd and right
-
-
-def unsorted(x: sp.csr_matrix) -> sp.csr_matrix:
-    turned = x.copy()
-    for start, end in zip(x.indptr, x.indptr[1:], strict=False):
-        turned.indices[start:end] = x.indices[start:end][::-1]
-        turned.data[start:end] = x.data[start:end][::-1]
-    return turned
+# Unusual files that are valid
 
 
 def test_unsorted_indices_are_read_as_sorted_ones(tmp_path):
     x = sp.csr_matrix(x_of())
-    turned = unsorted(x)
-    assert not turned.has_sorted_indices
-    path = compressed(tmp_path, turned.data, turned.indices, turned.indptr)
+    for start, end in itertools.pairwise(x.indptr):
+        x.indices[start:end] = x.indices[start:end][::-1].copy()
+        x.data[start:end] = x.data[start:end][::-1].copy()
+    path = compressed(tmp_path, x.data, x.indices, x.indptr)
     assert (read(path).X.toarray() == x_of()).all()
     assert (read(path, backed=True).X.toarray() == x_of()).all()
 
@@ -554,7 +522,7 @@ def test_indices_may_be_of_any_integer_type(dtype, form, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i8", "f4", "f8"])
 @pytest.mark.parametrize("backed", [False, True])
-def test_values_of_one_cell_and_gene_are_added_with_a_word(dtype, backed, tmp_path):
+def test_repeated_entries_are_added_with_a_warning(dtype, backed, tmp_path):
     data = np.array([100, 100, 100, 1], dtype=dtype)
     path = compressed(tmp_path, data, [2, 2, 2, 3], [0, 4] + [4] * 11)
     with pytest.warns(UserWarning, match=r"X holds 2 values for a cell and gene that have one"):
@@ -562,7 +530,7 @@ def test_values_of_one_cell_and_gene_are_added_with_a_word(dtype, backed, tmp_pa
     assert adata.X.toarray()[0].tolist() == [0, 0, 300, 1, 0, 0, 0]
 
 
-def test_repeated_lines_of_an_mtx_file_are_added_with_a_word(tmp_path):
+def test_repeated_lines_of_an_mtx_file_are_added_with_a_warning(tmp_path):
     path = mtx(tmp_path, "7 12 3")
     text = (path / "matrix.mtx").read_text()
     head = text[: text.index("7 12 3")]
@@ -587,7 +555,7 @@ def test_a_negative_zero_is_zero(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "i2", "u8", "f2", "f8", ">i4", ">f4"])
-def test_every_type_of_number_is_read(dtype, tmp_path):
+def test_counts_may_be_of_any_number_type(dtype, tmp_path):
     x = np.minimum(x_of(), 1).astype(dtype)
     assert (read(h5ad(tmp_path, x)).X.toarray() == x).all()
 
@@ -595,7 +563,7 @@ def test_every_type_of_number_is_read(dtype, tmp_path):
 NAMES = ["é", "日本", "🧬", "a b", "new\nline", "-1", "NA"]
 
 
-def odd(folder: Path) -> Path:
+def unusual(folder: Path) -> Path:
     x = x_of(12, 9)
     x[:, 2] = 0
     x[4] = 0
@@ -604,21 +572,23 @@ def odd(folder: Path) -> Path:
     return h5ad(folder, x, cells=cells, genes=[*NAMES, "g", "g"], kind=kind)
 
 
-def test_odd_data_are_fitted_and_kept(tmp_path, run_here):
-    """Letters of any script, repeated names, zero cells and genes, labels that are missing."""
-    path = odd(tmp_path)
+def test_unusual_cells_are_fitted_and_stored(tmp_path, run_here):
+    """Any script, repeated names, empty cells and genes, missing labels."""
+    path = unusual(tmp_path)
     settings = ["hydra.run.dir=here", "data.label_key=kind", *SMALL]
+    settings += ["preprocess.n_variable_genes=100"]
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         code, _, err = run_here("train", "data=file", f"data.path='{path}'", *settings)
     assert code == 0, err
     assert "1 gene names repeat an earlier one" in err
     assert "1 of 12 cells have fewer counts" in err
+    assert "only 8 genes passed the filters" in err
     kept = anndata.read_h5ad("here/adata.h5ad")
     assert set(kept.var_names) == {*NAMES, "g", "g-1"} - {NAMES[2]}
     table = pd.read_csv("here/topics/gene_topics.csv", index_col=0, keep_default_na=False)
     assert set(table.index.astype(str)) == set(kept.var_names)
-    # Nothing is written over: neither the cells nor the run that is there.
+    # A second run overwrites neither the cells nor the first run.
     before = contents(tmp_path) | contents(Path("here"))
     with warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -636,17 +606,16 @@ def labelled(folder: Path) -> Path:
     return h5ad(folder, x_of() + 1, batch=batch, depth=np.arange(12) / 7, none=[np.nan] * 12)
 
 
-LONG = "9" * 400
-HUGE = str(10**30)
-
 SETTINGS: dict[str, tuple[list[str], str]] = {
-    "an unknown setting": (["modle.n_topics=3"], "'modle.n_topics' is not a setting"),
+    "an unknown setting": (["model.n_topix=3"], "did you mean 'model.n_topics'"),
     "an unknown group": (["optimizer=adam"], "optimizer"),
+    "a misspelled group": (["preproces=no_ribosomal"], "did you mean 'preprocess'"),
     "an unknown choice of a group": (["preprocess=all_gnes"], "preprocess/all_gnes"),
     "an unknown experiment": (["experiment=tutoral"], "experiment/tutoral"),
-    "an added unknown setting": (["+model.n_heads=3"], "'model.n_heads' is not a setting"),
+    "an added unknown setting": (["+train.lerning_rate=3"], "did you mean 'train.learning_rate'"),
     "a deleted setting": (["~train.epochs"], "train.epochs"),
     "no equals sign": (["seed"], "NAME=VALUE"),
+    "a file without a name": (["basic.h5ad"], "data=file data.path=FILE"),
     "no value": (["seed="], "seed"),
     "a group for a value": (["model.n_topics={a:1}"], "model.n_topics"),
     "a value for a group": (["train=fast"], "train/fast"),
@@ -654,37 +623,19 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "a value for a list": (["preprocess.drop_genes=[a],[b]"], "preprocess.drop_genes"),
     "unbalanced brackets": (["preprocess.drop_genes=[a"], "'[a'"),
     "an interpolation to nowhere": (["seed=${nowhere}"], "nowhere"),
-    "a seed below": (["seed=-1"], "seed = -1: must be between"),
-    "a seed above": (["seed=4294967296"], "seed = 4294967296"),
-    "a seed of the simulation": (
-        [*SIMULATED, "data.simulation.seed=-1"],
-        "data.simulation.seed = -1: must be between",
+    "more topics than cells": (
+        [*SIMULATED, "model.n_topics=39"],
+        "model.n_topics = 39: more topics than the 32 training cells",
     ),
-    "more topics than cells": ([*SIMULATED, "model.n_topics=39"], "model.n_topics = 39"),
-    "very many topics": ([*SIMULATED, f"model.n_topics={HUGE}"], "model.n_topics = 1000"),
-    "topics in words": (["model.n_topics=ten"], "model.n_topics"),
+    "topics in words": (["model.n_topics=ten"], "could not be converted to Integer"),
     "a learning rate of nan": (["train.learning_rate=nan"], "train.learning_rate = nan"),
-    "an infinite learning rate": (["train.learning_rate=inf"], "train.learning_rate = inf"),
     "a device": (["train.device=tpu"], "train.device"),
-    "a prior of nan": (["model.cell_topic_prior=nan"], "model.cell_topic_prior = nan"),
-    "a prior in words": (["model.topic_gene_prior=small"], "model.topic_gene_prior = 'small'"),
-    "a prior too many": (["model.cell_topic_prior=[1,2,3]"], "has 3 numbers for 2 topics"),
-    "a prior no machine holds": (["model.cell_topic_prior=1e300"], "model.cell_topic_prior"),
+    "a prior beyond single precision": (["model.cell_topic_prior=1e300"], "model.cell_topic_prior"),
     "a prior for no gene": (
         [*SIMULATED, "model.topic_gene_prior=[1,2]"],
         "model.topic_gene_prior has 2 numbers",
     ),
-    "checkpoints never": (["train.checkpoint_every=0"], "train.checkpoint_every = 0"),
-    "checkpoints before": (["train.checkpoint_every=-1"], "train.checkpoint_every = -1"),
     "checkpoints in minutes": (["train.checkpoint_every=1min"], "train.checkpoint_every"),
-    "checkpoints by halves": (["train.checkpoint_every=1.5"], "train.checkpoint_every"),
-    "checkpoints at no time": (["train.checkpoint_every=0s"], "train.checkpoint_every = '0s'"),
-    "checkpoints at nan": (["train.checkpoint_every=nan"], "train.checkpoint_every"),
-    "checkpoints in the far future": ([f"train.checkpoint_every={LONG}s"], "checkpoint_every"),
-    "checkpoints in a list": (["train.checkpoint_every=[1]"], "train.checkpoint_every"),
-    "shares that are too many": (["preprocess.split.train=0.9"], "train + valid + test"),
-    "a share of nan": (["preprocess.split.valid=nan"], "preprocess.split.valid = nan"),
-    "a share below": (["preprocess.split.test=-0.1"], "preprocess.split.test = -0.1"),
     "no cell to train on": (
         [
             *(*SIMULATED, "data.simulation.n_cells=2", "preprocess.split.train=0.01"),
@@ -692,7 +643,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         ],
         "preprocess.split.train = 0.01: no cell is left to train on",
     ),
-    "a pattern that is none": (
+    "a pattern that is no regular expression": (
         [*SIMULATED, "preprocess.drop_genes=['(']"],
         "preprocess.drop_genes: '(' is not a regular expression",
     ),
@@ -705,7 +656,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         ["data=simulated", "data.simulation.mean_counts=1e30"],
         "data.simulation.mean_counts = 1e+30",
     ),
-    "a simulation of wild sizes": (
+    "a simulation of extreme library sizes": (
         ["data=simulated", "data.simulation.counts_sd=1e30"],
         "data.simulation.counts_sd = 1e+30",
     ),
@@ -713,14 +664,12 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         [*SIMULATED, "data.simulation.cell_topic_prior=1e308"],
         "data.simulation.cell_topic_prior = 1e+308",
     ),
-    "a path without data=file": (["data.path=a.h5ad"], "only data=file reads a path"),
-    "data=file without a path": (["data=file"], "data=file needs data.path=FILE"),
     "an empty path": (["data=file", "data.path=''"], "data=file needs data.path=FILE"),
-    "an unknown set": (["data.name=pbmc9k"], "data.name = 'pbmc9k'"),
-    "a set that is backed": ([*SIMULATED, "data.backed=true"], "data.backed = True"),
+    "an unknown data set": (["data.name=pbmc9k"], "data.name = 'pbmc9k'"),
+    "a data set that is backed": ([*SIMULATED, "data.backed=true"], "data.backed = True"),
     "an unknown layer": ([*SIMULATED, "data.layer=spliced"], "layer 'spliced' does not exist"),
     "an unknown label": ([*SIMULATED, "data.label_key=kind"], "data.label_key = 'kind'"),
-    "labels that are measurements": (["<file>", "data.label_key=depth"], "cannot be labels"),
+    "labels that are numbers": (["<file>", "data.label_key=depth"], "cannot be labels"),
     "an unknown batch": ([*SIMULATED, "preprocess.batch_key=lane"], "preprocess.batch_key = 'lan"),
     "a batch of one cell": (
         ["<file>", "preprocess.n_variable_genes=3", "preprocess.batch_key=batch"],
@@ -738,7 +687,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         [*SIMULATED, "report.enabled=true", "report.gene_sets=none.gmt"],
         "none.gmt",
     ),
-    "a tracking server that is none": (
+    "an unsupported tracking address": (
         ["tracking.enabled=true", "tracking.uri=ftp://somewhere"],
         "tracking.uri",
     ),
@@ -747,8 +696,8 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "a run folder with a run": ([*SIMULATED, "hydra.run.dir=full"], "holds scores.csv already"),
     "a sweep's setting without a sweep": (["sweep.n_trials=3"], "this is not a sweep"),
     "a grid without -m": (["seed=1,2"], "seed"),
-    "a setting another library lacks": (["model=sklearn_nmf", "model.n_layers=2"], "has no such"),
-    "single precision halved for pyro": (
+    "a setting that a library lacks": (["model=sklearn_nmf", "model.n_layers=2"], "has no such"),
+    "half precision with pyro": (
         ["train.precision=bfloat16", "train.engine=pyro"],
         "train.precision",
     ),
@@ -756,7 +705,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_a_wrong_setting_is_refused_and_nothing_written_over(case, tmp_path, run_here):
+def test_a_bad_setting_is_refused_and_nothing_is_overwritten(case, tmp_path, run_here):
     arguments, words = SETTINGS[case]
     file = ["data=file", f"data.path='{labelled(tmp_path)}'"]
     arguments = [
@@ -771,11 +720,11 @@ def test_a_wrong_setting_is_refused_and_nothing_written_over(case, tmp_path, run
 
 
 OTHER_COMMANDS: dict[str, tuple[list[str], str]] = {
-    "transform to a file that is there": (
+    "transform to a file that exists": (
         ["transform", "run=x", "input=cells.h5ad", "output=taken.csv"],
         "output = 'taken.csv' exists",
     ),
-    "transform to nowhere": (
+    "transform to a folder that does not exist": (
         ["transform", "run=x", "input=cells.h5ad", "output=none/a.csv"],
         "there is no folder none",
     ),
@@ -784,9 +733,9 @@ OTHER_COMMANDS: dict[str, tuple[list[str], str]] = {
         "half.h5ad: ",
     ),
     "transform of a pipe": (["transform", "run=x", "input=pipe", "output=a.csv"], "pipe: is nei"),
-    "transform by no run": (
+    "transform without a store": (
         ["transform", "run=x", "input=cells.h5ad", "output=a.csv"],
-        "mlflow.db does not exist here",
+        "mlflow.db does not exist:",
     ),
     "transform with samples in words": (
         ["transform", "run=x", "input=cells.h5ad", "output=a.csv", "n_samples=many"],
@@ -812,19 +761,11 @@ OTHER_COMMANDS: dict[str, tuple[list[str], str]] = {
         ["evaluate", "theta=nan.csv", "beta=beta.csv", "data=cells.h5ad"],
         "theta=nan.csv: ",
     ),
-    "evaluate with a seed below": (
-        ["evaluate", "theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "seed=-1"],
-        "seed = -1",
-    ),
-    "evaluate with a floor of nan": (
-        ["evaluate", "theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "floor=nan"],
-        "floor = nan",
-    ),
 }
 
 
 @pytest.mark.parametrize("case", OTHER_COMMANDS)
-def test_other_commands_refuse_as_well(case, run_here):
+def test_other_commands_refuse_bad_input(case, run_here):
     arguments, words = OTHER_COMMANDS[case]
     here = Path()
     h5ad(here, x_of() + 1)

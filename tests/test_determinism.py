@@ -1,7 +1,7 @@
-"""The same seed gives the same bytes, whoever asks and whatever happened before.
+"""The same seed gives the same bytes.
 
-Two interpreters make the same runs: with other hashes of strings, other global random states, and
-one of them again with what it has in its cache.
+Two interpreters make the same runs, with different seeds of hashes and global random states; one of
+them makes a run again with the cells from its cache.
 """
 
 from __future__ import annotations
@@ -71,24 +71,17 @@ from topicell.config import SimulationConfig
 SIMULATED = SimulationConfig(n_cells=100, n_genes=50, n_topics=3)
 KINDS = json.loads(os.environ["KINDS"])
 RUNS = json.loads(os.environ["RUNS"])
-if __name__ == "__main__":  # and not in the workers of a sweep
+if __name__ == "__main__":  # not in the workers of a sweep
     for name in names:
         topicell("train", f"hydra.run.dir={name}", *RUNS[name])
     baselines()
     topicell("train", "-m", *RUNS["sweep"])
 """
 SMALL = [
-    "data=simulated",
-    "data.simulation.n_cells=150",
-    "data.simulation.n_genes=80",
-    "data.simulation.n_topics=3",
-    "model.n_hidden=16",
-    "train.epochs=5",
-    "train.n_replicates=2",
-    "train.progress=false",
-    "evaluate.n_samples=32",
-    "evaluate.n_coherence_genes=5",
-    "tracking=off",
+    *("data=simulated", "data.simulation.n_cells=150", "data.simulation.n_genes=80"),
+    *("data.simulation.n_topics=3", "model.n_hidden=16", "train.epochs=5"),
+    *("train.n_replicates=2", "train.progress=false", "evaluate.n_samples=32"),
+    *("evaluate.n_coherence_genes=5", "tracking=off"),
 ]
 RUN = [*SMALL, "model.n_topics=4"]
 REPORTED = [*RUN, "report.pdf=false", "report.dpi=30"]
@@ -112,13 +105,13 @@ KINDS = {
     "gensim_lda": "gensim",
     "tomotopy_lda": "tomotopy",
 }
-"""Models and their libraries. Without scvi-tools, whose import takes longer than all else here:
-`test_baselines` holds its seed within one interpreter."""
+"""Models and their libraries, without scvi-tools, which takes long to import:
+tests/model/test_external.py tests its seed within one interpreter."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The folders of both interpreters, and each run in the folder of its own."""
+    """Return the folders of both interpreters, and the folder of each run by its name."""
     folders = []
     for hash_seed, names in (("1", ("first", "other_seed")), ("2", (*SAME, "two_threads"))):
         folder = tmp_path_factory.mktemp("made")
@@ -147,7 +140,7 @@ def made(tmp_path_factory):
 
 
 def bytes_of(folder):
-    """The content of all tables, figures and weights of a run."""
+    """Return the content of all tables, figures and weights of a run."""
     places = ("cells/*.csv", "topics/*.csv", "figures/*.png", "model/*.safetensors", "scores.csv")
     found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -169,7 +162,7 @@ def test_a_run_gives_the_same_bytes_again(made, other):
 
 
 def exact(values):
-    """The bytes of a matrix, sparse or not."""
+    """Return the bytes of a matrix, sparse or dense."""
     return (values.toarray() if hasattr(values, "toarray") else np.asarray(values)).tobytes()
 
 
@@ -189,7 +182,7 @@ def test_cells_and_their_maps_are_the_same(made):
 
 
 @pytest.mark.slow
-def test_another_seed_gives_something_else(made):
+def test_another_seed_gives_other_bytes(made):
     first, other = bytes_of(made.runs["first"]), bytes_of(made.runs["other_seed"])
     for name in ("cells/cell_topics.csv", "topics/gene_topics.csv", "scores.csv"):
         assert first[name] != other[name]
@@ -201,7 +194,7 @@ def test_another_seed_gives_something_else(made):
 
 
 @pytest.mark.slow
-def test_more_threads_change_the_last_digits_alone(made):
+def test_more_threads_change_only_the_last_digits(made):
     for table in ("cells/cell_topics.csv", "topics/gene_topics.csv"):
         one, two = (
             pd.read_csv(made.runs[name] / table, index_col=0) for name in ("first", "two_threads")
@@ -228,7 +221,7 @@ def test_other_models_give_the_same_bytes_again(made, kind):
 
 
 @pytest.mark.slow
-def test_a_sweep_proposes_measures_and_chooses_the_same_again(made):
+def test_a_sweep_has_the_same_trials_and_values_again(made):
     sweeps = []
     for folder in made.folders:
         (path,) = folder.glob("sweeps/*/sweep.json")
@@ -246,7 +239,7 @@ def test_a_sweep_proposes_measures_and_chooses_the_same_again(made):
 
 
 def proposals(sampler, seed, name):
-    """What a study asks for, told an objective of its own."""
+    """Return the settings of eight trials of a study with a simple objective."""
     settings = SweepConfig(
         study=name, storage=f"sqlite:///{name}.db", sampler=sampler, n_trials=8, pruner="none"
     )
@@ -269,14 +262,14 @@ def proposals(sampler, seed, name):
 
 
 @pytest.mark.parametrize("sampler", [s for s in Sampler if s is not Sampler.grid])
-def test_a_study_asks_for_the_same_again(sampler):
+def test_a_study_proposes_the_same_again(sampler):
     first = proposals(sampler, 3, "first")
     assert proposals(sampler, 3, "again") == first
     assert proposals(sampler, 4, "other") != first
 
 
 def states():
-    """Every global random state, and what else a fit could leave changed."""
+    """Return every global state that a fit could change."""
     return {
         "random": random.getstate(),
         "numpy": [np.asarray(part).tolist() for part in np.random.get_state()],  # noqa: NPY002
@@ -290,7 +283,7 @@ def states():
 
 
 def fitted_to(adata, seed):
-    """All that is drawn at random by a fit and what is read off it, as bytes; and its θ."""
+    """Return θ of a fit, and everything that depends on random numbers, as bytes."""
     fit = package.fit(adata, n_topics=3, n_replicates=2, epochs=3, seed=seed, progress=False)
     theta = fit.cell_topics(adata, seed=seed)
     return theta, {
@@ -303,7 +296,7 @@ def fitted_to(adata, seed):
 
 
 def mapped(adata, theta, seed):
-    """The maps and clusters of a report, as bytes."""
+    """Return the maps and clusters of a report, as bytes."""
     adata = adata.copy()
     adata.X = np.log1p(adata.layers["counts"].toarray())
     adata.obsm["X_lda"] = theta
@@ -315,7 +308,7 @@ def mapped(adata, theta, seed):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_global_random_states_are_neither_read_nor_moved():
+def test_global_random_states_are_neither_read_nor_changed():
     simulation = SimulationConfig(n_cells=120, n_genes=50, n_topics=3)
     adata = package.load_dataset("simulated", simulation=simulation)
     fits, maps = [], []
@@ -323,7 +316,7 @@ def test_global_random_states_are_neither_read_nor_moved():
         random.seed(salt)
         np.random.seed(salt)  # noqa: NPY002
         torch.manual_seed(salt)
-        torch.set_num_threads(1)  # UMAP's compiler gives the whole process as many as there are
+        torch.set_num_threads(1)  # the compiler of UMAP changes it
         before = states()
         theta, fit = fitted_to(adata, seed=0)
         assert states() == before

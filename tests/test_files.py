@@ -1,11 +1,11 @@
-"""Files are whole or not there."""
+"""A file is complete or absent."""
 
 import pytest
 
 from topicell.files import whole
 
 
-def test_a_file_appears_when_it_is_written(tmp_path):
+def test_a_file_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "table.csv"
     with whole(path) as unfinished:
         unfinished.write_text("new")
@@ -15,7 +15,7 @@ def test_a_file_appears_when_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_what_was_there(error, tmp_path):
+def test_a_write_that_fails_leaves_the_old_file(error, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
 
@@ -30,13 +30,13 @@ def test_a_write_that_fails_leaves_what_was_there(error, tmp_path):
     assert path.read_text() == "old"
 
 
-def test_the_first_error_is_the_one_that_is_raised(tmp_path):
+def test_an_error_at_the_end_does_not_replace_the_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError), whole(tmp_path / "file" / "x") as unfinished:
         unfinished.write_text("")
 
 
-def test_a_name_may_be_as_long_as_names_may_be(tmp_path):
+def test_a_name_may_have_the_greatest_length(tmp_path):
     path = tmp_path / ("é" * 125 + ".csv")
     with whole(path) as unfinished:
         unfinished.write_text("new")

@@ -1,20 +1,18 @@
-"""Processes that tests start without imports are as those of a new interpreter."""
+"""Processes that tests fork behave like new interpreters."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import child
 import pytest
 
-CHILD = Path(__file__).with_name("child.py")
-LIVES = "print('begun', flush=True)\nimport time\ntime.sleep(60)"
+SLEEP = "print('begun', flush=True)\nimport time\ntime.sleep(60)"
 
 
-def test_a_command_says_and_ends_as_by_an_interpreter(topicell, tmp_path):
+def test_a_command_has_the_output_and_exit_code_of_a_new_interpreter(topicell, tmp_path):
     for arguments in (["--version"], [], ["trian"], ["train", "--cfg", "job"]):
         expected = subprocess.run(
             [sys.executable, "-m", "topicell", *arguments],
@@ -57,7 +55,9 @@ def test_a_command_says_and_ends_as_by_an_interpreter(topicell, tmp_path):
         "with mp.get_context('spawn').Pool(1) as pool: print(pool.map(abs, [-1, 2]))",
     ],
 )
-def test_a_program_ends_as_by_an_interpreter(program, started, monkeypatch, tmp_path):
+def test_a_program_has_the_output_and_exit_code_of_a_new_interpreter(
+    program, started, monkeypatch, tmp_path
+):
     monkeypatch.setenv("TAKEN", "1")
     environment = {k: v for k, v in os.environ.items() if k != "TAKEN"} | {"GIVEN": "2"}
     expected = subprocess.run(
@@ -68,79 +68,78 @@ def test_a_program_ends_as_by_an_interpreter(program, started, monkeypatch, tmp_
         cwd=tmp_path,
         env=environment,
         start_new_session=True,
-        # A shell lets what it runs in the background ignore Ctrl-C.
+        # A program that a shell runs in the background ignores Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         check=False,
     )
-    one = started("a", "b c", program=program, cwd=tmp_path, env={"TAKEN": None, "GIVEN": "2"})
-    assert one.wait(600) == one.returncode == expected.returncode, one.stderr
-    assert one.stdout == expected.stdout
-    assert one.stderr == expected.stderr
+    process = started("a", "b c", program=program, cwd=tmp_path, env={"TAKEN": None, "GIVEN": "2"})
+    assert process.wait(600) == process.returncode == expected.returncode, process.stderr
+    assert process.stdout == expected.stdout
+    assert process.stderr == expected.stderr
 
 
-def test_nothing_that_befalls_one_harms_the_next(started):
+def test_a_killed_process_does_not_affect_the_next(started):
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV):
-        one = started(program=LIVES)
-        assert one.poll() is None
-        one.send_signal(number)
-        assert one.wait(600) == -number
-    many = [started(program=LIVES) for _ in range(5)]
-    for one in many:
-        os.killpg(one.pid, signal.SIGKILL)
-    assert [one.wait(600) for one in many] == [-signal.SIGKILL] * 5
+        process = started(program=SLEEP)
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(600) == -number
+    processes = [started(program=SLEEP) for _ in range(5)]
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert [process.wait(600) for process in processes] == [-signal.SIGKILL] * 5
     assert started(program="print(1)").wait(600) == 0
 
 
-def test_an_interrupt_as_soon_as_it_may_come_ends_one_as_it_ends_a_program(capsys):
-    def interrupted():
+def test_an_interrupt_before_the_program_starts_ends_it(capsys):
+    def interrupt():
         raise KeyboardInterrupt
 
-    work = runpy.run_path(str(CHILD))["work"]
-    assert work("print('begun')", [], interrupted) == -signal.SIGINT
+    assert child.run_program("print('begun')", [], interrupt) == -signal.SIGINT
     assert "begun" not in capsys.readouterr().out
 
 
-def test_one_that_runs_is_seen_at_work(started):
-    one = started(program=LIVES)
+def test_output_and_exit_code_can_be_read_while_a_process_runs(started):
+    process = started(program=SLEEP)
     until = time.monotonic() + 600
-    while one.stdout != "begun\n":
+    while process.stdout != "begun\n":
         assert time.monotonic() < until
         time.sleep(0.01)
     with pytest.raises(subprocess.TimeoutExpired):
-        one.wait(0.1)
-    assert one.returncode is None
-    one.kill()
-    assert one.wait(600) == one.poll() == -signal.SIGKILL
-    one.kill()
+        process.wait(0.01)
+    assert process.returncode is None
+    process.kill()
+    assert process.wait(600) == process.poll() == -signal.SIGKILL
+    process.kill()
 
 
-def test_one_is_spoken_with_by_pipes(started):
-    one = started(
+def test_pipes_connect_standard_input_and_output(started):
+    process = started(
         "!",
         program="import sys\nfor l in sys.stdin: print(l.strip(), *sys.argv[1:], flush=True)",
         piped=True,
     )
-    one.stdin.write("a\n")
-    one.stdin.flush()
-    assert one.stdout.readline() == "a !\n"
-    one.stdin.close()
-    assert one.wait(600) == 0
-    assert one.stdout.read() == ""
+    process.stdin.write("a\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "a !\n"
+    process.stdin.close()
+    assert process.wait(600) == 0
+    assert process.stdout.read() == ""
 
 
-def test_the_one_that_all_are_forked_from_has_no_thread(started):
+def test_the_process_that_is_forked_has_no_thread(started):
     program = (
         "import os; print(*(len(os.listdir(f'/proc/{i}/task')) for i in (os.getppid(), 'self')))"
     )
-    one = started(program=program)
-    assert one.wait(600) == 0, one.stderr
-    assert one.stdout == "1 1\n"
+    process = started(program=program)
+    assert process.wait(600) == 0, process.stderr
+    assert process.stdout == "1 1\n"
 
 
-def test_chance_is_their_own(started):
+def test_each_process_draws_other_random_numbers(started):
     program = "import random, numpy\nprint(random.random(), numpy.random.rand())"
     both = [started(program=program) for _ in range(2)]
-    assert [one.wait(600) for one in both] == [0, 0]
+    assert [process.wait(600) for process in both] == [0, 0]
     assert not set(both[0].stdout.split()) & set(both[1].stdout.split())
 
 
@@ -148,7 +147,7 @@ WORKERS = """
 import multiprocessing, os, signal, sys, time
 context = multiprocessing.get_context("spawn")
 
-def said(number):
+def report(number):
     if number:
         os.kill(os.getpid(), number)
     parent = multiprocessing.parent_process()
@@ -162,7 +161,7 @@ if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, print)
     for number in (0, signal.SIGKILL, signal.SIGTERM, 0):
-        process = context.Process(target=said, args=(number,))
+        process = context.Process(target=report, args=(number,))
         process.start()
         process.join()
         print(process.exitcode, flush=True)
@@ -172,7 +171,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_workers_are_as_of_new_interpreters(quick, started, tmp_path):
+def test_workers_behave_like_new_interpreters(quick, started, tmp_path):
     script = tmp_path / "workers.py"
     script.write_text(WORKERS)
     expected = subprocess.run(
@@ -182,8 +181,8 @@ def test_workers_are_as_of_new_interpreters(quick, started, tmp_path):
         f"import sys; sys.argv[:] = [{str(script)!r}]; __file__ = sys.argv[0]; __spec__ = None\n"
         "exec(compile(open(__file__).read(), __file__, 'exec'))"
     )
-    one = started(program=program, cwd=tmp_path, quick_workers=quick)
-    assert one.wait(600) == expected.returncode == 0, one.stderr
-    assert one.stdout == expected.stdout
+    process = started(program=program, cwd=tmp_path, quick_workers=quick)
+    assert process.wait(600) == expected.returncode == 0, process.stderr
+    assert process.stdout == expected.stdout
     assert expected.stdout.splitlines()[2:5] == ["4", "-9", "-15"]
-    assert one.stderr == expected.stderr
+    assert process.stderr == expected.stderr

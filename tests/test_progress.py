@@ -1,4 +1,4 @@
-"""A step is named once it has taken long, and not before."""
+"""A step is named in the log when it takes long."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from topicell import progress
 
 @pytest.fixture
 def timers(monkeypatch):
-    """Timers that are fired by the test."""
+    """Replace timers; return those that run."""
     made = []
 
     class Timer(threading.Timer):
@@ -36,7 +36,7 @@ def test_a_long_step_is_named_once(timers, caplog):
     assert not timers
 
 
-def test_a_step_that_fails_is_not_named_later(timers):
+def test_a_step_that_fails_is_not_named(timers):
     with pytest.raises(RuntimeError), progress.step("figures"):
         raise RuntimeError
     assert not timers

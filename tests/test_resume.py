@@ -1,4 +1,4 @@
-"""A run that is killed, wherever, and gone on with, ends as one that never was."""
+"""A run that was killed and resumed has the same results as a run that was not killed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,21 +17,11 @@ from topicell.tracking.store import client, create_store, experiment_id
 
 EPOCHS = 20
 RUN = (
-    "train",
-    "data=simulated",
-    "data.simulation.n_cells=240",
-    "data.simulation.n_genes=60",
-    "data.simulation.n_topics=3",
-    "model.n_topics=3",
-    "model.n_hidden=16",
-    "train.n_replicates=2",
-    f"train.epochs={EPOCHS}",
-    "train.batch_size=32",
-    "train.early_stopping.enabled=false",
-    "train.checkpoint_every=1",
-    "evaluate.n_splits=2",
-    "evaluate.n_samples=16",
-    "report=off",
+    *("train", "data=simulated", "data.simulation.n_cells=240", "data.simulation.n_genes=60"),
+    *("data.simulation.n_topics=3", "model.n_topics=3", "model.n_hidden=16"),
+    *("train.n_replicates=2", f"train.epochs={EPOCHS}", "train.batch_size=32"),
+    *("train.early_stopping.enabled=false", "train.checkpoint_every=1", "evaluate.n_splits=2"),
+    *("evaluate.n_samples=16", "report=off"),
 )
 SAME = (
     "cells/cell_topics.csv",
@@ -45,40 +33,30 @@ SAME = (
 TIMED = ("speed/", "memory/")
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """An empty store, whose tables take seconds."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    create_store(path)
-    return path
-
-
 @pytest.fixture
-def place(template, tmp_path, monkeypatch):
-    """A folder with an empty store, and the current one."""
-    shutil.copy(template, tmp_path / "mlflow.db")
+def folder(tmp_path, monkeypatch):
+    """Return a new folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
-def whole(template, tmp_path_factory, topicell):
-    """The run that nothing befell, and how long it took."""
-    folder = tmp_path_factory.mktemp("whole")
-    shutil.copy(template, folder / "mlflow.db")
+def reference(tmp_path_factory, topicell):
+    """Run without interruption: return the folder, and the seconds that it took."""
+    folder = tmp_path_factory.mktemp("reference")
     began = time.monotonic()
     done = topicell(*RUN, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, time.monotonic() - began
 
 
-def the_run(folder):
+def run_folder(folder):
     (found,) = (path.parent for path in folder.glob("runs/*/*/run.json"))
     return found
 
 
 def stored(folder):
-    """What MLflow has: (run, the points of each metric without those that time or memory made)."""
+    """Return the store in a folder, its only run, and the points of each metric."""
     config = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
     store = client(config)
     (run,) = store.search_runs([experiment_id(store, config)])
@@ -86,6 +64,7 @@ def stored(folder):
 
 
 def points(store, run_id):
+    """Return the points of each metric, with values 0 where they are times or memory."""
     names = store.get_run(run_id).data.metrics
     return {
         name: [
@@ -96,16 +75,16 @@ def points(store, run_id):
     }
 
 
-def files(folder):
+def paths(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def assert_as_if_nothing_befell(folder, whole):
-    mine, other = the_run(folder), the_run(whole)
+def assert_same_as_uninterrupted(folder, reference):
+    mine, other = run_folder(folder), run_folder(reference)
     for name in SAME:
         assert (mine / name).read_bytes() == (other / name).read_bytes(), name
     _, run, curves = stored(folder)
-    _, _, expected = stored(whole)
+    _, _, expected = stored(reference)
     assert run.info.status == "FINISHED"
     assert {n: sorted(c) for n, c in curves.items()} == {n: sorted(c) for n, c in expected.items()}
     assert len(curves["train/elbo"]) == EPOCHS
@@ -113,8 +92,8 @@ def assert_as_if_nothing_befell(folder, whole):
     assert [line["epoch"] for line in lines if "epoch" in line] == list(range(EPOCHS))
     uploaded = {path.name for path in (folder / "mlartifacts").rglob("*") if path.is_file()}
     assert {path.rpartition("/")[2] for path in SAME} <= uploaded
-    # Nor is anything left of what it was killed over.
-    assert files(mine) == files(other)
+    # No unfinished file is left.
+    assert paths(mine) == paths(other)
     assert json.loads((mine / "run.json").read_text())["delivered"]
 
 
@@ -123,26 +102,28 @@ KILLS, INTERRUPTS = (signal.SIGKILL,), (signal.SIGINT, signal.SIGTERM)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("numbers", "seed"), [(KILLS, 0), (INTERRUPTS, 3)])
-def test_struck_at_random_moments_it_ends_with_the_same_bytes(numbers, seed, place, whole, started):
-    """Eight times each, at moments that are spread over the whole of a run."""
-    folder, seconds = whole
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
+    numbers, seed, folder, reference, started
+):
+    """The signals arrive eight times, anywhere between start and end of a run."""
+    seconds = reference[1]
     generator = random.Random(seed)
-    n_struck = 0
+    n_signals = 0
     command = [*RUN, "hydra.run.dir=runs/by/name", "resume=true"]
-    while n_struck < 8:
+    while n_signals < 8:
         process = started(*command)
-        # Early enough that most attempts do not come to their end.
+        # Early, so that few attempts reach the end.
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert process.wait(generator.uniform(0.1, 0.75) * seconds) == 0, process.stderr
             break
         number = generator.choice(numbers)
         process.send_signal(number)
-        # By the signal before the command hears any or once the run has ended; or it ended first.
+        # -number: before the handlers are installed, or after the run ended.
         assert process.wait(600) in (-number, 130, 0), process.stderr
-        n_struck += 1
+        n_signals += 1
     last = started(*command)
     assert last.wait(600) == 0, last.stderr
-    assert_as_if_nothing_befell(place, folder)
+    assert_same_as_uninterrupted(folder, reference[0])
 
 
 KILL = """
@@ -163,41 +144,34 @@ def deadly(function, before=True):
 {patch}
 main(sys.argv[1:])
 """
-PLACES = {
-    "as a checkpoint is flushed": (
-        "from topicell.model import checkpoints\n"
-        "class Slow:\n"
-        "    def __getattr__(self, name): return getattr(os, name)\n"
-        "checkpoints.os = Slow(); Slow.fsync = staticmethod(deadly(os.fsync))",
-        5,
-    ),
-    "as half of a checkpoint is written": (
+MOMENTS = {
+    "when half of a checkpoint is written": (
         "import safetensors.torch as st\n"
         "from topicell.model import checkpoints\n"
         "save = st.save\n"
         "def half(*a):\n"
         "    global left\n"
         "    left -= 1\n"
-        "    whole = save(*a)\n"
-        "    if left: return whole\n"
+        "    data = save(*a)\n"
+        "    if left: return data\n"
         "    import pathlib, time, threading\n"
         "    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGKILL]).start()\n"
         "    checkpoints.os.fsync = lambda _: time.sleep(9)\n"
-        "    return whole[:len(whole)//2]\n"
+        "    return data[:len(data)//2]\n"
         "st.save = half",
         9,
     ),
-    "as the run is created, before its id is known": (
+    "when the run is created and its id not yet known": (
         "from mlflow import MlflowClient\n"
         "MlflowClient.create_run = deadly(MlflowClient.create_run, before=False)",
         1,
     ),
-    "as metrics are sent": (
+    "when metrics are sent": (
         "from mlflow import MlflowClient\n"
         "MlflowClient.log_batch = deadly(MlflowClient.log_batch, before=False)",
         2,
     ),
-    "as an artifact is uploaded": (
+    "before an artifact is uploaded": (
         "from mlflow import MlflowClient\n"
         "MlflowClient.log_artifact = deadly(MlflowClient.log_artifact)",
         4,
@@ -207,11 +181,11 @@ PLACES = {
         "MlflowClient.set_terminated = deadly(MlflowClient.set_terminated)",
         1,
     ),
-    "as half of the model is saved": (
+    "when half of the model is saved": (
         "import safetensors.torch as st\nst.save_file = deadly(st.save_file, before=False)",
         1,
     ),
-    "as the record is written": (
+    "while the record is written": (
         "from pathlib import Path\n"
         "kept, dies = Path.replace, deadly(Path.replace)\n"
         "Path.replace = lambda p, q: (dies if q.name == 'run.json' else kept)(p, q)",
@@ -221,25 +195,22 @@ PLACES = {
         "from topicell.tracking import runs\nruns.clear = deadly(runs.clear)",
         1,
     ),
-    "as the model is saved": (
-        "from topicell.model.fit import TopicFit\n"
-        "TopicFit.save = deadly(TopicFit.save, before=False)",
-        1,
-    ),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", PLACES)
-def test_killed_in_the_worst_places_it_ends_with_the_same_bytes(where, place, whole, started):
-    patch, n = PLACES[where]
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_at_a_critical_moment_ends_with_the_same_bytes(
+    moment, folder, reference, started
+):
+    patch, n = MOMENTS[moment]
     program = KILL.replace("{patch}", patch)
     process = started(n, *RUN, program=program)
     assert process.wait(600) == -signal.SIGKILL, process.stderr
     again = started(*RUN, "resume=true")
     assert again.wait(600) == 0, again.stderr
     assert "going on with runs/" in again.stderr
-    assert_as_if_nothing_befell(place, whole[0])
+    assert_same_as_uninterrupted(folder, reference[0])
 
 
 @pytest.mark.slow
@@ -251,23 +222,25 @@ def test_killed_in_the_worst_places_it_ends_with_the_same_bytes(where, place, wh
         (signal.SIGTERM, "folder"),
     ],
 )
-def test_an_interrupted_run_is_marked_and_gone_on_with(number, by, place, whole, started):
+def test_an_interrupted_run_is_recorded_as_killed_and_resumed(
+    number, by, folder, reference, started
+):
     process = started(*RUN)
-    until(lambda: len(lines(place)) > 5)
+    until(lambda: len(lines(folder)) > 5)
     os.killpg(process.pid, number)
-    # How soon is measured in experiments/robustness.
+    # experiments/robustness measures how soon.
     assert process.wait(600) == 130
     assert process.stderr.splitlines()[-1] == "topicell: interrupted"
-    run = the_run(place)
+    run = run_folder(folder)
     kept = sorted((run / "checkpoint").rglob("*"))
     assert len([path for path in kept if path.suffix == ".safetensors"]) == 2
-    _, in_mlflow, _ = stored(place)
+    _, in_mlflow, _ = stored(folder)
     assert in_mlflow.info.status == "KILLED"
     value = {"true": "true", "id": in_mlflow.info.run_id, "folder": run}[by]
     again = started(*RUN, f"resume={value}")
     assert again.wait(600) == 0, again.stderr
-    assert_as_if_nothing_befell(place, whole[0])
-    _, after, _ = stored(place)
+    assert_same_as_uninterrupted(folder, reference[0])
+    _, after, _ = stored(folder)
     assert after.info.run_id == in_mlflow.info.run_id
     assert after.data.tags["topicell.resumed"] == "1"
 
@@ -277,93 +250,89 @@ def lines(folder):
     return found[0].read_text().splitlines() if found else []
 
 
-def until(condition, seconds=600):
-    end = time.monotonic() + seconds
+def until(condition):
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def test_what_cannot_be_gone_on_with_is_refused(place, whole, run_here, started):
-    folder, _ = whole
-    ended = the_run(folder)
+def test_a_run_that_cannot_be_resumed_is_refused(folder, reference, run_here, started):
+    ended = run_folder(reference[0])
     before = {path: path.read_bytes() for path in ended.rglob("*") if path.is_file()}
     code, _, err = run_here(*RUN, f"resume={ended}")
     assert code == 2
     assert "has already ended" in err
+    create_store(folder / "mlflow.db")
     code, _, err = run_here(*RUN, "resume=0123456789abcdef0123456789abcdef")
     assert code == 2
     assert "neither a run folder nor a run" in err
-    (place / "empty").mkdir()
+    (folder / "empty").mkdir()
     code, _, err = run_here(*RUN, "resume=empty")
     assert code == 2
     assert "it has no run.json" in err
     assert {path: path.read_bytes() for path in ended.rglob("*") if path.is_file()} == before
 
-    # Of a run that was cut off: other settings, other data, a process that is still at work.
-    process = started(*RUN, "hydra.run.dir=mine", "tracking=off")
-    until(lambda: Path("mine/metrics.jsonl").exists() and lines_of("mine") > 3)
-    code, _, err = run_here(*RUN, "hydra.run.dir=mine", "tracking=off", "resume=true")
+    # A run that was killed: still alive, with other settings, with other data.
+    mine = [*RUN, "hydra.run.dir=runs/by/mine", "tracking=off"]
+    process = started(*mine)
+    until(lambda: len(lines(folder)) > 3)
+    code, _, err = run_here(*mine, "resume=true")
     assert code == 2
     assert "in use by another process" in err
     process.kill()
     process.wait(600)
-    kept = Path("mine/metrics.jsonl").read_bytes()
-    code, _, err = run_here(
-        *RUN, "hydra.run.dir=mine", "tracking=off", "resume=true", "model.n_topics=4"
-    )
+    kept = lines(folder)
+    code, _, err = run_here(*mine, "resume=true", "model.n_topics=4")
     assert code == 2
     assert "model.n_topics = 4, and the run in" in err
     assert "has 3: go on with its own settings" in err
-    assert Path("mine/metrics.jsonl").read_bytes() == kept
-    record = json.loads(Path("mine/run.json").read_text())
+    assert lines(folder) == kept
+    path = run_folder(folder) / "run.json"
+    record = json.loads(path.read_text())
     record["tags"]["topicell.prepared_digest"] = "0"
-    Path("mine/run.json").write_text(json.dumps(record))
-    code, _, err = run_here(*RUN, "hydra.run.dir=mine", "tracking=off", "resume=true")
+    path.write_text(json.dumps(record))
+    code, _, err = run_here(*mine, "resume=true")
     assert code == 2
     assert "the data differ from those" in err
 
 
-def lines_of(folder):
-    return len(Path(folder, "metrics.jsonl").read_text().splitlines())
-
-
-def test_with_nothing_to_go_on_with_a_run_begins(place, run_here):
+def test_resume_without_an_unfinished_run_begins_a_new_one(folder, run_here):
     quick = [*RUN, "train.epochs=2", "evaluate.n_splits=1", "tracking=off", "resume=true"]
     code, out, err = run_here(*quick)
     assert code == 0
     assert "no interrupted run" in err
     assert "run folder" in out
-    # As of one that was killed just before it took them away.
-    made = files(the_run(place))
-    (the_run(place) / "checkpoint" / "0").mkdir(parents=True)
-    (the_run(place) / ".run.json-1").touch()
-    code, out, _ = run_here(*quick, f"hydra.run.dir={the_run(place)}")
+    # Leftovers of a run that was killed just before it removed them.
+    made = paths(run_folder(folder))
+    (run_folder(folder) / "checkpoint" / "0").mkdir(parents=True)
+    (run_folder(folder) / ".run.json-1").touch()
+    code, out, _ = run_here(*quick, f"hydra.run.dir={run_folder(folder)}")
     assert code == 0
     assert "had already ended" in out
-    assert files(the_run(place)) == made
-    assert len(list(place.glob("runs/*/*"))) == 1
-    code, _, err = run_here(*quick, f"hydra.run.dir={the_run(place)}", "model.n_topics=2")
+    assert paths(run_folder(folder)) == made
+    assert len(list(folder.glob("runs/*/*"))) == 1
+    code, _, err = run_here(*quick, f"hydra.run.dir={run_folder(folder)}", "model.n_topics=2")
     assert code == 2
     assert "model.n_topics = 2, and the run in" in err
     code, _, err = run_here(*quick, "resume=False")
     assert code == 0
-    assert len(list(place.glob("runs/*/*"))) == 2
+    assert len(list(folder.glob("runs/*/*"))) == 2
 
 
 @pytest.mark.slow
-def test_a_grid_goes_on_where_it_was_cut_off(place, whole, started):
+def test_a_killed_grid_is_resumed(folder, started):
     grid = [*(a for a in RUN if "n_topics=3" not in a or "data" in a), "-m"]
     grid += ["model.n_topics=2,3", "seed=0,1", "evaluate.n_splits=1"]
     process = started(*grid, draft=True)
-    until(lambda: len(list(place.glob("multiruns/*/*/[0-9]/run.json"))) == 3)
+    until(lambda: len(list(folder.glob("multiruns/*/*/[0-9]/run.json"))) == 3)
     process.kill()
     process.wait(600)
     again = started(*grid, "resume=true", draft=True)
     assert again.wait(600) == 0, again.stderr
-    (folder,) = place.glob("multiruns/*/*")
-    assert len(list(folder.glob("[0-9]/run.json"))) == 4
-    config = TrackingConfig(uri=f"sqlite:///{place}/mlflow.db")
+    (grid_folder,) = folder.glob("multiruns/*/*")
+    assert len(list(grid_folder.glob("[0-9]/run.json"))) == 4
+    config = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
     store = client(config)
     runs = store.search_runs([experiment_id(store, config)])
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -374,4 +343,4 @@ def test_a_grid_goes_on_where_it_was_cut_off(place, whole, started):
     assert sum("topicell.resumed" in run.data.tags for run in nested) == 1
     for run in nested:
         assert len(points(store, run.info.run_id)["train/elbo"]) == EPOCHS
-    assert (folder / "report.html").exists()
+    assert (grid_folder / "report.html").exists()

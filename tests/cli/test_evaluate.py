@@ -1,4 +1,4 @@
-"""``topicell evaluate``: the scores of a run, and both forms of its settings."""
+"""``topicell evaluate``: the scores of a run, and the two forms of its settings."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,13 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from topicell.cli.evaluate import in_short
+from topicell.cli.evaluate import COMMAND, in_short
+from topicell.cli.options import read
 
 
 @pytest.mark.filterwarnings("ignore:.*obs already has")
 def test_topics_of_a_run_score_the_same_through_evaluate(run_here, small):
-    """The tables of a run are all that `evaluate` needs to find its numbers again."""
     settings = [setting for setting in small if "n_hidden" not in setting]
     settings += ["report=off", "model=sklearn_lda"]
     assert run_here("train", *settings, "hydra.run.dir=here")[0] == 0
@@ -29,28 +28,11 @@ def test_topics_of_a_run_score_the_same_through_evaluate(run_here, small):
     )
     for name in ("test/perplexity_folded", "topics/diversity", "topics/used"):
         assert theirs[name] == pytest.approx(ours[name], rel=1e-6), name
-    for arguments, message in (
-        (["theta=here/nothing.csv"], "nothing.csv"),
-        (["output=there"], "output=FOLDER"),
-        (["dataa=x"], "did you mean 'data'"),
-    ):
-        given = dict(
-            argument.split("=", 1)
-            for argument in (
-                "theta=here/cells/cell_topics.csv",
-                "beta=here/topics/gene_topics.csv",
-                "data=here/adata.h5ad",
-                *arguments,
-            )
-        )
-        code, _, err = run_here("evaluate", *(f"{k}={v}" for k, v in given.items()))
-        assert code == 2
-        assert message in err, err
 
 
 @pytest.fixture
-def given(tmp_path):
-    """Cells with a layer and labels, topics of them, and the arguments that name the topics."""
+def topics():
+    """Write cells with two layers and labels, θ and β; return the arguments except the cells."""
     rng = np.random.default_rng(0)
     cells, genes = ([f"{letter}{i}" for i in range(n)] for letter, n in (("c", 60), ("g", 20)))
     theta, beta = rng.dirichlet(np.ones(3), 60), rng.dirichlet(np.ones(20), 3)
@@ -70,41 +52,37 @@ def given(tmp_path):
     ]
 
 
-def recorded(folder):
-    """The scores and settings that a run folder holds, but for what differs between runs."""
-    lines = Path(folder, "metrics.jsonl").read_text().splitlines()
-    scores = next(line for line in map(json.loads, lines) if "given/perplexity" in line)
-    config = yaml.safe_load(Path(folder, "config.yaml").read_text())
-    differ = ("time", "memory/peak_mib")
-    config.pop("output")
-    return {name: value for name, value in scores.items() if name not in differ}, config
-
-
 LONG = ["data=file", "data.path=my cells.h5ad", "data.layer=umi", "data.label_key=kind"]
 
 
-def test_both_forms_of_the_settings_of_data_give_the_same_scores(given, run_here):
-    forms = {
-        "short": ["data=my cells.h5ad", "layer=umi", "label_key=kind"],
-        "long": LONG,
-        "quoted": ["layer=umi", "data.path='my cells.h5ad'", *LONG[3:], "data='file'"],
-        "both": [*LONG, "layer=umi", "label_key='kind'"],
-    }
-    found = {}
-    for name, arguments in forms.items():
-        code, _, err = run_here("evaluate", *given, *arguments, f"output={name}")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data=my cells.h5ad", "layer=umi", "label_key=kind"],
+        LONG,
+        ["layer=umi", "data.path='my cells.h5ad'", *LONG[3:], "data='file'"],
+        [*LONG, "layer=umi", "label_key='kind'"],
+    ],
+    ids=["short", "long", "quoted", "both"],
+)
+def test_both_forms_of_the_settings_of_data_give_the_same_configuration(arguments, topics):
+    config = read(COMMAND, in_short([*topics, *arguments]))
+    assert (config.data, config.layer, config.label_key) == ("my cells.h5ad", "umi", "kind")
+
+
+def test_the_settings_of_data_change_the_scores(topics, run_here):
+    found = []
+    for layer in ("umi", "other"):
+        arguments = [*LONG, f"data.layer={layer}", f"output={layer}"]
+        code, _, err = run_here("evaluate", *topics, *arguments)
         assert code == 0, err
-        found[name] = recorded(name)
-    assert found["short"][0]["labels/nmi"] > 0
-    assert found["short"][1]["data"] == "my cells.h5ad"
-    assert all(one == found["short"] for one in found.values())
-    # Another layer has other scores: the setting reaches the cells.
-    code, _, err = run_here("evaluate", *given, *LONG, "data.layer=other", "output=other")
-    assert code == 0, err
-    assert recorded("other")[0] != found["short"][0]
+        lines = Path(layer, "metrics.jsonl").read_text().splitlines()
+        found.append(next(line for line in map(json.loads, lines) if "given/perplexity" in line))
+    assert found[0]["labels/nmi"] > 0
+    assert found[0]["given/perplexity"] < found[1]["given/perplexity"]
 
 
-def test_named_sets_and_files_of_their_names_are_told_apart():
+def test_a_file_with_the_name_of_a_data_set_is_read_as_a_file():
     assert in_short(["data=pbmc68k"]) == ["data=pbmc68k"]
     assert in_short(["data=file", "data.path=pbmc68k"]) == ["data=./pbmc68k"]
     assert in_short(["data=a.h5ad", "data.path=null"]) == ["data=a.h5ad"]
@@ -132,11 +110,18 @@ def test_named_sets_and_files_of_their_names_are_told_apart():
         ([*LONG, "data.layer=none"], "layer 'none' does not exist"),
         ([*LONG, "data.label_key=none"], "data.label_key = 'none': obs has no such column"),
         (["data=my cells.h5ad", "label_key=none"], "data.label_key = 'none'"),
+        ([*LONG, "theta=nothing.csv"], "nothing.csv"),
+        ([*LONG, "output=full"], "output=FOLDER"),
+        (["dataa=x"], "did you mean 'data'"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
-def test_settings_of_data_that_cannot_be_are_refused(arguments, words, given, run_here):
-    code, _, err = run_here("evaluate", *given, *arguments)
+def test_bad_settings_are_refused_and_nothing_is_written(arguments, words, topics, run_here):
+    Path("full").mkdir()
+    Path("full/config.yaml").touch()
+    changed = tuple(f"{argument.split('=')[0]}=" for argument in arguments)
+    kept = [argument for argument in topics if not argument.startswith(changed)]
+    code, _, err = run_here("evaluate", *kept, *arguments)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("topicell: ")]
     assert words in line

@@ -105,18 +105,18 @@ def test_a_command_is_one_file_and_one_row(tmp_path, monkeypatch, run_here):
     assert err == "topicell: 'toi' is not a command; did you mean 'toy'?\n"
 
 
-def test_an_interrupt_in_a_callback_of_python_is_not_lost():
+def test_an_interrupt_in_a_weakref_callback_ends_the_command():
     program = """
 import dataclasses, time, weakref
 from topicell.cli import main, report
 
 class Collected: pass
 
-def interrupted(_): raise KeyboardInterrupt
+def interrupt(_): raise KeyboardInterrupt
 
 def command(arguments):
     held = Collected()
-    reference = weakref.ref(held, interrupted)
+    reference = weakref.ref(held, interrupt)
     del held
     time.sleep(60)
 

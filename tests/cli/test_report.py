@@ -12,7 +12,7 @@ import topicell
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default:the run's own gene sets")
-def test_a_report_catches_up_with_what_a_run_left_out(run_here, small):
+def test_a_report_adds_the_parts_that_the_run_left_out(run_here, small):
     Path("sets.gmt").write_text("one\tof us\tgene_1\tgene_2\tgene_3\n")
     lacking = ["evaluate.differential_expression=false", "report.gene_sets=sets.gmt"]
     code, _, err = run_here("train", *small, *lacking, "tracking=off", "hydra.run.dir=here")
@@ -22,7 +22,7 @@ def test_a_report_catches_up_with_what_a_run_left_out(run_here, small):
     assert not Path("here/figures/volcanoes.png").exists()
 
     Path("sets.gmt").unlink()
-    # Of sets that are gone a report does without, and says so; if they are asked for, it does not.
+    # Without the file of its run, a report warns; a file named in the command must exist.
     code, _, err = run_here("report", "run=here", "output=again", "tracking=off")
     assert code == 0, err
     assert "sets.gmt, are not here" in err
@@ -45,7 +45,7 @@ def test_report_and_transform_of_a_stored_run(run_here, tmp_path, small, in_mlfl
 
     code, _, err = run_here("report", f"run={run_id}", "output=again")
     assert code == 0, err
-    # The same figures, from the stored run.
+    # The report of the stored run has the same figures.
     pages = [Path(folder, "report.html").read_text() for folder in ("here", "again")]
     pictures = [page.count("data:image/png") for page in pages]
     assert pictures[0] == pictures[1] > 5

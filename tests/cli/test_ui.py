@@ -1,4 +1,4 @@
-"""``topicell ui`` serves the store."""
+"""``topicell ui``."""
 
 import json
 import signal
@@ -7,15 +7,14 @@ import time
 import urllib.request
 
 import pytest
+from faults import free_port
 
 
 @pytest.mark.slow
-def test_the_ui_serves_the_store(run_here, started, small):
+def test_the_ui_serves_the_store_and_releases_its_port(run_here, started, small):
     settings = [*small, "report=off"]
     assert run_here("train", *settings)[0] == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = started("ui", f"port={port}", "browser=false", piped=True)
     try:
         first = server.stdout.readline()
@@ -41,7 +40,7 @@ def test_the_ui_serves_the_store(run_here, started, small):
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(600)
-    # Nothing of it is left to hold the port.
+    # No process of it still listens on the port.
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""A tracking store that fails costs a warning, not the run; `topicell sync` delivers it, once."""
+"""When the store fails, the run warns and ends well, and `topicell sync` delivers it once."""
 
 from __future__ import annotations
 
@@ -8,36 +8,25 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
+from faults import FAULTS, Proxy, mlflow_server
 
 from topicell.config import TrackingConfig
 from topicell.tracking.store import client, create_store, experiment_id
 
-sys.path.insert(0, str(Path(__file__).parent))
-from faults import FAULTS, Proxy, mlflow_server
-
 RUN = (
-    "train",
-    "data=simulated",
-    "data.simulation.n_cells=240",
-    "data.simulation.n_genes=60",
-    "data.simulation.n_topics=3",
-    "model.n_topics=3",
-    "model.n_hidden=16",
-    "train.n_replicates=2",
-    "train.epochs=12",
-    "train.batch_size=32",
-    "train.early_stopping.enabled=false",
-    "evaluate.n_samples=16",
-    "report=off",
+    *("train", "data=simulated", "data.simulation.n_cells=240", "data.simulation.n_genes=60"),
+    *("data.simulation.n_topics=3", "model.n_topics=3", "model.n_hidden=16"),
+    *("train.n_replicates=2", "train.epochs=12", "train.batch_size=32"),
+    *("train.early_stopping.enabled=false", "evaluate.n_samples=16", "report=off"),
     "hydra.run.dir=run",
 )
 
 BREAKS = (("vanishing", 2), ("vanishing", 9), ("deaf", 3), ("500", 12), ("vanishing", 16))
-"""How, and after how many requests, a delivery is broken off."""
+"""The fault of each delivery, and the number of requests before it."""
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +40,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(server, start_process, tmp_path_factory):
-    """A run under each fault, all at the same time: (its process, its folder, its experiment)."""
-    proxies, begun = [], {}
+    """Run with each fault, all at the same time: return (process, folder) by fault."""
+    proxies, runs = [], {}
     try:
         for fault, after in FAULTS.items():
             proxies.append(Proxy(server, fault.removesuffix(" later"), after))
@@ -61,20 +50,20 @@ def runs(server, start_process, tmp_path_factory):
                 f"tracking.uri={proxies[-1].uri}",
                 f"tracking.experiment='{fault}'",
             ]
-            begun[fault] = (start_process(*RUN, *tracking, cwd=folder), folder)
-        for process, _ in begun.values():
+            runs[fault] = (start_process(*RUN, *tracking, cwd=folder), folder)
+        for process, _ in runs.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(600)
-        yield begun
+        yield runs
     finally:
-        for process, _ in begun.values():
+        for process, _ in runs.values():
             process.end()
         for proxy in proxies:
             proxy.close()
 
 
 def expected(folder):
-    """All points of a run folder: (name, step, value, time)."""
+    """Return all points in a run folder: (name, step, value, time)."""
     found = set()
     for text in (folder / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
@@ -86,7 +75,7 @@ def expected(folder):
 
 
 def assert_delivered_once(config, folder):
-    """The store has one run, and of it all that the folder has, each point once."""
+    """Check that the store has one run with everything in the folder, each point once."""
     store = client(config)
     (run,) = store.search_runs([experiment_id(store, config)])
     run_id = run.info.run_id
@@ -120,8 +109,8 @@ def assert_delivered_once(config, folder):
     shutil.rmtree(scratch)
 
 
-def assert_whole(process, folder):
-    """The run ended well, said so once, and its folder has everything."""
+def assert_complete(process, folder):
+    """Check that the run ended well with one warning, and that its folder has everything."""
     assert process.returncode == 0, process.stderr
     warnings = [line for line in process.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1, process.stderr
@@ -136,21 +125,21 @@ def assert_whole(process, folder):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_server_that_fails_costs_a_warning_and_everything_arrives_once(
+def test_a_run_with_a_failing_server_warns_and_is_delivered_once(
     fault, runs, server, start_process
 ):
     process, place = runs[fault]
-    assert_whole(process, place / "run")
+    assert_complete(process, place / "run")
     good = TrackingConfig(uri=f"http://127.0.0.1:{server}", experiment=fault)
 
     def sync(uri):
-        one = start_process("sync", f"tracking.uri={uri}", "folders=run", cwd=place)
+        process = start_process("sync", f"tracking.uri={uri}", "folders=run", cwd=place)
         try:
-            return one.wait(90), one.stdout, one.stderr
+            return process.wait(90), process.stdout, process.stderr
         finally:
-            one.end()
+            process.end()
 
-    # The server goes away again while it is delivered, each time at another place.
+    # The delivery fails too, for each fault after another number of requests.
     kind, after = BREAKS[list(FAULTS).index(fault) % len(BREAKS)]
     with Proxy(server, kind, after) as proxy:
         code, _, err = sync(proxy.uri)
@@ -166,21 +155,12 @@ def test_a_server_that_fails_costs_a_warning_and_everything_arrives_once(
     assert_delivered_once(good, place / "run")
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    create_store(path)
-    return path
-
-
-def test_a_locked_database_costs_a_warning_and_everything_arrives_once(
-    template, topicell, tmp_path
-):
-    shutil.copy(template, tmp_path / "mlflow.db")
+def test_a_run_with_a_locked_database_warns_and_is_delivered_once(topicell, tmp_path):
+    create_store(tmp_path / "mlflow.db")
     holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     process = topicell(*RUN, cwd=tmp_path)
-    assert_whole(process, tmp_path / "run")
+    assert_complete(process, tmp_path / "run")
     while_locked = topicell("sync", "folders=run", cwd=tmp_path)
     assert while_locked.returncode == 1
     assert "database is locked" in while_locked.stderr
@@ -193,7 +173,7 @@ def test_a_locked_database_costs_a_warning_and_everything_arrives_once(
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of its own of a few megabytes."""
+    """Mount a disk of two megabytes."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -205,27 +185,27 @@ def small_disk(tmp_path):
 
 
 def fill(folder):
-    """Leave no room at all."""
+    """Fill the disk of a folder."""
     with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:
         while file.write(b"\0" * 4096):
             pass
 
 
-def test_a_full_disk_under_the_store_costs_a_warning_and_everything_arrives_once(
-    template, topicell, small_disk, tmp_path
+def test_a_run_with_a_store_on_a_full_disk_warns_and_is_delivered_once(
+    topicell, small_disk, tmp_path
 ):
-    shutil.copy(template, small_disk / "mlflow.db")
+    create_store(small_disk / "mlflow.db")
     store = TrackingConfig(uri=f"sqlite:///{small_disk}/mlflow.db")
     experiment = client(store)
     experiment.create_experiment("topicell", artifact_location=str(tmp_path / "artifacts"))
     fill(small_disk)
     process = topicell(*RUN, f"tracking.uri={store.uri}", cwd=tmp_path)
-    assert_whole(process, tmp_path / "run")
+    assert_complete(process, tmp_path / "run")
     (small_disk / "ballast").unlink()
     done = topicell("sync", "folders=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_delivered_once(store, tmp_path / "run")
-    # Where not even an empty store can be made.
+    # On this disk no empty store can be created either.
     fill(small_disk)
     process = topicell(
         *RUN, f"tracking.uri=sqlite:///{small_disk}/new/mlflow.db", "hydra.run.dir=run2",
@@ -235,7 +215,7 @@ def test_a_full_disk_under_the_store_costs_a_warning_and_everything_arrives_once
     assert "`topicell sync folders=run2` delivers it" in process.stderr
 
 
-def test_a_full_disk_under_the_run_is_named_with_the_knob(topicell, small_disk, tmp_path):
+def test_a_run_on_a_full_disk_fails_and_advises_resume(topicell, small_disk, tmp_path):
     fill(small_disk)
     os.truncate(small_disk / "ballast", 1_900_000)
     large = [*RUN[:-1], "data.simulation.n_cells=4000", "train.epochs=2", "tracking=off"]
@@ -247,7 +227,7 @@ def test_a_full_disk_under_the_run_is_named_with_the_knob(topicell, small_disk, 
     (small_disk / "ballast").unlink()
 
 
-def test_the_runs_of_a_sweep_arrive_with_their_parent(server, topicell, tmp_path):
+def test_the_runs_of_a_sweep_are_delivered_with_their_parent(server, topicell, tmp_path):
     sweep = [*RUN[:-1], "train.epochs=3", "-m", "sweep=topics", "model.n_topics=2,3"]
     sweep += ["sweep.n_trials=2", "sweep.sampler=grid", "sweep.n_jobs=1", "evaluate.n_splits=1"]
     sweep += ["tracking.experiment=sweep", "sweep.register=null"]
@@ -272,11 +252,8 @@ def test_the_runs_of_a_sweep_arrive_with_their_parent(server, topicell, tmp_path
     assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
 
 
-def test_a_killed_run_is_delivered_as_killed(template, started, topicell, tmp_path):
-    import time
-
-    shutil.copy(template, tmp_path / "mlflow.db")
-    one = started(*RUN, "train.epochs=3000", cwd=tmp_path)
+def test_a_killed_run_is_delivered_as_killed(started, topicell, tmp_path):
+    process = started(*RUN, "train.epochs=3000", cwd=tmp_path)
     end = time.monotonic() + 600
     journal = tmp_path / "run" / "metrics.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
@@ -284,8 +261,8 @@ def test_a_killed_run_is_delivered_as_killed(template, started, topicell, tmp_pa
         time.sleep(0.02)
     alive = topicell("sync", "folders=run", cwd=tmp_path)
     assert "the run is not finished" in alive.stdout
-    one.kill()
-    one.wait(600)
+    process.kill()
+    process.wait(600)
     done = topicell("sync", "folders=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
