@@ -167,7 +167,7 @@ def test_held_out_that_cannot_be_is_refused(brought, held_out, message):
 def test_unknown_names_of_held_out_cells_are_refused(brought, tmp_path):
     obs = anndata.read_h5ad(brought[0] / "cells.h5ad").obs
     (tmp_path / "held.txt").write_text("c1\nnobody\n")
-    with pytest.raises(InputError, match=r"1 of its 2 names are none .* \(nobody\)"):
+    with pytest.raises(InputError, match=r"1 of its 2 names are not .* \(nobody\)"):
         held_out_cells(obs, str(tmp_path / "held.txt"))
 
 

@@ -162,7 +162,7 @@ def test_a_report_that_fails_costs_no_fit(fault, run_here, monkeypatch, store):
     *_, line = err.splitlines()
     assert line.startswith(f"topicell: the report is incomplete: {words}")
     assert line.endswith(
-        "all else is kept, and `topicell report 'run=a run'` makes the report again"
+        "all other results are saved, and `topicell report 'run=a run'` makes the report again"
     )
     assert "ELBO" in out
     assert ("report.html" in out) == ("report.html" in FAULTS[fault])
@@ -318,7 +318,7 @@ def test_cells_that_cannot_be_written_leave_no_half_file(run_here, monkeypatch):
     assert json.loads(Path("run/run.json").read_text())["status"] == "FAILED"
 
 
-@pytest.mark.filterwarnings("ignore:obs of the cells has 2 columns of topics already")
+@pytest.mark.filterwarnings("ignore:obs already has 2 columns of topics")
 @pytest.mark.parametrize("suffix", [".h5ad", ".csv"])
 def test_proportions_that_cannot_be_written_leave_no_half_file(suffix, run_here, monkeypatch):
     assert run_here("train", *SMALL, "report=off", "tracking=off", "hydra.run.dir=run")[0] == 0

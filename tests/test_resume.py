@@ -238,7 +238,7 @@ def test_killed_in_the_worst_places_it_ends_with_the_same_bytes(where, place, wh
     assert process.wait(600) == -signal.SIGKILL, process.stderr
     again = started(*RUN, "resume=true")
     assert again.wait(600) == 0, again.stderr
-    assert "going on with runs/" in again.stderr
+    assert "resuming runs/" in again.stderr
     assert_as_if_nothing_befell(place, whole[0])
 
 
@@ -314,7 +314,7 @@ def test_what_cannot_be_gone_on_with_is_refused(place, whole, run_here, started)
     )
     assert code == 2
     assert "model.n_topics = 4, and the run in" in err
-    assert "has 3: go on with its own settings" in err
+    assert "has 3: resume it with its own settings" in err
     assert Path("mine/metrics.jsonl").read_bytes() == kept
     record = json.loads(Path("mine/run.json").read_text())
     record["tags"]["topicell.prepared_digest"] = "0"

@@ -589,10 +589,10 @@ def test_what_is_no_secret_is_recorded_as_it_is(harmless):
 def test_a_run_keeps_the_secret_of_its_store(address, topicell, tmp_path):
     done = topicell("train", *SMALL, f"tracking.uri='{address}'", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "the run goes on" in done.stderr
+    assert "the run continues" in done.stderr
     assert not tells(done.stdout + done.stderr)
     (log,) = tmp_path.rglob("topicell.log")
-    assert "the run goes on" in log.read_text()
+    assert "the run continues" in log.read_text()
     assert telling(tmp_path) == []
 
 
@@ -653,7 +653,9 @@ def test_the_ui_on_this_machine_needs_no_warning(host, registry):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "", "host.example"])
 def test_the_ui_for_others_is_warned_of(host, registry):
-    with pytest.warns(UserWarning, match=r"whoever reaches port 5000 can read, change and delete"):
+    with pytest.warns(
+        UserWarning, match=r"everyone who can reach port 5000 can read, change and delete"
+    ):
         ui_command(registry.store, host, 5000)
 
 

@@ -394,7 +394,7 @@ def test_bad_input_ends_with_code_2_and_one_line(run_here):
         Path("broken", name).write_text("?")
     Path("taken").mkdir()
     for arguments, words in (
-        ([], "0 given, and a comparison needs two or more: topicell compare runs=["),
+        ([], "found 0, but a comparison needs two or more: topicell compare runs=["),
         (["runs="], "0 given"),
         (["runs=[a]"], "1 given"),
         (["runs=[a,b/../a]"], "'a' and 'b/../a' are the same run"),
@@ -404,7 +404,7 @@ def test_bad_input_ends_with_code_2_and_one_line(run_here):
         (["runs=[a,sweep]"], "or `topicell report run=sweep`"),
         (["runs=[a,taken]"], "'taken' has no adata.h5ad"),
         (["runs=[a,broken]"], "'broken' cannot be read"),
-        (["runs=[a,b"], "has no end"),
+        (["runs=[a,b"], "has no closing bracket"),
         (["runs=[a,", "b]"], "without spaces"),
         (["runs=[a,b]", "labels=one"], "labels: found 1 for 2 runs"),
         (["runs=[a,b]", "output=taken"], "output = 'taken' exists"),
@@ -430,7 +430,10 @@ def test_a_parent_in_mlflow_is_refused(run_here):
         parent.finish("FINISHED")
     code, _, err = run_here("compare", f"runs=a,{parent.run_id}")
     assert code == 2
-    assert "is the parent of a multirun; name its runs, or `topicell report run=" in err
+    assert (
+        "is the parent of a multirun; name its runs, or make one page of all with `topicell report run="
+        in err
+    )
     code, _, err = run_here("compare", "runs=a,0123456789abcdef0123456789abcdef")
     assert code == 2
     assert "neither a folder nor a run" in err
@@ -444,7 +447,7 @@ def test_folders_are_named_after_the_runs():
 
 
 def test_too_few_runs_are_refused_in_python_too():
-    with pytest.raises(InputError, match="1 given"):
+    with pytest.raises(InputError, match="found 1"):
         compare(["a"], [], OFF)
 
 

@@ -212,7 +212,7 @@ def test_repeated_names_become_unique_with_a_warning(form: str, tmp_path: Path) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata's, on writing
         path = WRITERS[form](adata, tmp_path)
-    with pytest.warns(UserWarning, match="3 gene names repeat") as caught:
+    with pytest.warns(UserWarning, match="3 gene names are repeated") as caught:
         again = read(path)
     assert len(caught) == 1
     assert list(again.var_names) == ["A", "B", "A-1", "C", "A-2", "D", "B-1"]
@@ -223,7 +223,7 @@ def test_repeated_cell_names_become_unique_with_a_warning(tmp_path: Path) -> Non
     adata = cells()
     adata.obs_names = ["x"] * 2 + [f"c{i}" for i in range(10)]
     path = write_text(adata, tmp_path)
-    with pytest.warns(UserWarning, match="1 cell names repeat"):
+    with pytest.warns(UserWarning, match="1 cell names are repeated"):
         assert read(path).obs_names.is_unique
 
 

@@ -90,7 +90,7 @@ def test_from_every_checkpoint_the_fit_ends_with_the_same_bytes(
         assert [untimed(epoch) for epoch in heard] == [untimed(epoch) for epoch in epochs]
 
 
-@pytest.mark.filterwarnings("ignore:1 of 2 replicates were dropped")
+@pytest.mark.filterwarnings("ignore:1 of 2 replicates were left out")
 def test_a_fit_with_a_failed_replicate_goes_on_with_the_same_bytes(shallow, tmp_path, monkeypatch):
     stepped = Optimizer.step
 

@@ -58,7 +58,7 @@ def test_near_copies(cosine, warned):
 
 def test_unstable_topics():
     ((heading, text),) = topic_warnings(balanced(), distinct(), np.array([0.9, 0.69, 0.7, 0.1]))
-    assert heading == "2 of 4 topics not found again"
+    assert heading == "2 of 4 topics not stable"
     assert "topics 1 (0.690), 3 (0.100)" in text
 
 
@@ -79,7 +79,7 @@ def test_a_topic_like_the_average_in_all_cells_is_a_background():
     theta_NK[4] = theta_NK[5] = [0, 0, 0, 1]
     theta_NK /= theta_NK.sum(axis=1, keepdims=True)
     ((heading, text),) = topic_warnings(theta_NK, beta_KG)
-    assert heading == "1 of 4 topics like a background"
+    assert heading == "1 of 4 topics similar to a background"
     assert "topic 3 (100 % of the cells)" in text
     # in few cells it is a cell type like others
     theta_NK[6:, 3] = 0
