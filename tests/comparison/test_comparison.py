@@ -431,8 +431,8 @@ def test_a_parent_in_mlflow_is_refused(run_here):
     code, _, err = run_here("compare", f"runs=a,{parent.run_id}")
     assert code == 2
     assert (
-        "is the parent of a multirun; name its runs, or make one page of all with `topicell report run="
-        in err
+        "is the parent of a multirun; name its runs, or make one page of all with `topicell "
+        "report run=" in err
     )
     code, _, err = run_here("compare", "runs=a,0123456789abcdef0123456789abcdef")
     assert code == 2

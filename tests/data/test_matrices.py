@@ -315,8 +315,8 @@ MISFITS: dict[str, tuple[Change, str]] = {
     ),
     "other genes": (
         lambda t, b: (t, b.rename(index=str.lower)),
-        r"beta=.*beta.csv: none of its 6 genes is in the data: 'g0', 'g1', 'g2', …, where the "
-        r"data have 'G0', 'G1', 'G2', …; rename one",
+        r"beta=.*beta.csv: none of its 6 genes is in the data: the file has 'g0', 'g1', 'g2', …, "
+        r"the data have 'G0', 'G1', 'G2', …; rename one",
     ),
     "Ensembl ids": (
         lambda t, b: (t, b.set_axis([f"ENSMUSG0000000{i}" for i in range(6)])),
@@ -355,7 +355,7 @@ MISFITS: dict[str, tuple[Change, str]] = {
         lambda t, b: (t.mul([1, 0, 0, 1, 1, 1, 1, 1], axis=0), b),
         r"all values of cell 'cell1' are zero \(2 of 8 cells\); leave such cells out",
     ),
-    "an empty topic": (lambda t, b: (t, b * [1, 1, 0]), r"all values of topic 'c' are zero \(1 of 3"),
+    "an empty topic": (lambda t, b: (t, b * [1, 1, 0]), r"of topic 'c' are zero \(1 of 3"),
 }  # fmt: skip
 UNNORMALISED: dict[str, tuple[Change, str]] = {
     "cells": (

@@ -87,7 +87,7 @@ class Study:
         if settings.sampler is Sampler.grid and self._points is None:
             raise InputError(
                 "sweep.sampler = 'grid': the search space is infinite, or has more than "
-                "{MAX_POINTS} points; give range(…) or choice(…), or another sampler"
+                f"{MAX_POINTS} points; give range(…) or choice(…), or another sampler"
             )
         self._running: dict[int, optuna.Trial] = {}
         self._splits: dict[int, dict[str, Sequence[float]]] = {}
