@@ -143,7 +143,7 @@ class Study:
         """Record the time, and release the study."""
         self._closed.set()
         try:
-            # Of processes that share the study, the longest time counts.
+            # If processes share the study, the longest time counts.
             recorded = float(self._study.user_attrs.get(SECONDS, 0.0))
             self._study.set_user_attr(SECONDS, max(recorded, self.seconds))
         finally:
