@@ -184,7 +184,7 @@ def test_a_first_line_with_an_unknown_name_may_be_a_header(external, tmp_path):
     obs = anndata.read_h5ad(external[0] / "cells.h5ad").obs
     for names in ('"nobody"\n"c2"\n', "c1\nnobody\n"):
         (tmp_path / "held.csv").write_text(names)
-        with pytest.raises(InputError, match=r"1 of its 2 names are none .* \(nobody\)"):
+        with pytest.raises(InputError, match=r"1 of its 2 names are not .* \(nobody\)"):
             held_out_cells(obs, str(tmp_path / "held.csv"))
     (tmp_path / "held.csv").write_text('"x"\n"c2"\n"c3"\n')
     held = held_out_cells(obs, str(tmp_path / "held.csv"))

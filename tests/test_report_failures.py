@@ -162,7 +162,7 @@ def test_a_run_whose_report_fails_keeps_all_else(fault, run_here, monkeypatch, s
     *_, line = err.splitlines()
     assert line.startswith(f"topicell: the report is incomplete: {words}")
     assert line.endswith(
-        "all else is kept, and `topicell report 'run=a run'` makes the report again"
+        "all other results are saved, and `topicell report 'run=a run'` makes the report again"
     )
     assert "ELBO" in out
     assert ("report.html" in out) == ("report.html" in FAULTS[fault])
@@ -318,7 +318,7 @@ def test_a_full_disk_leaves_no_partial_cells(run_here, monkeypatch):
     assert json.loads(Path("run/run.json").read_text())["status"] == "FAILED"
 
 
-@pytest.mark.filterwarnings("ignore:obs of the cells has 2 columns of topics already")
+@pytest.mark.filterwarnings("ignore:obs already has 2 columns of topics")
 @pytest.mark.parametrize("suffix", [".h5ad", ".csv"])
 def test_a_full_disk_leaves_no_partial_proportions(suffix, run_here, monkeypatch):
     assert run_here("train", *SMALL, "report=off", "tracking=off", "hydra.run.dir=run")[0] == 0

@@ -209,7 +209,7 @@ def test_a_run_killed_at_a_critical_moment_ends_with_the_same_bytes(
     assert process.wait(600) == -signal.SIGKILL, process.stderr
     again = started(*RUN, "resume=true")
     assert again.wait(600) == 0, again.stderr
-    assert "going on with runs/" in again.stderr
+    assert "resuming runs/" in again.stderr
     assert_same_as_uninterrupted(folder, reference[0])
 
 
@@ -286,7 +286,7 @@ def test_a_run_that_cannot_be_resumed_is_refused(folder, reference, run_here, st
     code, _, err = run_here(*mine, "resume=true", "model.n_topics=4")
     assert code == 2
     assert "model.n_topics = 4, and the run in" in err
-    assert "has 3: go on with its own settings" in err
+    assert "has 3: resume it with its own settings" in err
     assert lines(folder) == kept
     path = run_folder(folder) / "run.json"
     record = json.loads(path.read_text())

@@ -277,7 +277,9 @@ def test_only_columns_of_topics_are_replaced_with_a_warning(tmp_path):
         name="file", path=str(tmp_path / "cells.h5ad"), label_key="lda_topic_label"
     )
     config.preprocess.cache = False
-    with pytest.warns(UserWarning, match=r"1 columns of topics already \(lda_topic_17\); the new"):
+    with pytest.warns(
+        UserWarning, match=r"already has 1 columns of topics \(lda_topic_17\); the new"
+    ):
         result = run(config, open_tracker(config.tracking, tmp_path / "run"))
     assert "labels/nmi" in result.scores
     stored = anndata.read_h5ad(tmp_path / "run" / "adata.h5ad")
@@ -306,7 +308,7 @@ def test_transform_keeps_the_columns_of_the_user(tmp_path, run_here):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:obs of the cells has 3 columns of topics already")
+@pytest.mark.filterwarnings("ignore:obs already has 3 columns of topics")
 def test_labels_in_a_column_that_a_run_writes_are_kept_under_another_name(tmp_path):
     simulated = topicell.load_dataset("simulated", simulation=small_config().data.simulation)
     simulated.obs["leiden"] = simulated.obs["dominant_topic"]

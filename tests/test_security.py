@@ -569,10 +569,10 @@ def test_text_without_a_secret_is_recorded_unchanged(harmless):
 def test_a_run_writes_no_secret_of_its_store(address, topicell, tmp_path, quick):
     done = topicell("train", *quick, f"tracking.uri='{address}'", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "the run goes on" in done.stderr
+    assert "the run continues" in done.stderr
     assert not has_secret(done.stdout + done.stderr)
     (log,) = tmp_path.rglob("topicell.log")
-    assert "the run goes on" in log.read_text()
+    assert "the run continues" in log.read_text()
     assert with_secret(tmp_path) == []
 
 

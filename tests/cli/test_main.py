@@ -95,7 +95,7 @@ def test_a_command_is_one_file_and_one_row(tmp_path, monkeypatch, run_here):
     assert run_here("toy", "word=three", "times=2", "tracking=off") == (0, "off\n10\n", "")
     for argument, words in (
         ("word=", "word = '': give a word of one letter or more"),
-        ("word", "'word': settings are written NAME=VALUE"),
+        ("word", "'word': write settings as NAME=VALUE"),
         ("times=1", "word has no value; give word=VALUE"),
         ("times=many", "times: Value 'many' of type 'str' could not be converted to Integer"),
         ("wird=a", "'wird' is not a setting; did you mean 'word'? topicell toy --help lists all"),

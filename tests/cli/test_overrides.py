@@ -116,7 +116,7 @@ def test_text_and_interpolations_stay_as_they_are_written():
 
 
 def test_a_list_without_an_end_is_refused():
-    with pytest.raises(InputError, match=r"no end; write preprocess.drop_genes=\[A,B\]"):
+    with pytest.raises(InputError, match=r"closing bracket; write preprocess.drop_genes=\[A,B\]"):
         literal(["preprocess.drop_genes=[^MT-,", "^mt-]"], multirun=False)
 
 

@@ -11,7 +11,7 @@ import topicell
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default:the run's own gene sets")
+@pytest.mark.filterwarnings("default:the gene sets of the run")
 def test_a_report_adds_the_parts_that_the_run_left_out(run_here, small):
     Path("sets.gmt").write_text("one\tof us\tgene_1\tgene_2\tgene_3\n")
     lacking = ["evaluate.differential_expression=false", "report.gene_sets=sets.gmt"]
@@ -25,7 +25,7 @@ def test_a_report_adds_the_parts_that_the_run_left_out(run_here, small):
     # Without the file of its run, a report warns; a file named in the command must exist.
     code, _, err = run_here("report", "run=here", "output=again", "tracking=off")
     assert code == 0, err
-    assert "sets.gmt, are not here" in err
+    assert "sets.gmt, were not found" in err
     assert Path("again/topics/differential_expression.csv").exists()
     assert Path("again/figures/volcanoes.png").exists()
     assert not Path("again/topics/enrichment.csv").exists()

@@ -31,7 +31,7 @@ def test_bad_input_ends_with_code_2_and_one_line(run_here):
         Path("broken", name).write_text("?")
     Path("taken").mkdir()
     for arguments, words in (
-        ([], "0 given, and a comparison needs two or more: topicell compare runs=["),
+        ([], "found 0, but a comparison needs two or more: topicell compare runs=["),
         (["runs="], "0 given"),
         (["runs=[a]"], "1 given"),
         (["runs=[a,b/../a]"], "'a' and 'b/../a' are the same run"),
@@ -41,7 +41,7 @@ def test_bad_input_ends_with_code_2_and_one_line(run_here):
         (["runs=[a,sweep]"], "or `topicell report run=sweep`"),
         (["runs=[a,taken]"], "'taken' has no adata.h5ad"),
         (["runs=[a,broken]"], "'broken' cannot be read"),
-        (["runs=[a,b"], "has no end"),
+        (["runs=[a,b"], "has no closing bracket"),
         (["runs=[a,", "b]"], "without spaces"),
         (["runs=[a,b]", "labels=one"], "labels: found 1 for 2 runs"),
         (["runs=[a,b]", "output=taken"], "output = 'taken' exists"),

@@ -148,7 +148,7 @@ def test_metadata_columns_of_a_table_become_metadata_of_cells(tmp_path):
     table["cell_type"] = list("ab" * 6)
     table["my own note"] = "text"
     table.to_csv(tmp_path / "table.csv")
-    with pytest.warns(UserWarning, match=r"taken for metadata: percent\.mt, n_counts, cell_type"):
+    with pytest.warns(UserWarning, match=r"treated as metadata: percent\.mt, n_counts, cell_type"):
         found = read(tmp_path / "table.csv")
     assert list(found.var_names) == SYMBOLS
     assert list(found.obs["cell_type"]) == list("ab" * 6)
@@ -214,7 +214,7 @@ def test_a_file_without_gene_expression_is_read_or_refused(tmp_path):
     with pytest.warns(UserWarning, match="all 9 features are of type 'Peaks'"):
         assert read(write(cells(feature_types=["Peaks"] * 9), tmp_path)).n_vars == 9
     two = ["Antibody Capture"] * 5 + ["CRISPR Guide Capture"] * 4
-    with pytest.raises(InputError, match="no feature is of this type; here: 5 Antibody Capture"):
+    with pytest.raises(InputError, match="no feature is of this type; found: 5 Antibody Capture"):
         read(write(cells(feature_types=two), tmp_path))
 
 
@@ -245,7 +245,7 @@ def test_the_setting_selects_the_column_of_names(tmp_path):
 
 def test_summaries_of_counting_programs_are_left_out(tmp_path):
     extra = ["__no_feature", "__alignment_not_unique", "N_unmapped", "Unassigned_Ambiguity"]
-    with pytest.warns(UserWarning, match="4 of 13 genes are sums of a counting program"):
+    with pytest.warns(UserWarning, match="4 of 13 genes are sums from a counting program"):
         found = read(write(cells([*SYMBOLS, *extra]), tmp_path))
     assert list(found.var_names) == SYMBOLS
 

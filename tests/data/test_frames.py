@@ -156,7 +156,7 @@ def test_an_index_named_like_a_column_has_no_name(tmp_path: Path) -> None:
         var = file["var"]
         del var["_index"]
         var.attrs["_index"] = "symbol"
-    with pytest.warns(UserWarning, match="1 gene names repeat"):
+    with pytest.warns(UserWarning, match="1 gene names are repeated"):
         again = read(path)
     assert list(again.var_names) == ["A", "T", "T-1", "D"]
     assert list(again.var["symbol"]) == ["A", "T", "T", "D"]

@@ -303,12 +303,12 @@ def with_value(value: object) -> Change:
 MISMATCHES: dict[str, tuple[Change, str]] = {
     "other cells": (
         lambda t, b: (t.rename(index={"cell0": "x", "cell5": "y"}), b),
-        r"theta=.*theta.csv: 2 of its 8 cells are not in the data: 'x', 'y'; leave them out",
+        r"theta=.*theta.csv: 2 of its 8 cells are not in the data: 'x', 'y'; remove them",
     ),
     "other genes": (
         lambda t, b: (t, b.rename(index=str.lower)),
-        r"beta=.*beta.csv: none of its 6 genes is in the data: 'g0', 'g1', 'g2', …, where the "
-        r"data have 'G0', 'G1', 'G2', …; rename either",
+        r"beta=.*beta.csv: none of its 6 genes is in the data: the file has 'g0', 'g1', 'g2', …, "
+        r"the data have 'G0', 'G1', 'G2', …; rename one",
     ),
     "Ensembl ids": (
         lambda t, b: (t, b.set_axis([f"ENSMUSG0000000{i}" for i in range(6)])),
@@ -316,11 +316,11 @@ MISMATCHES: dict[str, tuple[Change, str]] = {
     ),
     "values for names": (
         lambda t, b: (t, b.reset_index(drop=True)),
-        r"none of its 6 genes is in the data: '0'.*are for names, not values",
+        r"none of its 6 genes is in the data: the file has '0'.*are for names, not values",
     ),
     "a cell twice": (
         lambda t, b: (t.rename(index={"cell1": "cell0"}), b),
-        r"theta=.*: more than one row is named 'cell0'; give each a name of its own",
+        r"theta=.*: more than one row is named 'cell0'; give each its own name",
     ),
     "a topic twice": (
         lambda t, b: (t, b.rename(columns={"b": "a"})),
@@ -330,24 +330,24 @@ MISMATCHES: dict[str, tuple[Change, str]] = {
         lambda t, b: (t[["a", "b"]], b),
         r"theta=.*has 8 cells × 2 topics and beta=.* 3 topics × 6 genes; both must have the same",
     ),
-    "one topic": (lambda t, b: (t[["a"]], b[["a"]]), r"8 cells × 1 topics.*two or more"),
+    "one topic": (lambda t, b: (t[["a"]], b[["a"]]), r"8 cells × 1 topics.*at least 2"),
     "names of cells on both sides": (
         lambda t, b: (t[:3].set_axis(CELLS[:3], axis=1), b),
-        r"is 3 × 3 and may be cells × topics or topics × cells, for both.*rename the topics",
+        r"is 3 × 3 and may be cells × topics or topics × cells, because both.*rename the topics",
     ),
     "text": (with_value("many"), r"holds 'many' in row cell2, column b, which is not a number"),
     "a gap": (with_value(None), r"holds '' in row cell2, column b"),
     "nan": (with_value("nan"), r"holds 'nan' in row cell2, column b"),
     "a negative value": (
-        with_value(-0.5), r"holds -0.5 for 'cell2' and 'b' \(1 such of 24 values\).*0 or greater"
+        with_value(-0.5), r"holds -0.5 for 'cell2' and 'b' \(1 such values of 24\).*0 or greater"
     ),
     "infinity": (with_value(np.inf), r"holds inf for 'cell2' and 'b'"),
     "an overflow": (with_value(1e308), r"holds 1e\+308 for 'cell2' and 'b'"),
     "an empty cell": (
         lambda t, b: (t.mul([1, 0, 0, 1, 1, 1, 1, 1], axis=0), b),
-        r"all is zero for cell 'cell1' \(2 of 8 cells\); leave such cells out",
+        r"all values of cell 'cell1' are zero \(2 of 8 cells\); leave such cells out",
     ),
-    "an empty topic": (lambda t, b: (t, b * [1, 1, 0]), r"all is zero for topic 'c' \(1 of 3"),
+    "an empty topic": (lambda t, b: (t, b * [1, 1, 0]), r"of topic 'c' are zero \(1 of 3"),
 }  # fmt: skip
 UNNORMALISED: dict[str, tuple[Change, str]] = {
     "cells": (
@@ -392,7 +392,7 @@ def test_without_names_sizes_must_fit_exactly(form: str, tmp_path: Path) -> None
 
 def test_names_of_an_npz_belong_to_one_side(tmp_path: Path) -> None:
     theta, beta = frames()
-    with pytest.raises(InputError, match=r"is 3 × 3, and its names fit either side; write it as"):
+    with pytest.raises(InputError, match=r"is 3 × 3, and its names match both sides; write it as"):
         read_topics(*write("named npz", (theta[:3], beta), tmp_path), CELLS, GENES)
     np.savez(tmp_path / "short.npz", theta.to_numpy(), cells=CELLS[1:])
     with pytest.raises(InputError, match="has 8 rows and 7 names for them"):
@@ -451,8 +451,8 @@ ONES = np.ones((8, 2))
 BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
     "missing": (lambda f: str(f / "none.csv"), r"no such file \(looked from .*\); check the path"),
     "a folder": (str, "there is no such file"),
-    "unknown form": (some(b"", "theta.xlsx"), "no form that can be read; supported: csv or tsv"),
-    "gzipped npy": (some(b"", "theta.npy.gz"), "no form that can be read"),
+    "unknown form": (some(b"", "theta.xlsx"), "not in a supported format; supported: csv or tsv"),
+    "gzipped npy": (some(b"", "theta.npy.gz"), "not in a supported format"),
     "nothing": (some(b"", "theta.csv"), r"cannot be read as csv \(EmptyDataError.*write it again"),
     "one line": (some(b"a,b\n", "theta.csv"), "cannot be read as csv"),
     "tabs in csv": (some(b"x\ta\tb\ncell0\t1\t0\n", "theta.csv"), "has one column; separate by"),
@@ -466,12 +466,15 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
     "not h5ad": (some(b"garbage" * 9, "theta.h5ad"), "cannot be read as h5ad"),
     "half an npy": (half(write_npy), "cannot be read as npy"),
     "half an npz": (half(write_named_npz), "cannot be read as npz"),
-    "a vector": (npz(theta=np.ones(8)), r"is an array of shape \(8,\) of float64, not a matrix"),
+    "a vector": (
+        npz(theta=np.ones(8)),
+        r"shape \(8,\) and type float64, not a matrix",
+    ),
     "no cells": (npz(theta=np.ones((0, 3))), r"shape \(0, 3\)"),
-    "text": (npz(theta=ONES.astype(str)), "of <U32, not a matrix of numbers"),
-    "complex": (npz(theta=ONES * 1j), "of complex128, not a matrix of numbers"),
+    "text": (npz(theta=ONES.astype(str)), "type <U32, not a matrix of numbers"),
+    "complex": (npz(theta=ONES * 1j), "type complex128, not a matrix of numbers"),
     "which array": (npz(x=ONES, y=ONES), "no array theta, and does not hold exactly one array"),
-    "no array": (npz(cells=CELLS), "no array theta, exactly one array; found: cells"),
+    "no array": (npz(cells=CELLS), "does not hold exactly one array; found: cells"),
     "objects": (npz(theta=ONES, cells=np.array(CELLS, dtype=object)), "names with dtype=str"),
     "no default field": (h5ad(""), "no obsm/X_lda; found: obsm/X_pca, uns/seeds; name a matrix"),
     "unknown field": (h5ad(":obsm/X_nmf"), "has no obsm/X_nmf; found: obsm/X_pca, uns/seeds"),

@@ -143,7 +143,7 @@ def test_repeated_names_become_unique_with_a_warning(form: str, tmp_path: Path) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata's, on writing
         path = WRITERS[form](adata, tmp_path)
-    with pytest.warns(UserWarning, match="3 gene names repeat") as caught:
+    with pytest.warns(UserWarning, match="3 gene names are repeated") as caught:
         again = read(path)
     assert len(caught) == 1
     assert list(again.var_names) == ["A", "B", "A-1", "C", "A-2", "D", "B-1"]
@@ -153,7 +153,7 @@ def test_repeated_names_become_unique_with_a_warning(form: str, tmp_path: Path) 
 def test_repeated_cell_names_become_unique_with_a_warning(tmp_path: Path) -> None:
     adata = cells()
     adata.obs_names = ["x"] * 2 + [f"c{i}" for i in range(10)]
-    with pytest.warns(UserWarning, match="1 cell names repeat"):
+    with pytest.warns(UserWarning, match="1 cell names are repeated"):
         assert read(write_text(adata, tmp_path)).obs_names.is_unique
 
 
@@ -342,7 +342,7 @@ def test_a_layer_without_counts_is_refused(
 
 def test_backed_is_only_for_h5ad(tmp_path: Path) -> None:
     path = write_text(cells(), tmp_path)
-    with pytest.raises(InputError, match="backed=true needs an h5ad file, and this is csv"):
+    with pytest.raises(InputError, match="backed=true needs an h5ad file, but this is csv"):
         read(path, backed=True)
     with pytest.raises(InputError, match=r"data\.backed"):
         load(DataConfig(name="simulated", backed=True))

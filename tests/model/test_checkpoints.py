@@ -94,7 +94,7 @@ def test_a_fit_from_any_checkpoint_ends_with_the_same_bytes(
         assert [untimed(epoch) for epoch in reported] == [untimed(epoch) for epoch in epochs]
 
 
-@pytest.mark.filterwarnings("ignore:1 of 2 replicates were dropped")
+@pytest.mark.filterwarnings("ignore:1 of 2 replicates were left out")
 def test_a_fit_without_a_failed_replicate_resumes_with_the_same_bytes(
     shallow, tmp_path, monkeypatch
 ):

@@ -225,8 +225,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     [
         (
             GMT.encode() + b"third of us CD14 LYZ S100A8 S100A9 S100A12 VCAN\n",
-            "line 3 has no tab ('third of us CD14 LYZ S100A8 S100A9 S100A'); a GMT file has on "
-            "each line a name, a description and genes, tab separated",
+            "line 3 has no tab ('third of us CD14 LYZ S100A8 S100A9 S100A'); each line of a "
+            "GMT file has a name, a description and genes, separated by tabs",
         ),
         (
             GMT.encode() + b"\nthird\tof us\t \n",
@@ -285,7 +285,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         read_gene_sets(tmp_path / "none.gmt")
     said = str(error.value)
     assert said.startswith(f"report.gene_sets = '{tmp_path / 'none.gmt'}': there is no such file (")
-    assert said.endswith("check the path, or take 'blood', the sets that come with topicell")
+    assert said.endswith("check the path, or use 'blood', the sets included in topicell")
     with pytest.raises(InputError, match=r"cannot be read .*directory.*; name a GMT file"):
         read_gene_sets(tmp_path)
 

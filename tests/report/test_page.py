@@ -173,7 +173,7 @@ def test_the_page_contains_data_model_and_settings(html):
     assert "3 topics in cells & " in text
     assert "abc123" in text
     assert "1.2.3" in text
-    assert "60 cells and 30 genes; 45 to train on, 5 to validate on, 10 kept to test on" in text
+    assert "60 cells and 30 genes; 45 for training, 5 for validation, 10 for testing" in text
     assert "12 epochs" in text
     assert "model.n_topics=3" in text
     assert "seed=0" in text
@@ -244,7 +244,7 @@ def test_a_table_that_is_too_large_is_only_named(written, monkeypatch):
     monkeypatch.setattr(page, "MAX_TABLE_VALUES", adata.n_obs * 3 - 1)
     html = page.render(adata, HISTORY, {})
     assert 'id="table-cell_topics"' not in html
-    assert "cell_topics.csv: cells × topics; too large for a page" in Page(html).text
+    assert "cell_topics.csv: cells × topics; too large for this page" in Page(html).text
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_a_page_of_4000_cells_is_small(tmp_path):
 
 def test_warnings_are_on_the_page(html):
     text = Page(html).words
-    assert "1 of 3 topics are not stable" in text
+    assert "1 of 3 topics not stable" in text
     assert "No warnings" not in text
 
 

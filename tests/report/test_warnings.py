@@ -30,7 +30,7 @@ def test_a_topic_dominant_in_few_cells_is_hardly_used(n_dominant, warned):
     found = list(topic_warnings(theta_NK, distinct(), None))
     if warned:
         ((heading, text),) = found
-        assert heading == "1 of 4 topics are hardly used"
+        assert heading == "1 of 4 topics hardly used"
         assert text.startswith("Topic 3 is")
     else:
         assert found == []
@@ -58,7 +58,7 @@ def test_topics_with_a_cosine_above_095_are_near_copies(cosine, warned):
 
 def test_topics_below_the_threshold_are_not_found_again():
     ((heading, text),) = topic_warnings(balanced(), distinct(), np.array([0.9, 0.69, 0.7, 0.1]))
-    assert heading == "2 of 4 topics are not stable"
+    assert heading == "2 of 4 topics not stable"
     assert "topics 1 (0.690), 3 (0.100)" in text
 
 
@@ -79,7 +79,7 @@ def test_an_average_topic_in_all_cells_is_a_background():
     theta_NK[4] = theta_NK[5] = [0, 0, 0, 1]
     theta_NK /= theta_NK.sum(axis=1, keepdims=True)
     ((heading, text),) = topic_warnings(theta_NK, beta_KG)
-    assert heading == "1 of 4 topics look like a background"
+    assert heading == "1 of 4 topics similar to a background"
     assert "topic 3 (100 % of the cells)" in text
     # In few cells it is a cell type.
     theta_NK[6:, 3] = 0

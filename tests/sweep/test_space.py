@@ -277,7 +277,7 @@ def test_a_parameter_of_one_value_is_fixed():
         ("a=tag(log,int(interval(0,2)))", "must begin above 0"),
         (
             "model.n_topics=interval(2,30)",
-            r"numbers of topics are whole; write int\(interval\(2,30\)\)",
+            r"the number of topics must be a whole number; write int\(interval\(2,30\)\)",
         ),
         ("model.n_topics=tag(log,interval(2,30))", r"write int\(tag\(log,interval\(2,30\)\)\)"),
         ("a=5,10,5", r"a = 5,10,5: a choice is repeated"),

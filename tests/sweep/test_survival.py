@@ -300,10 +300,10 @@ def test_the_trial_of_a_killed_worker_is_repeated_once(folder, start):
     assert runs[number].info.status == "FAILED"
     assert runs[number].info.run_id == trials[number].user_attrs["run_id"]
     error = runs[number].data.tags["topicell.error"]
-    assert error.startswith("its process was killed by signal 9, as the system does when memory")
+    assert error.startswith("its process was killed by signal 9, which often means that memory")
     assert runs[number].data.tags["topicell.trial_state"] == "FAIL"
     assert f"trial {number:3d}" in sweep.err
-    assert "preprocess.n_variable_genes; it is tried again" in sweep.err
+    assert "preprocess.n_variable_genes; it is repeated" in sweep.err
     assert "Traceback" not in sweep.err
 
 

@@ -296,7 +296,7 @@ def test_libraries_print_nothing_while_figures_are_written(topicell, mostly_fail
         (["-m", "sweep=topics", "preprocess.split.valid=0", "preprocess.split.train=0.9"], "valid"),
         (
             ["-m", "sweep=topics", "sweep.sampler=grid", "train.learning_rate=interval(0.1,0.2)"],
-            "has no end",
+            "has no closing bracket",
         ),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",

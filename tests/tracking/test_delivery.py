@@ -52,7 +52,7 @@ def test_a_dead_server_costs_one_warning_and_no_result(tmp_path, caplog, record_
     with caplog.at_level(logging.WARNING, logger="topicell.tracking"):
         record_run(tracker)
     assert len([r for r in caplog.records if r.name.startswith("topicell.")]) == 1
-    assert "the run goes on" in caplog.text
+    assert "the run continues" in caplog.text
     history, final = read_metrics(tmp_path / "run")
     assert len(history) == 3
     assert final == {"test/elbo": -7.5}
@@ -81,7 +81,7 @@ def test_a_store_that_hangs_does_not_affect_the_run(
         tracker = open_tracker(store, tmp_path / "run")
         record_run(tracker)
         assert entered.wait(60)
-    assert caplog.text.count("(no answer in time); the run goes on") == 1
+    assert caplog.text.count("(no answer in time); the run continues") == 1
     assert read_metrics(tmp_path / "run")[1] == {"test/elbo": -7.5}
     kept = (tmp_path / "run" / "run.json").read_bytes()
     assert Record.read(tmp_path / "run").status == "FINISHED"
@@ -280,5 +280,5 @@ def test_a_run_does_not_wait_for_a_database_that_is_down(answer, tmp_path, recor
         create_store(tmp_path / "other.db")
         assert time.monotonic() - began < 60
     nowhere = TrackingConfig(uri="postgresql+psycopg://user@host:port/db")
-    with pytest.raises(InputError, match="is no address; write"):
+    with pytest.raises(InputError, match="is not a valid address; write"):
         RunFolder(tmp_path / "no run", tracking=nowhere)

@@ -116,7 +116,7 @@ def assert_complete(process, folder):
     assert len(warnings) == 1, process.stderr
     assert "MLflow at " in warnings[0]
     assert "`topicell sync folders=run` delivers it" in warnings[0]
-    assert "kept aside: topicell sync folders=run" in process.stdout
+    assert "not delivered; run topicell sync folders=run" in process.stdout
     epochs = {step for name, step, _, _ in expected(folder) if name == "train/elbo"}
     assert epochs == set(range(12))
     for name in ("adata.h5ad", "model/weights.safetensors", "cells/cell_topics.csv", "scores.csv"):

@@ -206,7 +206,7 @@ def other_models(run, tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "run has no value; give run=RUN_ID or model=NAME/ALIAS"),
+        ([], "neither run nor model is set; give run=RUN_ID or model=NAME/ALIAS"),
         (["run=x", "model=topicell/champion"], "both run and model are set"),
         (["model=topicell"], "write NAME/ALIAS or NAME/VERSION"),
         (["model=models:/topicell@champion"], "as model=topicell/champion"),

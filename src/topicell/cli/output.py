@@ -1,4 +1,4 @@
-"""What commands print, and the folders that they write."""
+"""Output of commands: printed lines, and output folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What prevents or limits the comparison of runs, in words for the reader of the page."""
+"""Reasons that prevent or limit the comparison of runs, as texts for the page."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Score:
     best: int | None
     """Index of the run that is clearly better than all others, if there is one."""
     incompatibility: str
-    """What prevents the comparison of the values, in words; empty if nothing does."""
+    """The reason why the values cannot be compared; empty if they can."""
 
     @property
     def title(self) -> str:
@@ -152,7 +152,7 @@ class Comparison:
 
     sides: tuple[Side, ...]
     warnings: tuple[tuple[str, str], ...]
-    """What to know before comparing: (heading, explanation)."""
+    """Warnings about the comparison: (heading, explanation)."""
     parameters: Mapping[str, tuple[str | None, ...]]
     """Settings by dotted name, one text for each run; None for a run without the setting."""
     scores: tuple[Score, ...]

@@ -89,8 +89,8 @@ class Metric:
     better: Literal[-1, 0, 1] = 0
     """1 if higher is better, −1 if lower is better, 0 if neither is."""
     same: tuple[str, ...] = ()
-    """What must be the same in two runs for their values to be compared: keys of `CONDITIONS`, or
-    names of settings."""
+    """Conditions that must be equal in two runs to compare their values: keys of `CONDITIONS`,
+    or names of settings."""
     unit: str = ""
     decimals: int | None = None
     """Decimals in a table of means; None: they depend on the values."""
@@ -542,7 +542,7 @@ CONDITIONS = {
     "labels": "the labels of the cells",
     "device": "the device",
 }
-"""What `Metric.same` can name besides settings, in words."""
+"""Conditions that `Metric.same` can name besides settings, with their descriptions."""
 
 
 def metric(name: str) -> Metric:

@@ -51,7 +51,7 @@ def topic_warnings(
     unused = np.flatnonzero(dominance(theta_NK) <= USED_SHARE)
     if len(unused):
         yield (
-            f"{len(unused)} of {n_topics} topics are hardly used",
+            f"{len(unused)} of {n_topics} topics hardly used",
             f"{_topic_names(unused)} dominant in at most {100 * USED_SHARE:g} % of the cells: "
             "either collapsed, or a background of which many cells have a little. If the genes "
             "have no meaning either, lower model.n_topics.",
@@ -60,7 +60,7 @@ def topic_warnings(
     groups = [_topic_list(group) for group in _near_copies(unit_KG @ unit_KG.T)]
     if groups:
         yield (
-            "Some topics are near copies",
+            "Near copies among the topics",
             "Their gene proportions have a cosine above "
             f"{DUPLICATE_COSINE} with another topic of the group: {'; '.join(groups)}. Genes that "
             "every cell expresses (ribosomal ones) cause this too: compare the genes that lead by "
@@ -76,7 +76,7 @@ def topic_warnings(
         if len(unstable):
             found = ", ".join(f"{topic} ({stability_K[topic]:.3f})" for topic in unstable)
             yield (
-                f"{len(unstable)} of {n_topics} topics are not stable",
+                f"{len(unstable)} of {n_topics} topics not stable",
                 f"Found only in this replicate, or with a stability below {STABLE}: "
                 f"{'topics' if len(unstable) > 1 else 'topic'} {found}. Fits from other random "
                 "starts have other topics instead. Do not base conclusions on these topics.",
@@ -138,7 +138,7 @@ def _backgrounds(
             f"{topic} ({100 * present_K[topic]:.0f} % of the cells)" for topic in common
         )
         yield (
-            f"{len(common)} of {theta_NK.shape[1]} topics look like a background",
+            f"{len(common)} of {theta_NK.shape[1]} topics similar to a background",
             "Present in nearly all cells, and very similar to the average cell: "
             f"{'topics' if len(common) > 1 else 'topic'} {found}. Ambient RNA and genes that "
             "every cell expresses cause such topics; cell types do not.",
@@ -152,7 +152,7 @@ def _backgrounds(
     if len(heavy):
         found = ", ".join(f"{topic} ({100 * share_K[topic]:.0f} %)" for topic in heavy)
         yield (
-            f"{len(heavy)} of {theta_NK.shape[1]} topics are mostly ribosomal or mitochondrial",
+            f"{len(heavy)} of {theta_NK.shape[1]} topics mostly ribosomal or mitochondrial",
             f"More than half of the counts of {'topics' if len(heavy) > 1 else 'topic'} {found} "
             "belong to such genes. Rank the genes by relevance or FREX, or leave these genes out "
             "(preprocess=no_ribosomal).",

@@ -87,7 +87,7 @@ class Study:
         if settings.sampler is Sampler.grid and self._points is None:
             raise InputError(
                 "sweep.sampler = 'grid': the search space is infinite, or has more than "
-                "{MAX_POINTS} points; give range(…) or choice(…), or another sampler"
+                f"{MAX_POINTS} points; give range(…) or choice(…), or another sampler"
             )
         self._running: dict[int, optuna.Trial] = {}
         self._splits: dict[int, dict[str, Sequence[float]]] = {}
@@ -143,7 +143,7 @@ class Study:
         """Record the time, and release the study."""
         self._closed.set()
         try:
-            # Of processes that share the study, the longest time counts.
+            # If processes share the study, the longest time counts.
             recorded = float(self._study.user_attrs.get(SECONDS, 0.0))
             self._study.set_user_attr(SECONDS, max(recorded, self.seconds))
         finally:
