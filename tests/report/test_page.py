@@ -259,8 +259,11 @@ def test_90_groups_with_control_characters_are_drawn(tmp_path):
     assert "31 other groups" in Page(html.read_text(encoding="utf-8")).text
 
 
-def test_gene_sets_have_a_table_and_a_figure(written, tmp_path):
+def test_gene_sets_have_a_table_and_a_figure(written, tmp_path, monkeypatch):
     adata, _, _ = written
+    # Without the other figures, to save time.
+    for module in (figure_set, page):
+        monkeypatch.setattr(module, "FIGURES", {"enrichment": module.FIGURES["enrichment"]})
     (tmp_path / "sets.gmt").write_text(
         "first\tx\tGENE1\tGENE2\tGENE3\nother\tx\t" + "\t".join(adata.var_names[4:12]) + "\n"
     )
