@@ -440,7 +440,7 @@ def test_a_refusal_says_where_the_counts_are(tmp_path: Path) -> None:
 
 def test_backed_is_for_h5ad_alone(tmp_path: Path) -> None:
     path = write_text(cells(), tmp_path)
-    with pytest.raises(InputError, match="backed=true needs an h5ad file, and this is csv"):
+    with pytest.raises(InputError, match="backed=true needs an h5ad file, but this is csv"):
         read(path, backed=True)
     with pytest.raises(InputError, match=r"data\.backed"):
         load(DataConfig(name="simulated", backed=True))
