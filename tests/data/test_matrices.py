@@ -466,10 +466,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], str], str]] = {
     "not h5ad": (some(b"garbage" * 9, "theta.h5ad"), "cannot be read as h5ad"),
     "half an npy": (half(write_npy), "cannot be read as npy"),
     "half an npz": (half(write_named_npz), "cannot be read as npz"),
-    "a vector": (
-        npz(theta=np.ones(8)),
-        r"shape \(8,\) and type float64, not a matrix",
-    ),
+    "a vector": (npz(theta=np.ones(8)), r"shape \(8,\) and type float64, not a matrix"),
     "no cells": (npz(theta=np.ones((0, 3))), r"shape \(0, 3\)"),
     "text": (npz(theta=ONES.astype(str)), "type <U32, not a matrix of numbers"),
     "complex": (npz(theta=ONES * 1j), "type complex128, not a matrix of numbers"),

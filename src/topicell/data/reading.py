@@ -153,7 +153,8 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
         what = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{path}: cannot be read as {form} ({type(error).__name__}: {what}); the file may be "
-            "incomplete, damaged or in another format: copy, download or write it again"
+            "incomplete, damaged or in another format: copy or download it again, or write a new "
+            "file"
         ) from error
     adata.obs_names = _unique(adata.obs_names, "cell", path)
     adata.var_names = _unique(adata.var_names, "gene", path)

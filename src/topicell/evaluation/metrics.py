@@ -89,7 +89,7 @@ class Metric:
     better: Literal[-1, 0, 1] = 0
     """1 if higher is better, −1 if lower is better, 0 if neither is."""
     same: tuple[str, ...] = ()
-    """Conditions that must be equal in two runs to compare their values: keys of `CONDITIONS`,
+    """Conditions that must be equal in two runs to compare their values: keys of `CONDITIONS`, or
     or names of settings."""
     unit: str = ""
     decimals: int | None = None

@@ -190,6 +190,6 @@ def _require_numbers(chunk: pd.DataFrame, names: list[str]) -> None:
         bad = (numbers.isna() if numbers.isna().any() else numbers == numbers.max()).to_numpy()
         raise InputError(
             f"holds {chunk[column][bad].iloc[0]!r} for cell {chunk.index[bad][0]}, gene "
-            f"{names[place]}, which is not a count; expected are one header line of gene names, "
-            "one column of cell names, and counts"
+            f"{names[place]}, which is not a number that can be a count; expected are one header "
+            "line of gene names, one column of cell names, and counts"
         )
