@@ -1,16 +1,11 @@
 """Stored runs with differences that a test sets."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
+from stored_runs import store
 
 from topicell.comparison.runs import read_run
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-from stored_runs import store
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ SETTINGS = (
 
 
 @pytest.mark.slow
-def test_a_report_of_many_cells_is_complete(run_here):
-    n_cells = 8_300
+@pytest.mark.parametrize("n_cells", [8_300, 20_000])
+def test_a_report_of_many_cells_is_complete(n_cells, run_here):
     code, out, err = run_here("train", *SETTINGS, f"data.simulation.n_cells={n_cells}")
     assert code == 0, err
     assert "run/report.html" in out

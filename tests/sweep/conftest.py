@@ -9,7 +9,6 @@ import pwd
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,8 +17,6 @@ import pytest
 
 from topicell.errors import InputError
 from topicell.sweep.storage import open_locks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PASSWORD = "not: to/be@shown"
 ESCAPED = "not%3A%20to%2Fbe%40shown"

@@ -26,6 +26,7 @@ topic uses, and the slope x / p of a cell with many counts then overflows. Propo
 do not change by a single bit."""
 EM_STEPS = 25
 PSEUDO_COUNT = 0.1
+"""Added to the expected count of each topic, as in `topicell.evaluation.perplexity.fold_in`."""
 UNLIKELY = 1e-15
 """Counts with a probability below this do not change the posterior: their slopes would overflow."""
 

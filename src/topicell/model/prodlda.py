@@ -24,10 +24,9 @@ from torch.nn.functional import softplus
 
 from topicell.evaluation.perplexity import elbo_perplexity
 from topicell.model.minibatches import Batch, DenseBatch, in_order
+from topicell.model.mixture import PSEUDO_COUNT
 from topicell.model.priors import NormalPrior
 
-PSEUDO_COUNT = 0.1
-"""Added to the expected count of each topic, as in `topicell.evaluation.perplexity.fold_in`."""
 NEWTON_STEPS = 50
 TOLERANCE = 1e-6
 """A cell is finished when a Newton step changes no proportion by more than this."""
