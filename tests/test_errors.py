@@ -13,8 +13,8 @@ from topicell.errors import failure
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "lower train.batch_size"),
         (MemoryError("Unable to allocate 9 GiB"), "lower train.n_replicates"),
-        (OSError(errno.ENOSPC, "No space left on device"), "resume=true goes on"),
-        (RuntimeError("HDF5: No space left on device"), "resume=true goes on"),
+        (OSError(errno.ENOSPC, "No space left on device"), "add resume=true"),
+        (RuntimeError("HDF5: No space left on device"), "add resume=true"),
         (ValueError("two\nlines"), "ValueError: two lines"),
         (KeyError(), "KeyError: no message"),
     ],
@@ -30,7 +30,8 @@ def test_a_failure_is_one_line_with_the_setting_to_change(error, words):
         (MemoryError("Unable to allocate 9 GiB"), "memory is full (Unable to allocate 9 GiB)"),
         (
             OSError(errno.ENOSPC, "No space left"),
-            "the disk is full ([Errno 28] No space left); free it and run the command again",
+            "the disk is full ([Errno 28] No space left); free disk space and run the command "
+            "again",
         ),
     ],
 )

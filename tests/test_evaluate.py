@@ -158,8 +158,8 @@ def test_held_out_cells_may_be_named_in_a_file(external, header):
     ("held_out", "message"),
     [
         ("nothing", "neither a file nor a column of obs"),
-        ("kind", "marks 0 of 90 cells"),
-        ("all", "marks 90 of 90 cells"),
+        ("kind", "selects 0 of 90 cells"),
+        ("all", "selects 90 of 90 cells"),
     ],
 )
 def test_a_bad_held_out_is_refused(external, held_out, message):
@@ -199,7 +199,7 @@ def test_held_out_cells_without_counts_are_warned_of(external):
     adata.X = x
     adata.obs["only"] = np.arange(N) == 5
     adata.write_h5ad(folder / "cells.h5ad")
-    with pytest.warns(UserWarning, match="too few counts to predict"):
+    with pytest.warns(UserWarning, match="too few counts to be predicted"):
         result, _ = score(folder, held_out="only")
     assert not any(name.startswith("test/") for name in result.scores)
 

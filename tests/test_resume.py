@@ -270,7 +270,7 @@ def test_a_run_that_cannot_be_resumed_is_refused(folder, reference, run_here, st
     (folder / "empty").mkdir()
     code, _, err = run_here(*RUN, "resume=empty")
     assert code == 2
-    assert "it has no run.json" in err
+    assert "has no run.json" in err
     assert {path: path.read_bytes() for path in ended.rglob("*") if path.is_file()} == before
 
     # A run that was killed: still alive, with other settings, with other data.

@@ -630,7 +630,9 @@ def test_the_ui_on_this_machine_needs_no_warning(host, registry, monkeypatch):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "", "host.example"])
 def test_a_ui_that_other_machines_reach_needs_a_warning(host, registry, monkeypatch):
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
-    with pytest.warns(UserWarning, match=r"whoever reaches port 5000 can read, change and delete"):
+    with pytest.warns(
+        UserWarning, match=r"everyone who can reach port 5000 can read, change and delete"
+    ):
         ui_command(registry.store, host, 5000)
 
 

@@ -187,10 +187,10 @@ def test_two_files_with_m_are_two_runs(run_here, of_a_file):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "model.n_topics=~"], "model.n_topics takes int"),
+        (["train", "model.n_topics=~"], "model.n_topics takes a whole number"),
         (["train", "model.n_topixé=3"], "did you mean 'model.n_topics'"),
         (["train", "^mt-]"], "write settings as NAME=VALUE"),
-        (["report", "run=x", "report.dpi=[1"], "report.dpi takes int"),
+        (["report", "run=x", "report.dpi=[1"], "report.dpi takes a whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

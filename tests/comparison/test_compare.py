@@ -32,13 +32,13 @@ def test_bad_input_ends_with_code_2_and_one_line(run_here):
     Path("taken").mkdir()
     for arguments, words in (
         ([], "found 0, but a comparison needs two or more: topicell compare runs=["),
-        (["runs="], "0 given"),
-        (["runs=[a]"], "1 given"),
+        (["runs="], "found 0"),
+        (["runs=[a]"], "found 1"),
         (["runs=[a,b/../a]"], "'a' and 'b/../a' are the same run"),
         (["runs=[a,c]"], "'a' and 'c' are the same run"),
         (["runs=[a,nowhere]"], "does not exist:"),
         (["runs=[a,grid]"], "'grid' holds several runs; name the runs"),
-        (["runs=[a,sweep]"], "or `topicell report run=sweep`"),
+        (["runs=[a,sweep]"], "make one page of all with `topicell report run=sweep`"),
         (["runs=[a,taken]"], "'taken' has no adata.h5ad"),
         (["runs=[a,broken]"], "'broken' cannot be read"),
         (["runs=[a,b"], "has no closing bracket"),
@@ -67,7 +67,7 @@ def test_a_parent_in_mlflow_is_refused(run_here):
         parent.finish("FINISHED")
     code, _, err = run_here("compare", f"runs=a,{parent.run_id}")
     assert code == 2
-    assert "is the parent of a multirun; name its runs, or `topicell report run=" in err
+    assert "is the parent of a multirun; name its runs, or make one page of all with" in err
     code, _, err = run_here("compare", "runs=a,0123456789abcdef0123456789abcdef")
     assert code == 2
     assert "neither a folder nor a run" in err
@@ -81,7 +81,7 @@ def test_the_output_folder_is_named_after_the_runs():
 
 
 def test_too_few_runs_are_refused_in_python_too():
-    with pytest.raises(InputError, match="1 given"):
+    with pytest.raises(InputError, match="found 1"):
         compare(["a"], [], OFF)
 
 

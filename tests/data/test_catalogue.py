@@ -121,7 +121,7 @@ def test_a_failed_download_changes_no_file_and_the_next_one_succeeds(
     message = str(caught.value)
     expected = ["cells", server.url, FAILURES[mode], "try again", str(path), "TOPICELL_DATA"]
     if before is not None:
-        expected.append("the file there has another checksum, and stays")
+        expected.append("the file there has another checksum and is kept")
     for part in expected:
         assert part in message
     assert "\n" not in message

@@ -239,7 +239,7 @@ def test_the_setting_selects_the_column_of_names(tmp_path):
     assert read(path).var_names[0] == "row0"
     # A gene without a symbol keeps its name.
     assert list(read(path, gene_names="mine").var_names) == [*SYMBOLS[:8], "row8"]
-    with pytest.raises(InputError, match="no such column; here: mine"):
+    with pytest.raises(InputError, match="no such column; found: mine"):
         read(path, gene_names="yours")
 
 

@@ -231,7 +231,7 @@ BAD_TEXT = {
     "too many names": ("cell,A,B,C,D\nc1,1,2\n", "5 names"),
     "one column": ("cell\nc1\n", "separate by commas"),
     "no cells": ("cell,A,B\n", "has a header and no cells"),
-    "nothing": ("", "cannot be read as csv"),
+    "nothing": ("", "is an empty file"),
     "a negative value": ("cell,A,B\nc1,1,-2\n", "negative"),
     "a fraction": ("cell,A,B\nc1,1,0.5\n", "not whole.*gene B"),
     "a missing value": ("cell,A,B\nc1,1,nan\n", "holds 'nan' for cell c1"),
@@ -292,7 +292,10 @@ def text_matrix(folder: Path) -> Path:
 
 BAD_PATHS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda f: f / "none.h5ad", "there is no such file.*check the path"),
-    "plain folder": (lambda f: f, "is a folder.*give a file in it.*Supported: .*h5ad"),
+    "plain folder": (
+        lambda f: some_bytes("a.doc", f).parent,
+        "is a folder.*give a file in it.*Supported: .*h5ad",
+    ),
     "unknown form": (lambda f: some_bytes("cells.abc", f), "format; supported: .*10x h5, h5ad"),
     "no suffix": (lambda f: some_bytes("cells", f), "supported: .*h5ad"),
     "empty h5ad": (lambda f: some_bytes("cells.h5ad", f, b""), "copy or download it again"),
@@ -369,7 +372,7 @@ def test_load_follows_the_configuration(tmp_path: Path) -> None:
     assert load(DataConfig(name="file", path=path)).uns["topicell_source"]["label_key"] == ""
     mine = load(DataConfig(name="file", path=path, label_key="kind"))
     assert mine.uns["topicell_source"]["label_key"] == "kind"
-    with pytest.raises(InputError, match=r"data.label_key = 'type'.*here: kind, depth"):
+    with pytest.raises(InputError, match=r"data.label_key = 'type'.*found: kind, depth"):
         load(DataConfig(name="file", path=path, label_key="type"))
     with pytest.raises(InputError, match="layer 'spliced' does not exist"):
         load(DataConfig(layer="spliced"))

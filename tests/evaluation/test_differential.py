@@ -373,9 +373,9 @@ class TestCornerCases:
     @pytest.mark.parametrize(
         ("change", "match"),
         [
-            ({"theta_NK": np.ones((10, 1))}, "1 of 1 is used"),
-            ({"theta_NK": np.eye(2)[[0] * 10]}, "1 of 2 is used"),
-            ({"x_NG": np.zeros((10, 4))}, "0 of 2 is used"),
+            ({"theta_NK": np.ones((10, 1))}, "use 1 of 1"),
+            ({"theta_NK": np.eye(2)[[0] * 10]}, "use 1 of 2"),
+            ({"x_NG": np.zeros((10, 4))}, "use 0 of 2"),
             ({"theta_NK": np.full((9, 2), 0.5)}, r"\(N, G\)"),
             ({"theta_NK": np.full(10, 0.5)}, r"\(N, G\)"),
             ({"theta_NK": np.full((10, 2), 0.7)}, "proportions"),

@@ -502,8 +502,8 @@ def test_nmf_is_the_maximum_likelihood_of_the_cells(planted):
             "model.topic_gene_prior has 7 numbers",
             marks=needs("gensim_lda"),
         ),
-        ("sklearn_nmf", {"n_topics": 121}, "model.n_topics = 121: .* 120 genes"),
-        ("sklearn_lda", {"n_topics": 501}, "model.n_topics = 501: more topics than"),
+        ("sklearn_nmf", {"n_topics": 121}, "model.n_topics = 121: .* genes .120"),
+        ("sklearn_lda", {"n_topics": 501}, "model.n_topics = 501: there are only 500"),
     ],
 )
 def test_settings_that_a_library_cannot_use_are_refused(kind, settings, message, planted):

@@ -204,8 +204,8 @@ def test_a_saved_fit_has_its_topics_and_not_the_inference_of_the_library(planted
         ("later", "saved by a later topicell, in format 3"),
         ("no format", "KeyError: 'format'"),
         ("no topics", "KeyError: 'beta'"),
-        ("other genes", r"topics of shape \(4, 4, 120\).*\(4, 4, 119\)"),
-        ("other number of topics", r"topics of shape \(4, 4, 120\).*\(4, 5, 120\)"),
+        ("other genes", r"topics have shape \(4, 4, 120\).*\(4, 4, 119\)"),
+        ("other number of topics", r"topics have shape \(4, 4, 120\).*\(4, 5, 120\)"),
     ],
 )
 def test_a_damaged_model_is_refused_with_the_reason(planted_fit, tmp_path, damage, message):

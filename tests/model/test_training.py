@@ -188,7 +188,9 @@ def test_a_replicate_that_fails_is_dropped_and_changes_no_other(
     settings = {"n_replicates": 3, "engine": engine}
     whole = quick(counts, valid, **settings)
     break_replicates(monkeypatch, [0])
-    with pytest.warns(UserWarning, match=r"1 of 3 replicates were dropped.*replicate 0: .* step 6"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 replicates were left out.*replicate 0: .* step 6"
+    ):
         fit = quick(counts, valid, **settings)
     assert fit.n_replicates == 2
     for name, value in whole.program.by_replicate().items():
@@ -340,7 +342,7 @@ def test_training_continues_from_a_fit_of_the_same_shape(planted):
     second = quick(counts, start=first)
     assert [row["epoch"] for row in second.history] == list(range(6))
     assert second.history[3]["train/elbo"] > first.history[0]["train/elbo"]
-    with pytest.raises(InputError, match="n_replicates = 2 with n_replicates = 1"):
+    with pytest.raises(InputError, match="with n_replicates = 2, because n_replicates = 1"):
         quick(counts, start=first, n_replicates=1)
 
 

@@ -492,7 +492,7 @@ def test_failed_trials_are_recorded_and_the_sweep_continues(folder, start):
     ("settings", "words", "parents"),
     [
         (["data=file", "data.path=absent.h5ad"], "absent.h5ad", 0),
-        (["model.n_topics=choice(500,600,700)"], "more topics than", 1),
+        (["model.n_topics=choice(500,600,700)"], "training cells", 1),
     ],
     ids=["data", "trials"],
 )

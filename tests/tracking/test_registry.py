@@ -211,7 +211,7 @@ def other_models(run, tmp_path_factory):
         (["model=topicell"], "write NAME/ALIAS or NAME/VERSION"),
         (["model=models:/topicell@champion"], "as model=topicell/champion"),
         (["model=topicel/champion"], "no model 'topicel' is registered"),
-        (["model=topicel/champion"], "there: foreign, "),
+        (["model=topicel/champion"], "registered models: foreign, "),
         (["model=topicell/best"], "aliases: champion; latest version: 1"),
         (["model=topicell/7"], "no such alias or version"),
         (["model=foreign/1"], "was not registered by topicell"),

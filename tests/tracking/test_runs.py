@@ -33,7 +33,7 @@ def test_a_folder_holds_configuration_metrics_and_summary(tmp_path, record_run):
 def test_a_folder_that_holds_a_run_is_refused_and_not_changed(tmp_path, record_run):
     record_run(RunFolder(tmp_path / "run"))
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match=r"holds config\.yaml already"):
+    with pytest.raises(InputError, match=r"already holds config\.yaml"):
         RunFolder(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 

@@ -23,6 +23,14 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable that asks for tracebacks."""
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "None": "null",
+}
+"""Types of settings in messages."""
 TRAIN_LISTER = "topicell train --cfg job"
 """Command that lists the settings of ``topicell train``."""
 
@@ -202,8 +210,8 @@ def _not_parsed(override: str, text: str, known: Collection[str], lister: str) -
 
 def takes(name: str, types: Mapping[str, str]) -> str:
     """Return in words which kind of value a setting takes."""
-    kind = types.get(name, "another kind of value")
-    return f"{name} takes {kind.replace(' | ', ' or ').replace('None', 'null')}"
+    kinds_of_value = types.get(name, "another kind of value").split(" | ")
+    return f"{name} takes {' or '.join(WORDS.get(kind, kind) for kind in kinds_of_value)}"
 
 
 def unknown_setting(name: str, known: Collection[str], lister: str) -> str:
