@@ -17,7 +17,7 @@ def print_result(scores: Mapping[str, float], directory: Path) -> None:
 
     for name, row in METRICS.items():
         if row.printed and name in scores:
-            print(f"{row.title:<32}{scores[name]:10.4g} {row.unit}")
+            print(f"{row.title:<32}{scores[name]:10.4g} {row.unit}".rstrip())
     for heading in _warnings(directory):
         print(f"warning     {heading}")
     print(f"run folder  {os.path.relpath(directory)}")
