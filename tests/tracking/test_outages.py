@@ -115,7 +115,7 @@ def assert_complete(process, folder):
     warnings = [line for line in process.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1, process.stderr
     assert "MLflow at " in warnings[0]
-    assert "`topicell sync folders=run` delivers it" in warnings[0]
+    assert "`topicell sync folders=run` delivers them later" in warnings[0]
     assert "not delivered; run topicell sync folders=run" in process.stdout
     epochs = {step for name, step, _, _ in expected(folder) if name == "train/elbo"}
     assert epochs == set(range(12))
@@ -212,7 +212,7 @@ def test_a_run_with_a_store_on_a_full_disk_warns_and_is_delivered_once(
         cwd=tmp_path,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert "`topicell sync folders=run2` delivers it" in process.stderr
+    assert "`topicell sync folders=run2` delivers them later" in process.stderr
 
 
 def test_a_run_on_a_full_disk_fails_and_advises_resume(topicell, small_disk, tmp_path):
