@@ -53,7 +53,7 @@ def test_topics_with_a_cosine_above_095_are_near_copies(cosine, warned):
     found = list(topic_warnings(balanced(), beta_KG, None))
     assert bool(found) == warned
     if warned:
-        assert "of the group: 0 and 2. Genes" in found[0][1]
+        assert "topics 0 and 2. Genes" in found[0][1]
 
 
 def test_topics_below_the_threshold_are_not_found_again():

@@ -163,8 +163,8 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_repli
         line += f", {n_epochs} epoch{'s' * (n_epochs > 1)}"
     if n_replicates > 1:
         line += (
-            f"; {n_replicates} replicates, and the one with the highest ELBO on validation cells "
-            "is shown"
+            f"; {n_replicates} replicates, of which the one with the highest ELBO on validation "
+            "cells is selected"
         )
     return line
 

@@ -61,8 +61,8 @@ def topic_warnings(
     if groups:
         yield (
             "Near copies among the topics",
-            "Their gene proportions have a cosine above "
-            f"{DUPLICATE_COSINE} with another topic of the group: {'; '.join(groups)}. Genes that "
+            "In each of these groups, the gene proportions of a topic have a cosine above "
+            f"{DUPLICATE_COSINE} with those of another: topics {'; '.join(groups)}. Genes that "
             "every cell expresses (ribosomal ones) cause this too: compare the genes that lead by "
             "FREX before you treat a group as one topic or lower model.n_topics.",
         )
