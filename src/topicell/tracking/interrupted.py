@@ -14,7 +14,7 @@ from topicell.tracking.store import client, first_line, require_store, shown_uri
 
 ROOTS = ("runs", "multiruns", "sweeps", "evaluations")
 """Default places of the folders that commands make."""
-FREE_KNOBS = ("tracking.", "train.progress", "train.checkpoint_every")
+FREE_SETTINGS = ("tracking.", "train.progress", "train.checkpoint_every")
 """Settings that may change when a run is resumed, because its results do not depend on them."""
 
 
@@ -24,7 +24,7 @@ def other_settings(record: Record, settings: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, value in now.items()
-        if record.params.get(name) != value and not name.startswith(FREE_KNOBS)
+        if record.params.get(name) != value and not name.startswith(FREE_SETTINGS)
     ]
 
 
