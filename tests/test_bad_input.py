@@ -699,6 +699,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "a run folder with a run": ([*SIMULATED, "hydra.run.dir=full"], "already holds scores.csv"),
     "a sweep's setting without a sweep": (["sweep.n_trials=3"], "this is not a sweep"),
     "a grid without -m": (["seed=1,2"], "seed"),
+    "settings of a grid": (["-m", "--cfg", "job"], "--cfg, --info and -m cannot be combined"),
     "a setting that a library lacks": (["model=sklearn_nmf", "model.n_layers=2"], "has no such"),
     "half precision with pyro": (
         ["train.precision=bfloat16", "train.engine=pyro"],

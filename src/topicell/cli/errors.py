@@ -126,6 +126,8 @@ def diagnosis(error: BaseException, command: str) -> tuple[int, str]:
             "this is a group of settings: give the name of one of its files, or set one of its "
             f"settings ({error})",
         )
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --"):
+        return BAD_INPUT, "--cfg, --info and -m cannot be combined; leave out all but one"
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
