@@ -627,6 +627,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         [*SIMULATED, "model.n_topics=39"],
         "model.n_topics = 39: there are only 32 training cells",
     ),
+    "an unknown device": (["train.device=gpu0"], "expected one of [auto, cpu, cuda]"),
     "topics in words": (
         ["model.n_topics=ten"],
         "model.n_topics = 'ten': model.n_topics takes a whole number",

@@ -151,3 +151,18 @@ def test_bad_settings_end_with_code_2_and_one_line(arguments, words, run_here):
     assert lines[0].startswith("topicell: ")
     assert words in lines[0]
     assert "Traceback" not in err
+
+
+def test_warnings_of_a_run_are_printed_with_its_scores(tmp_path, capsys):
+    from topicell.cli.output import print_result
+    from topicell.tracking.record import Record
+
+    Record(name="run").write(tmp_path)
+    (tmp_path / "summary.md").write_text("**10 topics**\n\n- Near copies\n- Two are hardly used\n")
+    print_result({"topics/used": 9.0, "topics/stability": 0.9}, tmp_path)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed[:2]] == [
+        ["Topics", "in", "use", "9", "topics"],
+        ["Stability", "0.9", "mean", "cosine"],
+    ]
+    assert printed[2:4] == ["warning     Near copies", "warning     Two are hardly used"]

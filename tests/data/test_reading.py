@@ -456,3 +456,13 @@ def test_the_source_digest_differs_for_other_content_and_settings(tmp_path: Path
     )
     with pytest.raises(InputError, match="there is no such file"):
         digest_of(name="file", path=str(tmp_path / "none"))
+
+
+def test_a_misspelled_path_and_a_decimal_comma_are_named(tmp_path):
+    (tmp_path / "small.csv").write_text("name;CD3D;LYZ\nc1;0,5;1,5\nc2;2,5;0,5\n")
+    with pytest.raises(InputError, match=r"no such file.*did you mean .*/small\.csv\?"):
+        read(tmp_path / "smal.csv")
+    with pytest.raises(
+        InputError, match="holds '0,5' in column CD3D: numbers with a decimal comma"
+    ):
+        read(tmp_path / "small.csv")

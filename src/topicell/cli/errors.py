@@ -163,7 +163,9 @@ def setting_message(error: BaseException, known: Collection[str], lister: str) -
         return _unknown_option(*option.groups())
     types = kinds(TrainCommand())
     wrong = re.search(r"Error merging override ([^=]+)=(\S*)", text)
-    if wrong and (name := wrong[1].lstrip("+~")) in types:
+    name = wrong[1].lstrip("+~") if wrong else ""
+    # For an enumeration, the text of OmegaConf lists the values.
+    if wrong and WORDS.keys() >= set(types.get(name, "?").split(" | ")):
         return f"{name} = {wrong[2].removesuffix(':')!r}: {takes(name, types)}"
     if wrong and (inner := [setting for setting in known if setting.startswith(f"{name}.")]):
         return f"{name} is a group of settings: set one of {', '.join(inner)}"

@@ -77,14 +77,9 @@ def read_text(path: Path) -> AnnData:
     counted = [i for i in range(len(columns)) if i not in set(notes)]
     if not counted:
         i = notes[0]
-        if re.fullmatch(r"-?\d+,\d+", str(first[i + 1].iloc[0])):
-            raise InputError(
-                f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}: numbers with a decimal "
-                "comma; write them with a point, and give counts, which are whole numbers"
-            )
+        value = first[i + 1].iloc[0]
         raise InputError(
-            f"holds {first[i + 1].iloc[0]!r} in column {columns[i]}, and no column of counts; "
-            "expected are one header line of gene names, one column of cell names, and counts"
+            f"holds {value!r} in column {columns[i]}, and no column of counts; {_expected(value)}"
         )
     names: list[str] = []
     parts: list[sp.csr_matrix] = []
@@ -188,8 +183,15 @@ def _require_numbers(chunk: pd.DataFrame, names: list[str]) -> None:
         numbers = pd.to_numeric(chunk[column], errors="coerce")
         # Values that pandas can read one by one, but not as a column, have too many digits for it.
         bad = (numbers.isna() if numbers.isna().any() else numbers == numbers.max()).to_numpy()
+        value = chunk[column][bad].iloc[0]
         raise InputError(
-            f"holds {chunk[column][bad].iloc[0]!r} for cell {chunk.index[bad][0]}, gene "
-            f"{names[place]}, which is not a number that can be a count; expected are one header "
-            "line of gene names, one column of cell names, and counts"
+            f"holds {value!r} for cell {chunk.index[bad][0]}, gene {names[place]}, which is not a "
+            f"number that can be a count; {_expected(value)}"
         )
+
+
+def _expected(value: object) -> str:
+    """Return how to write a table that holds this value instead of a count."""
+    if re.fullmatch(r"-?\d+,\d+", str(value)):
+        return "this is a decimal comma, but counts are whole numbers: give the raw counts"
+    return "expected are one header line of gene names, one column of cell names, and counts"
