@@ -459,8 +459,9 @@ def test_the_source_digest_differs_for_other_content_and_settings(tmp_path: Path
 
 
 def test_a_misspelled_path_and_a_decimal_comma_are_named(tmp_path):
-    (tmp_path / "small.csv").write_text("name;CD3D;LYZ\nc1;0,5;1,5\nc2;2,5;0,5\n")
+    text = "name;CD3D;LYZ\nc1;0,5;1,5\nc2;2,5;0,5\n"
+    (tmp_path / "small.csv").write_text(text)
     with pytest.raises(InputError, match=r"no such file.*did you mean .*/small\.csv\?"):
         read(tmp_path / "smal.csv")
-    with pytest.raises(InputError, match="holds '0,5' for cell c1.*this is a decimal comma"):
+    with pytest.raises(InputError, match=r"holds '0,5' for cell c1.*this is a decimal comma"):
         read(tmp_path / "small.csv")
