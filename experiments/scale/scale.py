@@ -1,0 +1,249 @@
+"""Seconds and peak memory of the whole command by phase, for files of 700 to a million cells.
+
+    python experiments/scale/scale.py [--cells 700 7000 30000 100000] [--genes 33000]
+        [--folder FOLDER] [--label NAME] [SETTING=VALUE ...]
+
+For each number of cells, `make` writes a file with the statistics of real cells, once, and
+`topicell train data=file` reads it in a process of its own. Of two starts, the second counts: the
+first compiles functions that are cached. Each phase has its seconds and the largest resident memory
+in it; lines are added to FOLDER/scale.csv, and FOLDER/scale.png shows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PHASES = {
+    "load": "read",
+    "data": "preprocess",
+    "fit": "fit",
+    "topic proportions of the cells": "scores",
+    "measures": "scores",
+    "amortization gap": "scores",
+    "differential expression": "scores",
+    "map of the cells by counts": "embedding",
+    "map of the cells by topics": "embedding",
+    "figures": "figures",
+    "page": "page",
+    "tables": "artifacts",
+    "adata.h5ad": "artifacts",
+    "delivery to MLflow": "artifacts",
+}
+"""Phase of each step of a run; all other work, mostly imports, is ``rest``."""
+INTERVAL = 0.02
+"""Seconds between two samples of the memory."""
+ROWS = 20_000
+"""Cells that are drawn at a time."""
+
+
+def make(path: Path, n_cells: int, n_genes: int | None) -> None:
+    """Write cells of `pbmc_facs`, drawn with replacement and thinned, in chunks.
+
+    Each count is kept with probability 0.85. With `n_genes`, further genes are copies of the first
+    ones that keep counts with probability 0.1.
+    """
+    import h5py
+    import numpy as np
+    import pandas as pd
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+    import topicell
+
+    cells = topicell.load_dataset("pbmc_facs")
+    x_NG = sp.csr_matrix(cells.layers["counts"])
+    names = cells.var_names.astype(str).tolist()
+    keep_G = np.full(len(names), 0.85)
+    if n_genes:
+        more = n_genes - len(names)
+        x_NG = sp.hstack([x_NG, x_NG[:, :more]]).tocsr()
+        names += [f"{name}-like" for name in names[:more]]
+        keep_G = np.append(keep_G, np.full(more, 0.1))
+    rng = np.random.default_rng(0)
+    picked_N = rng.integers(0, x_NG.shape[0], n_cells)
+    kinds = cells.obs[cells.uns["topicell_source"]["label_key"]].astype(str).to_numpy()
+    obs = pd.DataFrame(
+        {"kind": pd.Categorical(kinds[picked_N])}, index=[f"cell{i}" for i in range(n_cells)]
+    )
+    empty = AnnData(
+        sp.csr_matrix((n_cells, len(names)), dtype=np.float32), obs, pd.DataFrame(index=names)
+    )
+    unfinished = path.with_suffix(".unfinished")
+    empty.write_h5ad(unfinished)
+    with h5py.File(unfinished, "r+") as file:
+        group, n_stored, indptr = file["X"], 0, [np.zeros(1, np.int64)]
+        for name, kind in (("data", "f4"), ("indices", "i4")):
+            del group[name]
+            group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1 << 20,))
+        for first in range(0, n_cells, ROWS):
+            x_BG = x_NG[picked_N[first : first + ROWS]].tocsr()
+            x_BG.data = rng.binomial(x_BG.data.astype(int), keep_G[x_BG.indices])
+            x_BG.eliminate_zeros()
+            for name, values in (("data", x_BG.data), ("indices", x_BG.indices)):
+                group[name].resize((n_stored + x_BG.nnz,))
+                group[name][n_stored:] = values
+            indptr.append(x_BG.indptr[1:].astype(np.int64) + n_stored)
+            n_stored += x_BG.nnz
+        del group["indptr"]
+        group.create_dataset("indptr", data=np.concatenate(indptr))
+    unfinished.rename(path)
+
+
+class Meter:
+    """Seconds and peak memory of the phases of this process, which can be nested."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak: dict[str, float] = {}
+        self._stack = ["rest"]
+        self._since = time.perf_counter()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count time and memory for a phase; an inner phase interrupts an outer one."""
+        self._switch(lambda: self._stack.append(PHASES.get(name, "rest")))
+        try:
+            yield
+        finally:
+            self._switch(self._stack.pop)
+
+    def stop(self) -> dict[str, tuple[float, float]]:
+        """Return seconds and MiB by phase."""
+        self._switch(lambda: None)
+        return {name: (self.seconds[name], self.peak.get(name, 0.0)) for name in self.seconds}
+
+    def _switch(self, change: Callable[[], Any]) -> None:
+        with self._lock:
+            now, phase = time.perf_counter(), self._stack[-1]
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
+            self._since = now
+            change()
+
+    def _sample(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE") / 2**20
+        while True:
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+            with self._lock:
+                phase = self._stack[-1]
+                self.peak[phase] = max(self.peak.get(phase, 0.0), resident)
+            time.sleep(INTERVAL)
+
+
+def measure(arguments: list[str], out: Path) -> None:
+    """Run a command in this process and write its phases, total time and peak memory."""
+    began = time.perf_counter()
+    meter = Meter()
+    from topicell import progress
+
+    progress.step = meter.phase  # type: ignore[assignment]
+    from topicell import run
+    from topicell.cli import main
+    from topicell.data import reading
+
+    for module, name, phase in ((run, "fit_parts", "fit"), (run, "load", "load")):
+        setattr(module, name, _timed(meter, getattr(module, name), phase))
+    assert run.load.__wrapped__ is reading.load
+    sys.argv = ["topicell", *arguments]
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    assert not code, code
+    phases = meter.stop()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    phases["whole"] = (time.perf_counter() - began, usage.ru_maxrss / 1024)
+    phases["processor"] = (usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    out.write_text(json.dumps(phases))
+
+
+def _timed(meter: Meter, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def timed(*arguments: Any, **named: Any) -> Any:
+        with meter.phase(phase):
+            return function(*arguments, **named)
+
+    return timed
+
+
+def draw(table: Path) -> None:
+    """Draw seconds and memory against cells, a line for each phase, a row for each label."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    rows = pd.read_csv(table)
+    labels = list(dict.fromkeys(rows["label"]))
+    figure = Figure(figsize=(10, 4 * len(labels)), layout="constrained")
+    panels = figure.subplots(len(labels), 2, squeeze=False)
+    for label, (left, right) in zip(labels, panels, strict=True):
+        of_label = rows[rows["label"] == label]
+        for phase, values in of_label.groupby("phase", sort=False):
+            values = values.sort_values("cells")
+            wide = 2.5 if phase == "whole" else 1.2
+            for panel, column in ((left, "seconds"), (right, "mib")):
+                panel.loglog(values["cells"], values[column], "o-", lw=wide, ms=3, label=phase)
+        left.set(title=label, xlabel="cells", ylabel="seconds")
+        right.set(title=label, xlabel="cells", ylabel="peak memory, MiB")
+        right.legend(fontsize=7, ncols=2)
+    figure.savefig(table.with_suffix(".png"), dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cells", type=int, nargs="+", default=[700, 7_000, 30_000, 100_000])
+    parser.add_argument("--genes", type=int, help="number of genes; by default those of pbmc_facs")
+    parser.add_argument("--folder", type=Path, default=Path("scale"))
+    parser.add_argument("--label", default="now", help="name of these lines in the table")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    asked, settings = parser.parse_known_args()
+    if asked.child:
+        measure(settings, asked.child)
+        return
+    folder = asked.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "scale.csv"
+    if not table.exists():
+        table.write_text("label,cells,genes,settings,phase,seconds,mib\n")
+    for n_cells in asked.cells:
+        genes = asked.genes or 16_791
+        path = folder / f"cells-{n_cells}-{genes}.h5ad"
+        if not path.exists():
+            make(path, n_cells, asked.genes)
+        phases: dict[str, tuple[float, float]] = {}
+        for start in ("first", "second"):
+            where = folder / f"{asked.label}-{n_cells}-{genes}-{start}"
+            out = where.with_suffix(".json")
+            command = [sys.executable, __file__, "--child", str(out), "train", "data=file"]
+            command += [f"data.path={path}", f"hydra.run.dir={where}", *settings]
+            command += ["preprocess.cache=false", "train.progress=false"]
+            subprocess.run(command, check=True, cwd=folder)
+            phases = json.loads(out.read_text())
+        with table.open("a", newline="") as file:
+            lines = csv.writer(file)
+            for phase, (seconds, mib) in phases.items():
+                given = " ".join(settings)
+                lines.writerow(
+                    [asked.label, n_cells, genes, given, phase, round(seconds, 2), round(mib)]
+                )
+        print(f"{n_cells:>9,} cells × {genes:,} genes: ", end="")
+        print(", ".join(f"{k} {s:.1f} s {m:.0f} MiB" for k, (s, m) in phases.items()), flush=True)
+    draw(table)
+
+
+if __name__ == "__main__":
+    main()
