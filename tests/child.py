@@ -62,7 +62,7 @@ def live(
         copy_new_stores(sys.modules["topicell.tracking.store"], empty_store)
     if draft:
         write = sys.modules["topicell.sweep.page"].write
-        write.__defaults__, write.__kwdefaults__ = (40,), {"pdf": False}
+        write.__defaults__ = (40,)
     if hold := environment.get("TOPICELL_TEST_HOLD"):
         hold_trials(Path(hold))
     if quick_workers:

@@ -231,7 +231,7 @@ def small():
         *("data=simulated", "data.simulation.n_cells=120", "data.simulation.n_genes=60"),
         *("data.simulation.n_topics=3", "model.n_topics=3", "model.n_hidden=8"),
         *("train.epochs=3", "train.n_replicates=2", "train.progress=false"),
-        *("evaluate.n_coherence_genes=5", "report.pdf=false", "report.dpi=40"),
+        *("evaluate.n_coherence_genes=5", "report.dpi=40"),
     ]
 
 

@@ -44,6 +44,9 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
+    # By default it closes connections that were idle for five seconds; a request that is sent in
+    # the same moment has no answer, and MLflow's client does not repeat it here.
+    command += ["--uvicorn-opts", "--timeout-keep-alive 600"]
     light = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

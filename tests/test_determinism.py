@@ -84,7 +84,7 @@ SMALL = [
     *("evaluate.n_coherence_genes=5", "tracking=off"),
 ]
 RUN = [*SMALL, "model.n_topics=4"]
-REPORTED = [*RUN, "report.pdf=false", "report.dpi=30"]
+REPORTED = [*RUN, "report.dpi=30"]
 RUNS = {
     "first": REPORTED,
     "second": REPORTED,
@@ -300,8 +300,9 @@ def mapped(adata, theta, seed):
     adata = adata.copy()
     adata.X = np.log1p(adata.layers["counts"].toarray())
     adata.obsm["X_lda"] = theta
-    embed_counts(adata, ReportConfig(), seed)
-    embed_topics(adata, ReportConfig(), seed)
+    rows = np.arange(adata.n_obs)
+    embed_counts(adata, rows, ReportConfig(), seed)
+    embed_topics(adata, rows, ReportConfig(), seed)
     found = {name: np.asarray(values).tobytes() for name, values in adata.obsm.items()}
     return found | {"leiden": tuple(adata.obs["leiden"])}
 

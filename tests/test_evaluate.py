@@ -47,7 +47,7 @@ def score(folder, output="out", report=False, tracking=False, **settings):
             "theta": str(folder / "theta.csv"),
             "beta": str(folder / "beta.csv"),
             "data": str(folder / "cells.h5ad"),
-            "report": ReportConfig(enabled=report, pdf=False, dpi=30),
+            "report": ReportConfig(enabled=report, dpi=30),
             "tracking": TrackingConfig(enabled=tracking),
         }
         | settings

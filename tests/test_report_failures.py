@@ -28,7 +28,6 @@ SMALL = (
     "train.epochs=1",
     "train.progress=false",
     "evaluate.n_gap_cells=0",
-    "report.pdf=false",
     "report.dpi=20",
 )
 DRAWN = ("umap_counts_topics", "structure", "volcanoes")
@@ -119,14 +118,15 @@ def break_folder_of_figures(monkeypatch):
 
 def break_one_file(monkeypatch):
     """Let the disk be full when the third figure is written."""
-    savefig = figures.drawing.Figure.savefig
+    canvas = figures.drawing.FigureCanvasAgg
+    print_png = canvas.print_png
 
     def full(self, target, **kwargs):
-        savefig(self, target, **kwargs)
+        print_png(self, target, **kwargs)
         if isinstance(target, Path) and target.name.startswith(".volcanoes"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(figures.drawing.Figure, "savefig", full)
+    monkeypatch.setattr(canvas, "print_png", full)
     return "figure volcanoes could not be written (OSError: [Errno 28] No space left on device)"
 
 
@@ -212,8 +212,8 @@ def test_a_report_that_is_made_again_removes_the_tag(by, run_here, store):
     code, out, err = run_here("report", f"run={named}", tracked, "output=again")
     assert code == 0, err
     assert out.splitlines() == ["again/report.html"]
-    made = {"report.html", "figures/preview.png"} | {f"figures/{name}.png" for name in DRAWN}
-    assert files(Path("again")) == made
+    drawn = {f"figures/{name}.{kind}" for name in DRAWN for kind in ("png", "pdf")}
+    assert files(Path("again")) == {"report.html", "figures/preview.png"} | drawn
     assert made <= files(Path("run"))
     assert REPORT_ERROR not in Record.read(Path("run")).tags
     assert REPORT_ERROR not in client(store).get_run(run_id).data.tags
@@ -275,7 +275,7 @@ def test_evaluate_keeps_its_scores_if_the_report_fails(run_here, monkeypatch):
     ):
         type(counts)(values, index, ["k0", "k1"]).to_csv(f"{name}.csv")
     break_page(monkeypatch)
-    arguments = ("theta=theta.csv", "beta=beta.csv", "data=cells.h5ad", "report.pdf=false")
+    arguments = ("theta=theta.csv", "beta=beta.csv", "data=cells.h5ad")
     code, out, err = run_here("evaluate", *arguments, "tracking=off", "output=out")
     assert code == 1
     assert f"the report is incomplete: {ONE_LINE}" in err

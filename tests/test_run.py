@@ -60,7 +60,7 @@ ARTIFACTS = {
     "adata.h5ad",
     "cells/cell_topics.csv",
     "config.yaml",
-    *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
+    *(f"figures/{name}.png" for name in FIGURES),
     "figures/preview.png",
     "metrics.jsonl",
     "model/model.json",
@@ -231,7 +231,7 @@ def test_a_run_without_held_out_cells_or_labels_or_replicates(tmp_path):
         tracking=TrackingConfig(enabled=False),
     )
     config.data.simulation.n_cells = 60
-    config.report = ReportConfig(pdf=False, dpi=30)
+    config.report = ReportConfig(dpi=30)
     config.preprocess.split.train = 1.0
     config.preprocess.split.valid = config.preprocess.split.test = 0.0
     scores = run(config, open_tracker(config.tracking, tmp_path / "run")).scores
@@ -314,14 +314,14 @@ def test_labels_in_a_column_that_a_run_writes_are_kept_under_another_name(tmp_pa
     simulated.obs["leiden"] = simulated.obs["dominant_topic"]
     simulated.write_h5ad(tmp_path / "cells.h5ad")
     config = small_config(name="file", path=str(tmp_path / "cells.h5ad"), label_key="leiden")
-    config.report = ReportConfig(pdf=False, dpi=30)
+    config.report = ReportConfig(dpi=30)
     result = run(config, open_tracker(config.tracking, tmp_path / "run"))
     about = result.adata.uns["topicell"]
     assert about["label_key"] == "leiden_input"
     assert result.adata.obs["leiden_input"].tolist() == simulated.obs["leiden"].tolist()
     assert result.adata.obs["leiden"].tolist() != simulated.obs["leiden"].tolist()
     again = small_config(name="file", path=str(tmp_path / "run" / "adata.h5ad"))
-    again.report, again.seed = ReportConfig(pdf=False, dpi=30), 1
+    again.report, again.seed = ReportConfig(dpi=30), 1
     again.evaluate.differential_expression = again.report.enabled = False
     # A run on the cells of another run computes maps and topics again and keeps none.
     third = run(again, open_tracker(again.tracking, tmp_path / "third")).adata

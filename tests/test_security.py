@@ -408,7 +408,7 @@ def test_names_in_the_data_do_not_change_the_names_of_files(tmp_path, run_here):
             **dict.fromkeys(("run_id", "data", "source", "created", "version"), f"{prefix}x"),
             "label_key": f"{prefix}kind",
         }
-        report.write(adata, [], folder, ReportConfig(dpi=30, pdf=False), seed=0)
+        report.write(adata, [], folder, ReportConfig(dpi=30), seed=0)
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
     harmless, hostile = tmp_path / "a/b/c/harmless", tmp_path / "a/b/c/hostile"

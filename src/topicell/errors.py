@@ -39,7 +39,7 @@ def failure(error: BaseException, *, trains: bool = True) -> str:
         )
         return f"memory is full ({message}); {fix}"
     if disk_is_full(error) or "No space left on device" in message:
-        fix = "free disk space, then add resume=true to the command to continue; report.pdf=false, "
+        fix = "free disk space, then add resume=true to the command to continue; "
         return f"the disk is full ({message}); {fix}report=off and fewer replicates need less space"
     return f"{type(error).__name__}: {message}"
 

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 SECONDS = 600
 """Longer than a page or the server takes on a busy machine."""
 GRID = [
-    "report.pdf=false",
     "report.dpi=60",
     "model.n_topics=2,3",
     "data=simulated",

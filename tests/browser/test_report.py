@@ -84,9 +84,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     history = [{"epoch": e, "train/elbo": -9.0 + e, "valid/elbo": -9.5 + e} for e in range(3)]
     report.add_differential_expression(adata)
-    *_, path = report.write(
-        adata, history, folder, ReportConfig(n_top_genes=8, dpi=50, pdf=False), seed=0
-    )
+    *_, path = report.write(adata, history, folder, ReportConfig(n_top_genes=8, dpi=50), seed=0)
     return adata, path
 
 
@@ -672,7 +670,7 @@ def hostile(run, tmp_path_factory):
         f"{name}\t{name}\t" + "\t".join(adata.var_names[i::3]) for i, name in enumerate(HOSTILE)
     )
     sets.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    config = ReportConfig(n_top_genes=G, dpi=50, pdf=False, gene_sets=str(sets))
+    config = ReportConfig(n_top_genes=G, dpi=50, gene_sets=str(sets))
     report.add_differential_expression(adata)
     *_, path = report.write(adata, [], folder / "report", config, seed=0)
     return adata, path
@@ -757,7 +755,7 @@ def swept(folder):
         created=TITLE,
     )
     verdict = select(sweep.trials, bounds=sweep.bounds)
-    return sweep_page.write(sweep, verdict, folder, 50, pdf=False)[-1]
+    return sweep_page.write(sweep, verdict, folder, 50)[-1]
 
 
 MADE_BY_NAMES = """() => [

@@ -49,6 +49,10 @@ def test_report_and_transform_of_a_stored_run(run_here, tmp_path, small, in_mlfl
     pages = [Path(folder, "report.html").read_text() for folder in ("here", "again")]
     pictures = [page.count("data:image/png") for page in pages]
     assert pictures[0] == pictures[1] > 5
+    # The command writes PDFs, the run does not.
+    drawn = [{path.name for path in Path(f, "figures").glob("*.pdf")} for f in ("here", "again")]
+    assert not drawn[0]
+    assert "umap_counts_topics.pdf" in drawn[1]
     assert run_here("report", f"run={run_id}", "output=again")[0] == 2
 
     adata = anndata.read_h5ad("here/adata.h5ad")

@@ -22,7 +22,7 @@ B, G, K = 12, 15, 3
 SMALL = [
     *("data=simulated", "data.simulation.n_cells=120", "data.simulation.n_genes=60"),
     *("preprocess.n_variable_genes=null", "model=prodlda", "model.n_topics=3", "train.epochs=3"),
-    *("train.n_replicates=2", "report.pdf=false", "model.n_hidden=8", "evaluate.n_samples=16"),
+    *("train.n_replicates=2", "model.n_hidden=8", "evaluate.n_samples=16"),
 ]
 
 

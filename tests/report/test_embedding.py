@@ -9,7 +9,16 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from topicell.config import ReportConfig
-from topicell.report.embedding import embed_counts, embed_topics
+from topicell.report import embedding
+from topicell.report.embedding import N_VOTES, cells_on_maps
+
+
+def embed_counts(adata, config, seed):
+    embedding.embed_counts(adata, np.arange(adata.n_obs), config, seed)
+
+
+def embed_topics(adata, config, seed):
+    embedding.embed_topics(adata, np.arange(adata.n_obs), config, seed)
 
 
 def planted(n_cells: int, n_topics: int, n_genes: int = 40, seed: int = 0) -> AnnData:
@@ -123,6 +132,67 @@ def test_disconnected_groups_are_mapped_without_a_warning():
     embed_topics(adata, ReportConfig(n_neighbors=5), seed=0)
     kind = adata.obs["kind"].to_numpy()
     assert neighbour_agreement(adata.obsm["X_umap_topics"], kind) == 1
+
+
+@pytest.mark.parametrize("max_cells", [None, 150, 1000])
+def test_few_cells_are_all_on_the_maps(max_cells):
+    assert cells_on_maps(np.zeros(150, int), max_cells, 0).tolist() == list(range(150))
+
+
+def test_every_stratum_is_kept_and_half_of_the_sample_is_proportional():
+    sizes = [6000, 3000, 900, 90, 7, 3]
+    strata = np.random.default_rng(0).permutation(np.repeat(np.arange(6), sizes))
+    rows = cells_on_maps(strata, 1000, seed=3)
+    assert len(rows) == len(set(rows.tolist())) == 1000
+    assert (np.diff(rows) > 0).all()
+    drawn = np.bincount(strata[rows], minlength=6)
+    # Each has a sixth of 500 cells if it has so many.
+    assert (drawn >= np.minimum(sizes, 83)).all()
+    assert drawn[4:].tolist() == [7, 3]
+    # The first five hundred give 83 cells to each of the three largest strata.
+    left = np.array(sizes[:3]) - 83
+    expected = 83 + (1000 - 3 * 83 - 83 - 10) * left / (left.sum() + 7)
+    np.testing.assert_allclose(drawn[:3], expected, atol=60)
+    assert np.array_equal(rows, cells_on_maps(strata, 1000, seed=3))
+    assert not np.array_equal(rows, cells_on_maps(strata, 1000, seed=4))
+
+
+def test_each_cell_of_a_stratum_is_as_likely_on_the_maps():
+    strata = np.repeat([0, 1], [40, 10])
+    drawn = np.zeros(50)
+    for seed in range(2000):
+        drawn[cells_on_maps(strata, 20, seed)] += 1 / 2000
+    # 5 of each stratum, and 10 of the 40 cells that are left: 35 and 5.
+    np.testing.assert_allclose(drawn[:40], 5 / 40 + 35 / 40 * 10 / 40, atol=0.05)
+    np.testing.assert_allclose(drawn[40:], 5 / 10 + 5 / 10 * 10 / 40, atol=0.05)
+
+
+def test_cells_beside_the_map_have_components_and_a_cluster_but_no_coordinates(monkeypatch):
+    monkeypatch.setattr(embedding, "CHUNK", 40)
+    whole, adata = planted(150, 3), planted(150, 3)
+    rows = np.arange(0, 150, 2) + np.arange(75) % 2
+    part = whole[rows].copy()
+    config = ReportConfig(n_components=10)
+    embed_counts(part, config, seed=1)
+    embed_topics(part, config, seed=1)
+    embedding.embed_counts(adata, rows, config, 1)
+    embedding.embed_topics(adata, rows, config, 1)
+    assert embedding.mapped(adata).tolist() == rows.tolist()
+    others = np.setdiff1d(np.arange(150), rows)
+    for key in ("X_umap_counts", "X_umap_topics"):
+        np.testing.assert_array_equal(adata.obsm[key][rows], part.obsm[key])
+        assert np.isnan(adata.obsm[key][others]).all()
+    # The components are those of the cells on the map, up to the last digits.
+    np.testing.assert_allclose(adata.obsm["X_pca"][rows], part.obsm["X_pca"], atol=1e-4)
+    x = adata.X.toarray()
+    axes = np.linalg.lstsq(x[rows] - x[rows].mean(0), part.obsm["X_pca"], rcond=None)[0]
+    expected = (x[others] - x[rows].mean(0)) @ axes
+    np.testing.assert_allclose(adata.obsm["X_pca"][others], expected, atol=1e-3)
+    assert adata.obs["leiden"].iloc[rows].tolist() == part.obs["leiden"].tolist()
+    for cell in others:
+        distance = np.linalg.norm(adata.obsm["X_pca"][rows] - adata.obsm["X_pca"][cell], axis=1)
+        votes = part.obs["leiden"].iloc[np.argsort(distance)[:N_VOTES]].value_counts()
+        assert adata.obs["leiden"].iloc[cell] in votes.index[votes == votes.max()]
 
 
 def test_too_few_cells_are_refused():

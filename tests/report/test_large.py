@@ -24,7 +24,6 @@ SETTINGS = (
     "evaluate.n_samples=8",
     "report.n_components=5",
     "report.n_neighbors=10",
-    "report.pdf=false",
     "report.dpi=30",
     "tracking=off",
     "hydra.run.dir=run",

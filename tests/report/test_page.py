@@ -92,7 +92,7 @@ def written(tmp_path_factory):
     gap = np.random.default_rng(0).exponential(3.0, adata.n_obs)
     adata.obs["amortization_gap"] = np.where(np.arange(adata.n_obs) < 50, gap, np.nan)
     report.add_differential_expression(adata)
-    paths = report.write(adata, HISTORY, directory, ReportConfig(n_top_genes=5), seed=0)
+    paths = report.write(adata, HISTORY, directory, ReportConfig(n_top_genes=5, pdf=True), seed=0)
     return adata, directory, paths
 
 
@@ -132,7 +132,7 @@ def test_a_figure_is_added_by_one_row(written, tmp_path, monkeypatch):
     # Without the other rows, to save time.
     for module in (figure_set, page):
         monkeypatch.setattr(module, "FIGURES", {row.name: row for row in rows})
-    report.write(cells, [], tmp_path, ReportConfig(pdf=False), 0)
+    report.write(cells, [], tmp_path, ReportConfig(), 0)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Depth of the cells." in html
     assert f"Of {cells.n_obs} cells" in html
@@ -255,7 +255,7 @@ def test_90_groups_with_control_characters_are_drawn(tmp_path):
     adata.obs["leiden"] = pd.Categorical(["0", "1"] * 100)
     for space in ("counts", "topics"):
         adata.obsm[f"X_umap_{space}"] = np.random.default_rng(0).normal(size=(200, 2))
-    *_, html = report.write(adata, [], tmp_path, ReportConfig(pdf=False), seed=0)
+    *_, html = report.write(adata, [], tmp_path, ReportConfig(), seed=0)
     assert "31 other groups" in Page(html.read_text(encoding="utf-8")).text
 
 
@@ -267,7 +267,7 @@ def test_gene_sets_have_a_table_and_a_figure(written, tmp_path, monkeypatch):
     (tmp_path / "sets.gmt").write_text(
         "first\tx\tGENE1\tGENE2\tGENE3\nother\tx\t" + "\t".join(adata.var_names[4:12]) + "\n"
     )
-    config = ReportConfig(gene_sets=str(tmp_path / "sets.gmt"), n_enrichment_genes=5, pdf=False)
+    config = ReportConfig(gene_sets=str(tmp_path / "sets.gmt"), n_enrichment_genes=5)
     paths = report.write(adata, HISTORY, tmp_path / "out", config, seed=0)
     table = pd.read_csv(tmp_path / "out" / "topics" / "enrichment.csv")
     assert (tmp_path / "out" / "topics" / "enrichment.csv") in paths
@@ -286,7 +286,7 @@ def test_the_report_of_a_stored_run_is_the_same(written, html, tmp_path):
     adata, _, _ = written
     adata.copy().write_h5ad(tmp_path / "adata.h5ad")
     stored = anndata.read_h5ad(tmp_path / "adata.h5ad")
-    config = ReportConfig(n_top_genes=5, pdf=False)
+    config = ReportConfig(n_top_genes=5)
     paths = report.write(stored, HISTORY, tmp_path, config, seed=5)
     # The maps were stored, so that the seed has no effect.
     assert paths[-1].read_text(encoding="utf-8") == html
@@ -299,7 +299,7 @@ def test_a_run_without_labels_history_scores_and_split_has_a_report(tmp_path):
     adata.obsm["X_umap_counts"] = adata.obsm["X_umap_topics"] = adata.obsm["X_lda"].to_numpy()[
         :, :2
     ]
-    paths = report.write(adata, [], tmp_path, ReportConfig(pdf=False), seed=0)
+    paths = report.write(adata, [], tmp_path, ReportConfig(), seed=0)
     names = {path.stem for path in paths}
     assert not names & {"umap_counts_labels", "umap_topics_labels", "training_curves"}
     text = Page(paths[-1].read_text(encoding="utf-8")).text
@@ -314,7 +314,7 @@ def test_a_page_of_4000_cells_is_small(tmp_path):
     adata.obs["leiden"] = pd.Categorical(rng.integers(0, 15, 4000).astype(str))
     for space in ("counts", "topics"):
         adata.obsm[f"X_umap_{space}"] = rng.normal(size=(4000, 2))
-    *_, html = report.write(adata, HISTORY, tmp_path, ReportConfig(pdf=False), seed=0)
+    *_, html = report.write(adata, HISTORY, tmp_path, ReportConfig(), seed=0)
     assert html.stat().st_size < 5e6
 
 

@@ -97,7 +97,7 @@ def written(tmp_path_factory):
     return (
         sweep,
         directory,
-        page.write(sweep, select(sweep.trials, bounds=(2, 10)), directory, dpi=40),
+        page.write(sweep, select(sweep.trials, bounds=(2, 10)), directory, dpi=40, pdf=True),
     )
 
 
@@ -121,7 +121,7 @@ def test_every_figure_is_written_and_described(written, html):
 
 def test_the_same_sweep_gives_the_same_bytes(written, html, tmp_path):
     sweep, _, _ = written
-    paths = page.write(sweep, select(sweep.trials, bounds=(2, 10)), tmp_path, dpi=40, pdf=False)
+    paths = page.write(sweep, select(sweep.trials, bounds=(2, 10)), tmp_path, dpi=40)
     assert paths[-1].read_text(encoding="utf-8") == html
 
 
@@ -228,7 +228,7 @@ def test_importance_of_several_settings(tmp_path):
     ]
     importance = {"train.amsgrad": 0.25, "model.n_topics": 0.75}
     sweep = make_sweep(trials, space=space, importance=importance)
-    *_, bars, html = page.write(sweep, select(trials), tmp_path, dpi=40, pdf=False)
+    *_, bars, html = page.write(sweep, select(trials), tmp_path, dpi=40)
     assert bars.stem == "importance_bars"
     labels = [attrs.get("aria-label") or "" for _, attrs in Page(html.read_text()).tags]
     (alt,) = [label for label in labels if "importance" in label]
@@ -308,7 +308,7 @@ WITHOUT = {
 def test_a_sweep_with_missing_values_has_a_page(missing, tmp_path):
     sweep = WITHOUT[missing]()
     verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
-    *figures, html = page.write(sweep, verdict, tmp_path, dpi=40, pdf=False)
+    *figures, html = page.write(sweep, verdict, tmp_path, dpi=40)
     text = Page(html.read_text(encoding="utf-8")).text
     assert "nan" not in text.lower()
     assert "None" not in text

@@ -9,10 +9,10 @@ from pathlib import Path
 from topicell.cli.command import NO_DEFAULT, Command
 from topicell.cli.options import read
 from topicell.cli.output import make_folder, new_folder, progress_shown
-from topicell.config import ReportConfig, TrackingConfig
+from topicell.config import ReportConfig, TrackingConfig, as_dict
 from topicell.errors import InputError
 
-MAP_SETTINGS = ("n_components", "n_neighbors", "leiden_resolution")
+MAP_SETTINGS = ("max_cells", "n_components", "n_neighbors", "leiden_resolution")
 """Settings of the report that change the maps of the cells; the others change figures only."""
 
 
@@ -22,7 +22,7 @@ class ReportCommand:
 
     run: str = NO_DEFAULT
     output: str | None = None
-    report: ReportConfig = field(default_factory=ReportConfig)
+    report: ReportConfig = field(default_factory=lambda: ReportConfig(pdf=True))
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -60,7 +60,7 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
     if "topicell" not in adata.uns:
         raise InputError(f"{folder / 'adata.h5ad'} was not written by a run")
     stored = json.loads(adata.uns["topicell"]["config"])
-    config = read(COMMAND, arguments, {"report": stored["report"]}).report
+    config = read(COMMAND, arguments, {"report": stored["report"] | {"pdf": True}}).report
     asked_now = any(argument.startswith("report.gene_sets=") for argument in arguments)
     stored_sets = config.gene_sets not in (None, "blood") and not asked_now
     if stored_sets and not Path(config.gene_sets or "").is_file():
@@ -71,7 +71,9 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
         )
         config.gene_sets = None
     report.require_gene_sets(adata, config)
-    if any(getattr(config, name) != stored["report"][name] for name in MAP_SETTINGS):
+    # Earlier versions have stored no max_cells.
+    before = as_dict(ReportConfig()) | stored["report"]
+    if any(getattr(config, name) != before[name] for name in MAP_SETTINGS):
         for name in ("X_umap_counts", "X_umap_topics"):
             adata.obsm.pop(name, None)
     make_folder(output)

@@ -403,6 +403,9 @@ class ReportConfig:
     """Embeddings, figures and the page."""
 
     enabled: bool = True
+    max_cells: int | None = setting(20_000, Bounds(100, says="must be at least 100, or null"))
+    """Largest number of cells on the maps, drawn so that rare labels and topics are kept; null puts
+    all cells on them. Everything else in the report is of all cells."""
     n_components: int = setting(30, POSITIVE)
     """Principal components of the log-normalised counts."""
     n_neighbors: int = setting(20, Bounds(2, says="must be at least 2"))
@@ -420,8 +423,9 @@ class ReportConfig:
         ),
     )
     """Resolution of the figures, dots per inch (in PDFs, only of the points of maps)."""
-    pdf: bool = True
-    """Also write every figure as PDF; this is a third of the time of a report."""
+    pdf: bool = False
+    """Also write every figure as PDF, which takes longer than everything else about the figures;
+    ``topicell report`` does so by default."""
     gene_sets: str | None = None
     """Gene sets that are tested among the leading genes of each topic: a GMT file, or ``blood``
     for the included markers of blood cells."""

@@ -157,17 +157,10 @@ def write(
     """
     from topicell.files import whole
     from topicell.progress import step
-    from topicell.report.embedding import embed_counts, embed_topics
     from topicell.report.figure_set import ReportedRun, drawings
     from topicell.report.page import render
 
-    if "X_umap_counts" not in adata.obsm or "leiden" not in adata.obs:
-        with step("map of the cells by counts"):
-            embed_counts(adata, config, seed)
-    if "X_umap_topics" not in adata.obsm:
-        with step("map of the cells by topics"):
-            embed_topics(adata, config, seed)
-
+    _embed(adata, config, seed)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -190,6 +183,32 @@ def write(
         first, error = problems[0]
         raise ReportError(f"{first} ({described(error)}){more}") from error
     return [*paths, *files, page]
+
+
+def _embed(adata: AnnData, config: ReportConfig, seed: int) -> None:
+    """Compute the maps that are missing."""
+    import numpy as np
+    import pandas as pd
+
+    from topicell.evaluation.ranking import dominant_topics
+    from topicell.progress import step
+    from topicell.report.embedding import cells_on_maps, embed_counts, embed_topics
+
+    wanted = "X_umap_counts" not in adata.obsm or "leiden" not in adata.obs
+    if not wanted and "X_umap_topics" in adata.obsm:
+        return
+    strata_N = dominant_topics(np.asarray(adata.obsm["X_lda"]))
+    label_key = adata.uns["topicell"]["label_key"]
+    if label_key:
+        label_N, names = pd.factorize(adata.obs[label_key])
+        _, strata_N = np.unique(strata_N * (len(names) + 1) + label_N + 1, return_inverse=True)
+    rows_M = cells_on_maps(strata_N, config.max_cells, seed)
+    if wanted:
+        with step("map of the cells by counts"):
+            embed_counts(adata, rows_M, config, seed)
+    if "X_umap_topics" not in adata.obsm:
+        with step("map of the cells by topics"):
+            embed_topics(adata, rows_M, config, seed)
 
 
 def _figures(
@@ -217,9 +236,6 @@ def _figures(
     for name, draw in drawings:
         try:
             figure = draw()
-            # Compute the layout once; otherwise it is computed again for every file.
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
             if FIGURES[name].caption:
                 images[name] = as_svg(figure, name)
         except Exception as error:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from topicell.evaluation import ranking
 from topicell.report import figures
+from topicell.report.embedding import mapped
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,6 +95,22 @@ class ReportedRun:
         return np.asarray(self.adata.varm["lda_topics"]).T
 
     @cached_property
+    def mapped_M(self) -> np.ndarray:
+        """Positions of the cells on the maps."""
+        return mapped(self.adata)
+
+    def xy_M2(self, space: str) -> np.ndarray:
+        """Return the coordinates of the cells on a map, ``counts`` or ``topics``."""
+        xy_M2: np.ndarray = np.asarray(self.adata.obsm[f"X_umap_{space}"])[self.mapped_M]
+        return xy_M2
+
+    def title_of_map(self, space: str, by: str) -> str:
+        """Return the heading of a map, with the numbers of cells if not all are on it."""
+        n_mapped, n_cells = len(self.mapped_M), self.adata.n_obs
+        sample = f" ({n_mapped:,} of {n_cells:,} cells)" if n_mapped < n_cells else ""
+        return f"UMAP of the {space}, by {by}{sample}"
+
+    @cached_property
     def dominant_N(self) -> np.ndarray:
         """The topic with the largest proportion in each cell."""
         return ranking.dominant_topics(self.theta_NK)
@@ -156,7 +173,8 @@ class FigureSpec:
         Whether a run has what the figure needs, such as labels or a layer.
     caption, alt
         Caption and alternative text on the page; a figure without a caption is not on the page.
-        The text may contain ``{n_topics}`` (those drawn), ``{n_cells}`` and ``{n_epochs}``.
+        The text may contain ``{n_topics}`` (those drawn), ``{n_cells}`` (those on the
+        maps) and ``{n_epochs}``.
     """
 
     name: str
@@ -176,20 +194,18 @@ def _topic_by_label(run: ReportedRun) -> Any:
 
 
 def _umap_by_topic(space: str, run: ReportedRun) -> Any:
-    umap_N2 = np.asarray(run.adata.obsm[f"X_umap_{space}"])
-    title = f"UMAP of the {space}, by topic"
-    return figures.umap_by_topic(umap_N2, run.theta_NK, title, run.topics)
+    title = run.title_of_map(space, "topic")
+    return figures.umap_by_topic(run.xy_M2(space), run.theta_NK[run.mapped_M], title, run.topics)
 
 
 def _umap_by_cluster(space: str, run: ReportedRun) -> Any:
-    umap_N2 = np.asarray(run.adata.obsm[f"X_umap_{space}"])
-    title = f"UMAP of the {space}, by Leiden cluster of the counts"
-    return figures.umap_by_category(umap_N2, run.clusters, title)
+    title = run.title_of_map(space, "Leiden cluster of the counts")
+    return figures.umap_by_category(run.xy_M2(space), run.clusters.iloc[run.mapped_M], title)
 
 
 def _umap_by_label(space: str, run: ReportedRun) -> Any:
-    umap_N2 = np.asarray(run.adata.obsm[f"X_umap_{space}"])
-    return figures.umap_by_category(umap_N2, run.labels, f"UMAP of the {space}, by label")
+    title = run.title_of_map(space, "label")
+    return figures.umap_by_category(run.xy_M2(space), run.labels.iloc[run.mapped_M], title)
 
 
 def _top_genes(run: ReportedRun) -> Any:

@@ -18,6 +18,7 @@ from topicell.evaluation import ranking
 from topicell.evaluation.metrics import ordered
 from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
+from topicell.report.embedding import mapped
 from topicell.report.figure_set import FIGURES, MAX_TOPICS, folded, shown_topics
 from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
@@ -76,13 +77,15 @@ def render(
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     stability_K = run.get("topic_stability")
     support_K = run.get("topic_support")
-    groupings = _groupings(adata)
+    mapped_M = mapped(adata)
+    shown = adata if len(mapped_M) == adata.n_obs else adata[mapped_M]
+    groupings = _groupings(adata, mapped_M)
     script = (HERE / "viewer.js").read_text(encoding="utf-8")
     html: str = template("page.html.j2").render(
         run=run,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        cells=_cells(adata, theta_NK, beta_KG, groupings),
+        cells=_cells(shown, beta_KG, groupings, tables.gene_frequency(adata)),
         groupings=[grouping["name"] for grouping in groupings],
         data=_data_line(adata, given="theta" in config),
         model=_model_line(config, theta_NK.shape[1], len(history), _n_replicates(run)),
@@ -98,13 +101,14 @@ def render(
             ),
         ],
         left_out=_left_out(theta_NK),
+        sample=_sample(len(mapped_M), adata.n_obs),
         n_topics=theta_NK.shape[1],
         figures=[
             _figure(
                 name,
                 figures.get(name, ""),
                 not_drawn.get(name, ""),
-                n_cells=f"{adata.n_obs:,}",
+                n_cells=f"{len(mapped_M):,}",
                 n_topics=min(theta_NK.shape[1], MAX_TOPICS),
                 n_epochs=len(history),
             )
@@ -112,7 +116,7 @@ def render(
             if spec.caption and (name in figures or name in not_drawn)
         ],
         rankings=RANKINGS,
-        topics=_topics(adata, theta_NK, beta_KG, _n_replicates(run), n_genes, sets),
+        topics=_topics(adata, mapped_M, beta_KG, _n_replicates(run), n_genes, sets),
         tables=[
             (name, meaning, _packed(table))
             for name, meaning, table in tables.of_page(adata, scores, sets)
@@ -169,8 +173,8 @@ def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_repli
     return line
 
 
-def _groupings(adata: AnnData) -> list[dict[str, Any]]:
-    """Return groups by which the cells can be coloured, the dominant topic first."""
+def _groupings(adata: AnnData, mapped_M: np.ndarray) -> list[dict[str, Any]]:
+    """Return groups by which the cells on the maps can be coloured, the dominant topic first."""
     from topicell.report import figures
 
     theta_NK = np.asarray(adata.obsm["X_lda"])
@@ -180,13 +184,13 @@ def _groupings(adata: AnnData) -> list[dict[str, Any]]:
             "name": "Dominant topic",
             "names": [f"Topic {topic}" for topic in range(n_topics)],
             "colors": figures.topic_colors(n_topics),
-            "codes": ranking.dominant_topics(theta_NK),
+            "codes": ranking.dominant_topics(theta_NK[mapped_M]),
         }
     ]
     label_key = adata.uns["topicell"]["label_key"]
     columns = ([("Label", label_key)] if label_key else []) + [("Leiden cluster", "leiden")]
     for name, key in columns:
-        codes_N, names = figures.category_codes(folded(adata.obs[key]))
+        codes_N, names = figures.category_codes(folded(adata.obs[key]).iloc[mapped_M])
         found.append(
             {
                 "name": name,
@@ -200,16 +204,15 @@ def _groupings(adata: AnnData) -> list[dict[str, Any]]:
 
 def _cells(
     adata: AnnData,
-    theta_NK: np.ndarray,
     beta_KG: np.ndarray,
     groupings: Sequence[Mapping[str, Any]],
+    frequency_G: np.ndarray,
 ) -> str:
-    """Return the data that the page's scripts read."""
+    """Return the data that the page's scripts read, from the cells on the maps."""
     from topicell.report import figures
 
     n_topics = len(beta_KG)
     # Leading genes of any ranking first, then genes by their share of all counts.
-    frequency_G = tables.gene_frequency(adata)
     leading = [
         ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), N_LEADING_MAPPED).T.ravel()
         for by in RANKINGS
@@ -220,7 +223,7 @@ def _cells(
         genes=adata.var_names,
         topics=[f"Topic {topic}" for topic in range(n_topics)],
         colors=figures.topic_colors(n_topics),
-        theta_NK=theta_NK,
+        theta_NK=np.asarray(adata.obsm["X_lda"]),
         beta_KG=beta_KG,
         maps={space: np.asarray(adata.obsm[f"X_umap_{space}"]) for space in ("counts", "topics")},
         categories=groupings,
@@ -261,6 +264,17 @@ def _left_out(theta_NK: np.ndarray) -> str:
     )
 
 
+def _sample(n_mapped: int, n_cells: int) -> str:
+    """Say which cells the maps leave out; empty if none."""
+    if n_mapped == n_cells:
+        return ""
+    return (
+        f"The maps show {n_mapped:,} of the {n_cells:,} cells (report.max_cells), drawn so that "
+        "rare labels and topics are kept: the density of points is not that of the cells. Scores, "
+        "topics, other figures and tables are of all cells."
+    )
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     """Return ascending numbers as text, with ranges of three or more shortened: ``0, 2–5, 7``."""
     runs: list[list[int]] = []
@@ -276,7 +290,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _topics(
     adata: AnnData,
-    theta_NK: np.ndarray,
+    mapped_M: np.ndarray,
     beta_KG: np.ndarray,
     n_replicates: int,
     n_genes: int,
@@ -286,6 +300,7 @@ def _topics(
     from topicell.report import figures
 
     run = adata.uns["topicell"]
+    theta_NK = np.asarray(adata.obsm["X_lda"])
     stability_K, support_K = run.get("topic_stability"), run.get("topic_support")
     frequency_G = tables.gene_frequency(adata)
     leading = {
@@ -293,7 +308,7 @@ def _topics(
         for by in RANKINGS
     }
     dominance_K, mean_K = dominance(theta_NK), theta_NK.mean(axis=0)
-    umap_N2 = np.asarray(adata.obsm["X_umap_counts"])
+    umap_M2 = np.asarray(adata.obsm["X_umap_counts"])[mapped_M]
     cards = []
     colors = figures.topic_colors(len(beta_KG))
     for topic in shown_topics(theta_NK) or range(len(beta_KG)):
@@ -309,7 +324,7 @@ def _topics(
             if support_K is None
             else f"found in {support_K[topic]} of {n_replicates} replicates",
             "thumbnail": base64.b64encode(
-                figures.thumbnail(umap_N2, theta_NK[:, topic], color)
+                figures.thumbnail(umap_M2, theta_NK[mapped_M, topic], color)
             ).decode(),
             "genes": {
                 by: [(adata.var_names[g], _percent(beta_KG[topic, g])) for g in genes_KT[topic]]

@@ -66,9 +66,9 @@ FIGURES = {
 
 
 def write(
-    sweep: Sweep, verdict: Verdict, directory: Path, dpi: int = 150, *, pdf: bool = True
+    sweep: Sweep, verdict: Verdict, directory: Path, dpi: int = 150, *, pdf: bool = False
 ) -> list[Path]:
-    """Write ``report.html``, and ``figures/`` as PNG and PDF.
+    """Write ``report.html`` and ``figures/``.
 
     Parameters
     ----------

@@ -23,6 +23,7 @@ from topicell.report.figures.drawing import (
     SMALL,
     drawn_topics,
     grid_shape,
+    lay_out,
     new_figure,
     plain,
     short,
@@ -227,7 +228,7 @@ def _name_genes(
     left, right, top = limits
     figure = cast(Figure, panels[0].get_figure())
     renderer = cast(Any, FigureCanvasAgg(figure)).get_renderer()
-    figure.draw_without_rendering()  # the positions of the panels are only known now
+    lay_out(figure)  # the positions of the panels are only known now
     inch = 72 / figure.dpi
     for axes, (x_G, y_G, differs_G) in zip(panels, drawn, strict=True):
         xy_G2 = np.column_stack([np.clip(x_G, left, right), np.clip(y_G, 0, top)])

@@ -14,6 +14,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 from matplotlib import patheffects, rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -140,15 +143,29 @@ def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path
     -------
     The files. The same input gives the same bytes.
     """
-    paths = []
+    lay_out(figure)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")[: 1 + pdf]]
+    before = figure.dpi
+    # savefig would draw each figure twice, to lay it out again.
+    figure.set_dpi(dpi)
     with _settings({"pdf.fonttype": 42}):
-        for ending in ("png", "pdf")[: 1 + pdf]:
-            path = stem.with_name(f"{stem.name}.{ending}")
-            metadata = {"CreationDate": None} if ending == "pdf" else None
+        for path in paths:
             with whole(path) as unfinished:
-                figure.savefig(unfinished, dpi=dpi, metadata=metadata, format=ending)
-            paths.append(path)
+                if path.suffix == ".png":
+                    cast(Any, FigureCanvasAgg(figure)).print_png(unfinished)
+                else:
+                    metadata = {"CreationDate": None}
+                    cast(Any, FigureCanvasPdf(figure)).print_pdf(unfinished, metadata=metadata)
+    figure.set_dpi(before)
     return paths
+
+
+def lay_out(figure: Figure) -> None:
+    """Compute the positions of the parts of a figure, once; they do not change after that."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def as_svg(figure: Figure, name: str) -> str:
@@ -173,18 +190,24 @@ def as_svg(figure: Figure, name: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
         raise ValueError(f"name = {name!r}: must be a letter, then letters, digits, _ and -")
+    lay_out(figure)
     # matplotlib draws text with an outline as paths; here the outline is added to the page's font
     halos = [t for t in cast(list[Text], figure.findobj(Text)) if t.get_path_effects()]
     effects = [(text, text.get_path_effects(), text.get_gid()) for text in halos]
     file = io.BytesIO()
+    dpi, ground = figure.dpi, figure.get_facecolor()
     try:
         for text in halos:
             text.set_path_effects([])
             text.set_gid("halo")
+        figure.set_dpi(SVG_DPI)
+        figure.set_facecolor("none")
         with _settings({"svg.fonttype": "none", "svg.hashsalt": "topicell"}):
             metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            figure.savefig(file, format="svg", dpi=SVG_DPI, facecolor="none", metadata=metadata)
+            cast(Any, FigureCanvasSVG(figure)).print_svg(file, metadata=metadata)
     finally:
+        figure.set_dpi(dpi)
+        figure.set_facecolor(ground)
         for text, effect, gid in effects:
             text.set_path_effects(effect)
             text.set_gid(gid)
