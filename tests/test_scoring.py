@@ -1,9 +1,11 @@
-"""Seeds of splits, and scores that are not finite."""
+"""Seeds of splits, scores of a sample of cells, and scores that are not finite."""
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
-from topicell.scoring import split_seeds, warn_of_infinite
+from topicell.counts import Counts
+from topicell.scoring import elbo_given_topics, split_seeds, warn_of_infinite
 
 
 def test_seeds_of_splits_are_distinct_and_do_not_depend_on_their_number():
@@ -20,3 +22,33 @@ def test_scores_that_are_not_finite_are_named():
     warn_of_infinite({"a": 1.0, "b": 0.0})
     with pytest.warns(UserWarning, match="not finite: a, c, d;"):
         warn_of_infinite({"a": np.nan, "b": 1.0, "c": np.inf, "d": -np.inf})
+
+
+class _Fit:
+    """A fit whose ELBO of a cell is known: the number of its counts, and twice that."""
+
+    def elbo_given_topics_by_cell(self, cells, *, seed):
+        n = np.asarray(cells.x.sum(1), dtype=np.float32).ravel()
+        return np.stack([n, 2 * n])
+
+    def elbo_given_topics(self, cells, *, seed):
+        return self.elbo_given_topics_by_cell(cells, seed=seed).mean(1)
+
+
+def test_the_elbo_of_a_sample_of_the_test_cells_has_the_error_of_its_draw():
+    x = np.random.default_rng(0).poisson(30, (60, 5)).astype(np.float32)
+    cells = Counts(
+        sp.csr_matrix(x), np.arange(60).astype(str).astype(object), np.array([*"abcde"], object)
+    )
+    mean = x.sum(1).mean()
+    name = "test/elbo_given_topics"
+    whole = elbo_given_topics(_Fit(), cells, 60, 0)
+    assert whole == {name: pytest.approx([mean, 2 * mean])}
+    drawn = [elbo_given_topics(_Fit(), cells, 20, seed) for seed in range(3000)]
+    assert drawn[0] == elbo_given_topics(_Fit(), cells, 20, 0)
+    means = np.array([of_draw[name] for of_draw in drawn])
+    errors = np.array([of_draw[f"{name}_sampling_error"] for of_draw in drawn])
+    np.testing.assert_allclose(means[:, 1], 2 * means[:, 0])
+    np.testing.assert_allclose(means.mean(0), [mean, 2 * mean], rtol=0.005)
+    # The mean of the squared errors is the variance of the means.
+    np.testing.assert_allclose((errors**2).mean(0), means.var(0), rtol=0.1)

@@ -88,7 +88,7 @@ def measure(
             by_replicate[name] = fit.perplexity_by_replicate(
                 test, folded=folded, n_samples=config.n_samples, seed=seed
             ).tolist()
-        by_replicate["test/elbo_given_topics"] = fit.elbo_given_topics(test, seed=seed).tolist()
+        by_replicate |= elbo_given_topics(fit, test, config.n_elbo_cells, seed)
     if fit.has_encoder:
         for part in ("train", "valid", "test"):
             if parts[part].n_cells:
@@ -120,6 +120,18 @@ def measure(
     if fit.history:
         by_replicate["fit/epochs"] = [float(len(fit.history))]
     return by_replicate
+
+
+def elbo_given_topics(fit: TopicFit, test: Counts, max_cells: int, seed: int) -> Measured:
+    """Return the ELBO with fixed topics of the test cells, or of a sample with its error."""
+    name, n_cells = "test/elbo_given_topics", test.n_cells
+    if n_cells <= max_cells:
+        return {name: fit.elbo_given_topics(test, seed=seed).tolist()}
+    drawn = np.random.default_rng(seed).choice(n_cells, max_cells, replace=False)
+    elbo_RN = fit.elbo_given_topics_by_cell(test[np.sort(drawn)], seed=seed).astype(np.float64)
+    # The standard error of the mean of a sample without replacement.
+    error_R = elbo_RN.std(1, ddof=1) * np.sqrt((1 / max_cells) * (1 - max_cells / n_cells))
+    return {name: elbo_RN.mean(1).tolist(), f"{name}_sampling_error": error_R.tolist()}
 
 
 def predictable(cells: Counts, seed: int) -> Counts:

@@ -386,6 +386,9 @@ class EvaluateConfig:
     """Top genes of a topic that are used for diversity."""
     n_neighbors: int = setting(15, POSITIVE)
     """Neighbours of the label classifier in topic space."""
+    n_elbo_cells: int = setting(4000, POSITIVE)
+    """Largest number of test cells, drawn by the seed, for which the ELBO with fixed topics is
+    computed."""
     n_gap_cells: int = setting(4000, NOT_NEGATIVE)
     """Number of random cells for which the amortization gap is computed; 0 skips it."""
     differential_expression: bool = True

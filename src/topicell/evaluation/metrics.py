@@ -232,9 +232,19 @@ ROWS = (
         title="ELBO given topics",
         meaning="Lower bound on the log-probability of an unseen cell, with fixed topics and "
         "optimised topic proportions under the prior Dirichlet(1/K). It is computed in the same "
-        "way for every kind of model.",
+        "way for every kind of model, for at most evaluate.n_elbo_cells test cells.",
         better=1,
         same=(*_SPLIT, "n_topics"),
+        unit=_NATS,
+    ),
+    Metric(
+        name="test/elbo_given_topics_sampling_error",
+        title="Error of the ELBO given topics",
+        meaning="Standard error of the ELBO given topics that is due to the draw of "
+        "evaluate.n_elbo_cells of the test cells; it only exists if there are more. Models with "
+        "the same split and seed are measured on the same cells, so their difference is more "
+        "exact.",
+        same=(*_SPLIT, "n_topics", "evaluate.n_elbo_cells"),
         unit=_NATS,
     ),
     Metric(

@@ -369,14 +369,20 @@ class TopicFit(ABC):
         topics, refinement stops farther from its optimum (``experiments/measures``). It is minus
         infinity if there is a count of a gene that no topic has.
         """
+        elbo_RN = self.elbo_given_topics_by_cell(data, layer=layer, n_samples=n_samples, seed=seed)
+        elbo_R: np.ndarray = elbo_RN.mean(1, dtype=np.float64)
+        return elbo_R
+
+    def elbo_given_topics_by_cell(
+        self, data: Any = None, *, layer: str | None = None, n_samples: int = 64, seed: int = 0
+    ) -> np.ndarray:
+        """Return `elbo_given_topics` of each cell, nats, shape (R, N)."""
         require_samples(n_samples)
         topics_RKG = self.topics(seed=seed)
         cells = self._counts(data, layer)
-        elbo_RN = elbo_given(
+        return elbo_given(
             topics_RKG, self.prior(), self.likelihood, cells.x, n_samples=n_samples, seed=seed
         )
-        elbo_R: np.ndarray = elbo_RN.mean(1, dtype=np.float64)
-        return elbo_R
 
     def prior(self) -> NormalPrior:
         """Return the prior of θ for fixed topics: Dirichlet(1/K) for every model."""

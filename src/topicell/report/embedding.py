@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 MIN_CELLS = 5
 """The fewest cells of which a map says anything."""
+FEW_CELLS, N_EPOCHS = 4096, 200
+"""Above this number of cells, UMAP makes this number of passes, as it does by default above 10,000
+cells; with fewer cells it makes 500. Between the two, maps keep as many of the nearest cells
+(experiments/LOG.md)."""
 N_VOTES = 5
 """Number of nearest cells on the maps that determine the cluster of a cell beside them."""
 CHUNK = 20_000
@@ -207,7 +211,8 @@ def _neighbors_and_umap(scratch: AnnData, use_rep: str, n_neighbors: int, seed: 
             transformer="sklearn",
             random_state=seed,
         )
-        sc.tl.umap(scratch, random_state=seed)
+        n_epochs = None if scratch.n_obs <= FEW_CELLS else N_EPOCHS
+        sc.tl.umap(scratch, maxiter=n_epochs, random_state=seed)
 
 
 def _keep_compiled_umap() -> None:

@@ -38,7 +38,7 @@ RANKINGS = {
 """How genes can be ranked: heading and meaning."""
 N_LEADING_MAPPED = 100
 """Number of leading genes of each topic and ranking whose expression is stored first."""
-MAX_TABLE_VALUES = 1_500_000
+MAX_TABLE_VALUES = 500_000
 """A table with more values than this is only in the run folder, and the page says so."""
 
 PACKAGES = ("topicell", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "scanpy", "umap-learn")

@@ -6,11 +6,11 @@ Shape suffixes: N cells, K topics.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, StepPatch
 from scipy.cluster.hierarchy import linkage
 
 from topicell.report.figures.drawing import (
@@ -93,15 +93,18 @@ def structure_plot(
     figure = new_figure(width, height, "Topic proportions of the cells")
     axes = figure.add_subplot()
     for topic in range(n_topics):
-        axes.stairs(
-            upper[:, topic],
-            edges,
-            baseline=lower[:, topic],
-            fill=True,
-            color=colors[topic],
-            linewidth=0,
-            label=labels[topic],
-            rasterized=True,
+        # As axes.stairs does, but that looks for the limits of the axes in every corner: seconds.
+        axes.add_artist(
+            StepPatch(
+                upper[:, topic],
+                edges,
+                baseline=cast(Any, lower[:, topic]),
+                fill=True,
+                facecolor=colors[topic],
+                linewidth=0,
+                label=labels[topic],
+                rasterized=True,
+            )
         )
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0, 1)
