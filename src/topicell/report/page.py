@@ -270,8 +270,9 @@ def _sample(n_mapped: int, n_cells: int) -> str:
         return ""
     return (
         f"The maps show {n_mapped:,} of the {n_cells:,} cells (report.max_cells), drawn so that "
-        "rare labels and topics are kept: the density of points is not that of the cells. Scores, "
-        "topics, other figures and tables are of all cells."
+        "rare labels and topics are kept: the density of points is not that of the cells. The "
+        "Leiden clusters were found among these cells, and every other cell has the cluster of "
+        "most of its nearest ones. Scores, topics, other figures and tables are of all cells."
     )
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-MAX_EXPRESSION = 2_000_000
-"""Largest number of non-zero expression values in a page, about 5 MB; leading genes come first."""
+MAX_EXPRESSION = 1_500_000
+"""Largest number of non-zero expression values in a page, about 4 MB; leading genes come first."""
 NO_CATEGORY = 255
 
 
