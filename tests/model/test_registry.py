@@ -75,7 +75,7 @@ def test_a_model_is_added_by_one_row(run_here, monkeypatch):
     settings = [
         *("data=simulated", "data.simulation.n_cells=60", "data.simulation.n_genes=40"),
         *("preprocess.n_variable_genes=null", "model.n_topics=3", "train.n_replicates=2"),
-        *("report.dpi=10"),
+        "report.dpi=10",
     ]
     code, out, _ = run_here("train", *settings, "model.kind=toy", "--cfg", "job")
     assert code == 0
