@@ -155,8 +155,9 @@ def test_the_report_is_written_again_from_the_parent_run(topicell, swept, tmp_pa
         assert (output / "report.html").read_text() == (
             swept.path.parent / "report.html"
         ).read_text()
-        assert {p.name for p in (output / "figures").iterdir()} == {
-            p.name for p in (swept.path.parent / "figures").iterdir()
+        figures = {path.stem for path in (swept.path.parent / "figures").iterdir()}
+        assert {path.name for path in (output / "figures").iterdir()} == {
+            f"{name}.{kind}" for name in figures for kind in ("png", "pdf")
         }
 
 
