@@ -150,7 +150,8 @@ def measure(arguments: list[str], out: Path) -> None:
     meter = Meter()
     from topicell import progress
 
-    progress.step = meter.phase  # type: ignore[assignment]
+    # Before the modules that import it by name.
+    vars(progress)["step"] = meter.phase
     from topicell import run
     from topicell.cli import main
     from topicell.data import reading

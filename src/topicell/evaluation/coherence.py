@@ -108,7 +108,7 @@ def _cells_with_both(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> Iterator[np.n
     seen = sp.csr_matrix(sp.csr_matrix(x_NG)[:, genes] > 0, dtype=np.float32)
     together = np.zeros((len(genes), len(genes)), dtype=np.int64)
     for start in range(0, seen.shape[0], CHUNK):
-        # A dense product takes a tenth of the time of a sparse one; the numbers are exact.
+        # Dense, because that is faster than a sparse product; the numbers are exact.
         dense = seen[start : start + CHUNK].toarray()
         together += (dense.T @ dense).astype(np.int64)
     for place_T in place_KT.reshape(genes_KT.shape):

@@ -25,8 +25,8 @@ MIN_CELLS = 5
 """The fewest cells of which a map says anything."""
 FEW_CELLS, N_EPOCHS = 4096, 200
 """Above this number of cells, UMAP makes this number of passes, as it does by default above 10,000
-cells; with fewer cells it makes 500. Between the two, maps keep as many of the nearest cells
-(experiments/LOG.md)."""
+cells; with fewer cells it makes 500. With 10,000 cells, the maps keep 2 to 4 % fewer of the
+nearest cells (experiments/LOG.md)."""
 N_VOTES = 5
 """Number of nearest cells on the maps that determine the cluster of a cell beside them."""
 CHUNK = 20_000
