@@ -207,6 +207,7 @@ def as_counts(
     where: str,
     *,
     genes: Any = None,
+    first_row: int = 0,
     alternatives: Callable[[], list[str]] = list,
     round_values: bool = False,
 ) -> sp.csr_matrix:
@@ -220,6 +221,8 @@ def as_counts(
         Name of the matrix, for messages.
     genes
         Gene names, for messages.
+    first_row
+        Number of the first row, for messages, if the matrix is a part of another.
     alternatives
         Finds the places where counts might be instead, for messages.
     round_values
@@ -286,7 +289,7 @@ def as_counts(
             gene = f"gene {genes[column]}" if genes is not None else f"column {column}"
             raise InputError(
                 f"{where}: {int(bad.sum())} values are {what} (first: {x.data[entry]:.10g} in row "
-                f"{row}, {gene}); {fix}{hint}"
+                f"{first_row + row}, {gene}); {fix}{hint}"
             )
     x = sp.csr_matrix((whole.astype(np.float32), x.indices, x.indptr), shape=x.shape)
     x.eliminate_zeros()

@@ -13,7 +13,7 @@ from topicell.config import ExternalConfig, RunConfig
 from topicell.counts import Counts
 from topicell.data.cells import PreparedCells
 from topicell.data.preprocessing import prepared, split
-from topicell.data.reading import data_digest, load, source_digest
+from topicell.data.reading import data_digest, load_or_open, source_digest
 from topicell.errors import failure
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import cpu_threads
@@ -47,7 +47,7 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
     require_model(config.model, config.train)
     with step("data"):
         adata = prepared(
-            lambda: load(config.data),
+            lambda: load_or_open(config.data),
             source_digest(config.data),
             config.preprocess,
             seed=config.seed,

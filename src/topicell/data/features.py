@@ -36,6 +36,8 @@ _SYMBOL_COLUMNS = (
 _ID_COLUMNS = (
     "gene_ids gene_id ensembl_id ensembl_ids ensembl ensembl_gene_id feature_id ensemblid geneid"
 ).split()
+POSITION = "topicell_position"
+"""Column of var with the column of a gene in a file whose counts are not in memory."""
 IDS_COLUMN = "gene_ids"
 """Column of var that keeps identifiers, by which genes of other files are matched."""
 _BLANK = ("", "nan", "none", "<na>", "na")
@@ -114,6 +116,11 @@ def _genes_in_rows(rows: Sequence[str], columns: Sequence[str], header: str) -> 
 
 
 def _transposed(adata: AnnData) -> AnnData:
+    if POSITION in adata.var:
+        raise InputError(
+            "genes are in rows and cells in columns, which cannot be transposed in a file that is "
+            "read in parts; write it again with cells in rows"
+        )
     turned = adata.T.copy()
     turned.X = turned.layers["counts"] = turned.layers["counts"].tocsr()
     return turned
@@ -265,10 +272,12 @@ def _without_others(adata: AnnData) -> AnnData:
     ):
         if mask.any():
             first = ", ".join(np.array(names)[mask][:4]) + (", …" if mask.sum() > 4 else "")
-            share = totals[mask].sum() / max(totals.sum(), 1)
+            share = 100 * totals[mask].sum() / max(totals.sum(), 1)
+            # The counts of a large file are not known yet.
+            share_text = f" ({share:.0f} % of all counts)" if totals.any() else ""
             warnings.warn(
-                f"{int(mask.sum())} of {len(names)} genes are {what}, and are left out: {first} "
-                f"({100 * share:.0f} % of all counts)",
+                f"{int(mask.sum())} of {len(names)} genes are {what}, and are left out: {first}"
+                f"{share_text}",
                 stacklevel=4,
             )
     return adata[:, ~(summary | metadata)].copy()

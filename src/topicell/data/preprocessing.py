@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,8 @@ import numpy as np
 
 from topicell import genes
 from topicell.config import Flavor, PreprocessConfig, SplitConfig, as_dict
+from topicell.data import streaming
+from topicell.data.stored import StoredCounts
 from topicell.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ OWN_COLUMNS = ("split", "leiden", "amortization_gap")
 MIN_CELLS_TO_RANK = 10
 """Smallest number of cells of a batch for which the seurat_v3 flavours can rank genes: with one
 cell, their compiled loess ends the process."""
+ON_COUNTS = (Flavor.seurat_v3, Flavor.seurat_v3_paper)
+"""Ways to find variable genes that use counts, not log-normalised values."""
 SPANS = (0.3, 0.5, 0.7, 1.0)
 """Shares of the genes that the LOESS of seurat_v3 sees at once: scanpy's default, and the values
 that are tried if its matrix is singular (scanpy issue 1504)."""
@@ -86,23 +90,27 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
     return _with_split(_choose(adata, config), config.split, seed)
 
 
-def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
+def _choose(data: AnnData | StoredCounts, config: PreprocessConfig) -> AnnData:
     """Compute all that does not depend on the seed: filters, normalisation, variable genes."""
-    import scanpy as sc
-
-    _require_column(adata, config.batch_key, "preprocess.batch_key")
-    counts = adata.layers["counts"]
-    cells = np.asarray(counts.sum(1)).ravel() >= config.min_counts_per_cell
-    expressed = np.asarray((counts[cells] > 0).sum(0)).ravel() >= config.min_cells_per_gene
-    _require_left("cell", cells, "preprocess.min_counts_per_cell", config.min_counts_per_cell)
-    _require_filtered(np.asarray(counts.sum(1)).ravel()[cells])
-    _require_left("gene", expressed, "preprocess.min_cells_per_gene", config.min_cells_per_gene)
-    if not cells.all():
+    if isinstance(data, StoredCounts):
+        if config.n_variable_genes is None or config.flavor in ON_COUNTS:
+            return _choose_from_file(data, config)
         warnings.warn(
-            f"{int((~cells).sum())} of {len(cells)} cells have fewer counts than "
-            f"preprocess.min_counts_per_cell = {config.min_counts_per_cell} and are left out",
+            f"preprocess.flavor = {config.flavor.value!r} needs the log-normalised values of all "
+            "genes: the whole file is read to memory; preprocess.flavor=seurat_v3 reads it in "
+            "parts",
             stacklevel=3,
         )
+        data = data.in_memory()
+    import scanpy as sc
+
+    adata = data
+    _require_column(adata, config.batch_key, "preprocess.batch_key")
+    counts = adata.layers["counts"]
+    total_N = np.asarray(counts.sum(1)).ravel()
+    cells = total_N >= config.min_counts_per_cell
+    n_cells_G = np.asarray((counts[cells] > 0).sum(0)).ravel()
+    expressed = _filtered(total_N, cells, n_cells_G, config)
     adata = adata[cells, expressed].copy()
 
     adata.X = adata.layers["counts"].copy()
@@ -110,29 +118,84 @@ def _choose(adata: AnnData, config: PreprocessConfig) -> AnnData:
     sc.pp.log1p(adata)
     adata.raw = adata
 
-    kept = ~_dropped(adata.var_names.to_numpy(), config.drop_genes)
-    _require_left("gene", kept, "preprocess.drop_genes", config.drop_genes)
-    _warn_of_others(adata.var_names[kept])
+    kept = _not_dropped(adata.var_names, config)
     chosen = np.flatnonzero(kept)
-    if config.n_variable_genes is not None and config.n_variable_genes < len(chosen):
+    if _must_choose(len(chosen), config):
         chosen = chosen[_variable_genes(adata[:, kept].copy(), config)]
-    elif config.n_variable_genes is not None and config.n_variable_genes > len(chosen):
-        warnings.warn(
-            f"preprocess.n_variable_genes = {config.n_variable_genes}, but only {len(chosen)} "
-            "genes passed the filters: all of them are used",
-            stacklevel=3,
-        )
     adata = adata[:, chosen].copy()
+    _warn_of_empty_cells(adata)
+    return adata
 
+
+def _choose_from_file(stored: StoredCounts, config: PreprocessConfig) -> AnnData:
+    """Do the same as `_choose` while the counts stay in their file; ``raw`` is left out."""
+    outline = stored.outline
+    _require_column(outline, config.batch_key, "preprocess.batch_key")
+    batch_N, names = _batches(outline.obs, config)
+    total_N, moments = streaming.first_pass(stored, config.min_counts_per_cell, batch_N)
+    cells = total_N >= config.min_counts_per_cell
+    expressed = _filtered(total_N, cells, moments.n_cells_G, config)
+    genes_left = np.flatnonzero(expressed)
+    kept = _not_dropped(outline.var_names[genes_left], config)
+    chosen = genes_left[kept]
+    if _must_choose(len(chosen), config):
+        sizes = {name: int((batch_N[cells] == number).sum()) for number, name in enumerate(names)}
+        _require_enough_to_rank(sizes, config)
+        passes = streaming.Selection(stored, cells, batch_N, moments.of_genes(chosen), chosen)
+        ranked = _with_spans(
+            lambda span: passes.variable(config, span), config, int(cells.sum()), len(chosen)
+        )
+        chosen = chosen[ranked]
+    adata = streaming.selected(stored, cells, genes_left, chosen, config.target_sum)
+    _warn_of_empty_cells(adata)
+    return adata
+
+
+def _filtered(
+    total_N: np.ndarray, cells: np.ndarray, n_cells_G: np.ndarray, config: PreprocessConfig
+) -> np.ndarray:
+    """Return which genes are expressed in enough of the cells; warn of cells that are left out."""
+    expressed: np.ndarray = n_cells_G >= config.min_cells_per_gene
+    _require_left("cell", cells, "preprocess.min_counts_per_cell", config.min_counts_per_cell)
+    _require_filtered(total_N[cells])
+    _require_left("gene", expressed, "preprocess.min_cells_per_gene", config.min_cells_per_gene)
+    if not cells.all():
+        warnings.warn(
+            f"{int((~cells).sum())} of {len(cells)} cells have fewer counts than "
+            f"preprocess.min_counts_per_cell = {config.min_counts_per_cell} and are left out",
+            stacklevel=4,
+        )
+    return expressed
+
+
+def _not_dropped(names: pd.Index, config: PreprocessConfig) -> np.ndarray:
+    """Return which genes are not in ``drop_genes``; warn of those that may be no genes."""
+    kept: np.ndarray = ~_dropped(names.to_numpy(), config.drop_genes)
+    _require_left("gene", kept, "preprocess.drop_genes", config.drop_genes)
+    _warn_of_others(names[kept])
+    return kept
+
+
+def _must_choose(n_genes: int, config: PreprocessConfig) -> bool:
+    """Return whether there are more genes than the configuration asks for."""
+    if config.n_variable_genes is not None and config.n_variable_genes > n_genes:
+        warnings.warn(
+            f"preprocess.n_variable_genes = {config.n_variable_genes}, but only {n_genes} "
+            "genes passed the filters: all of them are used",
+            stacklevel=4,
+        )
+    return config.n_variable_genes is not None and config.n_variable_genes < n_genes
+
+
+def _warn_of_empty_cells(adata: AnnData) -> None:
     n_empty = int((np.asarray(adata.layers["counts"].sum(1)).ravel() == 0).sum())
     if n_empty:
         warnings.warn(
             f"{n_empty} cells have no counts in the {adata.n_vars} modelled genes, so their topic "
             "proportions have no meaning; raise preprocess.min_counts_per_cell or "
             "n_variable_genes",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return adata
 
 
 def _with_split(adata: AnnData, config: SplitConfig, seed: int) -> AnnData:
@@ -188,7 +251,7 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categoric
 
 
 def prepared(
-    load: Callable[[], AnnData],
+    load: Callable[[], AnnData | StoredCounts],
     source_digest: str,
     config: PreprocessConfig,
     *,
@@ -209,7 +272,7 @@ def prepared(
         Cache folder; the user's own by default.
     """
     if not config.cache:
-        return preprocess(load(), config, seed=seed)
+        return _with_split(_choose(load(), config), config.split, seed)
     import anndata
 
     if folder is None:
@@ -324,30 +387,57 @@ def _bound(newest: Path, limit_mb: int | None) -> None:
 def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
     import scanpy as sc
 
+    on_counts = config.flavor in ON_COUNTS
     if config.batch_key is not None:
+        batch_N, names = _batches(adata.obs, config)
         # scanpy accepts a column of strings or numbers for one flavour and rejects it for another.
-        batch = adata.obs[config.batch_key].astype("category")
-        if batch.isna().any():
-            raise InputError(
-                f"preprocess.batch_key = {config.batch_key!r}: {int(batch.isna().sum())} of "
-                f"{len(batch)} cells have no value there; fill the column, or leave "
-                "preprocess.batch_key out"
-            )
-        adata.obs[config.batch_key] = batch
-    on_counts = config.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper)
+        adata.obs[config.batch_key] = adata.obs[config.batch_key].astype("category")
+    else:
+        batch_N, names = np.zeros(adata.n_obs, dtype=int), [""]
+
+    def rank(span: float) -> np.ndarray:
+        sc.pp.highly_variable_genes(
+            adata,
+            n_top_genes=config.n_variable_genes,
+            flavor=config.flavor.value,
+            layer="counts" if on_counts else None,
+            batch_key=config.batch_key,
+            span=span,
+        )
+        chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
+        return chosen
+
     if on_counts:
-        _require_enough_to_rank(adata, config)
+        sizes = {name: int((batch_N == number).sum()) for number, name in enumerate(names)}
+        _require_enough_to_rank(sizes, config)
+    return _with_spans(rank, config, adata.n_obs, adata.n_vars)
+
+
+def _batches(obs: pd.DataFrame, config: PreprocessConfig) -> tuple[np.ndarray, list[object]]:
+    """Return the number of the batch of each cell, and the names of the batches.
+
+    Without a column of batches, all cells are one batch without a name.
+    """
+    if config.batch_key is None:
+        return np.zeros(len(obs), dtype=int), [""]
+    batch = obs[config.batch_key].astype("category")
+    if batch.isna().any():
+        raise InputError(
+            f"preprocess.batch_key = {config.batch_key!r}: {int(batch.isna().sum())} of "
+            f"{len(batch)} cells have no value there; fill the column, or leave "
+            "preprocess.batch_key out"
+        )
+    return batch.cat.codes.to_numpy(dtype=int), batch.cat.categories.tolist()
+
+
+def _with_spans(
+    rank: Callable[[float], np.ndarray], config: PreprocessConfig, n_cells: int, n_genes: int
+) -> np.ndarray:
+    """Return the chosen genes, with the first span of LOESS that works."""
     problem = ""
-    for span in SPANS if on_counts else SPANS[:1]:
+    for span in SPANS if config.flavor in ON_COUNTS else SPANS[:1]:
         try:
-            sc.pp.highly_variable_genes(
-                adata,
-                n_top_genes=config.n_variable_genes,
-                flavor=config.flavor.value,
-                layer="counts" if on_counts else None,
-                batch_key=config.batch_key,
-                span=span,
-            )
+            chosen = rank(span)
         except ValueError as error:
             # The LOESS of seurat_v3 fails if too many genes have the same mean.
             problem = problem or _words(error)
@@ -357,25 +447,19 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
                 f"the LOESS of preprocess.flavor = {config.flavor.value!r} failed with a span of "
                 f"{SPANS[0]} ({problem}), as it can for few cells; the variable genes were chosen "
                 f"with a span of {span}",
-                stacklevel=2,
+                stacklevel=3,
             )
-        break
-    else:
-        batches = "" if config.batch_key is None else ", or no preprocess.batch_key"
-        raise InputError(
-            f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of "
-            f"{adata.n_obs} cells × {adata.n_vars} genes ({problem}); use "
-            f"preprocess.flavor=seurat or preprocess.n_variable_genes=null{batches}"
-        )
-    chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
-    return chosen
+        return chosen
+    batches = "" if config.batch_key is None else ", or no preprocess.batch_key"
+    raise InputError(
+        f"preprocess.flavor = {config.flavor.value!r} cannot rank the genes of "
+        f"{n_cells} cells × {n_genes} genes ({problem}); use "
+        f"preprocess.flavor=seurat or preprocess.n_variable_genes=null{batches}"
+    )
 
 
-def _require_enough_to_rank(adata: AnnData, config: PreprocessConfig) -> None:
-    if config.batch_key is None:
-        sizes = {"all together": adata.n_obs}
-    else:
-        sizes = adata.obs[config.batch_key].value_counts().to_dict()
+def _require_enough_to_rank(sizes: Mapping[object, int], config: PreprocessConfig) -> None:
+    """Reject batches with too few cells; `sizes` has the number of cells of each."""
     for batch, size in sizes.items():
         if size < MIN_CELLS_TO_RANK:
             of = batches = ""

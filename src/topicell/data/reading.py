@@ -25,11 +25,13 @@ from topicell.counts import TOLERANCE, Counts, locate, require_sound
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
 from topicell.data.features import oriented, with_features
 from topicell.data.formats import files_of, recognise
-from topicell.data.formats.h5ad import read_counts_alone, read_h5ad
+from topicell.data.formats.h5ad import read_h5ad
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
+from topicell.data.formats.zarr_folder import read_zarr
 from topicell.data.frames import plain, require_gene_names
 from topicell.data.simulation import settings_digest, simulate
+from topicell.data.stored import StoredCounts, is_large
 from topicell.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,10 +43,21 @@ ROUNDED = "topicell_rounded"
 
 
 def load(config: DataConfig) -> AnnData:
-    """Return the cells that a configuration names.
+    """Return the cells that a configuration names, in memory; see `load_or_open`."""
+    found = load_or_open(config)
+    return found.in_memory() if isinstance(found, StoredCounts) else found
+
+
+def load_or_open(config: DataConfig) -> AnnData | StoredCounts:
+    """Return the cells that a configuration names; those of a large file without their counts.
 
     ``uns["topicell_source"]["label_key"]`` is the label column of the configuration, else that of
     the catalogue, else empty.
+
+    Returns
+    -------
+    The cells in memory; or, with ``backed`` or `LARGE` matrices of an h5ad file or a zarr folder,
+    what is known without reading the counts.
 
     Raises
     ------
@@ -54,24 +67,26 @@ def load(config: DataConfig) -> AnnData:
     """
     if config.name == "file":
         assert config.path is not None, "DataConfig with name='file' needs a path"
-        adata = read(config.path, backed=config.backed, prefix="data.", **_options(config))
+        found = _read(config.path, config.backed, "data.", ReadConfig(**_options(config)))
     elif config.name in ("simulated", "pbmc68k", "pbmc_facs"):
         if config.backed:
             raise InputError(f"data.backed = True: needs an h5ad file, not {config.name}")
         if config.name == "simulated":
-            adata = simulate(config.simulation)
+            found = simulate(config.simulation)
         else:
-            adata = load_pbmc68k() if config.name == "pbmc68k" else load_pbmc_facs()
-        locate(adata, config.layer)
+            found = load_pbmc68k() if config.name == "pbmc68k" else load_pbmc_facs()
+        locate(found, config.layer)
     else:
         _require_known(config.name)
         dataset = CATALOGUE[config.name]
-        adata = read(fetch(dataset), backed=config.backed, prefix="data.", **_options(config))
-        adata.uns["topicell_source"] |= {
+        options = ReadConfig(**_options(config))
+        found = _read(fetch(dataset), config.backed, "data.", options)
+        _outline(found).uns["topicell_source"] |= {
             "name": dataset.name,
             "source": dataset.url,
             "label_key": dataset.label_key or "",
         }
+    adata = _outline(found)
     if config.label_key is not None:
         if config.label_key not in adata.obs:
             here = ", ".join(map(str, adata.obs.columns))
@@ -80,7 +95,11 @@ def load(config: DataConfig) -> AnnData:
                 + (f"found: {here}" if here else "it has no columns at all")
             )
         adata.uns["topicell_source"]["label_key"] = config.label_key
-    return adata
+    return found
+
+
+def _outline(found: AnnData | StoredCounts) -> AnnData:
+    return found.outline if isinstance(found, StoredCounts) else found
 
 
 def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options: Any) -> AnnData:
@@ -91,7 +110,7 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     path
         h5ad, 10x h5, 10x mtx folder, zarr folder, csv or tsv.
     backed
-        Read only the counts, obs and var of an h5ad file.
+        Read only the counts, obs and var of an h5ad file or a zarr folder, in parts.
     prefix
         Prefix of the names of settings in messages: ``"data."`` if they are those of `DataConfig`.
     options
@@ -100,8 +119,8 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     Returns
     -------
     adata
-        Counts in X and ``layers["counts"]``; without `backed`, also everything else in the file
-        about these cells, except ``raw`` and the former X. Features are genes, named by
+        Counts in X and ``layers["counts"]``; unless it is `backed` or large, also everything else
+        in the file about these cells, except ``raw`` and the former X. Features are genes, named by
         `topicell.data.features`.
 
     Raises
@@ -115,20 +134,29 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
         Names of cells or genes are repeated and get suffixes, or a sparse matrix holds several
         values for one cell and gene, which are added.
     """
-    config = ReadConfig(**options)
+    found = _read(path, backed, prefix, ReadConfig(**options))
+    return found.in_memory() if isinstance(found, StoredCounts) else found
+
+
+def _read(
+    path: str | Path, backed: bool, prefix: str, config: ReadConfig
+) -> AnnData | StoredCounts:
+    """Read cells as `read` does, but only open a file that is large or should be backed."""
     path = Path(path).expanduser()
     _require_readable(path)
-    form = "data"
+    form, stored = "data", None
     try:
         form, reader = recognise(path, config.modality, prefix)
-        if backed and reader is not read_h5ad:
-            raise InputError(f"backed=true needs an h5ad file, but this is {form}")
+        can_stay = reader in (read_h5ad, read_zarr) and path.suffix != ".zip"
+        if backed and not can_stay:
+            raise InputError(f"backed=true needs an h5ad file or a zarr folder, but this is {form}")
         with warnings.catch_warnings():
             # anndata's warning about repeated names; our own warning below says how many and what
             # was done.
             warnings.filterwarnings("ignore", message=r".* names are not unique")
-            if backed:
-                adata = read_counts_alone(path, config.layer, round_values=config.round)
+            if backed or (can_stay and is_large(path, config.layer)):
+                stored = StoredCounts.of(path, config.layer, round_values=config.round)
+                adata = stored.outline
                 plain(adata)
             else:
                 adata = reader(path)
@@ -167,7 +195,10 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
         "sha256": _digest_of_path(path),
         "label_key": "",
     }
-    return adata
+    if stored is None:
+        return adata
+    stored.outline = adata
+    return stored
 
 
 def _n_not_whole(matrix: Any) -> int:
