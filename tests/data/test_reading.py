@@ -345,7 +345,9 @@ def test_a_layer_without_counts_is_refused(
 
 def test_backed_is_only_for_h5ad(tmp_path: Path) -> None:
     path = write_text(cells(), tmp_path)
-    with pytest.raises(InputError, match="backed=true needs an h5ad file, but this is csv"):
+    with pytest.raises(
+        InputError, match="backed=true needs an h5ad file or a zarr folder, but this is csv"
+    ):
         read(path, backed=True)
     with pytest.raises(InputError, match=r"data\.backed"):
         load(DataConfig(name="simulated", backed=True))

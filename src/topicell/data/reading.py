@@ -18,28 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from topicell.config import DataConfig, ReadConfig, as_dict
-from topicell.counts import TOLERANCE, Counts, locate, require_sound
+from topicell.counts import Counts, locate, require_sound
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
 from topicell.data.features import oriented, with_features
-from topicell.data.formats import files_of, recognise
-from topicell.data.formats.h5ad import read_h5ad
+from topicell.data.formats import BY_ROWS, files_of, recognise
+from topicell.data.formats.damage import named_errors
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
-from topicell.data.formats.zarr_folder import read_zarr
 from topicell.data.frames import plain, require_gene_names
 from topicell.data.simulation import settings_digest, simulate
-from topicell.data.stored import StoredCounts, is_large
+from topicell.data.stored import StoredCounts, is_large, n_not_whole, warn_of_rounded
 from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-ROUNDED = "topicell_rounded"
-"""Key of uns: number of values that were rounded to counts."""
 
 
 def load(config: DataConfig) -> AnnData:
@@ -144,46 +139,31 @@ def _read(
     """Read cells as `read` does, but only open a file that is large or should be backed."""
     path = Path(path).expanduser()
     _require_readable(path)
-    form, stored = "data", None
-    try:
+    with named_errors(path, "data"):
         form, reader = recognise(path, config.modality, prefix)
-        can_stay = reader in (read_h5ad, read_zarr) and path.suffix != ".zip"
+        can_stay = form in BY_ROWS
         if backed and not can_stay:
             raise InputError(f"backed=true needs an h5ad file or a zarr folder, but this is {form}")
-        with warnings.catch_warnings():
-            # anndata's warning about repeated names; our own warning below says how many and what
-            # was done.
-            warnings.filterwarnings("ignore", message=r".* names are not unique")
-            if backed or (can_stay and is_large(path, config.layer)):
-                stored = StoredCounts.of(path, config.layer, round_values=config.round)
-                adata = stored.outline
-                plain(adata)
-            else:
-                adata = reader(path)
-                plain(adata)
-                adata = with_counts(adata, config.layer, round_values=config.round)
-            adata = oriented(adata, config, prefix)
-            require_gene_names(adata.var, config.gene_names, prefix)
-            adata = with_features(adata, config, prefix)
+    stored = None
+    with named_errors(path, form), warnings.catch_warnings():
+        # anndata's warning about repeated names; our own warning below says how many and what was
+        # done.
+        warnings.filterwarnings("ignore", message=r".* names are not unique")
+        if backed or (can_stay and is_large(path, config.layer)):
+            stored = StoredCounts.of(
+                path, config.layer, alone=backed, round_values=config.round, form=form
+            )
+            adata = stored.outline
+            plain(adata)
+        else:
+            adata = reader(path)
+            plain(adata)
+            adata = with_counts(adata, config.layer, round_values=config.round)
+        adata = oriented(adata, config, prefix)
+        require_gene_names(adata.var, config.gene_names, prefix)
+        adata = with_features(adata, config, prefix)
         _require_names(adata.obs_names, "cell")
         _require_names(adata.var_names, "gene")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except MemoryError as error:
-        raise InputError(
-            f"{path}: reading it needs more memory than there is ({error}); if the file is small, "
-            "it is damaged: copy or download it again; if it is a large h5ad file, use topicell "
-            "train with data.backed=true, which reads only the counts"
-        ) from error
-    except (
-        Exception
-    ) as error:  # a damaged file can cause any error of h5py, zarr, pandas, scipy or gzip
-        what = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{path}: cannot be read as {form} ({type(error).__name__}: {what}); the file may be "
-            "incomplete, damaged or in another format: copy or download it again, or write a new "
-            "file"
-        ) from error
     adata.obs_names = _unique(adata.obs_names, "cell", path)
     adata.var_names = _unique(adata.var_names, "gene", path)
     if reader is read_text:
@@ -199,12 +179,6 @@ def _read(
         return adata
     stored.outline = adata
     return stored
-
-
-def _n_not_whole(matrix: Any) -> int:
-    """Return how many values of a matrix are not whole numbers, apart from rounding noise."""
-    values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
-    return int((np.abs(values - np.rint(values)) > TOLERANCE).sum())
 
 
 def data_digest(adata: AnnData) -> str:
@@ -374,11 +348,8 @@ def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False
         adata.X = x
         del adata.raw
     adata.layers["counts"] = x
-    if round_values and (n_rounded := _n_not_whole(matrix)):
-        warnings.warn(
-            f"{where}: {n_rounded} values are not whole and were rounded (round=true)", stacklevel=2
-        )
-        adata.uns[ROUNDED] = n_rounded
+    if round_values:
+        warn_of_rounded(n_not_whole(matrix), where, adata)
     # It says that X holds logarithms, which is no longer true; scanpy would use it.
     adata.uns.pop("log1p", None)
     return adata

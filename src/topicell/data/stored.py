@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.counts import as_counts, locate
+from topicell.counts import TOLERANCE, as_counts, locate
 from topicell.data.features import POSITION
+from topicell.data.formats.damage import named_errors
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
+from topicell.data.formats.zarr_folder import require_chunks
 from topicell.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 LARGE = 30_000_000
 """A matrix with more non-zero values than this stays in its file (experiments/scale)."""
+ROUNDED = "topicell_rounded"
+"""Key of uns: number of values that were rounded to counts."""
 N_ROWS = 10_000
 """Number of cells that are read at a time."""
 
@@ -44,6 +49,8 @@ class StoredCounts:
         Place of the matrix in the file.
     round_values
         As in `topicell.counts.as_counts`.
+    form
+        Name of the format, for messages.
     """
 
     outline: AnnData
@@ -51,10 +58,30 @@ class StoredCounts:
     where: str
     element: str
     round_values: bool
+    form: str
 
     @classmethod
-    def of(cls, path: Path, layer: str | None, *, round_values: bool = False) -> StoredCounts:
+    def of(
+        cls,
+        path: Path,
+        layer: str | None,
+        *,
+        alone: bool = True,
+        round_values: bool = False,
+        form: str = "h5ad",
+    ) -> StoredCounts:
         """Find the counts of a file.
+
+        Parameters
+        ----------
+        path
+            An h5ad file or a zarr folder.
+        layer
+            As in `topicell.counts.locate`.
+        alone
+            Leave out obsm, varm and uns.
+        round_values, form
+            As in the attributes.
 
         Raises
         ------
@@ -62,8 +89,13 @@ class StoredCounts:
             obs and var have an old form, or there is no such layer.
         """
         from anndata import AnnData
+        from anndata.io import read_elem
 
         with opened(path) as file:
+            if "mod" in file:
+                raise InputError("holds modalities, which backed=true cannot read; leave it out")
+            if path.is_dir():
+                require_chunks(file)
             if not all(hasattr(file.get(name), "keys") for name in ("obs", "var")):
                 raise InputError(
                     "has obs and var in an old form (anndata before 0.7), which backed=true cannot "
@@ -71,7 +103,7 @@ class StoredCounts:
                 )
             # `locate` finds the element in this object, which has the attributes of an AnnData,
             # without reading it.
-            raw = SimpleNamespace(X=file["raw/X"], var_names=None) if "raw" in file else None
+            raw = SimpleNamespace(X=file["raw/X"], var_names=None) if "raw/X" in file else None
             layers = file.get("layers", {})
             where, element, _ = locate(
                 SimpleNamespace(X=file.get("X"), layers=layers, raw=raw, var_names=None), layer
@@ -84,42 +116,71 @@ class StoredCounts:
                     f"{len(obs)} cells and {len(var)} genes; write it again"
                 )
             place = element.name
+            kept = () if alone or where == "raw" else ("obsm", "varm", "uns")
+            others = {name: read_elem(file[name]) for name in kept if name in file}
         var[POSITION] = np.arange(len(var))
         empty = sp.csr_matrix(shape, dtype=np.float32)
-        outline = AnnData(empty, obs=obs, var=var, layers={"counts": empty})
-        return cls(outline, path, where, place, round_values)
+        outline = AnnData(empty, obs=obs, var=var, layers={"counts": empty}, **others)
+        # It says that X holds logarithms.
+        outline.uns.pop("log1p", None)
+        return cls(outline, path, where, place, round_values, form)
 
-    def chunks(self) -> Iterator[tuple[int, sp.csr_matrix]]:
+    def chunks(self, *, warn: bool = False) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Read the counts of the selected genes: yield the first row of a chunk, and its counts.
+
+        Parameters
+        ----------
+        warn
+            Warn of values that are repeated or were rounded, at the end.
 
         Raises
         ------
         InputError
-            A value is not a count.
+            A value is not a count, or the file is damaged.
         """
         columns = self.outline.var[POSITION].to_numpy()
         names = self.outline.var_names
-        with opened(self.path) as file:
-            matrix = _matrix(file[self.element])
+        rounded = 0
+        with named_errors(self.path, self.form), opened(self.path) as file:
+            matrix = _by_rows(_matrix(file[self.element]))
             every = np.array_equal(columns, np.arange(matrix.shape[1]))
             repeated = 0
             for first in range(0, matrix.shape[0], N_ROWS):
                 part = matrix[first : first + N_ROWS]
-                repeated += n_repeated(part)
+                if warn:
+                    repeated += n_repeated(part)
+                    rounded += n_not_whole(part)
                 x = as_counts(
                     part, self.where, first_row=first, round_values=self.round_values,
                     genes=names if every else None,
                 )  # fmt: skip
                 yield first, x if every else x[:, columns]
-        warn_of_repeats(repeated, self.where)
+        if warn:
+            warn_of_repeats(repeated, self.where)
+            warn_of_rounded(rounded, self.where, self.outline)
 
     def in_memory(self) -> AnnData:
-        """Read all counts."""
+        """Read all counts, and return the cells with them."""
         adata = self.outline
-        x = sp.vstack([x for _, x in self.chunks()], format="csr")
+        x = sp.vstack([x for _, x in self.chunks(warn=True)], format="csr")
         adata.X = adata.layers["counts"] = x
         del adata.var[POSITION]
         return adata
+
+
+def n_not_whole(matrix: Any) -> int:
+    """Return how many values of a matrix are not whole numbers, apart from rounding noise."""
+    values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
+    return int((np.abs(values - np.rint(values)) > TOLERANCE).sum())
+
+
+def warn_of_rounded(n: int, where: str, adata: AnnData) -> None:
+    """Warn that `n` values of a matrix were rounded, and keep the number in uns."""
+    if n:
+        warnings.warn(
+            f"{where}: {n} values are not whole and were rounded (round=true)", stacklevel=3
+        )
+        adata.uns[ROUNDED] = n
 
 
 def is_large(path: Path, layer: str | None) -> bool:
@@ -156,6 +217,11 @@ def _matrix(element: Any) -> Any:
     import anndata
 
     return anndata.io.sparse_dataset(element) if hasattr(element, "keys") else element
+
+
+def _by_rows(matrix: Any) -> Any:
+    """Return a matrix whose rows can be read alone: columns stored one by one are all read."""
+    return matrix.to_memory().tocsr() if getattr(matrix, "format", "csr") == "csc" else matrix
 
 
 def _table(group: Any) -> pd.DataFrame:

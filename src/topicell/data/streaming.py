@@ -10,7 +10,7 @@ Shape suffixes: N cells, G genes, B batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from topicell.data.stored import StoredCounts
+
+
+N_EXPRESSED = "topicell_n_expressed"
+"""Key of uns: number of genes that passed the filters; without it, ``raw`` has them."""
 
 
 @dataclass(slots=True)
@@ -43,7 +47,8 @@ class Moments:
     @property
     def mean_BG(self) -> np.ndarray:
         """Mean counts."""
-        return self.sum_BG / self.n_B[:, None]
+        mean_BG: np.ndarray = self.sum_BG / self.n_B[:, None]
+        return mean_BG
 
     @property
     def variance_BG(self) -> np.ndarray:
@@ -77,7 +82,7 @@ def first_pass(
         np.zeros((n_batches, n_genes)),
         np.zeros(n_genes, dtype=np.int64),
     )
-    for first, x in stored.chunks():
+    for first, x in stored.chunks(warn=True):
         rows = slice(first, first + x.shape[0])
         total_N[rows] = np.asarray(x.sum(1)).ravel()
         kept = total_N[rows] >= min_counts
@@ -188,19 +193,19 @@ def selected(
     places = np.searchsorted(expressed, chosen)
     counts, values = [], []
     for first, x in stored.chunks():
-        part = AnnData(x[cells[first : first + x.shape[0]]][:, expressed])
+        x = x[cells[first : first + x.shape[0]]]
+        if not x.shape[0]:
+            continue
+        part = AnnData(x[:, expressed])
         counts.append(part.X[:, places])
         sc.pp.normalize_total(part, target_sum=target_sum)
         sc.pp.log1p(part)
         values.append(part.X[:, places])
-    outline = stored.outline
-    return AnnData(
-        sp.vstack(values, format="csr"),
-        obs=outline.obs[cells].copy(),
-        var=outline.var.iloc[chosen].drop(columns=POSITION),
-        uns=dict(outline.uns),
-        layers={"counts": sp.vstack(counts, format="csr")},
-    )
+    adata = stored.outline[cells, chosen].copy()
+    adata.X, adata.layers["counts"] = sp.vstack(values, "csr"), sp.vstack(counts, "csr")
+    del adata.var[POSITION]
+    adata.uns[N_EXPRESSED] = len(expressed)
+    return adata
 
 
 def expected_deviation(moments: Moments, span: float) -> np.ndarray:
@@ -231,7 +236,8 @@ def ranked(normalised_BG: np.ndarray, n_genes: int, flavor: Flavor) -> np.ndarra
     rank_BG = np.argsort(np.argsort(-normalised_BG, axis=1), axis=1).astype(np.float32)
     n_batches_G = (rank_BG < n_genes).sum(axis=0)
     rank_BG[rank_BG >= n_genes] = np.nan
-    median_G = np.ma.median(np.ma.masked_invalid(rank_BG), axis=0).filled(np.nan)
+    median = cast(Any, np.ma.median)
+    median_G = median(np.ma.masked_invalid(rank_BG), axis=0).filled(np.nan)
     by = {"rank": median_G, "batches": n_batches_G}
     columns = ["rank", "batches"] if flavor is Flavor.seurat_v3 else ["batches", "rank"]
     table = pd.DataFrame(by).sort_values(

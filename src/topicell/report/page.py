@@ -140,8 +140,11 @@ def _n_test(adata: AnnData) -> int:
 
 def _data_line(adata: AnnData, *, given: bool) -> str:
     line = f"{adata.n_obs:,} cells and {adata.n_vars:,} genes"
-    if adata.raw is not None and adata.raw.n_vars > adata.n_vars:
-        line += f", of {adata.raw.n_vars:,} that passed the filters"
+    n_passed = int(adata.uns.get("topicell_n_expressed", 0))
+    if adata.raw is not None:
+        n_passed = adata.raw.n_vars
+    if n_passed > adata.n_vars:
+        line += f", of {n_passed:,} that passed the filters"
     if "split" in adata.obs:
         sizes = adata.obs["split"].value_counts()
         parts = {

@@ -72,6 +72,8 @@ class Form:
         Entry in messages that list what can be read; empty if another row has it.
     modalities
         Whether `read` also takes the arguments ``modality`` and ``prefix`` of `recognise`.
+    by_rows
+        Whether `topicell.data.stored` can read some of the cells alone.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Form:
     read: Callable[..., AnnData]
     listed: str = ""
     modalities: bool = False
+    by_rows: bool = False
 
 
 def recognise(
@@ -283,7 +286,7 @@ FORMS = [
     Form("MuData", _is_h5mu, read_h5mu, "h5mu", modalities=True),
     Form("loom", lambda path: _is_hdf5(path) and is_loom(path), read_loom, "loom"),
     Form("10x h5", lambda path: _is_hdf5(path) and is_10x_h5(path), read_10x_h5, "10x h5"),
-    Form("h5ad", _is_h5ad, read_h5ad, "h5ad"),
+    Form("h5ad", _is_h5ad, read_h5ad, "h5ad", by_rows=True),
     *(
         Form(f"an HDF5 file in {name}", partial(_is_packed, name), _read_packed, modalities=True)
         for name in packed.COMPRESSIONS
@@ -291,7 +294,14 @@ FORMS = [
     Form("10x mtx files", _is_sample, read_mtx),
     *(Form(suffix[1:], partial(_is_table, suffix), read_text, suffix[1:]) for suffix in SEPARATORS),
     Form("a zarr folder in zip", _is_zip, read_zarr, modalities=True),
-    Form("a zarr folder", _is_zarr, read_zarr, "a zarr folder (zip too)", modalities=True),
+    Form(
+        "a zarr folder",
+        _is_zarr,
+        read_zarr,
+        "a zarr folder (zip too)",
+        modalities=True,
+        by_rows=True,
+    ),
     Form(
         "a 10x mtx folder",
         _is_mtx_folder,
@@ -300,6 +310,10 @@ FORMS = [
     ),
 ]
 """All formats, in the order in which they are tried: the first that matches is used."""
+
+
+BY_ROWS = frozenset(form.name for form in FORMS if form.by_rows)
+"""Names of the formats of which some of the cells can be read alone."""
 
 
 def supported() -> str:

@@ -51,14 +51,14 @@ def _read_group(group: Any, modality: str | None, prefix: str) -> AnnData:
 
     if is_mudata(group):
         chosen = choose_modality(sorted(group["mod"]), modality, prefix)
-        _require_chunks(group, f"mod/{chosen}/")
+        require_chunks(group, f"mod/{chosen}/")
         return read_modality(group, chosen)
     require_no_modality("AnnData", modality, prefix)
-    _require_chunks(group)
+    require_chunks(group)
     return anndata.read_zarr(group)
 
 
-def _require_chunks(group: Any, prefix: str = "") -> None:
+def require_chunks(group: Any, prefix: str = "") -> None:
     """Reject an AnnData in which chunks of the counts or of the names are missing.
 
     zarr reads a missing chunk as zeros, without a warning. In these arrays no chunk is all zeros,
