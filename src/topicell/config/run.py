@@ -106,7 +106,9 @@ class DataConfig(ReadConfig):
     label_key: str | None = None
     """Column of obs with known cell types; null uses that of the catalogue, if there is one."""
     backed: bool = False
-    """With an h5ad file: read only counts, obs and var, and leave the rest on disk."""
+    """With an h5ad file or a zarr folder: read only counts, obs and var, and prepare the counts in
+    parts, so that only those of the modelled genes are in memory. A matrix with more than 30
+    million non-zero values is always prepared in parts."""
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     @property
