@@ -156,9 +156,9 @@ def measure(arguments: list[str], out: Path) -> None:
     from topicell.cli import main
     from topicell.data import reading
 
-    for module, name, phase in ((run, "fit_parts", "fit"), (run, "load", "load")):
+    for module, name, phase in ((run, "fit_parts", "fit"), (run, "load_or_open", "load")):
         setattr(module, name, _timed(meter, getattr(module, name), phase))
-    assert run.load.__wrapped__ is reading.load
+    assert run.load_or_open.__wrapped__ is reading.load_or_open
     sys.argv = ["topicell", *arguments]
     code: Any = 0
     try:
