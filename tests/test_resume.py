@@ -277,6 +277,7 @@ def test_a_run_that_cannot_be_resumed_is_refused(folder, reference, run_here, st
     mine = [*RUN, "hydra.run.dir=runs/by/mine", "tracking=off"]
     process = started(*mine)
     until(lambda: len(lines(folder)) > 3)
+    process.send_signal(signal.SIGSTOP)  # so that it cannot end first
     code, _, err = run_here(*mine, "resume=true")
     assert code == 2
     assert "in use by another process" in err

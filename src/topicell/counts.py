@@ -7,10 +7,10 @@ Needs only numpy and scipy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,8 +25,76 @@ TOLERANCE = 1e-3
 """A value that differs from a whole number by less than this is that number; the difference is
 rounding noise."""
 
+CHUNK = 20_000
+"""Number of cells of a large matrix that are read at a time."""
 COMPRESSED = (sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array)
 """Formats of a sparse matrix that store rows, or columns, one after another."""
+
+
+class LateRows:
+    """Rows of counts that are read when they are used.
+
+    The matrix can be a file that is mapped to memory, with any type of numbers; what is read is
+    float32. A selection of rows is a list of numbers, so that parts of the cells need no copy.
+
+    Parameters
+    ----------
+    matrix
+        Compressed sparse rows.
+    index
+        The selected rows, all by default, shape (N,).
+    """
+
+    def __init__(self, matrix: sp.csr_matrix, index: np.ndarray | None = None) -> None:
+        self.matrix = matrix
+        self.index = index
+        n_rows = matrix.shape[0] if index is None else len(index)
+        self.shape = (int(n_rows), int(matrix.shape[1]))
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored values."""
+        if self.index is None:
+            return int(self.matrix.nnz)
+        return int(np.diff(self.matrix.indptr)[self.index].sum(dtype=np.int64))
+
+    def __getitem__(self, rows: Any) -> sp.csr_matrix:
+        """Read rows, selected by position, slice or mask."""
+        if self.index is not None:
+            rows = self.index[rows]
+        return self.matrix[rows].astype(np.float32, copy=False)
+
+    def read(self) -> sp.csr_matrix:
+        """Read all rows; a matrix in memory is not copied."""
+        everything = self.matrix if self.index is None else self.matrix[self.index]
+        return everything.astype(np.float32, copy=False)
+
+    def of(self, rows: Any) -> LateRows:
+        """Return a selection of rows without reading them."""
+        index = np.arange(self.shape[0]) if self.index is None else self.index
+        return LateRows(self.matrix, index[rows])
+
+    def chunks(self) -> Iterator[sp.csr_matrix]:
+        """Read all rows, `CHUNK` at a time."""
+        for first in range(0, self.shape[0], CHUNK):
+            yield self[first : first + CHUNK]
+
+    def sum(self, axis: int) -> np.ndarray:
+        """Return totals in float64: of columns for axis 0, of rows for axis 1."""
+        parts = [np.asarray(x.sum(axis, dtype=np.float64)).ravel() for x in self.chunks()]
+        if axis == 1:
+            return np.concatenate([np.zeros(0), *parts])
+        total_G: np.ndarray = np.sum([np.zeros(self.shape[1]), *parts], axis=0)
+        return total_G
+
+
+Rows: TypeAlias = sp.csr_matrix | LateRows
+"""Counts whose rows can be selected, shape (N, G)."""
+
+
+def late(rows: Rows) -> LateRows:
+    """Return rows that are read when they are used."""
+    return rows if isinstance(rows, LateRows) else LateRows(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +103,9 @@ class Counts:
 
     Attributes
     ----------
-    x
-        Compressed sparse rows, float32, shape (N, G); whole, finite, not negative.
+    rows
+        Whole, finite, not negative, shape (N, G): compressed sparse rows of float32, or rows that
+        are read when they are used.
     cells, genes
         Names, shapes (N,) and (G,).
     ids
@@ -44,10 +113,15 @@ class Counts:
         None.
     """
 
-    x: sp.csr_matrix
+    rows: Rows
     cells: np.ndarray
     genes: np.ndarray
     ids: np.ndarray | None = None
+
+    @property
+    def x(self) -> sp.csr_matrix:
+        """The counts as compressed sparse rows of float32; late rows are all read."""
+        return self.rows.read() if isinstance(self.rows, LateRows) else self.rows
 
     @classmethod
     def of(cls, data: Any, layer: str | None = None, *, round_values: bool = False) -> Self:
@@ -87,22 +161,28 @@ class Counts:
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return int(self.x.shape[0])
+        return int(self.rows.shape[0])
 
     @property
     def n_genes(self) -> int:
         """Number of genes."""
-        return int(self.x.shape[1])
+        return int(self.rows.shape[1])
+
+    @property
+    def late(self) -> LateRows:
+        """The counts as rows that are read when they are used."""
+        return late(self.rows)
 
     def gene_frequency(self) -> np.ndarray:
         """Return the share of each gene in all counts, shape (G,)."""
-        total_G = np.asarray(self.x.sum(0, dtype=np.float64)).ravel()
+        total_G = self.late.sum(0)
         frequency_G: np.ndarray = total_G / total_G.sum()
         return frequency_G
 
     def __getitem__(self, rows: Any) -> Counts:
         """Return a subset of the cells, by index or mask, with their names."""
-        return Counts(self.x[rows], self.cells[rows], self.genes, self.ids)
+        chosen = self.rows.of(rows) if isinstance(self.rows, LateRows) else self.rows[rows]
+        return Counts(chosen, self.cells[rows], self.genes, self.ids)
 
     def with_genes(
         self,

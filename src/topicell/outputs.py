@@ -18,6 +18,7 @@ import numpy as np
 from topicell import report
 from topicell.config import ExternalConfig, RunConfig, as_dict
 from topicell.data.cells import PreparedCells
+from topicell.data.mapped import MAPPED
 from topicell.data.preprocessing import column
 from topicell.errors import disk_is_full
 from topicell.evaluation.stability import consensus, match_topics, stability
@@ -155,7 +156,9 @@ def _write_rest(
     try:
         if config.evaluate.differential_expression:
             with step("differential expression"), _kept_going(failures):
-                report.add_differential_expression(adata)
+                report.add_differential_expression(
+                    adata, config.evaluate.n_differential_cells, config.seed
+                )
         with step("tables"):
             write_tables(estimates.fit, estimates.theta_RNK, estimates.beta_RKG, adata, folder)
         with _kept_going(failures):
@@ -168,8 +171,33 @@ def _write_rest(
         # where libhdf5 can end the process.
         if not no_room:
             with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
-                adata.write_h5ad(unfinished, compression="gzip")
+                _stored(adata, config).write_h5ad(unfinished, compression="gzip")
     return _report_error(failures)
+
+
+def _stored(adata: AnnData, config: RunConfig | ExternalConfig) -> AnnData:
+    """Return the cells as they are stored: without matrices if these were prepared in parts.
+
+    The source, its digest and the settings in ``uns`` say how to prepare them again.
+    """
+    from anndata import AnnData
+
+    kept = config.data.keep_counts if isinstance(config, RunConfig) else True
+    in_parts = MAPPED in adata.uns
+    if kept is None:
+        kept = not in_parts
+    if kept and not in_parts:
+        return adata
+    uns = {name: value for name, value in adata.uns.items() if name != MAPPED}
+    return AnnData(
+        adata.X if kept else None,
+        obs=adata.obs,
+        var=adata.var,
+        uns=uns,
+        obsm=dict(adata.obsm),
+        varm=dict(adata.varm),
+        layers={"counts": adata.layers["counts"]} if kept else None,
+    )
 
 
 def write_report(

@@ -99,7 +99,7 @@ def measure(
                 ).tolist()
     replicates = [
         Replicate(
-            x_NG=parts["train"].x,
+            x_NG=parts["train"].rows,
             theta_NK=theta_NK,
             beta_KG=beta_KG,
             labels=labels,

@@ -83,7 +83,7 @@ def run(tmp_path_factory):
     }
     folder = tmp_path_factory.mktemp("report")
     history = [{"epoch": e, "train/elbo": -9.0 + e, "valid/elbo": -9.5 + e} for e in range(3)]
-    report.add_differential_expression(adata)
+    report.add_differential_expression(adata, 100_000, 0)
     *_, path = report.write(adata, history, folder, ReportConfig(n_top_genes=8, dpi=50), seed=0)
     return adata, path
 
@@ -671,7 +671,7 @@ def hostile(run, tmp_path_factory):
     )
     sets.write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = ReportConfig(n_top_genes=G, dpi=50, gene_sets=str(sets))
-    report.add_differential_expression(adata)
+    report.add_differential_expression(adata, 100_000, 0)
     *_, path = report.write(adata, [], folder / "report", config, seed=0)
     return adata, path
 

@@ -91,7 +91,7 @@ def written(tmp_path_factory):
     )
     gap = np.random.default_rng(0).exponential(3.0, adata.n_obs)
     adata.obs["amortization_gap"] = np.where(np.arange(adata.n_obs) < 50, gap, np.nan)
-    report.add_differential_expression(adata)
+    report.add_differential_expression(adata, 100_000, 0)
     paths = report.write(adata, HISTORY, directory, ReportConfig(n_top_genes=5, pdf=True), seed=0)
     return adata, directory, paths
 

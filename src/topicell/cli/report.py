@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from topicell.cli.command import NO_DEFAULT, Command
 from topicell.cli.options import read
 from topicell.cli.output import make_folder, new_folder, progress_shown
-from topicell.config import ReportConfig, TrackingConfig, as_dict
+from topicell.config import EvaluateConfig, ReportConfig, RunConfig, TrackingConfig, as_dict
 from topicell.errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 MAP_SETTINGS = ("max_cells", "n_components", "n_neighbors", "leiden_resolution")
 """Settings of the report that change the maps of the cells; the others change figures only."""
@@ -71,15 +76,29 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
         )
         config.gene_sets = None
     report.require_gene_sets(adata, config)
+    if adata.X is None:
+        adata = _with_counts(adata, stored)
     # Earlier versions have stored no max_cells.
     before = as_dict(ReportConfig()) | stored["report"]
     if any(getattr(config, name) != before[name] for name in MAP_SETTINGS):
         for name in ("X_umap_counts", "X_umap_topics"):
             adata.obsm.pop(name, None)
     make_folder(output)
-    report.catch_up(adata, output)
+    n_cells = (as_dict(EvaluateConfig()) | stored["evaluate"])["n_differential_cells"]
+    report.catch_up(adata, output, n_cells, stored["seed"])
     report.write(adata, read_metrics(folder)[0], output, config, stored["seed"])
     return run_id, output
+
+
+def _with_counts(adata: AnnData, stored: Mapping[str, Any]) -> AnnData:
+    """Return the cells of a run with the counts of their source."""
+    from omegaconf import OmegaConf
+
+    from topicell.data.cells import with_counts
+
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), stored)
+    config: Any = OmegaConf.to_object(merged)
+    return with_counts(adata, config.data, config.preprocess)
 
 
 def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, Path]:

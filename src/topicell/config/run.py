@@ -107,8 +107,11 @@ class DataConfig(ReadConfig):
     """Column of obs with known cell types; null uses that of the catalogue, if there is one."""
     backed: bool = False
     """With an h5ad file or a zarr folder: read only counts, obs and var, and prepare the counts in
-    parts, so that only those of the modelled genes are in memory. A matrix with more than 30
-    million non-zero values is always prepared in parts."""
+    parts: those of the modelled genes are written to a file and mapped to memory. A matrix with
+    more than 30 million non-zero values is always prepared in parts."""
+    keep_counts: bool | None = None
+    """Write counts and log-normalised values to ``adata.h5ad``; null does so unless the counts were
+    prepared in parts. Without them, ``topicell report`` prepares them again from the source."""
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     @property
@@ -395,6 +398,8 @@ class EvaluateConfig:
     """Number of random cells for which the amortization gap is computed; 0 skips it."""
     differential_expression: bool = True
     """Compute fold changes of the genes between each topic and the others, with standard errors."""
+    n_differential_cells: int = setting(100_000, POSITIVE)
+    """Largest number of cells, drawn by the seed, from which they are computed."""
     n_splits: int = setting(1, POSITIVE)
     """Number of splits of the cells, each with its own fits, for error bars over splits and
     replicates. The artifacts show the first split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +10,43 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topicell.counts import Counts
-from topicell.data.preprocessing import PARTS, column
+from topicell.config import DataConfig, PreprocessConfig
+from topicell.counts import Counts, LateRows
+from topicell.data.preprocessing import PARTS, column, prepared
+from topicell.data.reading import load_or_open, source_digest
+from topicell.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+
+def with_counts(adata: AnnData, data: DataConfig, config: PreprocessConfig) -> AnnData:
+    """Return the stored cells of a run with their counts, which are prepared again.
+
+    Raises
+    ------
+    InputError
+        The source cannot be read, or its cells or genes are others.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run gave them
+            found = prepared(lambda: load_or_open(data), source_digest(data), config)
+    except InputError as error:
+        raise InputError(
+            f"the run does not keep its counts (data.keep_counts), so its source is read: {error}"
+        ) from error
+    names = (found.obs_names, adata.obs_names), (found.var_names, adata.var_names)
+    if not all(now.equals(then) for now, then in names):
+        raise InputError(
+            f"the run does not keep its counts (data.keep_counts), and {data.path or data.name} "
+            "has other cells or genes than at the time of the run; restore the source"
+        )
+    found.obs, found.var, found.uns = adata.obs, adata.var, adata.uns
+    for name in ("obsm", "varm"):
+        getattr(found, name).update(getattr(adata, name))
+    return found
 
 
 @dataclass(frozen=True)
@@ -31,8 +63,12 @@ class PreparedCells:
 
     @cached_property
     def counts(self) -> Counts:
-        """All cells."""
-        return Counts.of(self.adata, "counts")
+        """All cells; they were checked when they were prepared."""
+        names = (self.adata.obs_names, self.adata.var_names)
+        ids = self.adata.var["gene_ids"].astype(str) if "gene_ids" in self.adata.var else None
+        cells, genes = (np.asarray(of, dtype=object) for of in names)
+        ids = None if ids is None else np.asarray(ids, dtype=object)
+        return Counts(LateRows(self.adata.layers["counts"]), cells, genes, ids)
 
     @cached_property
     def parts(self) -> dict[str, Counts]:

@@ -24,7 +24,8 @@ import numpy as np
 
 from topicell import genes
 from topicell.config import Flavor, PreprocessConfig, SplitConfig, as_dict
-from topicell.data import streaming
+from topicell.counts import LateRows
+from topicell.data import mapped, streaming
 from topicell.data.stored import StoredCounts
 from topicell.errors import InputError
 
@@ -87,14 +88,22 @@ def preprocess(adata: AnnData, config: PreprocessConfig, *, seed: int = 0) -> An
         There are fewer genes than requested (all are used), or cells without counts in the modelled
         genes.
     """
-    return _with_split(_choose(adata, config), config.split, seed)
+    return _with_split(_choose(adata, config, None), config.split, seed)
 
 
-def _choose(data: AnnData | StoredCounts, config: PreprocessConfig) -> AnnData:
-    """Compute all that does not depend on the seed: filters, normalisation, variable genes."""
+def _choose(
+    data: AnnData | StoredCounts, config: PreprocessConfig, path: str | Path | None
+) -> AnnData:
+    """Compute all that does not depend on the seed: filters, normalisation, variable genes.
+
+    Counts that stay in their file are written to `path`, or to a temporary file, which is mapped.
+    """
     if isinstance(data, StoredCounts):
         if config.n_variable_genes is None or config.flavor in ON_COUNTS:
-            return _choose_from_file(data, config)
+            if path is not None:
+                return _choose_from_file(data, config, path)
+            with tempfile.NamedTemporaryFile(suffix=".h5ad") as unfinished:
+                return _choose_from_file(data, config, unfinished.name)
         warnings.warn(
             f"preprocess.flavor = {config.flavor.value!r} needs the log-normalised values of all "
             "genes: the whole file is read to memory; preprocess.flavor=seurat_v3 reads it in "
@@ -127,8 +136,8 @@ def _choose(data: AnnData | StoredCounts, config: PreprocessConfig) -> AnnData:
     return adata
 
 
-def _choose_from_file(stored: StoredCounts, config: PreprocessConfig) -> AnnData:
-    """Do the same as `_choose` while the counts stay in their file; ``raw`` is left out."""
+def _choose_from_file(stored: StoredCounts, config: PreprocessConfig, path: str | Path) -> AnnData:
+    """Do the same as `_choose` with counts that stay in their file; ``raw`` is left out."""
     outline = stored.outline
     _require_column(outline, config.batch_key, "preprocess.batch_key")
     batch_N, names = _batches(outline.obs, config)
@@ -146,7 +155,8 @@ def _choose_from_file(stored: StoredCounts, config: PreprocessConfig) -> AnnData
             lambda span: passes.variable(config, span), config, int(cells.sum()), len(chosen)
         )
         chosen = chosen[ranked]
-    adata = streaming.selected(stored, cells, genes_left, chosen, config.target_sum)
+    streaming.write_selected(path, stored, cells, genes_left, chosen, moments, config.target_sum)
+    adata = mapped.read(path)
     _warn_of_empty_cells(adata)
     return adata
 
@@ -188,7 +198,7 @@ def _must_choose(n_genes: int, config: PreprocessConfig) -> bool:
 
 
 def _warn_of_empty_cells(adata: AnnData) -> None:
-    n_empty = int((np.asarray(adata.layers["counts"].sum(1)).ravel() == 0).sum())
+    n_empty = int((LateRows(adata.layers["counts"]).sum(1) == 0).sum())
     if n_empty:
         warnings.warn(
             f"{n_empty} cells have no counts in the {adata.n_vars} modelled genes, so their topic "
@@ -272,7 +282,7 @@ def prepared(
         Cache folder; the user's own by default.
     """
     if not config.cache:
-        return _with_split(_choose(load(), config), config.split, seed)
+        return _with_split(_choose(load(), config, None), config.split, seed)
     import anndata
 
     if folder is None:
@@ -287,7 +297,7 @@ def prepared(
     elif path.is_file():
         # Another process may remove the file at this moment; then the data are prepared again.
         with contextlib.suppress(FileNotFoundError):
-            adata = anndata.read_h5ad(path)
+            adata = (mapped.read if mapped.is_mapped(path) else anndata.read_h5ad)(path)
     if adata is not None:
         messages = [str(message) for message in adata.uns[WARNINGS]]
         with contextlib.suppress(
@@ -295,13 +305,20 @@ def prepared(
         ):  # Set the time of the last use, if the file still exists.
             os.utime(path)
     else:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            adata = _choose(load(), config)
-        messages = [str(w.message) for w in caught if w.category is UserWarning]
-        adata.uns[WARNINGS] = np.array(messages, dtype=object)
-        _keep(adata, path, config.cache_limit_mb)
-    if held is not None and path not in held:
+        unfinished = _unfinished(path.parent)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                adata = _choose(load(), config, unfinished)
+            messages = [str(w.message) for w in caught if w.category is UserWarning]
+            adata.uns[WARNINGS] = np.array(messages, dtype=object)
+            if unfinished is not None:
+                _keep(adata, unfinished, path, config.cache_limit_mb)
+        finally:
+            if unfinished is not None:
+                unfinished.unlink(missing_ok=True)
+    # Mapped matrices are opened again at once.
+    if held is not None and path not in held and mapped.MAPPED not in adata.uns:
         held.clear()
         held[path] = adata.copy()
     del adata.uns[WARNINGS]
@@ -336,24 +353,37 @@ def _identity(source_digest: str, config: PreprocessConfig) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _keep(adata: AnnData, path: Path, limit_mb: int | None) -> None:
+def _unfinished(folder: Path) -> Path | None:
+    """Create a temporary file in the cache; None, with a warning, if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=".h5ad", dir=folder)
+    except OSError as error:
+        _warn_of_cache(folder, error)
+        return None
+    os.close(handle)
+    return Path(name)
+
+
+def _keep(adata: AnnData, unfinished: Path, path: Path, limit_mb: int | None) -> None:
     """Write to the cache under a temporary name, then rename: readers never see a partial file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(suffix=".h5ad", dir=path.parent)
-        os.close(handle)
-        try:
+        if mapped.MAPPED in adata.uns:
+            mapped.add_uns(unfinished, adata)
+        else:
             adata.write_h5ad(unfinished)
-            Path(unfinished).replace(path)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+        unfinished.replace(path)
         _bound(path, limit_mb)
     except OSError as error:
-        warnings.warn(
-            f"prepared data could not be cached in {path.parent}: {error}; set XDG_CACHE_HOME to "
-            "a folder with write permission, or use preprocess.cache=false",
-            stacklevel=3,
-        )
+        _warn_of_cache(path.parent, error)
+
+
+def _warn_of_cache(folder: Path, error: OSError) -> None:
+    warnings.warn(
+        f"prepared data could not be cached in {folder}: {error}; set XDG_CACHE_HOME to a folder "
+        "with write permission, or use preprocess.cache=false",
+        stacklevel=4,
+    )
 
 
 def _bound(newest: Path, limit_mb: int | None) -> None:

@@ -28,6 +28,7 @@ from topicell.data.formats.damage import named_errors
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
 from topicell.data.frames import plain, require_gene_names
+from topicell.data.mapped import MAPPED
 from topicell.data.simulation import settings_digest, simulate
 from topicell.data.stored import StoredCounts, is_large, n_not_whole, warn_of_rounded
 from topicell.errors import InputError
@@ -35,6 +36,10 @@ from topicell.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+
+N_DIGESTED = 10_000_000
+"""Number of values that are digested at a time."""
 
 
 def load(config: DataConfig) -> AnnData:
@@ -187,12 +192,13 @@ def data_digest(adata: AnnData) -> str:
     The same counts with the same names give the same digest: dense or sparse, with any number type,
     in any memory order.
     """
-    counts = Counts.of(adata)
-    x = counts.x
+    x = adata.layers["counts"] if MAPPED in adata.uns else Counts.of(adata).x
     digest = hashlib.sha256()
     for array, dtype in ((x.indptr, "<i8"), (x.indices, "<i8"), (x.data, "<f4")):
-        digest.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
-    names = [[str(name) for name in side] for side in (counts.cells, counts.genes)]
+        for first in range(0, len(array), N_DIGESTED):
+            part = np.ascontiguousarray(array[first : first + N_DIGESTED], dtype=dtype)
+            digest.update(part.tobytes())
+    names = [[str(name) for name in side] for side in (adata.obs_names, adata.var_names)]
     digest.update(json.dumps(names).encode())
     return digest.hexdigest()
 

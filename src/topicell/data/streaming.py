@@ -9,18 +9,19 @@ Shape suffixes: N cells, G genes, B batches.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import scipy.sparse as sp
 
 from topicell.config import Flavor, PreprocessConfig
+from topicell.data import mapped
 from topicell.data.features import POSITION
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from topicell.data.stored import StoredCounts
 
 
@@ -37,11 +38,17 @@ class Moments:
     squares_BG: np.ndarray
     n_cells_G: np.ndarray
     """Number of cells with a count of the gene, shape (G,)."""
+    greatest: int = 0
+    """The largest count."""
 
     def of_genes(self, genes: np.ndarray) -> Moments:
         """Return the moments of some genes."""
         return Moments(
-            self.n_B, self.sum_BG[:, genes], self.squares_BG[:, genes], self.n_cells_G[genes]
+            self.n_B,
+            self.sum_BG[:, genes],
+            self.squares_BG[:, genes],
+            self.n_cells_G[genes],
+            self.greatest,
         )
 
     @property
@@ -87,6 +94,7 @@ def first_pass(
         total_N[rows] = np.asarray(x.sum(1)).ravel()
         kept = total_N[rows] >= min_counts
         x, batch = x[kept], batch_N[rows][kept]
+        moments.greatest = max(moments.greatest, int(x.data.max(initial=0)))
         moments.n_cells_G += np.bincount(x.indices, minlength=n_genes)
         for number in np.unique(batch[batch >= 0]):
             of_batch = x[batch == number]
@@ -158,29 +166,34 @@ class Selection:
         return sum_BG, squares_BG
 
 
-def selected(
+def write_selected(
+    path: str | Path,
     stored: StoredCounts,
     cells: np.ndarray,
     expressed: np.ndarray,
     chosen: np.ndarray,
+    moments: Moments,
     target_sum: float | None,
-) -> AnnData:
-    """Return kept cells × chosen genes: counts, and X log-normalised by all expressed genes.
+) -> None:
+    """Write kept cells × chosen genes: counts, and X log-normalised by all expressed genes.
 
-    Reads the file once; without a target sum, once more for the median of the library sizes.
+    Reads the counts once; without a target sum, once more for the median of the library sizes.
 
     Parameters
     ----------
+    path
+        The file, in the form of `topicell.data.mapped`.
     stored
         The counts.
     cells
         Which cells are kept, shape (N,).
     expressed, chosen
         Positions of the genes that passed the filters, and of those that are modelled.
+    moments
+        Moments of all genes.
     target_sum
         Library size to which values are scaled; None is the median.
     """
-    import scanpy as sc
     from anndata import AnnData
 
     if target_sum is None:
@@ -190,22 +203,35 @@ def selected(
         ]
         size_N = np.concatenate(sizes)
         target_sum = float(np.median(size_N[size_N > 0]))
-    places = np.searchsorted(expressed, chosen)
-    counts, values = [], []
+    outline = AnnData(
+        obs=stored.outline.obs[cells],
+        var=stored.outline.var.iloc[chosen].drop(columns=POSITION),
+        uns=dict(stored.outline.uns) | {N_EXPRESSED: len(expressed), mapped.MAPPED: True},
+    )
+    parts = _selected(stored, cells, expressed, np.searchsorted(expressed, chosen), target_sum)
+    mapped.write(path, outline, parts, int(moments.n_cells_G[chosen].sum()), moments.greatest)
+
+
+def _selected(
+    stored: StoredCounts,
+    cells: np.ndarray,
+    expressed: np.ndarray,
+    places: np.ndarray,
+    target_sum: float,
+) -> Iterator[tuple[sp.csr_matrix, sp.csr_matrix]]:
+    """Yield counts and log-normalised values of the kept cells of each chunk."""
+    import scanpy as sc
+    from anndata import AnnData
+
     for first, x in stored.chunks():
         x = x[cells[first : first + x.shape[0]]]
         if not x.shape[0]:
             continue
         part = AnnData(x[:, expressed])
-        counts.append(part.X[:, places])
+        counts = part.X[:, places]
         sc.pp.normalize_total(part, target_sum=target_sum)
         sc.pp.log1p(part)
-        values.append(part.X[:, places])
-    adata = stored.outline[cells, chosen].copy()
-    adata.X, adata.layers["counts"] = sp.vstack(values, "csr"), sp.vstack(counts, "csr")
-    del adata.var[POSITION]
-    adata.uns[N_EXPRESSED] = len(expressed)
-    return adata
+        yield counts, part.X[:, places]
 
 
 def expected_deviation(moments: Moments, span: float) -> np.ndarray:

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-CHUNK = 10_000
-"""Number of cells that are counted at a time."""
+from topicell.counts import LateRows, Rows
 
 
-def npmi(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
+def npmi(x_NG: Rows, genes_KT: np.ndarray) -> np.ndarray:
     r"""Return the mean normalised pointwise mutual information of the pairs of top genes.
 
     The value of a pair is :math:`\log\frac{p(g,h)}{p(g)\,p(h)} / -\log p(g,h)`, where p is the
@@ -58,7 +57,7 @@ def npmi(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
     return np.array(coherence)
 
 
-def umass(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
+def umass(x_NG: Rows, genes_KT: np.ndarray) -> np.ndarray:
     r"""Return the mean UMass coherence of the pairs of top genes.
 
     The value of a pair is :math:`\log\frac{D(v_m, v_l) + 1}{D(v_l)}`, where D is the number of
@@ -95,7 +94,7 @@ def umass(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> np.ndarray:
     return np.array(coherence)
 
 
-def _cells_with_both(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> Iterator[np.ndarray]:
+def _cells_with_both(x_NG: Rows, genes_KT: np.ndarray) -> Iterator[np.ndarray]:
     """Yield for each topic the number of cells with both genes of a pair (T × T).
 
     The diagonal has the number of cells with each gene.
@@ -105,11 +104,11 @@ def _cells_with_both(x_NG: sp.csr_matrix, genes_KT: np.ndarray) -> Iterator[np.n
     if genes_KT.shape[1] < 2:
         raise ValueError(f"coherence needs pairs: {genes_KT.shape[1]} top genes are too few")
     genes, place_KT = np.unique(genes_KT, return_inverse=True)
-    seen = sp.csr_matrix(sp.csr_matrix(x_NG)[:, genes] > 0, dtype=np.float32)
+    rows = x_NG if isinstance(x_NG, LateRows) else LateRows(sp.csr_matrix(x_NG))
     together = np.zeros((len(genes), len(genes)), dtype=np.int64)
-    for start in range(0, seen.shape[0], CHUNK):
+    for x in rows.chunks():
         # Dense, because that is faster than a sparse product; the numbers are exact.
-        dense = seen[start : start + CHUNK].toarray()
+        dense = (x[:, genes] > 0).toarray().astype(np.float32)
         together += (dense.T @ dense).astype(np.int64)
     for place_T in place_KT.reshape(genes_KT.shape):
         yield together[np.ix_(place_T, place_T)]

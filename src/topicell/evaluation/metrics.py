@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import scipy.sparse as sp
 
+from topicell.counts import Rows
 from topicell.evaluation.coherence import npmi, umass
 from topicell.evaluation.labels import (
     LabelledCells,
@@ -43,7 +43,7 @@ class Replicate:
     Shapes: N cells, K topics, G genes, T leading genes of each topic.
     """
 
-    x_NG: sp.csr_matrix
+    x_NG: Rows
     """Counts of the training cells, in which coherence counts the common occurrences of genes."""
     theta_NK: np.ndarray
     """Topic proportions of all cells."""

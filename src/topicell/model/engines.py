@@ -10,12 +10,12 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
 from topicell.config import Device, Engine, Precision, TrainConfig
+from topicell.counts import Rows
 from topicell.errors import InputError
 from topicell.model.minibatches import Batch, DenseBatch, DeviceCounts, sparse_batches, sparse_wins
 from topicell.model.objective import Terms, negative_elbo
@@ -47,7 +47,7 @@ class Optimizer:
         Counts of the training cells.
     """
 
-    def __init__(self, program: TopicProgram, config: TrainConfig, x_NG: sp.csr_matrix) -> None:
+    def __init__(self, program: TopicProgram, config: TrainConfig, x_NG: Rows) -> None:
         self.program = program
         self.x_NG = x_NG
         self.n_cells = x_NG.shape[0]

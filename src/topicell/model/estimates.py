@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from topicell.counts import Rows
 from topicell.model.minibatches import (
     Batch,
     DeviceCounts,
@@ -38,12 +39,12 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) ->
     return torch.randn(shape, generator=generator).to(like)
 
 
-def chunks(program: TopicProgram, x_NG: sp.csr_matrix) -> Iterator[Batch]:
+def chunks(program: TopicProgram, x_NG: Rows) -> Iterator[Batch]:
     """Return an iterable of batches of cells, which makes each batch when it is needed."""
     return _chunks(x_NG, program.topic_mean.device, float(program.encoder.library_size))
 
 
-def _chunks(x_NG: sp.csr_matrix, device: torch.device, library_size: float) -> Iterator[Batch]:
+def _chunks(x_NG: Rows, device: torch.device, library_size: float) -> Iterator[Batch]:
     parts = in_order(x_NG.shape[0], CHUNK)
     # The form does not depend on the density, so that the proportions of a cell do not depend on
     # the other cells.
@@ -245,7 +246,7 @@ def theta_given(
     topics_RKG: np.ndarray,
     prior: NormalPrior,
     likelihood: Likelihood,
-    x_NG: sp.csr_matrix,
+    x_NG: Rows,
     *,
     n_samples: int,
     seed: int,
@@ -290,7 +291,7 @@ def _posteriors_given(
     topics_RKG: np.ndarray,
     prior: NormalPrior,
     likelihood: Likelihood,
-    x_NG: sp.csr_matrix,
+    x_NG: Rows,
     seed: int,
 ) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
     """Yield each chunk of cells, the topics, and mean and deviation of q(t), each (R, B, K)."""

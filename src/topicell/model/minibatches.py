@@ -17,6 +17,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from topicell.counts import Rows, late
+
 SPARSE_BELOW = 0.2
 """Share of non-zeros below which computing only with them is faster (`experiments/speed`)."""
 GATHERED_CELLS = 8192
@@ -87,7 +89,7 @@ def sparse_is_there(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.mkl.is_available()
 
 
-def sparse_wins(x_NG: sp.csr_matrix, device: torch.device) -> bool:
+def sparse_wins(x_NG: Rows, device: torch.device) -> bool:
     """Return whether training these counts is faster with the non-zeros only."""
     density: float = x_NG.nnz / math.prod(x_NG.shape)
     return sparse_is_there(device) and density < SPARSE_BELOW
@@ -108,7 +110,7 @@ def in_order(n_cells: int, size: int) -> list[np.ndarray]:
 
 
 def sparse_batches(
-    x_NG: sp.csr_matrix, parts: list[np.ndarray], library_size: float
+    x_NG: Rows, parts: list[np.ndarray], library_size: float
 ) -> Iterator[SparseBatch]:
     """Yield the non-zeros of the given cells, on the CPU.
 
@@ -165,7 +167,8 @@ class DeviceCounts:
         The device; nothing here waits for it.
     """
 
-    def __init__(self, x_NG: sp.csr_matrix, device: torch.device) -> None:
+    def __init__(self, x_NG: Rows, device: torch.device) -> None:
+        x_NG = late(x_NG).read()
         self.n_genes = x_NG.shape[1]
         self.device = device
         self.lengths = np.diff(x_NG.indptr).astype(np.int64)

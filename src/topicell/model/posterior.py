@@ -53,9 +53,9 @@ class AmortizedFit(TopicFit):
         """Order the topics of a trained program and select a replicate."""
         program.eval()
         # These are means over all cells, so few samples of each are enough.
-        theta_RNK = mean_theta(program, chunks(program, counts.x), n_samples=16, seed=seed)
+        theta_RNK = mean_theta(program, chunks(program, counts.rows), n_samples=16, seed=seed)
         judged = valid if valid is not None and valid.n_cells else counts
-        terms = elbo_terms(program, chunks(program, judged.x), n_samples=2, seed=seed)
+        terms = elbo_terms(program, chunks(program, judged.rows), n_samples=2, seed=seed)
         return cls(
             program,
             np.argsort(-theta_RNK.mean(1), axis=1, kind="stable"),
@@ -95,7 +95,7 @@ class AmortizedFit(TopicFit):
         optimised for each cell.
         """
         require_samples(n_samples)
-        cells = chunks(self.program, self._counts(data).x)
+        cells = chunks(self.program, self._counts(data).rows)
         chosen = self._replicates(replicates)
         theta_RNK = mean_theta(
             self.program, cells, n_samples=n_samples, seed=seed, replicates=chosen, refine=refine
@@ -134,7 +134,7 @@ class AmortizedFit(TopicFit):
         """
         require_samples(n_samples)
         counts = self._counts(data, layer)
-        cells = chunks(self.program, counts.x)
+        cells = chunks(self.program, counts.rows)
         terms = elbo_terms(self.program, cells, n_samples=n_samples, seed=seed)
         elbo_R = terms.per_cell(self.n_train)
         return elbo_R + self.amortization_gap(counts, seed=seed).mean(1) if refine else elbo_R
@@ -158,7 +158,7 @@ class AmortizedFit(TopicFit):
         Cremer, Li & Duvenaud (2018), Inference suboptimality in variational autoencoders.
         """
         require_samples(n_samples)
-        cells = chunks(self.program, self._counts(data, layer).x)
+        cells = chunks(self.program, self._counts(data, layer).rows)
         chosen = self._replicates(replicates)
         return amortization_gap(
             self.program, cells, n_samples=n_samples, seed=seed, replicates=chosen

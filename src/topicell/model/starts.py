@@ -10,6 +10,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from topicell.config import Init
+from topicell.counts import Rows, late
 from topicell.model.program import TopicProgram
 
 BACKGROUND_NOISE = 0.3
@@ -22,7 +23,7 @@ SMOOTHING = 0.05
 
 
 def initial_topics(
-    x_NG: sp.csr_matrix, program: TopicProgram, init: Init, n_starts: int, seed: int
+    x_NG: Rows, program: TopicProgram, init: Init, n_starts: int, seed: int
 ) -> torch.Tensor:
     """Return the initial means of q(b), shape (R, K, G).
 
@@ -36,7 +37,7 @@ def initial_topics(
     mean_G, scale_G = program.topic_prior.mean.cpu(), program.topic_prior.scale.cpu()
     if init is Init.random:
         return mean_G + scale_G * noise_RKG
-    total_G = np.asarray(x_NG.sum(0), dtype=np.float64).ravel()
+    total_G = late(x_NG).sum(0)
     # Add half a count to every gene, so that a gene without counts has a finite logit.
     frequency_G = (total_G + 0.5) / (total_G.sum() + 0.5 * G)
     if init is Init.background:

@@ -143,14 +143,13 @@ def train(
         program.to(device)
         if start is None:
             with torch.no_grad():
-                program.topic_mean.copy_(
-                    initial_topics(counts.x, program, model.init, model.n_starts, seed).to(device)
-                )
-            program.encoder.library_size.fill_(float(np.median(np.asarray(counts.x.sum(1)))))
+                topics_RKG = initial_topics(counts.rows, program, model.init, model.n_starts, seed)
+                program.topic_mean.copy_(topics_RKG.to(device))
+            program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
-        optimizer = Optimizer(program, config, counts.x)
+        optimizer = Optimizer(program, config, counts.rows)
         validation = (
             Validation.of(program, valid, seed) if valid is not None and valid.n_cells else None
         )

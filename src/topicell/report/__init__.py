@@ -74,24 +74,32 @@ def require_gene_sets(adata: AnnData, config: ReportConfig) -> None:
         restricted_sets(read_gene_sets(config.gene_sets), adata.var_names)
 
 
-def add_differential_expression(adata: AnnData) -> None:
+def add_differential_expression(adata: AnnData, max_cells: int, seed: int) -> None:
     """Compute how genes differ between the topics of a run.
 
     Sets ``varm["lda_rate"]``, ``["lda_lfc"]``, ``["lda_lfc_se"]``, ``["lda_nearest"]``,
     ``["lda_p"]`` and ``["lda_q"]``, genes × topics; nothing if fewer than two topics are used. See
-    `topicell.evaluation.differential`.
+    `topicell.evaluation.differential`. Of more than `max_cells` cells, that many are drawn by the
+    seed, and ``uns["topicell"]["differential_cells"]`` is their number.
     """
     import warnings
 
     import numpy as np
 
+    from topicell.counts import LateRows
     from topicell.evaluation.differential import differential_expression
 
     theta_NK = np.asarray(adata.obsm["X_lda"])
     if theta_NK.shape[1] < 2:
         return
+    counts = adata.layers["counts"]
+    if adata.n_obs > max_cells:
+        drawn = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
+        drawn.sort()
+        counts, theta_NK = LateRows(counts)[drawn], theta_NK[drawn]
+        adata.uns["topicell"]["differential_cells"] = max_cells
     try:
-        found = differential_expression(adata.layers["counts"], theta_NK)
+        found = differential_expression(counts, theta_NK)
     except ValueError as error:
         warnings.warn(f"differential expression of topics is left out: {error}", stacklevel=2)
         return
@@ -100,13 +108,15 @@ def add_differential_expression(adata: AnnData) -> None:
         adata.varm[name] = value_KG.T.copy()
 
 
-def catch_up(adata: AnnData, directory: Path) -> None:
+def catch_up(adata: AnnData, directory: Path, max_cells: int, seed: int) -> None:
     """Add differential expression to a stored run without it: a trial of a sweep, or an old run.
 
     Parameters
     ----------
     adata
         The run's cells, counts and topics.
+    max_cells, seed
+        As in `add_differential_expression`.
     directory
         Folder in which ``topics/differential_expression.csv`` is written, if it is missing.
     """
@@ -115,7 +125,7 @@ def catch_up(adata: AnnData, directory: Path) -> None:
 
     if "lda_lfc" in adata.varm or "counts" not in adata.layers:
         return
-    add_differential_expression(adata)
+    add_differential_expression(adata, max_cells, seed)
     if "lda_lfc" in adata.varm:
         (directory / "topics").mkdir()
         with whole(directory / "topics" / "differential_expression.csv") as unfinished:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from topicell.counts import LateRows
 from topicell.evaluation.ranking import RANKINGS, gene_scores, top_genes
 from topicell.evaluation.stability import Consensus, consensus
 from topicell.files import whole
@@ -107,10 +108,10 @@ def gene_frequency(adata: AnnData) -> np.ndarray:
             np.asarray(adata.obsm["X_lda"]).mean(axis=0) @ np.asarray(adata.varm["lda_topics"]).T
         )
         return np.asarray(expected_G / expected_G.sum())
-    counts = adata.layers["counts"]
+    counts = LateRows(adata.layers["counts"])
     if "split" in adata.obs and (adata.obs["split"] == "train").any():
-        counts = counts[(adata.obs["split"] == "train").to_numpy()]
-    total_G = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
+        counts = counts.of((adata.obs["split"] == "train").to_numpy())
+    total_G = counts.sum(0)
     return np.asarray(total_G / total_G.sum())
 
 
@@ -157,9 +158,12 @@ def of_page(
     yield "cell_topics", "cells × topics", cells.rename_axis("cell")
     if "lda_lfc" in adata.varm:
         table = differential_table(adata)
+        n_drawn = adata.uns["topicell"].get("differential_cells")
+        sample = f", from {n_drawn:,} drawn cells" if n_drawn else ""
         yield (
             "differential_expression",
-            f"genes that differ in a topic from every other topic (q < {FDR:g}), with fold changes",
+            f"genes that differ in a topic from every other topic (q < {FDR:g}), with fold "
+            f"changes{sample}",
             table[table["q"] < FDR],
         )
     if sets is not None:
