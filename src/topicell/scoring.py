@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import scipy.sparse as sp
 
 from topicell.config import EvaluateConfig
 from topicell.counts import Counts
 from topicell.data.cells import PreparedCells
 from topicell.evaluation.metrics import Replicate, replicate_scores
-from topicell.evaluation.perplexity import thin
+from topicell.evaluation.perplexity import sampling_error, thin
 from topicell.evaluation.stability import consensus, stability
 from topicell.model.fit import TopicFit
 
@@ -73,36 +75,34 @@ def measure(
     """
     fit = estimates.fit
     by_replicate: Measured = {}
-    test = predictable(parts["test"], seed)
-    valid = predictable(parts["valid"], seed)
-    if valid.n_cells:
+    samples = {name: Sample.of(part, config.max_cells, seed) for name, part in parts.items()}
+    test = predictable(samples["test"], seed)
+    valid = predictable(samples["valid"], seed)
+    if valid is not None:
         # Use this score to choose settings, so that the test cells stay unseen.
-        by_replicate["valid/perplexity_folded"] = fit.perplexity_by_replicate(
-            valid, folded=True, n_samples=config.n_samples, seed=seed
-        ).tolist()
-    if test.n_cells:
+        name = "valid/perplexity_folded"
+        by_replicate |= perplexity(name, fit, valid, config.n_samples, seed, folded=True)
+    if test is not None:
         ways = {"test/perplexity_folded": True}
         if fit.own_perplexity:
             ways[fit.own_perplexity] = False
         for name, folded in ways.items():
-            by_replicate[name] = fit.perplexity_by_replicate(
-                test, folded=folded, n_samples=config.n_samples, seed=seed
-            ).tolist()
-        by_replicate |= elbo_given_topics(fit, test, config.n_elbo_cells, seed)
+            by_replicate |= perplexity(name, fit, test, config.n_samples, seed, folded=folded)
+        by_replicate |= elbo_given_topics(fit, parts["test"], config.n_elbo_cells, seed)
     if fit.has_encoder:
-        for part in ("train", "valid", "test"):
-            if parts[part].n_cells:
+        for part, sample in samples.items():
+            if sample.cells.n_cells:
                 # The curves by epoch have the names train/elbo and valid/elbo.
                 name = "test/elbo" if part == "test" else f"fit/{part}_elbo"
-                by_replicate[name] = fit.elbo_by_replicate(
-                    parts[part], n_samples=config.n_elbo_samples, seed=seed
-                ).tolist()
+                by_replicate |= elbo(name, fit, sample, config.n_elbo_samples, seed)
+    labelled = Sample.drawn(len(estimates.theta_RNK[0]), config.max_cells, seed)
     replicates = [
         Replicate(
             x_NG=parts["train"].rows,
             theta_NK=theta_NK,
             beta_KG=beta_KG,
             labels=labels,
+            labelled_cells=labelled,
             n_coherence_genes=config.n_coherence_genes,
             n_diversity_genes=config.n_diversity_genes,
             n_neighbors=config.n_neighbors,
@@ -122,28 +122,100 @@ def measure(
     return by_replicate
 
 
-def elbo_given_topics(fit: TopicFit, test: Counts, max_cells: int, seed: int) -> Measured:
-    """Return the ELBO with fixed topics of the test cells, or of a sample with its error."""
-    name, n_cells = "test/elbo_given_topics", test.n_cells
-    if n_cells <= max_cells:
-        return {name: fit.elbo_given_topics(test, seed=seed).tolist()}
-    drawn = np.random.default_rng(seed).choice(n_cells, max_cells, replace=False)
-    elbo_RN = fit.elbo_given_topics_by_cell(test[np.sort(drawn)], seed=seed).astype(np.float64)
-    # The standard error of the mean of a sample without replacement.
-    error_R = elbo_RN.std(1, ddof=1) * np.sqrt((1 / max_cells) * (1 - max_cells / n_cells))
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The cells of a part, or a sample of them.
+
+    Attributes
+    ----------
+    cells
+        The cells that were drawn.
+    n_cells
+        Number of cells of the part.
+    """
+
+    cells: Counts
+    n_cells: int
+
+    @classmethod
+    def of(cls, part: Counts, max_cells: int, seed: int) -> Self:
+        """Draw at most `max_cells` cells."""
+        drawn = cls.drawn(part.n_cells, max_cells, seed)
+        return cls(part if drawn is None else part[drawn], part.n_cells)
+
+    @staticmethod
+    def drawn(n_cells: int, max_cells: int, seed: int) -> np.ndarray | None:
+        """Return the positions of the drawn cells, ascending; None takes all."""
+        if n_cells <= max_cells:
+            return None
+        return np.sort(np.random.default_rng(seed).choice(n_cells, max_cells, replace=False))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all cells were drawn."""
+        return self.cells.n_cells == self.n_cells
+
+    @property
+    def correction(self) -> float:
+        """Factor of a standard error for a sample without replacement."""
+        return float(np.sqrt(1 - self.cells.n_cells / self.n_cells))
+
+
+def perplexity(
+    name: str, fit: TopicFit, sample: Sample, n_samples: int, seed: int, *, folded: bool
+) -> Measured:
+    """Return a perplexity of held-out cells; of a sample, with its error."""
+    completed, theta_RNK, topics_RKG = fit.completion(
+        sample.cells, folded=folded, n_samples=n_samples, seed=seed
+    )
+    measures = [functools.partial(_perplexity, fit, topics_KG) for topics_KG in topics_RKG]
+    found = {name: [of(completed, theta) for of, theta in zip(measures, theta_RNK, strict=True)]}
+    if not sample.is_whole:
+        found[f"{name}_sampling_error"] = [
+            sample.correction * sampling_error(of, completed, theta_NK, seed)
+            for of, theta_NK in zip(measures, theta_RNK, strict=True)
+        ]
+    return found
+
+
+def _perplexity(
+    fit: TopicFit, topics_KG: np.ndarray, x_NG: sp.csr_matrix, theta_NK: np.ndarray
+) -> float:
+    return fit.likelihood.perplexity(x_NG, theta_NK, topics_KG)
+
+
+def elbo(name: str, fit: TopicFit, sample: Sample, n_samples: int, seed: int) -> Measured:
+    """Return the ELBO of the cells of a part; of a sample, with its error."""
+    if sample.is_whole:
+        elbo_R = fit.elbo_by_replicate(sample.cells, n_samples=n_samples, seed=seed)
+        return {name: elbo_R.tolist()}
+    elbo_RN = fit.elbo_by_cell(sample.cells, n_samples=n_samples, seed=seed).astype(np.float64)
+    error_R = sample.correction * elbo_RN.std(1, ddof=1) / np.sqrt(elbo_RN.shape[1])
     return {name: elbo_RN.mean(1).tolist(), f"{name}_sampling_error": error_R.tolist()}
 
 
-def predictable(cells: Counts, seed: int) -> Counts:
-    """Return the held-out cells, or no cells if there are no counts to predict."""
-    if cells.n_cells and not thin(cells.x, seed)[1].nnz:
+def elbo_given_topics(fit: TopicFit, test: Counts, max_cells: int, seed: int) -> Measured:
+    """Return the ELBO with fixed topics of the test cells, or of a sample with its error."""
+    name, sample = "test/elbo_given_topics", Sample.of(test, max_cells, seed)
+    if sample.is_whole:
+        return {name: fit.elbo_given_topics(test, seed=seed).tolist()}
+    elbo_RN = fit.elbo_given_topics_by_cell(sample.cells, seed=seed).astype(np.float64)
+    error_R = sample.correction * elbo_RN.std(1, ddof=1) / np.sqrt(elbo_RN.shape[1])
+    return {name: elbo_RN.mean(1).tolist(), f"{name}_sampling_error": error_R.tolist()}
+
+
+def predictable(sample: Sample, seed: int) -> Sample | None:
+    """Return the held-out cells; None if there are none, or no counts to predict."""
+    if not sample.cells.n_cells:
+        return None
+    if not thin(sample.cells.x, seed)[1].nnz:
         warnings.warn(
-            f"the {cells.n_cells} held-out cells have too few counts to be predicted; their "
+            f"the {sample.cells.n_cells} held-out cells have too few counts to be predicted; their "
             "scores are left out",
             stacklevel=3,
         )
-        return cells[:0]
-    return cells
+        return None
+    return sample
 
 
 def split_seeds(seed: int, n_splits: int) -> list[int]:

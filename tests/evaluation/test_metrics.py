@@ -20,6 +20,7 @@ from topicell.evaluation.metrics import (
     CONDITIONS,
     METRICS,
     ROWS,
+    SAMPLED,
     Metric,
     Replicate,
     metric,
@@ -121,11 +122,31 @@ def test_order_of_topics_cells_and_genes_changes_nothing(arrays):
     assert not any(name.startswith("labels/") for name in found)
 
 
+def test_labels_of_a_sample_of_cells_are_those_of_these_cells_alone(arrays):
+    x_NG, theta_NK, beta_KG, labels = arrays.values()
+    drawn = np.arange(0, 50, 2)
+
+    def scores(theta_NK, labels, cells=None):
+        replicate = Replicate(
+            x_NG=x_NG, theta_NK=theta_NK, beta_KG=beta_KG, labels=labels, labelled_cells=cells
+        )
+        found = dict(replicate_scores(replicate))
+        return {name: value for name, value in found.items() if name.startswith("labels/")}
+
+    found = scores(theta_NK, labels, drawn)
+    share = found["labels/knn_accuracy"]
+    error = math.sqrt(share * (1 - share) / 25 * (1 - 25 / 50))
+    assert found.pop("labels/knn_accuracy_sampling_error") == pytest.approx(error)
+    assert found == scores(theta_NK[drawn], np.asarray(labels)[drawn])
+    assert "labels/knn_accuracy_sampling_error" not in scores(theta_NK, labels)
+
+
 # The table
 
 
 def test_rows_are_complete_and_their_conditions_are_known():
-    assert len(METRICS) == len(ROWS)
+    assert len(METRICS) == len(ROWS) + len(SAMPLED)
+    assert set(SAMPLED) <= {row.name for row in ROWS}
     settings = dotted(RunConfig())
     for row in ROWS:
         assert row.meaning.endswith((".", ").")), row.name

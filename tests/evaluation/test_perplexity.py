@@ -11,10 +11,12 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from topicell.evaluation import perplexity as module
 from topicell.evaluation.perplexity import (
     elbo_perplexity,
     fold_in,
     perplexity,
+    sampling_error,
     thin,
     unigram_perplexity,
 )
@@ -315,3 +317,39 @@ class TestFoldIn:
     def test_refuses_shapes_that_do_not_fit(self, x_NG, beta_KG):
         with pytest.raises(ValueError, match=r"\(N, G\), \(N, K\) and \(K, G\)"):
             fold_in(x_NG, np.hstack([beta_KG, beta_KG]))
+
+
+def test_cells_are_folded_in_a_few_at_a_time_with_the_same_result(x_NG, beta_KG, monkeypatch):
+    whole = fold_in(x_NG, beta_KG)
+    monkeypatch.setattr(module, "FOLDED", 3)
+    np.testing.assert_array_equal(fold_in(x_NG, beta_KG), whole)
+
+
+def test_the_sampling_error_is_the_spread_of_the_perplexity_over_samples():
+    """Cells differ in depth and in how well they are predicted, and one has no counts."""
+    rng = np.random.default_rng(0)
+    beta_KG = rng.dirichlet(np.full(20, 0.3), 3)
+    theta_NK = rng.dirichlet(np.full(3, 0.3), 3000)
+    depth_N = rng.integers(5, 200, 3000)
+    beta_NG = 0.7 * theta_NK @ beta_KG + 0.3 * rng.dirichlet(np.full(20, 0.3), 3000)
+    x_NG = sp.csr_matrix(
+        np.array([rng.multinomial(n, p) for n, p in zip(depth_N, beta_NG, strict=True)])
+    )
+    x_NG[0] = 0
+    x_NG.eliminate_zeros()
+
+    def of(x, theta):
+        return perplexity(x, theta, beta_KG)
+
+    drawn = [rng.choice(3000, 300, replace=False) for _ in range(600)]
+    values = np.array([of(x_NG[rows], theta_NK[rows]) for rows in drawn])
+    errors = np.array([sampling_error(of, x_NG[rows], theta_NK[rows], 0) for rows in drawn])
+    # Samples without replacement from 3,000 cells.
+    spread = np.sqrt(1 - 300 / 3000) * np.sqrt((errors**2).mean())
+    assert spread == pytest.approx(values.std(ddof=1), rel=0.1)
+    assert values.mean() == pytest.approx(of(x_NG, theta_NK), rel=0.005)
+    # The order of the cells does not matter: data are often sorted by type.
+    kind = np.argsort(theta_NK[drawn[0], 0])
+    rows = drawn[0][kind]
+    assert sampling_error(of, x_NG[rows], theta_NK[rows], 0) == pytest.approx(errors[0], rel=0.5)
+    assert sampling_error(lambda x, theta: np.inf, x_NG, theta_NK, 0) == np.inf

@@ -43,6 +43,11 @@ class LabelledCells:
             cluster_N: np.ndarray = kmeans.fit_predict(self.points_NK)
         return cluster_N
 
+    @cached_property
+    def accuracy(self) -> float:
+        """Return `neighbor_accuracy`."""
+        return neighbor_accuracy(self)
+
 
 def labelled_cells(
     theta_NK: np.ndarray,

@@ -23,7 +23,6 @@ from topicell.evaluation.labels import (
     LabelledCells,
     ari,
     labelled_cells,
-    neighbor_accuracy,
     nmi,
 )
 from topicell.evaluation.ranking import (
@@ -51,6 +50,8 @@ class Replicate:
     """Gene proportions of the topics."""
     labels: Sequence[Any] | np.ndarray | None = None
     """Label of each cell, if the data have labels."""
+    labelled_cells: np.ndarray | None = None
+    """Positions of the cells whose labels are used; None uses all."""
     n_coherence_genes: int = 20
     """Leading genes of a topic that coherence and exclusivity use."""
     n_diversity_genes: int = 25
@@ -69,8 +70,12 @@ class Replicate:
         """Return the cells that have a label; None if fewer than 2 labels are present."""
         if self.labels is None:
             return None
+        cells = slice(None) if self.labelled_cells is None else self.labelled_cells
         return labelled_cells(
-            self.theta_NK, self.labels, n_neighbors=self.n_neighbors, seed=self.seed
+            self.theta_NK[cells],
+            np.asarray(self.labels, dtype=object)[cells],
+            n_neighbors=self.n_neighbors,
+            seed=self.seed,
         )
 
 
@@ -125,6 +130,15 @@ class Metric:
 def _of_labels(measure: Callable[[LabelledCells], float]) -> Callable[[Replicate], float | None]:
     """Return the function of a replicate that measures its labelled cells, if it has any."""
     return lambda replicate: None if replicate.labelled is None else measure(replicate.labelled)
+
+
+def _error_of_accuracy(replicate: Replicate) -> float | None:
+    """Return the sampling error of a share; None if all cells were used."""
+    if replicate.labelled is None or replicate.labelled_cells is None:
+        return None
+    share, n_cells = replicate.labelled.accuracy, len(replicate.labelled_cells)
+    variance = share * (1 - share) / n_cells * (1 - n_cells / len(replicate.theta_NK))
+    return float(np.sqrt(variance))
 
 
 def _npmi(replicate: Replicate) -> float:
@@ -235,16 +249,6 @@ ROWS = (
         "way for every kind of model, for at most evaluate.n_elbo_cells test cells.",
         better=1,
         same=(*_SPLIT, "n_topics"),
-        unit=_NATS,
-    ),
-    Metric(
-        name="test/elbo_given_topics_sampling_error",
-        title="Error of the ELBO given topics",
-        meaning="Standard error of the ELBO given topics that is due to the draw of "
-        "evaluate.n_elbo_cells of the test cells; it only exists if there are more. Models with "
-        "the same split and seed are measured on the same cells, so their difference is more "
-        "exact.",
-        same=(*_SPLIT, "n_topics", "evaluate.n_elbo_cells"),
         unit=_NATS,
     ),
     Metric(
@@ -394,12 +398,12 @@ ROWS = (
         name="labels/knn_accuracy",
         title="Label accuracy",
         meaning="Share of cells whose label is the most common label of their nearest cells in "
-        "topic space.",
+        "topic space, among at most evaluate.max_cells cells.",
         better=1,
         same=(*_LABELS, "evaluate.n_neighbors"),
         decimals=3,
         panel=True,
-        compute=_of_labels(neighbor_accuracy),
+        compute=_of_labels(lambda cells: cells.accuracy),
     ),
     Metric(
         name="fit/valid_elbo",
@@ -541,7 +545,44 @@ ROWS = (
     ),
 )
 
-METRICS: dict[str, Metric] = {row.name: row for row in ROWS}
+SAMPLED = {
+    "valid/perplexity_folded": "Error: validation perplexity",
+    "test/perplexity_folded": "Error: test perplexity",
+    "test/perplexity_amortized": "Error: perplexity, by the encoder",
+    "test/perplexity_own": "Error: perplexity, by library",
+    "test/elbo_given_topics": "Error: ELBO given topics",
+    "test/elbo": "Error: ELBO of test cells",
+    "labels/knn_accuracy": "Error: label accuracy",
+    "fit/valid_elbo": "Error: ELBO of validation cells",
+    "fit/train_elbo": "Error: ELBO of training cells",
+}
+"""Titles of the sampling errors of the metrics that can be computed for a sample of cells."""
+
+
+def _sampling_error(row: Metric) -> Metric:
+    """Return the row of the sampling error of a metric."""
+    given = row.name == "test/elbo_given_topics"
+    setting = "evaluate.n_elbo_cells" if given else "evaluate.max_cells"
+    return Metric(
+        name=f"{row.name}_sampling_error",
+        title=SAMPLED[row.name],
+        meaning=f"Standard error of {row.name} that is due to the draw of {setting} cells; it "
+        "only exists if there are more. Models with the same split and seed are measured on the "
+        "same cells, so their difference is more exact.",
+        same=(*row.same, setting),
+        unit=row.unit,
+        compute=_error_of_accuracy if row.name == "labels/knn_accuracy" else None,
+    )
+
+
+def _with_errors(rows: Iterable[Metric]) -> Iterator[Metric]:
+    for row in rows:
+        yield row
+        if row.name in SAMPLED:
+            yield _sampling_error(row)
+
+
+METRICS: dict[str, Metric] = {row.name: row for row in _with_errors(ROWS)}
 """The rows by name, in the order in which tables show them."""
 
 CONDITIONS = {

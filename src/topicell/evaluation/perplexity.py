@@ -14,11 +14,17 @@ memory with non-zeros, and no dense array of cells × genes is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.sparse as sp
 
 GATHERED = 2048
 """Counts whose probabilities are computed at a time."""
+FOLDED = 10_000
+"""Cells whose topic proportions are found at a time."""
+GROUPS = 50
+"""Groups of cells from which a sampling error is estimated: its own relative error is 10 %."""
 
 
 def thin(x_NG: sp.csr_matrix, seed: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
@@ -118,6 +124,24 @@ def fold_in(
     n_topics = len(beta_KG)
     theta_NK = np.full((x.shape[0], n_topics), 1 / n_topics)
     _check_shapes(x, theta_NK, beta_KG)
+    # A cell does not depend on the others, so memory can be bounded.
+    for first in range(0, x.shape[0], FOLDED):
+        rows = slice(first, first + FOLDED)
+        theta_NK[rows] = _folded(
+            x[rows], beta_KG, theta_NK[rows], pseudo_count, n_cycles, tolerance
+        )
+    return theta_NK
+
+
+def _folded(
+    x: sp.csr_matrix,
+    beta_KG: np.ndarray,
+    theta_NK: np.ndarray,
+    pseudo_count: float,
+    n_cycles: int,
+    tolerance: float,
+) -> np.ndarray:
+    """Return the topic proportions of some cells, from their initial ones."""
     beta_GK = np.ascontiguousarray(beta_KG.T)
     moving = np.flatnonzero(np.diff(x.indptr))
     x = x[moving].astype(np.float64)
@@ -187,6 +211,41 @@ def perplexity(x_NG: sp.csr_matrix, theta_NK: np.ndarray, beta_KG: np.ndarray) -
     beta_KG = np.asarray(beta_KG, dtype=np.float64)
     _check_shapes(x, theta_NK, beta_KG)
     return _perplexity_of(x.data, _probability_of_counts(x, theta_NK, beta_KG))
+
+
+def sampling_error(
+    perplexity: Callable[[sp.csr_matrix, np.ndarray], float],
+    x_NG: sp.csr_matrix,
+    theta_NK: np.ndarray,
+    seed: int,
+) -> float:
+    """Return the standard error of a perplexity that is due to the draw of the cells.
+
+    Cells are divided at random into `GROUPS` groups. The logarithm of the perplexity is a ratio of
+    two sums over groups; its error is linearised (Cochran 1977, Sampling techniques, section 6.3).
+
+    Parameters
+    ----------
+    perplexity
+        Function of counts and topic proportions of cells.
+    x_NG
+        Counts, shape (N, G).
+    theta_NK
+        Topic proportions of the cells, shape (N, K).
+    seed
+        Seed of the groups.
+    """
+    order = np.random.default_rng(seed).permutation(x_NG.shape[0])
+    n_counts, nats = [], []
+    for cells in np.array_split(order, min(GROUPS, len(order))):
+        x = x_NG[cells]
+        n_counts.append(float(x.sum(dtype=np.float64)))
+        nats.append(n_counts[-1] * np.log(perplexity(x, theta_NK[cells])) if n_counts[-1] else 0.0)
+    whole, n = sum(nats) / sum(n_counts), len(nats)
+    if not np.isfinite(whole):
+        return np.inf
+    residuals = np.array(nats) - whole * np.array(n_counts)
+    return float(np.exp(whole) * np.sqrt(n / (n - 1) * (residuals**2).sum()) / sum(n_counts))
 
 
 def unigram_perplexity(x_NG: sp.csr_matrix, frequencies_G: np.ndarray) -> float:

@@ -201,6 +201,11 @@ class ELBOTerms:
     kl_cells: np.ndarray
     kl_topics: np.ndarray
 
+    def by_cell(self, n_train: int) -> np.ndarray:
+        """Return the ELBO of each cell in nats, shape (R, N), with its share of the topics' KL."""
+        by_cell: np.ndarray = self.reconstruction - self.kl_cells
+        return by_cell - (self.kl_topics / n_train)[:, None]
+
     def per_cell(self, n_train: int) -> np.ndarray:
         """Return the ELBO in nats per cell, shape (R,).
 

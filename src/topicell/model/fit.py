@@ -32,6 +32,7 @@ from topicell.model.program import Likelihood
 
 if TYPE_CHECKING:
     import pandas as pd
+    import scipy.sparse as sp
 
 FORMAT = 2
 """Version of the format of saved fits."""
@@ -384,6 +385,15 @@ class TopicFit(ABC):
             topics_RKG, self.prior(), self.likelihood, cells.x, n_samples=n_samples, seed=seed
         )
 
+    def elbo_by_cell(
+        self, data: Any = None, *, layer: str | None = None, n_samples: int = 10, seed: int = 0
+    ) -> np.ndarray:
+        """Return the ELBO of each cell, nats, shape (R, N); only models with an encoder have it.
+
+        Its mean over cells is `elbo_by_replicate`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no ELBO of single cells")
+
     def prior(self) -> NormalPrior:
         """Return the prior of θ for fixed topics: Dirichlet(1/K) for every model."""
         return NormalPrior.dirichlet(None, self.n_topics, self.n_topics)
@@ -403,6 +413,32 @@ class TopicFit(ABC):
         β (`folded`, the same for every kind of model) or by the model's own inference, and the
         other half is predicted (Wallach et al. 2009).
         """
+        completed, theta_RNK, topics_RKG = self.completion(
+            data, layer=layer, folded=folded, n_samples=n_samples, seed=seed
+        )
+        return np.array(
+            [
+                self.likelihood.perplexity(completed, theta_NK, topics_KG)
+                for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True)
+            ]
+        )
+
+    def completion(
+        self,
+        data: Any = None,
+        *,
+        layer: str | None = None,
+        folded: bool = True,
+        n_samples: int = 256,
+        seed: int = 0,
+    ) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+        """Return what `perplexity_by_replicate` compares.
+
+        Returns
+        -------
+        The half of the counts that is predicted, the topic proportions from the other half,
+        (R, N, K), and the topics, (R, K, G).
+        """
         if data is None and self.held_out is not None:
             data = self.held_out
         observed, completed = thin(self._counts(data, layer).x, seed)
@@ -413,12 +449,7 @@ class TopicFit(ABC):
             cells = np.arange(observed.shape[0]).astype(object)
             half = Counts(observed, cells, self.genes)
             theta_RNK = self.theta(half, n_samples=n_samples, seed=seed)
-        return np.array(
-            [
-                self.likelihood.perplexity(completed, theta_NK, topics_KG)
-                for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True)
-            ]
-        )
+        return completed, theta_RNK, topics_RKG
 
     def perplexity(
         self,

@@ -139,6 +139,15 @@ class AmortizedFit(TopicFit):
         elbo_R = terms.per_cell(self.n_train)
         return elbo_R + self.amortization_gap(counts, seed=seed).mean(1) if refine else elbo_R
 
+    def elbo_by_cell(
+        self, data: Any = None, *, layer: str | None = None, n_samples: int = 10, seed: int = 0
+    ) -> np.ndarray:
+        """Return the ELBO of each cell with KL weight 1, nats, shape (R, N)."""
+        require_samples(n_samples)
+        cells = chunks(self.program, self._counts(data, layer).rows)
+        terms = elbo_terms(self.program, cells, n_samples=n_samples, seed=seed)
+        return terms.by_cell(self.n_train)
+
     def amortization_gap(
         self,
         data: Any = None,
