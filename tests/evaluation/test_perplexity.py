@@ -332,11 +332,9 @@ def test_the_sampling_error_is_the_spread_of_the_perplexity_over_samples():
     theta_NK = rng.dirichlet(np.full(3, 0.3), 3000)
     depth_N = rng.integers(5, 200, 3000)
     beta_NG = 0.7 * theta_NK @ beta_KG + 0.3 * rng.dirichlet(np.full(20, 0.3), 3000)
-    x_NG = sp.csr_matrix(
-        np.array([rng.multinomial(n, p) for n, p in zip(depth_N, beta_NG, strict=True)])
-    )
-    x_NG[0] = 0
-    x_NG.eliminate_zeros()
+    counts = [rng.multinomial(n, p) for n, p in zip(depth_N, beta_NG, strict=True)]
+    counts[0] *= 0
+    x_NG = sp.csr_matrix(np.array(counts))
 
     def of(x, theta):
         return perplexity(x, theta, beta_KG)
