@@ -1,12 +1,13 @@
 """Seconds and peak memory of the whole command by phase, for files of 700 to a million cells.
 
     python experiments/scale/scale.py [--cells 700 7000 30000 100000] [--genes 33000]
-        [--folder FOLDER] [--label NAME] [SETTING=VALUE ...]
+        [--folder FOLDER] [--label NAME] [--starts N] [SETTING=VALUE ...]
 
 For each number of cells, `make` writes a file with the statistics of real cells, once, and
-`topicell train data=file` reads it in a process of its own. Of two starts, the second counts: the
-first compiles functions that are cached. Each phase has its seconds and the largest resident memory
-in it; lines are added to FOLDER/scale.csv, and FOLDER/scale.png shows all of them.
+`topicell train data=file` reads it in a process of its own. Of two starts (--starts), the last
+counts: the first compiles functions that are cached. Each phase has its seconds and the largest
+resident memory in it; lines are added to FOLDER/scale.csv, and FOLDER/scale.png shows all of them.
+The memory that the run foresees (``estimated``) must be right within 30 %.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ PHASES = {
 """Phase of each step of a run; all other work, mostly imports, is ``rest``."""
 INTERVAL = 0.02
 """Seconds between two samples of the memory."""
+WITHIN = 0.3
+"""Largest relative error of the memory that a run foresees."""
 ROWS = 20_000
 """Cells that are drawn at a time."""
 
@@ -152,7 +155,7 @@ def measure(arguments: list[str], out: Path) -> None:
 
     # Before the modules that import it by name.
     vars(progress)["step"] = meter.phase
-    from topicell import run
+    from topicell import outputs, run
     from topicell.cli import main
     from topicell.data import reading
 
@@ -168,9 +171,21 @@ def measure(arguments: list[str], out: Path) -> None:
     assert not code, code
     phases = meter.stop()
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    phases["whole"] = (time.perf_counter() - began, usage.ru_maxrss / 1024)
-    phases["processor"] = (usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    # getrusage also counts the memory of the process that started this one.
+    phases["whole"] = (time.perf_counter() - began, outputs.peak_mib())
+    phases["processor"] = (usage.ru_utime + usage.ru_stime, outputs.peak_mib())
     out.write_text(json.dumps(phases))
+
+
+def foreseen(path: Path, settings: list[str]) -> float:
+    """Return the memory that the run foresees, MiB."""
+    from topicell import memory
+    from topicell.data import stored
+
+    size = stored.size_of(path, None)
+    assert size is not None
+    in_parts = "data.backed=true" in settings or size.n_values > stored.LARGE
+    return memory.needed(size, in_parts=in_parts) / 2**20
 
 
 def _timed(meter: Meter, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
@@ -210,6 +225,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, help="number of genes; by default those of pbmc_facs")
     parser.add_argument("--folder", type=Path, default=Path("scale"))
     parser.add_argument("--label", default="now", help="name of these lines in the table")
+    parser.add_argument("--starts", type=int, default=2, help="the last one counts")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked, settings = parser.parse_known_args()
     if asked.child:
@@ -226,7 +242,7 @@ def main() -> None:
         if not path.exists():
             make(path, n_cells, asked.genes)
         phases: dict[str, tuple[float, float]] = {}
-        for start in ("first", "second"):
+        for start in range(asked.starts):
             where = folder / f"{asked.label}-{n_cells}-{genes}-{start}"
             out = where.with_suffix(".json")
             command = [sys.executable, __file__, "--child", str(out), "train", "data=file"]
@@ -234,6 +250,10 @@ def main() -> None:
             command += ["preprocess.cache=false", "train.progress=false"]
             subprocess.run(command, check=True, cwd=folder)
             phases = json.loads(out.read_text())
+        phases["estimated"] = (0.0, foreseen(path, settings))
+        off = phases["estimated"][1] / phases["whole"][1] - 1
+        if abs(off) > WITHIN:
+            raise SystemExit(f"the estimate of the memory is off by {off:.0%}")
         with table.open("a", newline="") as file:
             lines = csv.writer(file)
             for phase, (seconds, mib) in phases.items():

@@ -9,6 +9,7 @@ compressed sparse rows in ``layers["counts"]`` and in X, unique names of cells a
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import numpy as np
 
 from topicell.config import DataConfig, ReadConfig, as_dict
 from topicell.counts import Counts, locate, require_sound
+from topicell.data import stored
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
 from topicell.data.features import oriented, with_features
 from topicell.data.formats import BY_ROWS, files_of, recognise
@@ -30,8 +32,9 @@ from topicell.data.formats.text import read_text
 from topicell.data.frames import plain, require_gene_names
 from topicell.data.mapped import MAPPED
 from topicell.data.simulation import settings_digest, simulate
-from topicell.data.stored import StoredCounts, is_large, n_not_whole, warn_of_rounded
+from topicell.data.stored import StoredCounts, n_not_whole, size_of, warn_of_rounded
 from topicell.errors import InputError
+from topicell.memory import shortage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,16 +152,22 @@ def _read(
         can_stay = form in BY_ROWS
         if backed and not can_stay:
             raise InputError(f"backed=true needs an h5ad file or a zarr folder, but this is {form}")
-    stored = None
+    size = size_of(path, config.layer)
+    in_parts = backed or (can_stay and size is not None and size.n_values > stored.LARGE)
+    if size is not None:
+        lack = shortage(size, in_parts=in_parts, can_be_in_parts=can_stay)
+        if lack:
+            warnings.warn(f"{path}: {lack}", stacklevel=2)
+    opened = None
     with named_errors(path, form), warnings.catch_warnings():
         # anndata's warning about repeated names; our own warning below says how many and what was
         # done.
         warnings.filterwarnings("ignore", message=r".* names are not unique")
-        if backed or (can_stay and is_large(path, config.layer)):
-            stored = StoredCounts.of(
+        if in_parts:
+            opened = StoredCounts.of(
                 path, config.layer, alone=backed, round_values=config.round, form=form
             )
-            adata = stored.outline
+            adata = opened.outline
             plain(adata)
         else:
             adata = reader(path)
@@ -180,10 +189,10 @@ def _read(
         "sha256": _digest_of_path(path),
         "label_key": "",
     }
-    if stored is None:
+    if opened is None:
         return adata
-    stored.outline = adata
-    return stored
+    opened.outline = adata
+    return opened
 
 
 def data_digest(adata: AnnData) -> str:
@@ -286,8 +295,8 @@ def _digest_of_path(path: Path) -> str:
     """Return the sha256 of a file, or of the names and contents of files that are read as one."""
     files = files_of(path)
     if files == [path]:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        state = path.stat()
+        return _digest_of_file(path.resolve(), state.st_size, state.st_mtime_ns)
     digest = hashlib.sha256()
     folder = path if path.is_dir() else path.parent
     for member in files:
@@ -295,6 +304,13 @@ def _digest_of_path(path: Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(json.dumps([member.relative_to(folder).as_posix(), content]).encode())
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """Return the sha256 of a file, which a run needs twice; large files take a while."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_names(names: pd.Index, kind: str) -> None:

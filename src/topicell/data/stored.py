@@ -19,6 +19,7 @@ from topicell.data.formats.damage import named_errors
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.zarr_folder import require_chunks
 from topicell.errors import InputError
+from topicell.memory import Size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,19 +184,24 @@ def warn_of_rounded(n: int, where: str, adata: AnnData) -> None:
         adata.uns[ROUNDED] = n
 
 
-def is_large(path: Path, layer: str | None) -> bool:
-    """Return whether the counts of a file have more than `LARGE` non-zero values.
+def size_of(path: Path, layer: str | None) -> Size | None:
+    """Return the size of the counts of an h5ad file, a zarr folder or a 10x HDF5 file.
 
-    A damaged file, or one in another form, is not large: its reader will say what is wrong.
+    It is None for a damaged file, whose reader will say what is wrong, and for another form.
     """
     with contextlib.suppress(Exception), opened(path) as file:
+        if "matrix/shape" in file and "obs" not in file:
+            n_genes, n_cells = map(int, file["matrix/shape"][()])
+            return Size(n_cells, n_genes, int(file["matrix/data"].shape[0]))
         place = layer if layer in ("X", "raw") else f"layers/{layer}"
         if layer is None:
             place = "layers/counts" if "layers/counts" in file else "X"
         element = file["raw/X" if place == "raw" else place]
-        size = element["data"].shape[0] if hasattr(element, "keys") else np.prod(element.shape)
-        return bool(size > LARGE)
-    return False
+        n_cells, n_genes = map(int, _matrix(element).shape)
+        is_sparse = hasattr(element, "keys")
+        n_values = int(element["data"].shape[0]) if is_sparse else n_cells * n_genes
+        return Size(n_cells, n_genes, n_values)
+    return None
 
 
 @contextlib.contextmanager

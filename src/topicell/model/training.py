@@ -48,7 +48,9 @@ STEPS = 250
 """Number of optimisation steps for which the default number of epochs is computed."""
 EPOCHS = (3, 200)
 """Smallest and largest default number of epochs."""
-HELD_NONZEROS = 10_000_000
+VALIDATION_CELLS = 20_000
+"""Largest number of validation cells, drawn by the seed, that are evaluated after every epoch."""
+HELD_NONZEROS = 2_000_000
 """Validation cells with at most this number of non-zeros are stored in the form that the
 computation needs."""
 
@@ -300,6 +302,11 @@ class Validation:
     @classmethod
     def of(cls, program: TopicProgram, valid: Counts, seed: int) -> Validation:
         """Split the counts only once, so that epochs differ only by the model."""
+        if valid.n_cells > VALIDATION_CELLS:
+            drawn = np.random.default_rng(seed).choice(
+                valid.n_cells, VALIDATION_CELLS, replace=False
+            )
+            valid = valid[np.sort(drawn)]
         observed, completed = thin(valid.x, seed)
 
         def ready(x: sp.csr_matrix) -> Callable[[], Iterable[Batch]]:

@@ -29,8 +29,10 @@ cells; with fewer cells it makes 500. With 10,000 cells, the maps keep 2 to 4 % 
 nearest cells (experiments/LOG.md)."""
 N_VOTES = 5
 """Number of nearest cells on the maps that determine the cluster of a cell beside them."""
+VOTERS = 5_000
+"""Largest number of cells on the maps that can be among these nearest ones."""
 CHUNK = 20_000
-"""Number of cells whose components are computed at a time."""
+"""Number of cells whose components or clusters are computed at a time."""
 
 
 def cells_on_maps(strata_N: np.ndarray, max_cells: int | None, seed: int) -> np.ndarray:
@@ -122,28 +124,38 @@ def embed_counts(adata: AnnData, rows_M: np.ndarray, config: ReportConfig, seed:
         adata.obs["leiden"] = scratch.obs["leiden"]
         return
     adata.obsm["X_pca"] = _projected(adata.X, scratch)
-    adata.obs["leiden"] = _voted(adata.obsm["X_pca"], rows_M, scratch.obs["leiden"].cat)
+    adata.obs["leiden"] = _voted(adata.obsm["X_pca"], rows_M, scratch.obs["leiden"].cat, seed)
 
 
 def _projected(x_NG: Any, scratch: AnnData) -> np.ndarray:
     """Return all cells on the principal components of the scratch cells."""
     axes_GP = scratch.varm["PCs"]
     origin_P = np.asarray(scratch.X.mean(axis=0)).ravel() @ axes_GP
-    chunks = [x_NG[i : i + CHUNK] @ axes_GP - origin_P for i in range(0, x_NG.shape[0], CHUNK)]
-    projected: np.ndarray = np.concatenate(chunks).astype(scratch.obsm["X_pca"].dtype)
-    return projected
+    n_cells = x_NG.shape[0]
+    projected_NP = np.empty((n_cells, axes_GP.shape[1]), dtype=scratch.obsm["X_pca"].dtype)
+    for first in range(0, n_cells, CHUNK):
+        rows = slice(first, first + CHUNK)
+        projected_NP[rows] = x_NG[rows] @ axes_GP - origin_P
+    return projected_NP
 
 
-def _voted(pca_NP: np.ndarray, rows_M: np.ndarray, clusters: Any) -> Any:
-    """Return the cluster of each cell: its own, or that of most of its nearest cells on the map."""
+def _voted(pca_NP: np.ndarray, rows_M: np.ndarray, clusters: Any, seed: int) -> Any:
+    """Return the cluster of each cell: its own, or that of most of its nearest cells on the map.
+
+    At most `VOTERS` cells on the map have a vote.
+    """
     import pandas as pd
     from sklearn.neighbors import KNeighborsClassifier
 
     codes_N = np.empty(len(pca_NP), dtype=int)
     codes_N[rows_M] = clusters.codes
     others = np.setdiff1d(np.arange(len(pca_NP)), rows_M)
-    nearest = KNeighborsClassifier(N_VOTES, algorithm="brute").fit(pca_NP[rows_M], clusters.codes)
-    codes_N[others] = nearest.predict(pca_NP[others])
+    voters = cells_on_maps(clusters.codes, VOTERS, seed)
+    nearest = KNeighborsClassifier(N_VOTES, algorithm="brute")
+    nearest.fit(pca_NP[rows_M[voters]], clusters.codes[voters])
+    for first in range(0, len(others), CHUNK):
+        rows = others[first : first + CHUNK]
+        codes_N[rows] = nearest.predict(pca_NP[rows])
     return pd.Categorical.from_codes(codes_N, clusters.categories)
 
 
