@@ -103,7 +103,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose extras are missing; ``-m extras`` selects those tests."""
+    """Skip a test whose extras, or whose GPU, are missing; ``-m extras`` selects those tests."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
     names = [name for marker in item.iter_markers("extras") for name in marker.args]
     if reasons := list(filter(None, map(why_missing, names))):
         pytest.skip("; ".join(reasons))

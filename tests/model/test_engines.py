@@ -1,5 +1,7 @@
 """Optimisers, devices and precision."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +160,103 @@ def test_the_precision_of_products_on_cuda_is_restored(precision):
     assert matmul.allow_tf32 == before
     with matrix_precision(precision, CPU):
         assert matmul.allow_tf32 == before
+
+
+def test_without_cuda_graphs_steps_are_eager_with_one_warning(planted, monkeypatch):
+    def record(work):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(engines, "on_side_stream", lambda work: work())
+    monkeypatch.setattr(engines, "record", record)
+    monkeypatch.setattr(engines, "sparse_wins", lambda *_: False)
+    eager, fallen_back = optimizer(planted[0]), optimizer(planted[0])
+    steps(eager, 42)
+    fallen_back.records = True
+    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph") as caught:
+        steps(fallen_back, 42)
+    assert len(caught) == 1
+    assert "capturing), so" in str(caught[0].message)
+    for one, other in zip(eager.adam.parameters, fallen_back.adam.parameters, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(eager.sums, fallen_back.sums)
+
+
+def test_a_full_gpu_is_not_a_reason_for_eager_steps(planted, monkeypatch):
+    def record(work):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engines, "on_side_stream", lambda work: work())
+    monkeypatch.setattr(engines, "record", record)
+    monkeypatch.setattr(engines, "sparse_wins", lambda *_: False)
+    full = optimizer(planted[0])
+    full.records = True
+    with pytest.raises(torch.OutOfMemoryError):
+        steps(full, 42)
+
+
+def test_without_a_fused_kernel_adam_takes_the_same_steps(monkeypatch):
+    whole = engines.adam
+
+    def adam(*arguments, fused, **named):
+        if fused:
+            raise RuntimeError("`fused=True` requires all the params to be on supported devices")
+        whole(*arguments, fused=fused, **named)
+
+    torch.manual_seed(0)
+    start = [torch.randn(3, 4), torch.randn(5)]
+    ours, reference = ([torch.nn.Parameter(v.clone()) for v in start] for _ in range(2))
+    plain, fused = Adam(ours), Adam(reference)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(5):
+            for a, b in zip(ours, reference, strict=True):
+                a.grad = torch.randn_like(a)
+                b.grad = a.grad.clone()
+            rate = torch.tensor(0.1 / (step + 1))
+            with monkeypatch.context() as patch:
+                patch.setattr(engines, "adam", adam)
+                plain.step(rate)
+            fused.step(rate)
+            for a, b in zip(ours, reference, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert [str(w.message)[:30] for w in caught] == ["torch's fused Adam fails here "]
+    assert all(value.grad is None for value in ours)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", Precision)
+def test_a_fit_on_the_gpu_is_that_on_the_cpu_within_rounding(planted, precision):
+    counts = planted[0]
+    fits = [
+        train(
+            counts,
+            None,
+            ModelConfig(n_topics=4, n_hidden=16),
+            TrainConfig(
+                device=device, precision=precision if device is Device.cuda else Precision.float32,
+                n_replicates=2, epochs=15, progress=False,
+            ),
+            seed=0,
+        )
+        for device in (Device.cpu, Device.cuda)
+    ]  # fmt: skip
+    on_cpu, on_gpu = (fit.history[0]["train/elbo"] for fit in fits)
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-2)
+    elbo_R = [fit.elbo_by_replicate() for fit in fits]
+    np.testing.assert_allclose(elbo_R[1], elbo_R[0], rtol=1e-2)
+
+
+@pytest.mark.gpu
+def test_recorded_steps_on_the_gpu_are_the_eager_ones(planted):
+    fitted = []
+    for records in (False, True):
+        torch.manual_seed(0)
+        program = TopicProgram(planted[0].n_genes, 2, ModelConfig(n_topics=3, n_hidden=8)).cuda()
+        stepped = Optimizer(program, TrainConfig(device=Device.cuda), planted[0].x)
+        stepped.records = records
+        steps(stepped, 42)
+        assert bool(stepped.recorded) == records
+        fitted.append(stepped)
+    eager, recorded = fitted
+    for one, other in zip(eager.adam.parameters, recorded.adam.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -26,6 +28,8 @@ BETAS = (0.9, 0.99)
 because a whole fit is a few hundred steps."""
 EAGER_STEPS = 3
 """Steps of each size of mini-batch before the CUDA graph: they make the libraries' workspaces."""
+
+log = logging.getLogger(__name__)
 
 Loss = Callable[[TopicProgram, Batch, int, Tensor | float], tuple[Tensor, Terms]]
 
@@ -78,13 +82,29 @@ class Optimizer:
         """Do one step of Adam on a mini-batch of `batches`."""
         self.kl_weight.fill_(kl_weight)
         self.learning_rate.fill_(learning_rate)
-        if self.records:
-            if batch.n_cells not in self.recorded:
-                self.recorded[batch.n_cells] = _Recorded(functools.partial(self._advance, batch))
-            self.recorded[batch.n_cells].advance()
-        else:
+        if not self._advance_recorded(batch):
             self._advance(batch)
         self.n_seen += batch.n_cells
+
+    def _advance_recorded(self, batch: Batch) -> bool:
+        """Do the step as a CUDA graph; return False, from then on, where that is not possible."""
+        if not self.records:
+            return False
+        if batch.n_cells not in self.recorded:
+            self.recorded[batch.n_cells] = _Recorded(functools.partial(self._advance, batch))
+        try:
+            self.recorded[batch.n_cells].advance()
+        except NotRecordedError as error:
+            self.records = False
+            self.recorded.clear()
+            self.adam.forget_gradients()
+            warnings.warn(
+                f"the step cannot be recorded as a CUDA graph ({error}), so every step is computed "
+                "eagerly, which is slower; the results are the same",
+                stacklevel=2,
+            )
+            return False
+        return True
 
     def means(self) -> dict[str, np.ndarray]:
         """Return means of loss and terms since `forget`, nats per cell, each of shape (R,)."""
@@ -122,6 +142,7 @@ class Adam:
         self.first = [torch.zeros_like(value) for value in self.parameters]
         self.second = [torch.zeros_like(value) for value in self.parameters]
         self.steps = [torch.zeros((), device=value.device) for value in self.parameters]
+        self.fused = True
 
     def state(self) -> dict[str, list[Tensor]]:
         """Return moments and step counts of each parameter, which a checkpoint keeps."""
@@ -129,7 +150,32 @@ class Adam:
 
     @torch.no_grad()
     def step(self, learning_rate: Tensor) -> None:
-        """Update the parameters by their gradients, and remove the gradients."""
+        """Update the parameters by their gradients, and remove the gradients.
+
+        Where torch has no fused kernel for the device, its plain form is used.
+        """
+        if self.fused:
+            try:
+                self._update(learning_rate, fused=True)
+            except (RuntimeError, NotImplementedError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.fused = False
+                warnings.warn(
+                    f"torch's fused Adam fails here ({_first_line(error)}), so its plain form is "
+                    "used, which is slower",
+                    stacklevel=2,
+                )
+        if not self.fused:
+            self._update(learning_rate, fused=False)
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Remove the gradients."""
+        for value in self.parameters:
+            value.grad = None
+
+    def _update(self, learning_rate: Tensor, *, fused: bool) -> None:
         adam(
             self.parameters,
             [value.grad for value in self.parameters if value.grad is not None],
@@ -137,7 +183,9 @@ class Adam:
             self.second,
             [],
             self.steps,
-            fused=True,
+            fused=fused,
+            foreach=False,
+            capturable=not fused and learning_rate.is_cuda,
             lr=learning_rate,
             beta1=BETAS[0],
             beta2=BETAS[1],
@@ -146,8 +194,10 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
-        for value in self.parameters:
-            value.grad = None
+
+
+class NotRecordedError(RuntimeError):
+    """A CUDA graph could not be recorded; nothing of the work was done."""
 
 
 class _Recorded:
@@ -164,8 +214,18 @@ class _Recorded:
             on_side_stream(self.work)
             return
         if self.replay is None:
-            self.replay = record(self.work)
+            try:
+                self.replay = record(self.work)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise NotRecordedError(_first_line(error)) from error
+            log.info("each step is replayed as a CUDA graph")
         self.replay()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def on_side_stream(work: Callable[[], None]) -> None:
@@ -223,8 +283,19 @@ def matrix_precision(precision: Precision, device: torch.device) -> Iterator[Non
         yield
         return
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = precision is not Precision.float32
+    wanted = precision is not Precision.float32
+    try:
+        before = matmul.allow_tf32
+        matmul.allow_tf32 = wanted
+    except (AttributeError, RuntimeError) as error:
+        if wanted:
+            warnings.warn(
+                f"TF32 cannot be set here ({_first_line(error)}), so products have torch's own "
+                "precision",
+                stacklevel=3,
+            )
+        yield
+        return
     try:
         yield
     finally:

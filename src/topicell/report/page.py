@@ -101,7 +101,7 @@ def render(
             ),
         ],
         left_out=_left_out(theta_NK),
-        sample=_sample(len(mapped_M), adata.n_obs),
+        sample=_sample(len(mapped_M), adata.n_obs, run.get("differential_cells")),
         n_topics=theta_NK.shape[1],
         figures=[
             _figure(
@@ -267,15 +267,19 @@ def _left_out(theta_NK: np.ndarray) -> str:
     )
 
 
-def _sample(n_mapped: int, n_cells: int) -> str:
-    """Say which cells the maps leave out; empty if none."""
+def _sample(n_mapped: int, n_cells: int, n_compared: int | None) -> str:
+    """Say which cells the maps and the differential expression leave out; empty if none."""
+    compared = ""
+    if n_compared:
+        compared = f" Genes were compared between topics in {n_compared:,} drawn cells."
     if n_mapped == n_cells:
-        return ""
+        return compared.strip()
     return (
         f"The maps show {n_mapped:,} of the {n_cells:,} cells (report.max_cells), drawn so that "
         "rare labels and topics are kept: the density of points is not that of the cells. The "
         "Leiden clusters were found among these cells, and every other cell has the cluster of "
-        "most of its nearest ones. Scores, topics, other figures and tables are of all cells."
+        "most of its nearest ones. Topics, other figures and tables are of all cells; a score of a "
+        f"sample has a sampling error.{compared}"
     )
 
 
