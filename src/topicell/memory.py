@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-BASE = 780 * 2**20
+BASE = 900 * 2**20
 """Memory of a run of a few cells: mostly libraries (experiments/scale)."""
 PER_VALUE = 57
 """Bytes for each non-zero count if all are in memory at once: counts, log-normalised values, and
 copies of both while genes are chosen."""
-PER_CELL = 1_300
+PER_CELL = 1_800
 """Bytes for each cell if counts are prepared in parts: those of the modelled genes, and tables."""
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

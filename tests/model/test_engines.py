@@ -16,6 +16,7 @@ from topicell.model.engines import (
     check_precision,
     matrix_precision,
     resolve_device,
+    without_denormals,
 )
 from topicell.model.minibatches import DenseBatch, shuffled
 from topicell.model.objective import negative_elbo
@@ -221,6 +222,17 @@ def test_without_a_fused_kernel_adam_takes_the_same_steps(monkeypatch):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert [str(w.message)[:30] for w in caught] == ["torch's fused Adam fails here "]
     assert all(value.grad is None for value in ours)
+
+
+def test_denormals_are_flushed_for_a_while():
+    tiny = torch.tensor(torch.finfo(torch.float32).tiny)
+    assert tiny / 2 > 0
+    with without_denormals():
+        assert tiny / 2 == 0
+        with without_denormals():
+            pass
+        assert tiny / 2 == 0
+    assert tiny / 2 > 0
 
 
 @pytest.mark.gpu

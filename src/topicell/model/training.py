@@ -33,6 +33,7 @@ from topicell.model.engines import (
     cpu_threads,
     matrix_precision,
     resolve_device,
+    without_denormals,
 )
 from topicell.model.estimates import chunks, elbo_terms, mean_theta, mean_topics
 from topicell.model.fit import EpochMetrics
@@ -139,6 +140,7 @@ def train(
         _own_randomness(seed, device),
         cpu_threads(config.threads),
         matrix_precision(config.precision, device),
+        without_denormals(),
         progress_bar(n_epochs, shown=config.progress) as bar,
     ):
         program = TopicProgram(counts.n_genes, config.n_replicates, model, likelihood)
