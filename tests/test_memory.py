@@ -78,5 +78,5 @@ def test_free_memory_is_the_smallest_limit(tmp_path, monkeypatch):
 
 def test_a_file_that_needs_more_memory_is_read_with_a_warning(path, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: memory.BASE)
-    with pytest.warns(UserWarning, match=r"8 cells × 5 genes .* need about 0\.9 GiB of memory"):
+    with pytest.warns(UserWarning, match=r"8 cells × 5 genes .* need about 0\.7 GiB of memory"):
         assert read(path).n_obs == 8

@@ -21,6 +21,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -212,7 +213,8 @@ def draw(table: Path) -> None:
             values = values.sort_values("cells")
             wide = 2.5 if phase == "whole" else 1.2
             for panel, column in ((left, "seconds"), (right, "mib")):
-                panel.loglog(values["cells"], values[column], "o-", lw=wide, ms=3, label=phase)
+                if (phase, column) not in (("estimated", "seconds"), ("processor", "mib")):
+                    panel.loglog(values["cells"], values[column], "o-", lw=wide, ms=3, label=phase)
         left.set(title=label, xlabel="cells", ylabel="seconds")
         right.set(title=label, xlabel="cells", ylabel="peak memory, MiB")
         right.legend(fontsize=7, ncols=2)
@@ -242,14 +244,14 @@ def main() -> None:
         if not path.exists():
             make(path, n_cells, asked.genes)
         phases: dict[str, tuple[float, float]] = {}
-        for start in range(asked.starts):
-            where = folder / f"{asked.label}-{n_cells}-{genes}-{start}"
-            out = where.with_suffix(".json")
-            command = [sys.executable, __file__, "--child", str(out), "train", "data=file"]
-            command += [f"data.path={path}", f"hydra.run.dir={where}", *settings]
-            command += ["preprocess.cache=false", "train.progress=false"]
-            subprocess.run(command, check=True, cwd=folder)
-            phases = json.loads(out.read_text())
+        for _ in range(asked.starts):
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                out = Path(scratch) / "phases.json"
+                command = [sys.executable, __file__, "--child", str(out), "train", "data=file"]
+                command += [f"data.path={path}", f"hydra.run.dir={scratch}/run", *settings]
+                command += ["preprocess.cache=false", "train.progress=false"]
+                subprocess.run(command, check=True, cwd=scratch)
+                phases = json.loads(out.read_text())
         phases["estimated"] = (0.0, foreseen(path, settings))
         off = phases["estimated"][1] / phases["whole"][1] - 1
         if abs(off) > WITHIN:

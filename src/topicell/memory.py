@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-BASE = 900 * 2**20
+BASE = 700 * 2**20
 """Memory of a run of a few cells: mostly libraries (experiments/scale)."""
+FEW, PER_FEW = 20_000, 10_000
+"""Bytes for each cell up to a number of cells, above which mini-batches and maps do not grow."""
 PER_VALUE = 57
 """Bytes for each non-zero count if all are in memory at once: counts, log-normalised values, and
 copies of both while genes are chosen."""
@@ -35,7 +37,8 @@ class Size:
 
 def needed(size: Size, *, in_parts: bool) -> int:
     """Return the estimated peak memory of a run, bytes."""
-    return BASE + (PER_CELL * size.n_cells if in_parts else PER_VALUE * size.n_values)
+    base = BASE + PER_FEW * min(size.n_cells, FEW)
+    return base + (PER_CELL * size.n_cells if in_parts else PER_VALUE * size.n_values)
 
 
 def free() -> int | None:
