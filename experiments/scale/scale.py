@@ -199,25 +199,32 @@ def _timed(meter: Meter, function: Callable[..., Any], phase: str) -> Callable[.
 
 
 def draw(table: Path) -> None:
-    """Draw seconds and memory against cells, a line for each phase, a row for each label."""
+    """Draw seconds and memory by phase of the last label, and the whole runs of earlier labels."""
     import pandas as pd
     from matplotlib.figure import Figure
 
-    rows = pd.read_csv(table)
-    labels = list(dict.fromkeys(rows["label"]))
-    figure = Figure(figsize=(10, 4 * len(labels)), layout="constrained")
-    panels = figure.subplots(len(labels), 2, squeeze=False)
-    for label, (left, right) in zip(labels, panels, strict=True):
-        of_label = rows[rows["label"] == label]
-        for phase, values in of_label.groupby("phase", sort=False):
-            values = values.sort_values("cells")
-            wide = 2.5 if phase == "whole" else 1.2
-            for panel, column in ((left, "seconds"), (right, "mib")):
-                if (phase, column) not in (("estimated", "seconds"), ("processor", "mib")):
-                    panel.loglog(values["cells"], values[column], "o-", lw=wide, ms=3, label=phase)
-        left.set(title=label, xlabel="cells", ylabel="seconds")
-        right.set(title=label, xlabel="cells", ylabel="peak memory, MiB")
-        right.legend(fontsize=7, ncols=2)
+    rows = pd.read_csv(table).sort_values("cells", kind="stable")
+    rows = rows[rows["genes"] == rows["genes"].iloc[0]]
+    *earlier, last = dict.fromkeys(pd.read_csv(table)["label"])
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, column, unit in zip(panels, ("seconds", "mib"), ("seconds", "MiB"), strict=True):
+        for phase, values in rows[rows["label"] == last].groupby("phase", sort=False):
+            if phase == "estimated" and column == "seconds":
+                continue
+            style: dict[str, Any] = {"lw": 1.2, "marker": "o", "ms": 3}
+            if phase in ("whole", "processor", "estimated"):
+                style |= {"color": "black", "ls": "-" if phase == "whole" else ":", "lw": 1.8}
+            if phase != "processor" or column == "seconds":
+                name = "processor; right: estimate" if phase == "processor" else phase
+                panel.loglog(values["cells"], values[column], label=name, **style)
+        for label, marker in zip(earlier, "sD^v", strict=False):
+            values = rows[(rows["label"] == label) & (rows["phase"] == "whole")]
+            panel.loglog(values["cells"], values[column], marker, color="crimson",
+                         mfc="none", label=f"whole, {label}")  # fmt: skip
+        panel.set(xlabel="cells", ylabel=unit, title=f"{last}: {unit} by phase")
+        panel.grid(which="major", color="0.9")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(table.with_suffix(".png"), dpi=120)
 
 
