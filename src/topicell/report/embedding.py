@@ -147,12 +147,13 @@ def _voted(pca_NP: np.ndarray, rows_M: np.ndarray, clusters: Any, seed: int) -> 
     import pandas as pd
     from sklearn.neighbors import KNeighborsClassifier
 
+    codes_M = clusters.codes.to_numpy()
     codes_N = np.empty(len(pca_NP), dtype=int)
-    codes_N[rows_M] = clusters.codes
+    codes_N[rows_M] = codes_M
     others = np.setdiff1d(np.arange(len(pca_NP)), rows_M)
-    voters = cells_on_maps(clusters.codes, VOTERS, seed)
+    voters = cells_on_maps(codes_M, VOTERS, seed)
     nearest = KNeighborsClassifier(N_VOTES, algorithm="brute")
-    nearest.fit(pca_NP[rows_M[voters]], clusters.codes[voters])
+    nearest.fit(pca_NP[rows_M[voters]], codes_M[voters])
     for first in range(0, len(others), CHUNK):
         rows = others[first : first + CHUNK]
         codes_N[rows] = nearest.predict(pca_NP[rows])
