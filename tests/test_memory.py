@@ -40,7 +40,7 @@ def test_the_size_of_a_file_is_known_without_reading_it(path, tmp_path):
     adata = anndata.read_h5ad(path)
     adata.layers["counts"] = adata.X.toarray()
     adata.write_h5ad(path)
-    assert stored.size_of(path, None) == Size(8, 5, 40)
+    assert stored.size_of(path, None) == Size(8, 5, n_values, dense_bytes=320)
     write_10x(tmp_path / "a.h5", 700_000_000)
     assert stored.size_of(tmp_path / "a.h5", None) == LARGE
     (tmp_path / "b.h5").write_bytes(b"no HDF5")
@@ -49,30 +49,35 @@ def test_the_size_of_a_file_is_known_without_reading_it(path, tmp_path):
 
 def test_a_shortage_names_both_numbers_and_the_setting(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: 8 * 2**30)
-    assert not memory.shortage(LARGE, in_parts=True, can_be_in_parts=True)
-    for can_be_in_parts, fix in (
-        (True, "data.backed=true prepares"),
-        (False, "write them as h5ad"),
-    ):
-        words = memory.shortage(LARGE, in_parts=False, can_be_in_parts=can_be_in_parts)
+    assert not memory.shortage(LARGE, in_parts=True, fix="")
+    for can_stay, start in ((True, "topicell train with"), (False, "write them as h5ad")):
+        fix = stored.how_to_fit(LARGE, in_parts=False, can_stay=can_stay)
+        assert fix.startswith(start)
+        words = memory.shortage(LARGE, in_parts=False, fix=fix)
         need = memory.needed(LARGE, in_parts=False) / 2**30
         assert f"need about {need:.1f} GiB of memory, but 8.0 GiB are free; {fix}" in words
-        assert words.startswith("1,000,000 cells × 20,000 genes with 700,000,000 values")
+        assert words.startswith("1,000,000 cells × 20,000 genes with 700,000,000 non-zero counts")
     monkeypatch.setattr(memory, "free", lambda: 2**30)
-    assert "fewer cells" in memory.shortage(LARGE, in_parts=True, can_be_in_parts=True)
+    fix = stored.how_to_fit(LARGE, in_parts=True, can_stay=True)
+    assert memory.shortage(LARGE, in_parts=True, fix=fix).endswith("; " + fix)
+    # Columns that are stored one by one are all read.
+    columns = Size(100_000, 20_000, 1_000_000_000, by_rows=False)
+    assert memory.needed(columns, in_parts=True) == memory.needed(columns, in_parts=False)
+    assert memory.needed(Size(8, 5, 0, dense_bytes=2**40), in_parts=False) > 2**40
     monkeypatch.setattr(memory, "free", lambda: None)
-    assert not memory.shortage(LARGE, in_parts=False, can_be_in_parts=True)
+    assert not memory.shortage(LARGE, in_parts=False, fix="")
 
 
 def test_free_memory_is_the_smallest_limit(tmp_path, monkeypatch):
     of_machine = memory.free()
     assert of_machine is None or of_machine > 2**20
-    limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(memory, "CGROUPS", ((str(limit), str(used)), ("/no/such", "/file")))
-    limit.write_text("5000000\n")
-    used.write_text("1000000\n")
-    assert memory.free() == 4_000_000
-    limit.write_text("max\n")
+    names = ("max", "current", "inactive_file")
+    monkeypatch.setattr(memory, "CGROUPS", ((str(tmp_path), *names), ("/no/such", *names)))
+    (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 500000\n")
+    (tmp_path / "max").write_text("5000000\n")
+    (tmp_path / "current").write_text("1000000\n")
+    assert memory.free() == 4_500_000
+    (tmp_path / "max").write_text("max\n")
     assert memory.free() == pytest.approx(of_machine, rel=0.5)
 
 

@@ -149,7 +149,7 @@ class Counts:
             matrix,
             where,
             genes=genes,
-            alternatives=lambda: _other_count_matrices(data, where),
+            alternatives=lambda: other_count_matrices(data, where),
             round_values=round_values,
         )
         var = getattr(data.raw if where == "raw" else data, "var", {})
@@ -443,7 +443,7 @@ def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
         )
 
 
-def _other_count_matrices(data: Any, where: str) -> list[str]:
+def other_count_matrices(data: Any, where: str) -> list[str]:
     """Return the names of matrices of an AnnData whose first rows hold counts."""
     candidates = {name: data.layers[name] for name in data.layers}
     if data.X is not None:

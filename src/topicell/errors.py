@@ -11,6 +11,10 @@ class InputError(ValueError):
     """Invalid data or an invalid setting: the message says what was found and how to fix it."""
 
 
+class NotInPartsError(InputError):
+    """A file cannot be prepared in parts, but perhaps in memory."""
+
+
 def failure(error: BaseException, *, trains: bool = True) -> str:
     """Return in one line why a command failed.
 

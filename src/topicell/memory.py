@@ -16,13 +16,16 @@ copies of both while genes are chosen."""
 PER_CELL = 1_800
 """Bytes for each cell if counts are prepared in parts: those of the modelled genes, and tables."""
 CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
     ),
 )
-"""Files with the limit and the use of memory of a container, versions 2 and 1."""
+"""Limits of a container, versions 2 and 1: the folder, its files with limit and use of memory, and
+the entry of ``memory.stat`` with the pages of files that can be taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +35,19 @@ class Size:
     n_cells: int
     n_genes: int
     n_values: int
-    """Number of stored values."""
+    """Number of non-zero values; of a dense matrix, estimated from some rows."""
+    by_rows: bool = True
+    """Whether some of the cells can be read alone."""
+    dense_bytes: int = 0
+    """Size of a dense matrix, bytes."""
 
 
 def needed(size: Size, *, in_parts: bool) -> int:
     """Return the estimated peak memory of a run, bytes."""
     base = BASE + PER_FEW * min(size.n_cells, FEW)
-    return base + (PER_CELL * size.n_cells if in_parts else PER_VALUE * size.n_values)
+    if in_parts and size.by_rows:
+        return base + PER_CELL * size.n_cells
+    return base + max(PER_VALUE * size.n_values, size.dense_bytes)
 
 
 def free() -> int | None:
@@ -52,32 +61,24 @@ def _limits() -> Iterator[int]:
         for line in info.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 yield int(line.split()[1]) * 1024
-    for limit, used in CGROUPS:
+    for folder, limit, used, pages in CGROUPS:
         try:
-            yield int(Path(limit).read_text()) - int(Path(used).read_text())
+            size, taken = (int((Path(folder) / name).read_text()) for name in (limit, used))
+            lines = (Path(folder) / "memory.stat").read_text().splitlines()
+            entries = dict(line.split()[:2] for line in lines)
+            yield size - taken + int(entries.get(pages, 0))
         except (OSError, ValueError):  # no such file, or "max"
             continue
 
 
-def shortage(size: Size, *, in_parts: bool, can_be_in_parts: bool) -> str:
+def shortage(size: Size, *, in_parts: bool, fix: str) -> str:
     """Return why a run will not have enough memory, and how to change that; else an empty text."""
     there, need = free(), needed(size, in_parts=in_parts)
     if there is None or need <= there:
         return ""
-    if in_parts:
-        fix = "use fewer cells or a machine with more memory"
-    elif can_be_in_parts:
-        less = needed(size, in_parts=True)
-        fix = f"data.backed=true prepares them in parts, which needs about {_gib(less)}"
-    else:
-        less = needed(size, in_parts=True)
-        fix = (
-            "write them as h5ad with cells in rows (CSR), which can be prepared in parts "
-            f"(data.backed=true) with about {_gib(less)}"
-        )
     return (
-        f"{size.n_cells:,} cells × {size.n_genes:,} genes with {size.n_values:,} values need about "
-        f"{_gib(need)} of memory, but {_gib(there)} are free; {fix}"
+        f"{size.n_cells:,} cells × {size.n_genes:,} genes with {size.n_values:,} non-zero counts "
+        f"need about {_gib(need)} of memory, but {_gib(there)} are free; {fix}"
     )
 
 

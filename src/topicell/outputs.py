@@ -18,7 +18,7 @@ import numpy as np
 from topicell import report
 from topicell.config import ExternalConfig, RunConfig, as_dict
 from topicell.data.cells import PreparedCells
-from topicell.data.mapped import MAPPED
+from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import column
 from topicell.errors import disk_is_full
 from topicell.evaluation.stability import consensus, match_topics, stability
@@ -183,17 +183,16 @@ def _stored(adata: AnnData, config: RunConfig | ExternalConfig) -> AnnData:
     from anndata import AnnData
 
     kept = config.data.keep_counts if isinstance(config, RunConfig) else True
-    in_parts = MAPPED in adata.uns
+    in_parts = is_mapped(adata)
     if kept is None:
         kept = not in_parts
     if kept and not in_parts:
         return adata
-    uns = {name: value for name, value in adata.uns.items() if name != MAPPED}
     return AnnData(
         adata.X if kept else None,
         obs=adata.obs,
         var=adata.var,
-        uns=uns,
+        uns=dict(adata.uns),
         obsm=dict(adata.obsm),
         varm=dict(adata.varm),
         layers={"counts": adata.layers["counts"]} if kept else None,

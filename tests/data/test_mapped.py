@@ -27,7 +27,8 @@ def written(path, x_NG, n_parts=3):
     outline = anndata.AnnData(
         obs=obs,
         var=pd.DataFrame({"gene_ids": "E"}, index=[f"g{i}" for i in range(n_genes)]),
-        uns={mapped.MAPPED: True, "source": {"name": "cells"}},
+        uns={"source": {"name": "cells"}},
+        obsm={"X_pca": np.arange(2.0 * n_cells).reshape(-1, 2)},
     )
     edges = np.linspace(0, n_cells, n_parts + 1).astype(int)
     parts = ((x_NG[a:b], y_NG[a:b]) for a, b in itertools.pairwise(edges))
@@ -58,6 +59,14 @@ def test_what_is_mapped_is_what_was_written_and_what_anndata_reads(greatest, kin
         pd.testing.assert_frame_equal(adata.obs, other.obs)
         assert list(adata.var["gene_ids"]) == ["E"] * 30
         assert adata.uns["source"] == {"name": "cells"}
+        assert adata.obsm["X_pca"].shape == (60, 2)
+    assert mapped.is_own(tmp_path / "a.h5ad")
+    assert mapped.is_mapped(found)
+    # Cells that a user writes again are ordinary ones.
+    other.write_h5ad(tmp_path / "c.h5ad")
+    assert not mapped.is_own(tmp_path / "c.h5ad")
+    assert not mapped.is_mapped(other)
+    assert not mapped.is_mapped(found.copy())
 
 
 def test_the_matrices_are_mapped_once_and_outlive_the_file(tmp_path):
@@ -93,7 +102,7 @@ def test_an_unfinished_file_is_refused(tmp_path):
     with pytest.raises(AssertionError):
         mapped.write(
             tmp_path / "a.h5ad",
-            anndata.AnnData(obs=pd.DataFrame(index=list("ab")), uns={mapped.MAPPED: True}),
+            anndata.AnnData(obs=pd.DataFrame(index=list("ab"))),
             [(x_NG[:1], x_NG[:1])],
             x_NG.nnz,
             9,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 from topicell.config import DataConfig, Flavor, PreprocessConfig
-from topicell.data import stored
+from topicell.data import mapped, stored
 from topicell.data.preprocessing import prepared, preprocess
 from topicell.data.reading import load, load_or_open, read
 from topicell.data.stored import StoredCounts
@@ -85,8 +87,7 @@ def assert_equal(path, settings):
         assert found == expected
         return found
     assert not isinstance(found, str), found
-    # In a file of its own there is no need for it.
-    if expected.shape[0] and "topicell_mapped" in found.uns:
+    if mapped.is_mapped(found):
         assert (found.X.dtype, found.layers["counts"].dtype) == (np.float32, np.uint8)
     for x, y in ((found.X, expected.X), (found.layers["counts"], expected.layers["counts"])):
         np.testing.assert_array_equal(x.toarray(), y.toarray())
@@ -192,6 +193,162 @@ def test_genes_in_rows_of_a_stored_matrix_are_rejected(tmp_path):
     data = DataConfig(name="file", path=str(path), backed=True, orientation="genes_rows")
     with pytest.raises(InputError, match="write it again with cells in rows"):
         load_or_open(data)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Let every file stay where it is."""
+    monkeypatch.setattr(stored, "LARGE", 10)
+    monkeypatch.setattr(stored, "N_ROWS", 90)
+
+
+def assert_same_when_large(path, settings=None):
+    """Prepare a large file, and compare with the same file in memory."""
+    settings = settings or {"n_variable_genes": 60}
+    config = PreprocessConfig(cache=False, **settings)
+    data = DataConfig(name="file", path=str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = prepared(lambda: load(data), "", config)
+        found = prepared(lambda: load_or_open(data), "", config)
+    np.testing.assert_array_equal(
+        found.layers["counts"].toarray(), expected.layers["counts"].toarray()
+    )
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    assert {name: list(found.obsm[name].ravel()) for name in found.obsm} == {
+        name: list(expected.obsm[name].ravel()) for name in expected.obsm
+    }
+    return found
+
+
+def test_batches_without_a_kept_cell_are_ignored(tmp_path, large):
+    adata = make()
+    depth = np.asarray(adata.X.sum(1)).ravel()
+    low = depth < int(np.quantile(depth, 0.1))
+    kind = adata.obs["kind"].astype(str).to_numpy()
+    kind[low] = "a shallow batch"
+    adata.obs["kind"] = pd.Categorical(kind).add_categories(["unused"])
+    adata.obs["gaps"] = pd.Categorical(np.where(low, None, kind))
+    adata.obsm["X_umap"] = np.arange(800.0).reshape(-1, 2)
+    path = h5ad(adata, tmp_path)
+    for key in ("kind", "gaps"):
+        found = assert_same_when_large(
+            path,
+            {
+                "n_variable_genes": 60,
+                "batch_key": key,
+                "min_counts_per_cell": int(np.quantile(depth, 0.1)),
+            },
+        )
+        assert mapped.is_mapped(found)
+        assert "unused" not in found.obs["kind"].cat.categories
+
+
+def test_a_large_file_of_columns_or_of_an_old_form_is_read_to_memory(tmp_path, large):
+    assert not mapped.is_mapped(assert_same_when_large(of_columns(make(), tmp_path)))
+    path = h5ad(make(), tmp_path)
+    with h5py.File(path, "r+") as file:
+        names = file["obs/_index"][()]
+        del file["obs"], file["var"]
+        for name, index in (("obs", names), ("var", [f"G{i}".encode() for i in range(300)])):
+            table = np.array([(n,) for n in index], dtype=[("index", "S8")])
+            file.create_dataset(name, data=table)
+    data = DataConfig(name="file", path=str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata's, about the old form
+        assert not isinstance(load_or_open(data), StoredCounts)
+    with pytest.raises(InputError, match="leave out backed=true"):
+        load_or_open(DataConfig(name="file", path=str(path), backed=True))
+
+
+def test_large_genes_in_rows_are_transposed_in_memory(tmp_path, large):
+    path = h5ad(make().T.copy(), tmp_path)
+    data = DataConfig(name="file", path=str(path), orientation="genes_rows")
+    assert load_or_open(data).shape == (400, 300)
+
+
+def test_a_large_file_with_counts_elsewhere_says_where(tmp_path, large):
+    adata = make()
+    adata.raw = adata
+    adata.X = adata.X / 2
+    path = h5ad(adata, tmp_path)
+    found, _ = result(load_or_open, path, {})
+    in_memory, _ = result(load, path, {})
+    # The numbers of values differ: only a part of the file was read.
+    for words in ("not whole (first: 0.5 in row 0, gene G5)", "; counts may be in layer 'raw'"):
+        assert words in found
+        assert words in in_memory
+
+
+def test_reading_a_large_file_loses_nothing(tmp_path, large):
+    adata = make()
+    adata.layers["other"] = adata.X.copy()
+    adata.obsp["distances"] = sp.eye(400, format="csr")
+    path = h5ad(adata, tmp_path)
+    found = read(path)
+    assert "other" in found.layers
+    assert "distances" in found.obsp
+
+
+def test_zeros_of_a_dense_matrix_are_not_counted(tmp_path):
+    adata = make()
+    expected = adata.X.nnz
+    size = stored.size_of(dense(adata, tmp_path), None)
+    assert size.n_values == pytest.approx(expected, rel=0.1)
+    assert size.dense_bytes == 400 * 300 * 4
+
+
+def test_cells_that_were_prepared_before_can_be_prepared_again(tmp_path, monkeypatch):
+    """The file of the cache is one that anndata reads: what users write from it is theirs."""
+    monkeypatch.setattr(stored, "N_ROWS", 90)
+    folder = tmp_path / "cache"
+    data = DataConfig(name="file", path=str(h5ad(make(), tmp_path)), backed=True)
+    config = PreprocessConfig(n_variable_genes=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = prepared(lambda: load_or_open(data), "a", config, folder=folder)
+        (cached,) = folder.glob("*.h5ad")
+        mine = tmp_path / "mine.h5ad"
+        anndata.read_h5ad(cached).write_h5ad(mine)
+        again = DataConfig(name="file", path=str(mine))
+        for _ in range(2):
+            found = prepared(lambda: load_or_open(again), "b", config, folder=folder)
+            assert not mapped.is_mapped(found)
+            counts = (of.layers["counts"].toarray() for of in (found, first))
+            np.testing.assert_array_equal(*counts)
+            assert found.shape == first.shape
+
+
+def test_a_full_cache_is_replaced_by_a_temporary_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "N_ROWS", 90)
+    whole, tried = mapped.write, []
+
+    def write(path, *arguments):
+        tried.append(str(path))
+        if len(tried) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, *arguments)
+
+    monkeypatch.setattr(mapped, "write", write)
+    data = DataConfig(name="file", path=str(h5ad(make(), tmp_path)), backed=True)
+    config = PreprocessConfig(n_variable_genes=60)
+    with pytest.warns(UserWarning, match="could not be cached"):
+        found = prepared(lambda: load_or_open(data), "", config, folder=tmp_path / "cache")
+    assert mapped.is_mapped(found)
+    assert len(tried) == 2
+    assert not tried[1].startswith(str(tmp_path / "cache"))
+
+
+def test_empty_cells_have_one_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "N_ROWS", 90)
+    adata = make()
+    x = adata.X.tolil()
+    for row in (3, 200, 399):
+        x[row] = 0
+    adata.X = x.tocsr()
+    adata.X.eliminate_zeros()
+    path = h5ad(adata, tmp_path)
+    assert_equal(path, {"n_variable_genes": 60, "min_counts_per_cell": 0})
 
 
 def test_a_large_matrix_stays_in_its_file_by_itself(tmp_path, monkeypatch):

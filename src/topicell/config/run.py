@@ -393,8 +393,8 @@ class EvaluateConfig:
     """Neighbours of the label classifier in topic space."""
     max_cells: int = setting(50_000, Bounds(100, says="must be at least 100"))
     """Largest number of cells of each part, drawn by the seed, for which perplexity and ELBO are
-    computed, and of all cells, for the agreement with labels. Metrics of a sample have a sampling
-    error beside them."""
+    computed, and of all cells, for the agreement with labels. Perplexity, ELBO and label accuracy
+    of a sample have a sampling error beside them."""
     n_elbo_cells: int = setting(4000, POSITIVE)
     """Largest number of test cells, drawn by the seed, for which the ELBO with fixed topics is
     computed."""

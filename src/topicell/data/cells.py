@@ -37,11 +37,12 @@ def with_counts(adata: AnnData, data: DataConfig, config: PreprocessConfig) -> A
         raise InputError(
             f"the run does not keep its counts (data.keep_counts), so its source is read: {error}"
         ) from error
+    digests = [of.uns["topicell_source"]["sha256"] for of in (found, adata)]
     names = (found.obs_names, adata.obs_names), (found.var_names, adata.var_names)
-    if not all(now.equals(then) for now, then in names):
+    if digests[0] != digests[1] or not all(now.equals(then) for now, then in names):
         raise InputError(
             f"the run does not keep its counts (data.keep_counts), and {data.path or data.name} "
-            "has other cells or genes than at the time of the run; restore the source"
+            "has changed since the run; restore the source"
         )
     found.obs, found.var, found.uns = adata.obs, adata.var, adata.uns
     for name in ("obsm", "varm"):

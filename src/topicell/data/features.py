@@ -15,7 +15,7 @@ import numpy as np
 
 from topicell import genes
 from topicell.config import Orientation, ReadConfig
-from topicell.errors import InputError
+from topicell.errors import InputError, NotInPartsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,7 @@ def _genes_in_rows(rows: Sequence[str], columns: Sequence[str], header: str) -> 
 
 def _transposed(adata: AnnData) -> AnnData:
     if POSITION in adata.var:
-        raise InputError(
+        raise NotInPartsError(
             "genes are in rows and cells in columns, which cannot be transposed in a file that is "
             "read in parts; write it again with cells in rows"
         )

@@ -17,8 +17,8 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from anndata import AnnData
 
-MAPPED = "topicell_mapped"
-"""Key of uns: the matrices are in a file and mapped to memory."""
+OWN = "topicell_mapped"
+"""Attribute of a file of `write`."""
 PLACES = {"counts": "layers/counts", "X": "X"}
 PARTS = ("data", "indices", "indptr")
 
@@ -51,6 +51,7 @@ def write(
     outline.write_h5ad(path)
     index = np.dtype(np.int32 if n_values < 2**31 else np.int64)
     with h5py.File(path, "r+") as file:
+        file.attrs[OWN] = True
         for name, place in PLACES.items():
             group = file.require_group(place)
             group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
@@ -81,16 +82,26 @@ def add_uns(path: Path, adata: AnnData) -> None:
         write_elem(file, "uns", dict(adata.uns))
 
 
-def is_mapped(path: Path) -> bool:
+def is_own(path: Path) -> bool:
     """Return whether a file is one of `write`."""
     import h5py
 
     with h5py.File(path, "r") as file:
-        return MAPPED in file["uns"]
+        return OWN in file.attrs
+
+
+def is_mapped(adata: AnnData) -> bool:
+    """Return whether the counts of an AnnData are mapped."""
+    array: Any = adata.layers["counts"].indptr if "counts" in adata.layers else None
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.base
+    return False
 
 
 def read(path: str | Path) -> AnnData:
-    """Read obs, var and uns of a file of `write`, and map its matrices.
+    """Read the tables of a file of `write`, and map its matrices.
 
     The matrices can be changed, but the file is not. It can be removed while they are in use.
     """
@@ -99,7 +110,7 @@ def read(path: str | Path) -> AnnData:
     from anndata.io import read_elem
 
     with h5py.File(path, "r") as file:
-        tables = {name: read_elem(file[name]) for name in ("obs", "var", "uns")}
+        tables = {name: read_elem(file[name]) for name in ("obs", "var", "uns", "obsm", "varm")}
         found = {name: [_array(path, file[f"{p}/{part}"]) for part in PARTS]
                  for name, p in PLACES.items()}  # fmt: skip
         shape = tuple(file[PLACES["X"]].attrs["shape"])

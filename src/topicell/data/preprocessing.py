@@ -27,7 +27,7 @@ from topicell.config import Flavor, PreprocessConfig, SplitConfig, as_dict
 from topicell.counts import LateRows
 from topicell.data import mapped, streaming
 from topicell.data.stored import StoredCounts
-from topicell.errors import InputError
+from topicell.errors import InputError, disk_is_full
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,12 @@ def _choose(
     if isinstance(data, StoredCounts):
         if config.n_variable_genes is None or config.flavor in ON_COUNTS:
             if path is not None:
-                return _choose_from_file(data, config, path)
+                try:
+                    return _choose_from_file(data, config, path)
+                except OSError as error:
+                    if not disk_is_full(error):
+                        raise
+                    _warn_of_cache(Path(path).parent, error)
             with tempfile.NamedTemporaryFile(suffix=".h5ad") as unfinished:
                 return _choose_from_file(data, config, unfinished.name)
         warnings.warn(
@@ -140,7 +145,10 @@ def _choose_from_file(stored: StoredCounts, config: PreprocessConfig, path: str 
     """Do the same as `_choose` with counts that stay in their file; ``raw`` is left out."""
     outline = stored.outline
     _require_column(outline, config.batch_key, "preprocess.batch_key")
-    batch_N, names = _batches(outline.obs, config)
+    batch_N = np.zeros(outline.n_obs, dtype=int)
+    if config.batch_key is not None:
+        # −1 for cells without a batch, which may be left out.
+        batch_N = outline.obs[config.batch_key].astype("category").cat.codes.to_numpy(dtype=int)
     total_N, moments = streaming.first_pass(stored, config.min_counts_per_cell, batch_N)
     cells = total_N >= config.min_counts_per_cell
     expressed = _filtered(total_N, cells, moments.n_cells_G, config)
@@ -148,9 +156,18 @@ def _choose_from_file(stored: StoredCounts, config: PreprocessConfig, path: str 
     kept = _not_dropped(outline.var_names[genes_left], config)
     chosen = genes_left[kept]
     if _must_choose(len(chosen), config):
-        sizes = {name: int((batch_N[cells] == number).sum()) for number, name in enumerate(names)}
+        batch_K, names = _batches(outline.obs[cells], config)
+        sizes = {name: int((batch_K == number).sum()) for number, name in enumerate(names)}
         _require_enough_to_rank(sizes, config)
-        passes = streaming.Selection(stored, cells, batch_N, moments.of_genes(chosen), chosen)
+        # The batches of the kept cells are numbered anew.
+        kept_batches = np.unique(batch_N[cells])
+        passes = streaming.Selection(
+            stored,
+            cells,
+            np.searchsorted(kept_batches, batch_N),
+            moments.of(kept_batches, chosen),
+            chosen,
+        )
         ranked = _with_spans(
             lambda span: passes.variable(config, span), config, int(cells.sum()), len(chosen)
         )
@@ -297,7 +314,7 @@ def prepared(
     elif path.is_file():
         # Another process may remove the file at this moment; then the data are prepared again.
         with contextlib.suppress(FileNotFoundError):
-            adata = (mapped.read if mapped.is_mapped(path) else anndata.read_h5ad)(path)
+            adata = (mapped.read if mapped.is_own(path) else anndata.read_h5ad)(path)
     if adata is not None:
         messages = [str(message) for message in adata.uns[WARNINGS]]
         with contextlib.suppress(
@@ -318,7 +335,7 @@ def prepared(
             if unfinished is not None:
                 unfinished.unlink(missing_ok=True)
     # Mapped matrices are opened again at once.
-    if held is not None and path not in held and mapped.MAPPED not in adata.uns:
+    if held is not None and path not in held and not mapped.is_mapped(adata):
         held.clear()
         held[path] = adata.copy()
     del adata.uns[WARNINGS]
@@ -368,7 +385,7 @@ def _unfinished(folder: Path) -> Path | None:
 def _keep(adata: AnnData, unfinished: Path, path: Path, limit_mb: int | None) -> None:
     """Write to the cache under a temporary name, then rename: readers never see a partial file."""
     try:
-        if mapped.MAPPED in adata.uns:
+        if mapped.is_mapped(adata):
             mapped.add_uns(unfinished, adata)
         else:
             adata.write_h5ad(unfinished)
@@ -450,7 +467,7 @@ def _batches(obs: pd.DataFrame, config: PreprocessConfig) -> tuple[np.ndarray, l
     """
     if config.batch_key is None:
         return np.zeros(len(obs), dtype=int), [""]
-    batch = obs[config.batch_key].astype("category")
+    batch = obs[config.batch_key].astype("category").cat.remove_unused_categories()
     if batch.isna().any():
         raise InputError(
             f"preprocess.batch_key = {config.batch_key!r}: {int(batch.isna().sum())} of "

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +28,15 @@ from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_fa
 from topicell.data.features import oriented, with_features
 from topicell.data.formats import BY_ROWS, files_of, recognise
 from topicell.data.formats.damage import named_errors
+from topicell.data.formats.mudata import require_no_modality
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
 from topicell.data.frames import plain, require_gene_names
-from topicell.data.mapped import MAPPED
+from topicell.data.mapped import is_mapped
 from topicell.data.simulation import settings_digest, simulate
 from topicell.data.stored import StoredCounts, n_not_whole, size_of, warn_of_rounded
-from topicell.errors import InputError
-from topicell.memory import shortage
+from topicell.errors import InputError, NotInPartsError
+from topicell.memory import Size, shortage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +49,10 @@ N_DIGESTED = 10_000_000
 
 def load(config: DataConfig) -> AnnData:
     """Return the cells that a configuration names, in memory; see `load_or_open`."""
-    found = load_or_open(config)
+    return _in_memory(_load(config, opens=False))
+
+
+def _in_memory(found: AnnData | StoredCounts) -> AnnData:
     return found.in_memory() if isinstance(found, StoredCounts) else found
 
 
@@ -68,9 +73,15 @@ def load_or_open(config: DataConfig) -> AnnData | StoredCounts:
         The name is unknown, the file cannot be read, the matrix does not hold counts, or the label
         column does not exist.
     """
+    return _load(config, opens=True)
+
+
+def _load(config: DataConfig, *, opens: bool) -> AnnData | StoredCounts:
+    """Return the cells that a configuration names; with `opens`, large ones without counts."""
     if config.name == "file":
         assert config.path is not None, "DataConfig with name='file' needs a path"
-        found = _read(config.path, config.backed, "data.", ReadConfig(**_options(config)))
+        options = ReadConfig(**_options(config))
+        found = _read(config.path, config.backed, "data.", options, opens=opens)
     elif config.name in ("simulated", "pbmc68k", "pbmc_facs"):
         if config.backed:
             raise InputError(f"data.backed = True: needs an h5ad file, not {config.name}")
@@ -83,7 +94,7 @@ def load_or_open(config: DataConfig) -> AnnData | StoredCounts:
         _require_known(config.name)
         dataset = CATALOGUE[config.name]
         options = ReadConfig(**_options(config))
-        found = _read(fetch(dataset), config.backed, "data.", options)
+        found = _read(fetch(dataset), config.backed, "data.", options, opens=opens)
         _outline(found).uns["topicell_source"] |= {
             "name": dataset.name,
             "source": dataset.url,
@@ -137,14 +148,13 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
         Names of cells or genes are repeated and get suffixes, or a sparse matrix holds several
         values for one cell and gene, which are added.
     """
-    found = _read(path, backed, prefix, ReadConfig(**options))
-    return found.in_memory() if isinstance(found, StoredCounts) else found
+    return _in_memory(_read(path, backed, prefix, ReadConfig(**options), opens=False))
 
 
 def _read(
-    path: str | Path, backed: bool, prefix: str, config: ReadConfig
+    path: str | Path, backed: bool, prefix: str, config: ReadConfig, *, opens: bool
 ) -> AnnData | StoredCounts:
-    """Read cells as `read` does, but only open a file that is large or should be backed."""
+    """Read cells as `read` does; with `opens`, only open a large file."""
     path = Path(path).expanduser()
     _require_readable(path)
     with named_errors(path, "data"):
@@ -153,20 +163,47 @@ def _read(
         if backed and not can_stay:
             raise InputError(f"backed=true needs an h5ad file or a zarr folder, but this is {form}")
     size = size_of(path, config.layer)
-    in_parts = backed or (can_stay and size is not None and size.n_values > stored.LARGE)
+    in_parts = backed
     if size is not None:
-        lack = shortage(size, in_parts=in_parts, can_be_in_parts=can_stay)
-        if lack:
-            warnings.warn(f"{path}: {lack}", stacklevel=2)
+        can_stay &= size.by_rows
+        in_parts |= opens and can_stay and size.n_values > stored.LARGE
+    if in_parts:
+        try:
+            return _named(path, form, reader, config, prefix, backed=backed, size=size)
+        except NotInPartsError:
+            if backed:
+                raise
+            can_stay = False
+    return _named(path, form, reader, config, prefix, backed=None, size=size, can_stay=can_stay)
+
+
+def _named(
+    path: Path,
+    form: str,
+    reader: Callable[[Path], AnnData],
+    config: ReadConfig,
+    prefix: str,
+    *,
+    backed: bool | None,
+    size: Size | None,
+    can_stay: bool = True,
+) -> AnnData | StoredCounts:
+    """Return cells and genes with their names; unless `backed` is None, without reading counts."""
     opened = None
+    if size is not None:
+        fix = stored.how_to_fit(size, in_parts=backed is not None, can_stay=can_stay)
+        if lack := shortage(size, in_parts=backed is not None, fix=fix):
+            warnings.warn(f"{path}: {lack}", stacklevel=4)
     with named_errors(path, form), warnings.catch_warnings():
         # anndata's warning about repeated names; our own warning below says how many and what was
         # done.
         warnings.filterwarnings("ignore", message=r".* names are not unique")
-        if in_parts:
+        if backed is not None:
+            require_no_modality(form, config.modality, prefix)
             opened = StoredCounts.of(
                 path, config.layer, alone=backed, round_values=config.round, form=form
             )
+            opened.size = size
             adata = opened.outline
             plain(adata)
         else:
@@ -201,7 +238,7 @@ def data_digest(adata: AnnData) -> str:
     The same counts with the same names give the same digest: dense or sparse, with any number type,
     in any memory order.
     """
-    x = adata.layers["counts"] if MAPPED in adata.uns else Counts.of(adata).x
+    x = adata.layers["counts"] if is_mapped(adata) else Counts.of(adata).x
     digest = hashlib.sha256()
     for array, dtype in ((x.indptr, "<i8"), (x.indices, "<i8"), (x.data, "<f4")):
         for first in range(0, len(array), N_DIGESTED):

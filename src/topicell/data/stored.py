@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.counts import TOLERANCE, as_counts, locate
+from topicell.counts import TOLERANCE, as_counts, locate, other_count_matrices
 from topicell.data.features import POSITION
 from topicell.data.formats.damage import named_errors
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.zarr_folder import require_chunks
-from topicell.errors import InputError
-from topicell.memory import Size
+from topicell.errors import InputError, NotInPartsError
+from topicell.memory import Size, needed, shortage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LARGE = 30_000_000
 """A matrix with more non-zero values than this stays in its file (experiments/scale)."""
+N_SAMPLED = 200
+"""Number of rows of a dense matrix from which its non-zero values are estimated."""
 ROUNDED = "topicell_rounded"
 """Key of uns: number of values that were rounded to counts."""
 N_ROWS = 10_000
@@ -60,6 +62,10 @@ class StoredCounts:
     element: str
     round_values: bool
     form: str
+    columns: np.ndarray
+    """Names of all columns of the matrix, for messages."""
+    size: Size | None = None
+    """What is known of the size of the matrix."""
 
     @classmethod
     def of(
@@ -94,37 +100,36 @@ class StoredCounts:
 
         with opened(path) as file:
             if "mod" in file:
-                raise InputError("holds modalities, which backed=true cannot read; leave it out")
+                raise NotInPartsError(
+                    "holds modalities, which backed=true cannot read; leave it out"
+                )
             if path.is_dir():
                 require_chunks(file)
             if not all(hasattr(file.get(name), "keys") for name in ("obs", "var")):
-                raise InputError(
+                raise NotInPartsError(
                     "has obs and var in an old form (anndata before 0.7), which backed=true cannot "
                     "read; leave out backed=true"
                 )
             # `locate` finds the element in this object, which has the attributes of an AnnData,
             # without reading it.
-            raw = SimpleNamespace(X=file["raw/X"], var_names=None) if "raw/X" in file else None
-            layers = file.get("layers", {})
-            where, element, _ = locate(
-                SimpleNamespace(X=file.get("X"), layers=layers, raw=raw, var_names=None), layer
-            )
+            where, element, _ = locate(_matrices(file), layer)
             obs, var = _table(file["obs"]), _table(file["raw/var" if where == "raw" else "var"])
-            shape = _matrix(element).shape
+            shape = element.shape
             if tuple(shape) != (len(obs), len(var)):
                 raise InputError(
                     f"{where} has {shape[0]} rows × {shape[1]} columns, but the file names "
                     f"{len(obs)} cells and {len(var)} genes; write it again"
                 )
-            place = element.name
+            place = "raw/X" if where == "raw" else "X" if where == "X" else _place_of(layer)
             kept = () if alone or where == "raw" else ("obsm", "varm", "uns")
             others = {name: read_elem(file[name]) for name in kept if name in file}
+        columns = var.index.astype(str).to_numpy()
         var[POSITION] = np.arange(len(var))
         empty = sp.csr_matrix(shape, dtype=np.float32)
         outline = AnnData(empty, obs=obs, var=var, layers={"counts": empty}, **others)
         # It says that X holds logarithms.
         outline.uns.pop("log1p", None)
-        return cls(outline, path, where, place, round_values, form)
+        return cls(outline, path, where, place, round_values, form, columns)
 
     def chunks(self, *, warn: bool = False) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Read the counts of the selected genes: yield the first row of a chunk, and its counts.
@@ -140,7 +145,6 @@ class StoredCounts:
             A value is not a count, or the file is damaged.
         """
         columns = self.outline.var[POSITION].to_numpy()
-        names = self.outline.var_names
         rounded = 0
         with named_errors(self.path, self.form), opened(self.path) as file:
             matrix = _by_rows(_matrix(file[self.element]))
@@ -148,13 +152,17 @@ class StoredCounts:
             repeated = 0
             for first in range(0, matrix.shape[0], N_ROWS):
                 part = matrix[first : first + N_ROWS]
+                x = as_counts(
+                    part,
+                    self.where,
+                    first_row=first,
+                    round_values=self.round_values,
+                    genes=self.columns,
+                    alternatives=lambda: other_count_matrices(_matrices(file), self.where),
+                )
                 if warn:
                     repeated += n_repeated(part)
-                    rounded += n_not_whole(part)
-                x = as_counts(
-                    part, self.where, first_row=first, round_values=self.round_values,
-                    genes=names if every else None,
-                )  # fmt: skip
+                    rounded += n_not_whole(part) if self.round_values else 0
                 yield first, x if every else x[:, columns]
         if warn:
             warn_of_repeats(repeated, self.where)
@@ -163,6 +171,10 @@ class StoredCounts:
     def in_memory(self) -> AnnData:
         """Read all counts, and return the cells with them."""
         adata = self.outline
+        if self.size is not None:
+            fix = "preprocess.flavor=seurat_v3 can prepare them in parts"
+            if lack := shortage(self.size, in_parts=False, fix=fix):
+                warnings.warn(f"{self.path}: {lack}", stacklevel=2)
         x = sp.vstack([x for _, x in self.chunks(warn=True)], format="csr")
         adata.X = adata.layers["counts"] = x
         del adata.var[POSITION]
@@ -197,11 +209,29 @@ def size_of(path: Path, layer: str | None) -> Size | None:
         if layer is None:
             place = "layers/counts" if "layers/counts" in file else "X"
         element = file["raw/X" if place == "raw" else place]
-        n_cells, n_genes = map(int, _matrix(element).shape)
-        is_sparse = hasattr(element, "keys")
-        n_values = int(element["data"].shape[0]) if is_sparse else n_cells * n_genes
-        return Size(n_cells, n_genes, n_values)
+        matrix = _matrix(element)
+        n_cells, n_genes = map(int, matrix.shape)
+        if hasattr(element, "keys"):
+            by_rows = matrix.format == "csr"
+            return Size(n_cells, n_genes, int(element["data"].shape[0]), by_rows=by_rows)
+        rows = np.unique(np.linspace(0, n_cells - 1, min(N_SAMPLED, n_cells)).astype(int))
+        share = np.mean([np.count_nonzero(matrix[int(row)]) for row in rows]) / n_genes
+        n_bytes = n_cells * n_genes * matrix.dtype.itemsize
+        return Size(n_cells, n_genes, int(share * n_cells * n_genes), dense_bytes=n_bytes)
     return None
+
+
+def how_to_fit(size: Size, *, in_parts: bool, can_stay: bool) -> str:
+    """Return what to do if there is not enough memory."""
+    if in_parts:
+        return "use fewer cells or a machine with more memory"
+    less = f"{needed(size, in_parts=True) / 2**30:.1f} GiB"
+    if can_stay:
+        return f"topicell train with data.backed=true prepares them in parts, with about {less}"
+    return (
+        "write them as h5ad with cells in rows (CSR), which topicell train can prepare in parts "
+        f"(data.backed=true) with about {less}"
+    )
 
 
 @contextlib.contextmanager
@@ -216,6 +246,20 @@ def opened(path: Path) -> Iterator[Any]:
 
     with h5py.File(path, "r") as file:
         yield file
+
+
+def _place_of(layer: str | None) -> str:
+    """Return the place of the counts in a file."""
+    return f"layers/{'counts' if layer is None else layer}"
+
+
+def _matrices(file: Any) -> Any:
+    """Return the matrices of a file, which are not read, with the attributes of an AnnData."""
+    raw = SimpleNamespace(X=_matrix(file["raw/X"]), var_names=None) if "raw/X" in file else None
+    kept = file.get("layers", {})
+    layers = {name: _matrix(kept[name]) for name in kept}
+    x = _matrix(file["X"]) if "X" in file else None
+    return SimpleNamespace(X=x, layers=layers, raw=raw, var_names=None)
 
 
 def _matrix(element: Any) -> Any:

@@ -9,6 +9,7 @@ Shape suffixes: N cells, G genes, B batches.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +42,13 @@ class Moments:
     greatest: int = 0
     """The largest count."""
 
-    def of_genes(self, genes: np.ndarray) -> Moments:
-        """Return the moments of some genes."""
+    def of(self, batches: np.ndarray, genes: np.ndarray) -> Moments:
+        """Return the moments of some batches and genes."""
+        some = np.ix_(batches, genes)
         return Moments(
-            self.n_B,
-            self.sum_BG[:, genes],
-            self.squares_BG[:, genes],
+            self.n_B[batches],
+            self.sum_BG[some],
+            self.squares_BG[some],
             self.n_cells_G[genes],
             self.greatest,
         )
@@ -203,10 +205,13 @@ def write_selected(
         ]
         size_N = np.concatenate(sizes)
         target_sum = float(np.median(size_N[size_N > 0]))
+    kept = stored.outline[cells, chosen].copy()
     outline = AnnData(
-        obs=stored.outline.obs[cells],
-        var=stored.outline.var.iloc[chosen].drop(columns=POSITION),
-        uns=dict(stored.outline.uns) | {N_EXPRESSED: len(expressed), mapped.MAPPED: True},
+        obs=kept.obs,
+        var=kept.var.drop(columns=POSITION),
+        uns=dict(kept.uns) | {N_EXPRESSED: len(expressed)},
+        obsm=dict(kept.obsm),
+        varm=dict(kept.varm),
     )
     parts = _selected(stored, cells, expressed, np.searchsorted(expressed, chosen), target_sum)
     mapped.write(path, outline, parts, int(moments.n_cells_G[chosen].sum()), moments.greatest)
@@ -223,13 +228,19 @@ def _selected(
     import scanpy as sc
     from anndata import AnnData
 
+    warned = False
     for first, x in stored.chunks():
         x = x[cells[first : first + x.shape[0]]]
         if not x.shape[0]:
             continue
         part = AnnData(x[:, expressed])
         counts = part.X[:, places]
-        sc.pp.normalize_total(part, target_sum=target_sum)
+        has_empty = bool((np.asarray(part.X.sum(1)) == 0).any())
+        with warnings.catch_warnings():
+            if warned:  # it says once that cells have no counts
+                warnings.filterwarnings("ignore", message="Some cells have zero counts")
+            sc.pp.normalize_total(part, target_sum=target_sum)
+        warned |= has_empty
         sc.pp.log1p(part)
         yield counts, part.X[:, places]
 

@@ -136,9 +136,9 @@ def _error_of_accuracy(replicate: Replicate) -> float | None:
     """Return the sampling error of a share; None if all cells were used."""
     if replicate.labelled is None or replicate.labelled_cells is None:
         return None
-    share, n_cells = replicate.labelled.accuracy, len(replicate.labelled_cells)
-    variance = share * (1 - share) / n_cells * (1 - n_cells / len(replicate.theta_NK))
-    return float(np.sqrt(variance))
+    share, n_labelled = replicate.labelled.accuracy, len(replicate.labelled.label_N)
+    drawn = len(replicate.labelled_cells) / len(replicate.theta_NK)
+    return float(np.sqrt(share * (1 - share) / n_labelled * (1 - drawn)))
 
 
 def _npmi(replicate: Replicate) -> float:
@@ -164,7 +164,7 @@ def _exclusivity(replicate: Replicate) -> float:
 
 _SPLIT = ("counts", "split")
 _COHERENCE = (*_SPLIT, "evaluate.n_coherence_genes")
-_LABELS = ("cells", "labels")
+_LABELS = ("cells", "labels", "evaluate.max_cells")
 _NATS = "nats per cell"
 
 ROWS = (
@@ -569,7 +569,7 @@ def _sampling_error(row: Metric) -> Metric:
         meaning=f"Standard error of {row.name} that is due to the draw of {setting} cells; it "
         "only exists if there are more. Models with the same split and seed are measured on the "
         "same cells, so their difference is more exact.",
-        same=(*row.same, setting),
+        same=tuple(dict.fromkeys((*row.same, setting))),
         unit=row.unit,
         compute=_error_of_accuracy if row.name == "labels/knn_accuracy" else None,
     )

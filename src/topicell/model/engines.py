@@ -142,7 +142,7 @@ class Adam:
         self.first = [torch.zeros_like(value) for value in self.parameters]
         self.second = [torch.zeros_like(value) for value in self.parameters]
         self.steps = [torch.zeros((), device=value.device) for value in self.parameters]
-        self.fused = True
+        self.fused, self.proven = True, False
 
     def state(self) -> dict[str, list[Tensor]]:
         """Return moments and step counts of each parameter, which a checkpoint keeps."""
@@ -155,12 +155,17 @@ class Adam:
         Where torch has no fused kernel for the device, its plain form is used.
         """
         if self.fused:
+            before = [] if self.proven else [step.clone() for step in self.steps]
             try:
                 self._update(learning_rate, fused=True)
+                self.proven = True
             except (RuntimeError, NotImplementedError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if self.proven or isinstance(error, torch.OutOfMemoryError):
                     raise
                 self.fused = False
+                # torch counts the step before it fails.
+                for step, count in zip(self.steps, before, strict=True):
+                    step.copy_(count)
                 warnings.warn(
                     f"torch's fused Adam fails here ({_first_line(error)}), so its plain form is "
                     "used, which is slower",
@@ -240,8 +245,14 @@ def on_side_stream(work: Callable[[], None]) -> None:
 def record(work: Callable[[], None]) -> Callable[[], None]:
     """Record work as a CUDA graph, without doing it; what is returned does it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    stream = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except BaseException:
+        # torch leaves its own stream as the current one if a recording fails.
+        torch.cuda.set_stream(stream)
+        raise
     return graph.replay
 
 

@@ -23,7 +23,7 @@ def named_errors(path: Path, form: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
     except MemoryError as error:
         raise InputError(
             f"{path}: reading it needs more memory than there is ({error}); if the file is small, "
