@@ -61,7 +61,7 @@ def cells(n_cells: int, n_genes: int = 1000, n_topics: int = 20) -> AnnData:
         obsm={"X_lda": theta_NK, "X_umap_counts": umap_N2, "X_umap_topics": umap_N2[:, ::-1]},
         varm={"lda_topics": beta_KG.T.copy()},
     )
-    report.add_differential_expression(adata)
+    report.add_differential_expression(adata, adata.n_obs, 0)
     adata.obs["leiden"] = pd.Categorical(dominant_N.astype(str))
     adata.obs["split"] = "train"
     adata.uns["topicell"] = {
@@ -91,7 +91,7 @@ def made(folder: Path, repeats: int, data: str) -> Path:
         for name in [name for name in adata.varm if name != "lda_topics"]:
             del adata.varm[name]
         started, began = time.perf_counter(), time.time()
-        report.add_differential_expression(adata)
+        report.add_differential_expression(adata, adata.n_obs, 0)
         *_, html = report.write(adata, fit.history, folder / str(repeat), ReportConfig(), 0)
         seconds.append(time.perf_counter() - started)
         # The page is written before the files of the figures.
