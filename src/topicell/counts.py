@@ -88,6 +88,13 @@ class LateRows:
         return total_G
 
 
+def drawn(n_cells: int, max_cells: int, seed: int) -> np.ndarray | None:
+    """Return the positions of at most `max_cells` drawn cells, ascending; None takes all."""
+    if n_cells <= max_cells:
+        return None
+    return np.sort(np.random.default_rng(seed).choice(n_cells, max_cells, replace=False))
+
+
 Rows: TypeAlias = sp.csr_matrix | LateRows
 """Counts whose rows can be selected, shape (N, G)."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from topicell.config import EvaluateConfig
-from topicell.counts import Counts
+from topicell.counts import Counts, drawn
 from topicell.data.cells import PreparedCells
 from topicell.evaluation.metrics import Replicate, replicate_scores
 from topicell.evaluation.perplexity import sampling_error, thin
@@ -95,7 +95,7 @@ def measure(
                 # The curves by epoch have the names train/elbo and valid/elbo.
                 name = "test/elbo" if part == "test" else f"fit/{part}_elbo"
                 by_replicate |= elbo(name, fit, sample, config.n_elbo_samples, seed)
-    labelled = Sample.drawn(len(estimates.theta_RNK[0]), config.max_cells, seed)
+    labelled = drawn(len(estimates.theta_RNK[0]), config.max_cells, seed)
     replicates = [
         Replicate(
             x_NG=parts["train"].rows,
@@ -140,15 +140,8 @@ class Sample:
     @classmethod
     def of(cls, part: Counts, max_cells: int, seed: int) -> Self:
         """Draw at most `max_cells` cells."""
-        drawn = cls.drawn(part.n_cells, max_cells, seed)
-        return cls(part if drawn is None else part[drawn], part.n_cells)
-
-    @staticmethod
-    def drawn(n_cells: int, max_cells: int, seed: int) -> np.ndarray | None:
-        """Return the positions of the drawn cells, ascending; None takes all."""
-        if n_cells <= max_cells:
-            return None
-        return np.sort(np.random.default_rng(seed).choice(n_cells, max_cells, replace=False))
+        rows = drawn(part.n_cells, max_cells, seed)
+        return cls(part if rows is None else part[rows], part.n_cells)
 
     @property
     def is_whole(self) -> bool:
@@ -189,9 +182,7 @@ def elbo(name: str, fit: TopicFit, sample: Sample, n_samples: int, seed: int) ->
     if sample.is_whole:
         elbo_R = fit.elbo_by_replicate(sample.cells, n_samples=n_samples, seed=seed)
         return {name: elbo_R.tolist()}
-    elbo_RN = fit.elbo_by_cell(sample.cells, n_samples=n_samples, seed=seed).astype(np.float64)
-    error_R = sample.correction * elbo_RN.std(1, ddof=1) / np.sqrt(elbo_RN.shape[1])
-    return {name: elbo_RN.mean(1).tolist(), f"{name}_sampling_error": error_R.tolist()}
+    return _mean(name, sample, fit.elbo_by_cell(sample.cells, n_samples=n_samples, seed=seed))
 
 
 def elbo_given_topics(fit: TopicFit, test: Counts, max_cells: int, seed: int) -> Measured:
@@ -199,9 +190,14 @@ def elbo_given_topics(fit: TopicFit, test: Counts, max_cells: int, seed: int) ->
     name, sample = "test/elbo_given_topics", Sample.of(test, max_cells, seed)
     if sample.is_whole:
         return {name: fit.elbo_given_topics(test, seed=seed).tolist()}
-    elbo_RN = fit.elbo_given_topics_by_cell(sample.cells, seed=seed).astype(np.float64)
-    error_R = sample.correction * elbo_RN.std(1, ddof=1) / np.sqrt(elbo_RN.shape[1])
-    return {name: elbo_RN.mean(1).tolist(), f"{name}_sampling_error": error_R.tolist()}
+    return _mean(name, sample, fit.elbo_given_topics_by_cell(sample.cells, seed=seed))
+
+
+def _mean(name: str, sample: Sample, value_RN: np.ndarray) -> Measured:
+    """Return the mean over the cells of a sample, with its standard error."""
+    value_RN = value_RN.astype(np.float64)
+    error_R = sample.correction * value_RN.std(1, ddof=1) / np.sqrt(value_RN.shape[1])
+    return {name: value_RN.mean(1).tolist(), f"{name}_sampling_error": error_R.tolist()}
 
 
 def predictable(sample: Sample, seed: int) -> Sample | None:
@@ -264,14 +260,11 @@ def amortization_gap(
     It is NaN for cells that were not drawn.
     """
     n_cells = cells.counts.n_cells
-    drawn = np.arange(n_cells)
-    if n_cells > config.n_gap_cells:
-        generator = np.random.default_rng(seed)
-        drawn = np.sort(generator.choice(n_cells, config.n_gap_cells, replace=False))
+    rows = drawn(n_cells, config.n_gap_cells, seed)
+    if rows is None:
+        rows = np.arange(n_cells)
     gap_N = np.full(n_cells, np.nan)
-    gap_N[drawn] = fit.amortization_gap(cells.counts[drawn], replicates=[fit.selected], seed=seed)[
-        0
-    ]
+    gap_N[rows] = fit.amortization_gap(cells.counts[rows], replicates=[fit.selected], seed=seed)[0]
     return gap_N
 
 

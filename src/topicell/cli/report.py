@@ -94,11 +94,11 @@ def _with_counts(adata: AnnData, stored: Mapping[str, Any]) -> AnnData:
     """Return the cells of a run with the counts of their source."""
     from omegaconf import OmegaConf
 
-    from topicell.data.cells import with_counts
+    from topicell.data.cells import with_source_counts
 
     merged = OmegaConf.merge(OmegaConf.structured(RunConfig), stored)
     config: Any = OmegaConf.to_object(merged)
-    return with_counts(adata, config.data, config.preprocess)
+    return with_source_counts(adata, config.data, config.preprocess)
 
 
 def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, Path]:

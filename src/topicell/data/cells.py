@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def with_counts(adata: AnnData, data: DataConfig, config: PreprocessConfig) -> AnnData:
+def with_source_counts(adata: AnnData, data: DataConfig, config: PreprocessConfig) -> AnnData:
     """Return the stored cells of a run with their counts, which are prepared again.
 
     Raises

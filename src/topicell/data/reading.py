@@ -133,8 +133,8 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     Returns
     -------
     adata
-        Counts in X and ``layers["counts"]``; unless it is `backed` or large, also everything else
-        in the file about these cells, except ``raw`` and the former X. Features are genes, named by
+        Counts in X and ``layers["counts"]``; unless it is `backed`, also everything else in the
+        file about these cells, except ``raw`` and the former X. Features are genes, named by
         `topicell.data.features`.
 
     Raises
@@ -169,12 +169,14 @@ def _read(
         in_parts |= opens and can_stay and size.n_values > stored.LARGE
     if in_parts:
         try:
-            return _named(path, form, reader, config, prefix, backed=backed, size=size)
+            return _named(
+                path, form, reader, config, prefix, in_parts=True, alone=backed, size=size
+            )
         except NotInPartsError:
             if backed:
                 raise
             can_stay = False
-    return _named(path, form, reader, config, prefix, backed=None, size=size, can_stay=can_stay)
+    return _named(path, form, reader, config, prefix, size=size, can_stay=can_stay)
 
 
 def _named(
@@ -184,24 +186,25 @@ def _named(
     config: ReadConfig,
     prefix: str,
     *,
-    backed: bool | None,
     size: Size | None,
+    in_parts: bool = False,
+    alone: bool = False,
     can_stay: bool = True,
 ) -> AnnData | StoredCounts:
-    """Return cells and genes with their names; unless `backed` is None, without reading counts."""
+    """Return cells and genes with their names; with `in_parts`, without reading counts."""
     opened = None
     if size is not None:
-        fix = stored.how_to_fit(size, in_parts=backed is not None, can_stay=can_stay)
-        if lack := shortage(size, in_parts=backed is not None, fix=fix):
+        fix = stored.how_to_fit(size, in_parts=in_parts, can_stay=can_stay)
+        if lack := shortage(size, in_parts=in_parts, fix=fix):
             warnings.warn(f"{path}: {lack}", stacklevel=4)
     with named_errors(path, form), warnings.catch_warnings():
         # anndata's warning about repeated names; our own warning below says how many and what was
         # done.
         warnings.filterwarnings("ignore", message=r".* names are not unique")
-        if backed is not None:
+        if in_parts:
             require_no_modality(form, config.modality, prefix)
             opened = StoredCounts.of(
-                path, config.layer, alone=backed, round_values=config.round, form=form
+                path, config.layer, alone=alone, round_values=config.round, form=form
             )
             opened.size = size
             adata = opened.outline

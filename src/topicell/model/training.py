@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from topicell.config import AnnealingShape, EarlyStoppingConfig, ModelConfig, TrainConfig
-from topicell.counts import Counts
+from topicell.counts import Counts, drawn
 from topicell.errors import InputError
 from topicell.evaluation.perplexity import thin
 from topicell.model.checkpoints import Checkpoints
@@ -304,11 +304,9 @@ class Validation:
     @classmethod
     def of(cls, program: TopicProgram, valid: Counts, seed: int) -> Validation:
         """Split the counts only once, so that epochs differ only by the model."""
-        if valid.n_cells > VALIDATION_CELLS:
-            drawn = np.random.default_rng(seed).choice(
-                valid.n_cells, VALIDATION_CELLS, replace=False
-            )
-            valid = valid[np.sort(drawn)]
+        rows = drawn(valid.n_cells, VALIDATION_CELLS, seed)
+        if rows is not None:
+            valid = valid[rows]
         observed, completed = thin(valid.x, seed)
 
         def ready(x: sp.csr_matrix) -> Callable[[], Iterable[Batch]]:

@@ -86,17 +86,16 @@ def add_differential_expression(adata: AnnData, max_cells: int, seed: int) -> No
 
     import numpy as np
 
-    from topicell.counts import LateRows
+    from topicell.counts import LateRows, drawn
     from topicell.evaluation.differential import differential_expression
 
     theta_NK = np.asarray(adata.obsm["X_lda"])
     if theta_NK.shape[1] < 2:
         return
     counts = adata.layers["counts"]
-    if adata.n_obs > max_cells:
-        drawn = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
-        drawn.sort()
-        counts, theta_NK = LateRows(counts)[drawn], theta_NK[drawn]
+    rows = drawn(adata.n_obs, max_cells, seed)
+    if rows is not None:
+        counts, theta_NK = LateRows(counts)[rows], theta_NK[rows]
         adata.uns["topicell"]["differential_cells"] = max_cells
     try:
         found = differential_expression(counts, theta_NK)
