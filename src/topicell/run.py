@@ -7,7 +7,9 @@ run folder, and in the tracker.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from topicell.config import ExternalConfig, RunConfig
 from topicell.counts import Counts
@@ -18,7 +20,8 @@ from topicell.errors import failure
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import cpu_threads
 from topicell.model.fit import EpochMetrics, TopicFit
-from topicell.model.registry import fit_model, require_model
+from topicell.model.ranks import Ranks
+from topicell.model.registry import fit_model, require_model, require_together
 from topicell.outputs import Measurements, Result, conclude
 from topicell.preflight import check_run
 from topicell.progress import step
@@ -29,7 +32,7 @@ from topicell.tracking.record import CHECKPOINTS
 from topicell.tracking.runs import Tracker
 
 
-def run(config: RunConfig, tracker: Tracker) -> Result:
+def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Result:
     """Prepare the data, fit, compute scores, write the report, and record all with the tracker.
 
     Parameters
@@ -38,21 +41,20 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         Every setting.
     tracker
         Where the run is recorded; its folder receives the artifacts.
+    ranks
+        The processes that fit together; the others call `follow`.
 
     Raises
     ------
     InputError
         The data or a setting is invalid; nothing was recorded.
     """
+    ranks = ranks or Ranks()
     require_model(config.model, config.train)
-    with step("data"):
-        adata = prepared(
-            lambda: load_or_open(config.data),
-            source_digest(config.data),
-            config.preprocess,
-            seed=config.seed,
-        )
-    cells = PreparedCells(adata)
+    require_together(config.model, config.train, ranks)
+    cells = cells_of(config)
+    # The others find the cells in the cache.
+    ranks.everyone("prepared")
     device = check_run(config, cells)
     with (
         recorded(config, tracker, cells, {"device": device}) as last_tags,
@@ -60,8 +62,10 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
         # on it.
         cpu_threads(config.train.threads),
     ):
+        # Tell the other processes which split comes next, when they are ready.
+        ranks.first(config.seed)
         checkpoints = checkpoints_of(config, tracker, config.seed)
-        fit = fit_parts(config, cells.parts, config.seed, checkpoints, tracker)
+        fit = fit_parts(config, cells.parts, config.seed, checkpoints, tracker, ranks)
         # Stop the time here, because the metrics do not belong to the fit.
         known = {"speed/fit_seconds": checkpoints.seconds}
         with step("topic proportions of the cells"):
@@ -73,13 +77,44 @@ def run(config: RunConfig, tracker: Tracker) -> Result:
             with step("measures"):
                 measured[own] = measure_split(estimates, cells, cells.parts, config, config.seed)
             tracker.log_split(own, measured[own])
-        for seed, of_split in further_splits(cells, config, tracker):
+        for seed, of_split in further_splits(cells, config, tracker, ranks):
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
+        ranks.first(None)  # there is no further split
         result = conclude(estimates, Measurements(measured, known), cells, config, tracker)
         warn_of_infinite(result.scores)
         last_tags.update(result.tags)
     return result
+
+
+def follow(config: RunConfig, ranks: Ranks) -> None:
+    """Help the first process of a run, which calls `run`, with its fits."""
+    require_model(config.model, config.train)
+    require_together(config.model, config.train, ranks)
+    ranks.everyone("prepared")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first process gives them
+        cells = cells_of(config)
+        check_run(config, cells)
+        with cpu_threads(config.train.threads):
+            # A resumed run has already scored some splits.
+            seed = ranks.first(None)
+            while seed is not None:
+                parts = cells.divided(split(cells.adata, config.preprocess.split, seed=seed))
+                fit_parts(config, parts, seed, Checkpoints(Path(), None), ranks=ranks)
+                seed = ranks.first(None)
+
+
+def cells_of(config: RunConfig) -> PreparedCells:
+    """Return the prepared cells of a run."""
+    with step("data"):
+        adata = prepared(
+            lambda: load_or_open(config.data),
+            source_digest(config.data),
+            config.preprocess,
+            seed=config.seed,
+        )
+    return PreparedCells(adata)
 
 
 def checkpoints_of(config: RunConfig, tracker: Tracker, seed: int) -> Checkpoints:
@@ -93,6 +128,7 @@ def fit_parts(
     seed: int,
     checkpoints: Checkpoints,
     tracker: Tracker | None = None,
+    ranks: Ranks | None = None,
 ) -> TopicFit:
     """Fit the training cells of a split; with a tracker, log every epoch."""
 
@@ -109,6 +145,7 @@ def fit_parts(
         seed=seed,
         on_epoch=log,
         checkpoints=checkpoints,
+        ranks=ranks,
     )
 
 
@@ -130,14 +167,15 @@ def measure_split(
 
 
 def further_splits(
-    cells: PreparedCells, config: RunConfig, tracker: Tracker
+    cells: PreparedCells, config: RunConfig, tracker: Tracker, ranks: Ranks
 ) -> Iterator[tuple[str, Measured]]:
     """Fit and score the splits after the first: yield the seed and the values of each."""
     for seed in split_seeds(config.seed, config.evaluate.n_splits)[1:]:
         if str(seed) in tracker.measured:
             continue
         parts = cells.divided(split(cells.adata, config.preprocess.split, seed=seed))
-        fit = fit_parts(config, parts, seed, checkpoints_of(config, tracker, seed))
+        ranks.first(seed)
+        fit = fit_parts(config, parts, seed, checkpoints_of(config, tracker, seed), ranks=ranks)
         estimates = estimates_of(fit, cells, config, seed)
         yield str(seed), measure_split(estimates, cells, parts, config, seed)
 

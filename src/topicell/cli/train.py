@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -28,6 +30,7 @@ from topicell.errors import InputError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from topicell.model.ranks import Ranks
     from topicell.sweep.tracker import CurrentTrial
     from topicell.tracking.record import Record
 
@@ -42,7 +45,15 @@ def train(arguments: list[str]) -> None:
     from hydra.errors import HydraException
 
     from topicell.cli.callbacks import GridParent
+    from topicell.model.ranks import is_follower, n_processes
 
+    if n_processes() > 1 and not MULTIRUN.isdisjoint(arguments):
+        raise InputError(
+            f"{n_processes()} processes (torchrun, or WORLD_SIZE) make one run together; start a "
+            "single process, or leave out -m"
+        )
+    if is_follower():
+        arguments = _follower_arguments(arguments)
     job = Job()
     ConfigStore.instance().store(name="train_command", node=TrainCommand)
     arguments_before, full_error_before = sys.argv, os.environ.get(FULL_ERROR)
@@ -79,6 +90,20 @@ def train(arguments: list[str]) -> None:
             os.environ[FULL_ERROR] = full_error_before
     if grid is not None:
         require_reports(sorted(path for path in grid.glob("*") if path.is_dir()))
+
+
+def _follower_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a process that helps another: it writes to a temporary folder."""
+    import tempfile
+
+    scratch = tempfile.mkdtemp(prefix="topicell-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    left_out = ("resume=", "tracking", "hydra.run.dir=", "hydra.output_subdir=")
+    kept = [argument for argument in arguments if not argument.startswith(left_out)]
+    return [
+        *kept, f"hydra.run.dir={quoted(scratch)}", "hydra.output_subdir=null", "tracking=off",
+        "train.progress=false",
+    ]  # fmt: skip
 
 
 class Job:
@@ -147,34 +172,52 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) -> None:
-    """Make the run, unless ``resume`` finds that it has ended; print its scores."""
+    """Make a run or a trial; of several processes, the first one makes the run, the others help."""
     config = to_run_config(settings)
     if settings.sweep.enabled and trial is None:
         raise InputError(
             "sweep=topics needs -m, because it makes several runs: topicell train -m sweep=topics"
         )
-    from topicell.report import ReportError
-    from topicell.run import run
+    from topicell.model.ranks import together
+    from topicell.run import follow, run
     from topicell.sweep.tracker import TrialTracker
-    from topicell.tracking.interrupted import ended
-    from topicell.tracking.record import REPORT_ERROR
     from topicell.tracking.runs import open_tracker
 
     # anndata logs every column of strings that it stores as categories.
     logging.getLogger("anndata").setLevel(logging.WARNING)
-    resume = trial is None and resumes(settings.resume)
-    if resume and (record := ended(folder, dotted(config))) is not None:
+    if trial is not None:
+        tracker = open_tracker(config.tracking, folder, resume=False)
+        result = run(config, TrialTracker(tracker, trial))
+        trial.conclude(result.values)
+        raise_report_failure(result.report_error, tracker.directory)
+        return
+    # Processes that torchrun or srun has started make one run.
+    with together() as ranks:
+        if ranks.rank == 0:
+            _make_run(config, folder, ranks, resume=resumes(settings.resume))
+        elif ranks.first(None):
+            follow(config, ranks)
+
+
+def _make_run(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> None:
+    """Make the run, unless `resume` finds that it has ended; print its scores."""
+    from topicell.report import ReportError
+    from topicell.run import run
+    from topicell.tracking.interrupted import ended
+    from topicell.tracking.record import REPORT_ERROR
+    from topicell.tracking.runs import open_tracker
+
+    record = ended(folder, dotted(config)) if resume else None
+    # Tell the other processes whether there is something to do.
+    ranks.first(record is None)
+    if record is not None:
         _print_ended(folder, record, config)
         error = record.tags.get(REPORT_ERROR)
         raise_report_failure(error and ReportError(error), folder)
         return
     tracker = open_tracker(config.tracking, folder, resume=resume)
-    if trial is not None:
-        result = run(config, TrialTracker(tracker, trial))
-        trial.conclude(result.values)
-    else:
-        result = run(config, tracker)
-        print_result(result.scores, tracker.directory)
+    result = run(config, tracker, ranks)
+    print_result(result.scores, tracker.directory)
     raise_report_failure(result.report_error, tracker.directory)
 
 

@@ -357,6 +357,10 @@ class TrainConfig:
     engine: Engine = Engine.fused
     device: Device = Device.auto
     precision: Precision = Precision.tf32
+    replicates_per_device: int | None = setting(None, POSITIVE)
+    """With several processes (torchrun, srun): number of replicates in each; processes that this
+    leaves over divide the cells of each mini-batch. Null divides the replicates as far as
+    possible."""
     threads: int | None = setting(1, POSITIVE)
     """CPU threads; null keeps torch's default. On shared cores, one thread is often faster than
     two."""

@@ -21,7 +21,8 @@ from topicell.counts import Rows
 from topicell.errors import InputError
 from topicell.model.minibatches import Batch, DenseBatch, DeviceCounts, sparse_batches, sparse_wins
 from topicell.model.objective import Terms, negative_elbo
-from topicell.model.program import TopicELBO, TopicProgram
+from topicell.model.program import ReplicateNorm, TopicELBO, TopicProgram
+from topicell.model.ranks import Shards, Share, gpu_of_process
 
 BETAS = (0.9, 0.99)
 """Decay rates of Adam's moments: a shorter memory of the second moment than torch's default,
@@ -31,7 +32,7 @@ EAGER_STEPS = 3
 
 log = logging.getLogger(__name__)
 
-Loss = Callable[[TopicProgram, Batch, int, Tensor | float], tuple[Tensor, Terms]]
+Loss = Callable[..., tuple[Tensor, Terms]]
 
 
 class Optimizer:
@@ -49,9 +50,13 @@ class Optimizer:
         Engine and precision.
     x_NG
         Counts of the training cells.
+    share
+        The replicates of the program, and the cells of mini-batches, among those of all processes.
     """
 
-    def __init__(self, program: TopicProgram, config: TrainConfig, x_NG: Rows) -> None:
+    def __init__(
+        self, program: TopicProgram, config: TrainConfig, x_NG: Rows, share: Share | None = None
+    ) -> None:
         self.program = program
         self.x_NG = x_NG
         self.n_cells = x_NG.shape[0]
@@ -60,8 +65,16 @@ class Optimizer:
         self.loss: Loss = pyro_negative_elbo
         if fused:
             bfloat16 = config.precision is Precision.bfloat16
-            self.loss = functools.partial(negative_elbo, bfloat16=bfloat16)
-        self.records = fused and device.type == "cuda"
+            self.loss = functools.partial(negative_elbo, bfloat16=bfloat16, share=share)
+        self.share = share
+        self.shards: Shards | None = None
+        if share is not None and share.n_shards > 1:
+            self.shards = Shards(share.group)
+            for module in program.modules():
+                if isinstance(module, ReplicateNorm):
+                    module.shards = self.shards
+        # The exchange with other processes cannot be recorded.
+        self.records = fused and device.type == "cuda" and self.shards is None
         self.recorded: dict[int, _Recorded] = {}
         sparse = fused and sparse_wins(x_NG, device)
         self.counts = None if sparse else DeviceCounts(x_NG, device)
@@ -74,6 +87,15 @@ class Optimizer:
 
     def batches(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """Return the mini-batches of these cells, in the form that suits counts and device."""
+        if self.shards is None:
+            yield from self._made(parts)
+            return
+        assert self.share is not None
+        for part, batch in zip(parts, self._made(list(map(self.share.cells, parts))), strict=True):
+            self.shards.n_batch = len(part)
+            yield batch
+
+    def _made(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         if self.counts is None:
             return sparse_batches(self.x_NG, parts, self.library_size)
         return self.counts.batches(parts, reuse=self.records)
@@ -84,7 +106,11 @@ class Optimizer:
         self.learning_rate.fill_(learning_rate)
         if not self._advance_recorded(batch):
             self._advance(batch)
-        self.n_seen += batch.n_cells
+        self.n_seen += self._size(batch)
+
+    def _size(self, batch: Batch) -> int:
+        """Return the number of cells of a mini-batch of all processes."""
+        return batch.n_cells if self.shards is None else self.shards.n_batch
 
     def _advance_recorded(self, batch: Batch) -> bool:
         """Do the step as a CUDA graph; return False, from then on, where that is not possible."""
@@ -109,7 +135,8 @@ class Optimizer:
     def means(self) -> dict[str, np.ndarray]:
         """Return means of loss and terms since `forget`, nats per cell, each of shape (R,)."""
         names = ("loss", "reconstruction", "kl_cells", "kl_topics")
-        means = dict(zip(names, (self.sums / self.n_seen).cpu().numpy(), strict=True))
+        sums = self.sums if self.shards is None else self.shards.total(self.sums.clone())
+        means = dict(zip(names, (sums / self.n_seen).cpu().numpy(), strict=True))
         means["elbo"] = means["reconstruction"] - means["kl_cells"] - means["kl_topics"]
         return means
 
@@ -119,9 +146,18 @@ class Optimizer:
         self.n_seen = 0
 
     def _advance(self, batch: Batch) -> None:
-        loss, terms = self.loss(self.program, batch, self.n_cells, self.kl_weight)
-        # In nats per cell, so that gradients do not grow with the data.
-        (loss / self.n_cells).backward()
+        if self.shards is None:
+            loss, terms = self.loss(self.program, batch, self.n_cells, self.kl_weight)
+            # In nats per cell, so that gradients do not grow with the data.
+            (loss / self.n_cells).backward()
+        else:
+            n_batch = self.shards.n_batch
+            loss, terms = self.loss(
+                self.program, batch, self.n_cells, self.kl_weight, n_batch=n_batch
+            )
+            # The loss of the mini-batch is the mean of those of the processes, by their cells.
+            (loss * (batch.n_cells / n_batch / self.n_cells)).backward()
+            self.shards.add_up([v.grad for v in self.adam.parameters if v.grad is not None])
         self.adam.step(self.learning_rate)
         share = batch.n_cells / self.n_cells
         self.sums += torch.stack(
@@ -271,11 +307,17 @@ def pyro_negative_elbo(
 
 def resolve_device(device: Device) -> torch.device:
     """Return the device that a setting names; ``auto`` is CUDA where there is one."""
-    if device is Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device is Device.cuda and not torch.cuda.is_available():
+    if device is Device.cpu or (device is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise InputError("train.device = 'cuda': torch sees no CUDA device; use auto or cpu")
-    return torch.device(device.value)
+    number, _ = gpu_of_process()
+    return torch.device("cuda") if number is None else torch.device("cuda", number)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make a GPU the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from topicell.model.minibatches import Batch, SparseBatch
 from topicell.model.mixture import multiply
 from topicell.model.priors import logistic_normal
 from topicell.model.program import TopicProgram
+from topicell.model.ranks import Share
 
 
 class Terms(NamedTuple):
@@ -36,6 +37,20 @@ class Terms(NamedTuple):
     kl_topics: Tensor
 
 
+def noise(like: Tensor, share: Share | None, n_cells: int | None = None) -> Tensor:
+    """Return standard normal noise for a tensor whose first axis is replicates.
+
+    A process draws the noise of all replicates, and of all `n_cells` cells of a mini-batch (the
+    second axis), and uses its own, so that all processes together have the noise of a single one.
+    """
+    if share is None or (len(share.mine) == share.n_replicates and share.n_shards == 1):
+        return torch.randn_like(like, memory_format=torch.contiguous_format)
+    n_second = like.shape[1] if n_cells is None else n_cells
+    shape = (share.n_replicates, n_second, *like.shape[2:])
+    drawn = torch.randn(shape, device=like.device, dtype=like.dtype)[share.mine]
+    return drawn if n_cells is None else drawn[:, share.shard :: share.n_shards].contiguous()
+
+
 def negative_elbo(
     program: TopicProgram,
     batch: Batch,
@@ -43,6 +58,8 @@ def negative_elbo(
     kl_weight: Tensor | float = 1.0,
     *,
     bfloat16: bool = False,
+    share: Share | None = None,
+    n_batch: int | None = None,
 ) -> tuple[Tensor, Terms]:
     """Return minus the annealed ELBO of a mini-batch that represents `n_cells` cells, in nats.
 
@@ -58,6 +75,10 @@ def negative_elbo(
         Weight of both KL terms.
     bfloat16
         Compute the encoder's products in bfloat16 (on CUDA).
+    share
+        The replicates of `program`, and the cells of `batch`, among those of all processes.
+    n_batch
+        Number of cells of the mini-batch of all processes.
 
     Returns
     -------
@@ -65,12 +86,12 @@ def negative_elbo(
     """
     B = batch.n_cells
     # Drawn in the same order and shapes as in Pyro's guide.
-    topic_noise = torch.randn_like(program.topic_mean)
+    topic_noise = noise(program.topic_mean, share)
     topics_RKG, kl_topics_RK = program.likelihood.draw(
         program.topic_mean, program.topic_rho, topic_noise, program.topic_prior
     )
     m_RBK, rho_RBK = encode(program, batch, bfloat16=bfloat16)
-    cell_noise = torch.randn_like(m_RBK, memory_format=torch.contiguous_format)
+    cell_noise = noise(m_RBK, share, n_batch or B)
     theta_RBK, kl_cells_RB = logistic_normal(m_RBK, rho_RBK, cell_noise, program.cell_prior)
     reconstruction_R = program.likelihood.log_likelihood(batch, theta_RBK, topics_RKG).sum(1)
     kl_cells_R, kl_topics_R = kl_cells_RB.sum(1), kl_topics_RK.sum(1)

@@ -21,6 +21,7 @@ from topicell.model.estimates import (
 from topicell.model.fit import TopicFit, require_samples
 from topicell.model.mixture import MIXTURE
 from topicell.model.program import Likelihood, TopicProgram
+from topicell.model.ranks import Ranks
 
 
 class AmortizedFit(TopicFit):
@@ -49,26 +50,43 @@ class AmortizedFit(TopicFit):
         *,
         seed: int,
         history: list[dict[str, float]],
+        ranks: Ranks | None = None,
     ) -> Self:
-        """Order the topics of a trained program and select a replicate."""
+        """Order the topics of a trained program and select a replicate.
+
+        Of several processes, the first one computes what that needs.
+        """
         program.eval()
-        # These are means over all cells, so few samples of each are enough.
-        theta_RNK = mean_theta(program, chunks(program, counts.rows), n_samples=16, seed=seed)
-        judged = valid if valid is not None and valid.n_cells else counts
-        terms = elbo_terms(program, chunks(program, judged.rows), n_samples=2, seed=seed)
+        ranks = ranks or Ranks()
+        order_RK = selection_R = None
+        if ranks.rank == 0:
+            order_RK, selection_R = cls._order(program, counts, valid, seed)
+        order_RK, selection_R = ranks.first((order_RK, selection_R))
         return cls(
             program,
-            np.argsort(-theta_RNK.mean(1), axis=1, kind="stable"),
+            order_RK,
             model=model,
             genes=counts.genes,
             gene_ids=counts.ids,
             gene_frequency_G=counts.gene_frequency(),
-            selection_R=terms.per_cell(counts.n_cells),
+            selection_R=selection_R,
             n_train=counts.n_cells,
             history=history,
             cells=counts,
             held_out=valid if valid is not None and valid.n_cells else None,
         )
+
+    @staticmethod
+    def _order(
+        program: TopicProgram, counts: Counts, valid: Counts | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return topics by mean proportion, (R, K), and the ELBO of each replicate, (R,)."""
+        # These are means over all cells, so few samples of each are enough.
+        theta_RNK = mean_theta(program, chunks(program, counts.rows), n_samples=16, seed=seed)
+        judged = valid if valid is not None and valid.n_cells else counts
+        terms = elbo_terms(program, chunks(program, judged.rows), n_samples=2, seed=seed)
+        order_RK = np.argsort(-theta_RNK.mean(1), axis=1, kind="stable")
+        return order_RK, terms.per_cell(counts.n_cells)
 
     @property
     def own_perplexity(self) -> str:

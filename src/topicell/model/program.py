@@ -31,6 +31,7 @@ from pyro import poutine
 from pyro.distributions import Normal, TorchDistribution
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributions import constraints, kl_divergence
 from torch.nn.functional import dropout, relu, softplus
 
@@ -38,6 +39,7 @@ from topicell.config import ModelConfig
 from topicell.model.minibatches import Batch
 from topicell.model.mixture import MIXTURE
 from topicell.model.priors import NormalPrior
+from topicell.model.ranks import Shards
 
 INITIAL_TOPIC_SCALE = -3.0
 """Initial ρ: softplus(−3) ≈ 0.05, so the posterior of β is narrow from the first step on."""
@@ -50,6 +52,11 @@ LOWEST_RHO = -40.0
 """Lower bound of ρ: s ≈ 4e-18, which is practically 0, but its square can still be represented
 in single precision. Without the bound, one step of Adam can change ρ of a cell that differs much
 from the others by 50; then s underflows to 0 and the KL is infinite."""
+
+
+MOMENTUM, EPSILON = 0.1, 1e-5
+"""Weight of a mini-batch in the running statistics of batch norm, and what is added to a variance:
+torch's defaults."""
 
 
 class Slopes(Protocol):
@@ -165,10 +172,15 @@ class ReplicateNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
+        self.shards: Shards | None = None
+        """The processes that have the other cells of the mini-batch, if there are any."""
 
     def forward(self, value_RBn: Tensor) -> Tensor:
         """Return normalised values; in evaluation mode, with the running statistics of training."""
         R, B, n = value_RBn.shape
+        if self.training and self.shards is not None:
+            value_BW = value_RBn.transpose(0, 1).reshape(B, R * n)
+            return self._over_shards(value_BW, self.shards).view(B, R, n).transpose(0, 1)
         flat = nn.functional.batch_norm(
             value_RBn.transpose(0, 1).reshape(B, R * n),
             self.running_mean,
@@ -179,6 +191,44 @@ class ReplicateNorm(nn.Module):
             training=self.training and B > 1,
         )
         return flat.view(B, R, n).transpose(0, 1)
+
+    def _over_shards(self, value_BW: Tensor, shards: Shards) -> Tensor:
+        """Normalise by mean and variance of all cells of a mini-batch, and keep their averages."""
+        normalized_BW, mean_W, var_W = _SharedNorm.apply(value_BW, shards)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            unbiased_W = var_W * shards.n_batch / max(shards.n_batch - 1, 1)
+            self.running_mean.lerp_(mean_W, MOMENTUM)
+            self.running_var.lerp_(unbiased_W, MOMENTUM)
+        if self.weight is None or self.bias is None:
+            return normalized_BW  # type: ignore[no-any-return]
+        scaled_BW: Tensor = torch.addcmul(self.bias, normalized_BW, self.weight)
+        return scaled_BW
+
+
+class _SharedNorm(torch.autograd.Function):
+    """Normalise columns by their mean and variance over the cells of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, value_BW: Tensor, shards: Shards) -> Any:
+        n_batch = shards.n_batch
+        mean_W = shards.total(value_BW.sum(0, dtype=torch.float64)) / n_batch
+        centred_BW = value_BW - mean_W.to(value_BW)
+        var_W = shards.total(centred_BW.square().sum(0, dtype=torch.float64)) / n_batch
+        scale_W = (var_W + EPSILON).rsqrt().to(value_BW)
+        normalized_BW = centred_BW * scale_W
+        ctx.save_for_backward(normalized_BW, scale_W)
+        ctx.shards = shards
+        mean_W, var_W = mean_W.to(value_BW), var_W.to(value_BW)
+        ctx.mark_non_differentiable(mean_W, var_W)
+        return normalized_BW, mean_W, var_W
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_BW: Tensor, *_: Any) -> Any:
+        normalized_BW, scale_W = ctx.saved_tensors
+        sums_2W = ctx.shards.total(torch.stack([d_BW.sum(0), (d_BW * normalized_BW).sum(0)]))
+        mean_W, slope_W = sums_2W / ctx.shards.n_batch
+        return scale_W * (d_BW - mean_W - normalized_BW * slope_W), None
 
 
 class Encoder(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from topicell.config import ModelConfig, TrainConfig, as_dict
+from topicell.config import Engine, ModelConfig, TrainConfig, as_dict
 from topicell.counts import Counts
 from topicell.errors import InputError
 from topicell.model.checkpoints import Checkpoints
@@ -24,6 +24,7 @@ from topicell.model.fit import EpochMetrics, TopicFit
 from topicell.model.points import PointFit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.prodlda import PRODUCT
+from topicell.model.ranks import Ranks
 from topicell.model.training import train
 
 
@@ -67,6 +68,8 @@ class ModelSpec:
         Module of the extra ``baselines`` that must be installed; empty if none.
     on_gpu
         Whether ``train.device`` and ``train.precision`` have an effect.
+    together
+        Whether several processes can fit it, each some of the replicates; then `fit` takes `ranks`.
     """
 
     name: str
@@ -76,6 +79,7 @@ class ModelSpec:
     settings: frozenset[str] | None = None
     library: str = ""
     on_gpu: bool = False
+    together: bool = False
 
 
 LIBRARY_SETTINGS = frozenset(
@@ -110,6 +114,7 @@ MODELS = {
             train,
             _restore_lda,
             on_gpu=True,
+            together=True,
         ),
         ModelSpec(
             "prodlda",
@@ -117,6 +122,7 @@ MODELS = {
             partial(train, likelihood=PRODUCT),
             partial(AmortizedFit.restored, likelihood=PRODUCT),
             on_gpu=True,
+            together=True,
         ),
         # The passes are those of experiments/speed; for scvi-tools, those of its tutorial.
         _library(
@@ -201,6 +207,7 @@ def fit_model(
     seed: int = 0,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    ranks: Ranks | None = None,
 ) -> TopicFit:
     """Fit the model that ``model.kind`` names.
 
@@ -211,5 +218,33 @@ def fit_model(
     InputError
         The model is not available, does not accept its settings, or the data are too small for it.
     """
-    fit = require_model(model, config).fit
-    return fit(counts, valid, model, config, seed=seed, on_epoch=on_epoch, checkpoints=checkpoints)
+    spec = require_model(model, config)
+    more = {"ranks": ranks} if ranks is not None and ranks.size > 1 else {}
+    return spec.fit(
+        counts, valid, model, config, seed=seed, on_epoch=on_epoch, checkpoints=checkpoints, **more
+    )
+
+
+def require_together(model: ModelConfig, config: TrainConfig, ranks: Ranks) -> None:
+    """Check that these processes can fit a model together.
+
+    Raises
+    ------
+    InputError
+        They cannot; a single process can.
+    """
+    if ranks.size == 1:
+        return
+    if not model_spec(model.kind).together:
+        raise InputError(f"model.kind = {model.kind!r}: several processes cannot fit it; start one")
+    if config.engine is Engine.pyro:
+        raise InputError("train.engine = 'pyro': several processes need train.engine=fused")
+    if model.dropout > 0:
+        raise InputError(f"model.dropout = {model.dropout}: several processes need model.dropout=0")
+    share = ranks.share(config.n_replicates, config.replicates_per_device)
+    # Mini-batches have more than half as many cells as train.batch_size.
+    if share.n_shards > 1 and config.batch_size < 2 * share.n_shards:
+        raise InputError(
+            f"train.batch_size = {config.batch_size}: {share.n_shards} processes divide the cells "
+            f"of each mini-batch; use train.batch_size={2 * share.n_shards} or more"
+        )

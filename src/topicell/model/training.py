@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from topicell.model.engines import (
     check_precision,
     cpu_threads,
     matrix_precision,
+    on_device,
     resolve_device,
     without_denormals,
 )
@@ -41,9 +42,11 @@ from topicell.model.minibatches import Batch, shuffled
 from topicell.model.mixture import MIXTURE
 from topicell.model.posterior import AmortizedFit
 from topicell.model.program import Likelihood, TopicProgram
+from topicell.model.ranks import Ranks, Share, gpu_of_process
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.sizes import check_sizes
 from topicell.model.starts import initial_topics
+from topicell.signals import Interrupt
 
 STEPS = 250
 """Number of optimisation steps for which the default number of epochs is computed."""
@@ -71,6 +74,7 @@ def train(
     start: AmortizedFit | None = None,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    ranks: Ranks | None = None,
 ) -> AmortizedFit:
     """Fit R replicates of amortized LDA.
 
@@ -96,6 +100,10 @@ def train(
         Where the state is saved. If there is a checkpoint, training continues from it: `on_epoch`
         is also called for the epochs before it, and on the CPU the fit has the same bytes as
         without the interruption. An interrupt waits until the state is saved.
+    ranks
+        The processes that fit together; they are called with the same arguments, and return the
+        fit of a single process, up to rounding. The first one reads and writes the checkpoints,
+        which are then written at the end of epochs only.
 
     Returns
     -------
@@ -115,6 +123,9 @@ def train(
         This happened in some replicates; they are not in the fit.
     """
     check_sizes(counts, model)
+    ranks = ranks or Ranks()
+    share = ranks.share(config.n_replicates, config.replicates_per_device)
+    mine = share.mine
     device = resolve_device(config.device)
     check_precision(config.precision, device)
     n_epochs = config.epochs or default_epochs(counts.n_cells, config.batch_size)
@@ -136,7 +147,11 @@ def train(
         )
     seeds = np.random.default_rng(seed)
 
+    if share.n_shards > 1:
+        own_gpu = device.type == "cuda" and gpu_of_process()[1]
+        share = ranks.connected(share, own_gpu=own_gpu)
     with (
+        on_device(device),
         _own_randomness(seed, device),
         cpu_threads(config.threads),
         matrix_precision(config.precision, device),
@@ -153,11 +168,14 @@ def train(
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
-        optimizer = Optimizer(program, config, counts.rows)
+        if ranks.size > 1:
+            with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced
+                program = program.of_replicates(mine)
+        optimizer = Optimizer(program, config, counts.rows, share)
         validation = (
             Validation.of(program, valid, seed) if valid is not None and valid.n_cells else None
         )
-        state = State(program, optimizer, seeds)
+        state = State(program, optimizer, seeds, ranks, share)
         if start is not None:
             state.history = [*start.history]
         checkpoints = checkpoints or Checkpoints(Path(), None)
@@ -170,19 +188,23 @@ def train(
             program.train()
             last = state.batch + n_steps - state.step
             parts = shuffled(counts.n_cells, n_batches, seeds)[state.batch : last]
-            with checkpoints.held_interrupts() as interrupt:
+            with state.held_interrupts(checkpoints) as interrupt:
                 for batch in optimizer.batches(parts):
                     kl_weight = annealing_weight(state.step / n_batches, length, annealing)
                     rate = learning_rate(state.step / n_steps, config)
                     optimizer.step(batch, kl_weight=kl_weight, learning_rate=rate)
                     state.step += 1
                     state.batch += 1
-                    if interrupt.came or checkpoints.due(state.epoch, epoch_ended=False):
+                    if ranks.size == 1 and (
+                        interrupt.came or checkpoints.due(state.epoch, epoch_ended=False)
+                    ):
                         state.keep(checkpoints)
                         interrupt.pass_on()
 
             means = optimizer.means()
-            state.note_failures(not_finite(means, program))
+            failed = {mine[r]: words for r, words in not_finite(means, program).items()}
+            state.note_failures(ranks.union(failed))
+            means = {name: ranks.joined(share, value_R) for name, value_R in means.items()}
             metrics: EpochMetrics = {"epoch": first_epoch + state.epoch}
             for name, value_R in means.items():
                 metrics |= summarize(f"train/{name}", value_R[state.sound])
@@ -196,9 +218,14 @@ def train(
             )
             if validation is not None:
                 try:
-                    elbo_R, perplexity_R = validation.measure(program, counts.n_cells, state.sound)
+                    sound = [i for i, r in enumerate(mine) if r in state.sound]
+                    # Processes with the same replicates have the same weights.
+                    measured = np.zeros((2, 0))
+                    if share.shard == 0:
+                        measured = np.stack(validation.measure(program, counts.n_cells, sound))
+                    elbo_R, perplexity_R = ranks.joined(share, measured.T).T
                 except KeyboardInterrupt:
-                    state.keep(checkpoints)
+                    state.keep_interrupted(checkpoints)
                     raise
                 metrics |= summarize("valid/elbo", elbo_R)
                 metrics |= summarize("valid/perplexity", perplexity_R)
@@ -217,12 +244,12 @@ def train(
                 if on_epoch is not None:
                     on_epoch(metrics)
             except KeyboardInterrupt:
-                state.keep(checkpoints)
+                state.keep_interrupted(checkpoints)
                 raise
-            if checkpoints.due(state.epoch, epoch_ended=True):
+            if ranks.first(checkpoints.due(state.epoch, epoch_ended=True)):
                 state.keep(checkpoints)
 
-        if checkpoints.written:
+        if ranks.first(checkpoints.written):
             # An interrupt can also come after a long fit, so save the state.
             state.ended = True
             state.keep(checkpoints)
@@ -244,9 +271,12 @@ def fit_of(
     UserWarning
         Replicates were left out.
     """
+    whole = state.whole_program()
     while True:
-        program = state.program.of_replicates(state.sound) if state.failed else state.program
-        fit = AmortizedFit.of(program, counts, valid, model, seed=seed, history=state.history)
+        program = whole.of_replicates(state.sound) if state.failed else whole
+        fit = AmortizedFit.of(
+            program, counts, valid, model, seed=seed, history=state.history, ranks=state.ranks
+        )
         failed = {
             replicate: "the final ELBO"
             for replicate, elbo in zip(state.sound, fit.selection_R, strict=True)
@@ -257,7 +287,7 @@ def fit_of(
         state.note_failures(failed)
     if state.failed:
         warnings.warn(
-            f"{len(state.failed)} of {state.program.n_replicates} replicates were left out, "
+            f"{len(state.failed)} of {state.n_replicates} replicates were left out, "
             f"because they have values that are not finite ({state.described_failures()}); the "
             "fit has the other replicates. A lower train.learning_rate may prevent this",
             stacklevel=3,
@@ -359,6 +389,8 @@ class State:
     program: TopicProgram
     optimizer: Optimizer
     seeds: np.random.Generator
+    ranks: Ranks
+    share: Share
     epoch: int = 0
     """Number of complete epochs."""
     batch: int = 0
@@ -380,9 +412,48 @@ class State:
         return self._seconds_before + time.perf_counter() - self._began
 
     @property
+    def n_replicates(self) -> int:
+        """Number of replicates of all processes."""
+        return self.share.n_replicates
+
+    @property
     def sound(self) -> list[int]:
         """The replicates with only finite values."""
-        return [r for r in range(self.program.n_replicates) if r not in self.failed]
+        return [r for r in range(self.n_replicates) if r not in self.failed]
+
+    def whole_program(self) -> TopicProgram:
+        """Return the program with the replicates of all processes."""
+        if self.ranks.size == 1:
+            return self.program
+        mine = self.program
+        whole = TopicProgram(mine.n_genes, self.n_replicates, mine.config, mine.likelihood)
+        whole.load_state_dict(self._joined(mine.state_dict()))
+        return whole.to(mine.topic_mean.device)
+
+    def _joined(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors with the replicates of all processes, along the first axis."""
+        if self.ranks.size == 1:
+            return dict(tensors)
+        mine = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+        parts = self.ranks.everyone(mine)[:: self.share.n_shards]
+        return {
+            name: torch.from_numpy(
+                np.concatenate([part[name] for part in parts]) if value.ndim else value
+            )
+            for name, value in mine.items()
+        }
+
+    def _mine(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the replicates of this process of what `_joined` returns."""
+        if self.ranks.size == 1:
+            return dict(whole)
+        R, mine = self.n_replicates, self.share.mine
+        return {
+            name: value.view(R, value.shape[0] // R, *value.shape[1:])[mine].flatten(0, 1)
+            if value.ndim
+            else value
+            for name, value in whole.items()
+        }
 
     def note_failures(self, names: dict[int, str]) -> None:
         """Record replicates with values that are not finite; raise an error if no other is left."""
@@ -413,13 +484,32 @@ class State:
         self._seconds_before = 0.0
         self.begin_epoch()
 
+    def held_interrupts(
+        self, checkpoints: Checkpoints
+    ) -> contextlib.AbstractContextManager[Interrupt]:
+        """Delay interrupts during an epoch, if this process alone has the whole state."""
+        if self.ranks.size > 1:
+            return contextlib.nullcontext(Interrupt())
+        return checkpoints.held_interrupts()
+
+    def keep_interrupted(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint after an interrupt, if this process alone has the whole state."""
+        if self.ranks.size == 1:
+            self.keep(checkpoints)
+
     def keep(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint of all processes; of several, at the end of an epoch."""
         adam = self.optimizer.adam
         tensors = {f"program.{name}": value for name, value in self.program.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
         for name, values in adam.state().items():
             tensors |= {f"adam.{name}.{i}": value for i, value in enumerate(values)}
+        # The sums are 0 at the end of an epoch, and their replicates are the second axis.
+        tensors = self._joined(tensors | {"sums": self.optimizer.sums.T})
+        if self.ranks.rank > 0:
+            return
+        tensors["sums"] = tensors["sums"].T
+        # Processes draw the same random numbers.
         tensors |= {f"random.{name}": value for name, value in _random_states().items()}
         document = {
             "epoch": self.epoch,
@@ -433,16 +523,19 @@ class State:
             "n_seen": self.optimizer.n_seen,
             "epoch_seconds": self.seconds,
         }
-        checkpoints.write(tensors | {"sums": self.optimizer.sums}, document, self.step)
+        checkpoints.write(tensors, document, self.step)
 
     def restore(
         self, checkpoints: Checkpoints, on_epoch: Callable[[EpochMetrics], None] | None
     ) -> None:
         """Continue from the latest checkpoint, if there is one."""
-        found = checkpoints.latest()
+        found = self.ranks.first(checkpoints.latest() if self.ranks.rank == 0 else None)
         if found is None:
             return
         tensors, document = found
+        own = {name: value for name, value in tensors.items() if name.startswith("random.")}
+        tensors["sums"] = tensors["sums"].T
+        tensors = self._mine({n: v for n, v in tensors.items() if n not in own}) | own
 
         def of(prefix: str) -> dict[str, Tensor]:
             return {
@@ -456,7 +549,8 @@ class State:
             # Copy in place, because a recorded step keeps reading the same memory.
             for i, value in enumerate(values):
                 value.copy_(tensors[f"adam.{name}.{i}"])
-        self.optimizer.sums.copy_(tensors["sums"])
+        # Processes that divide the cells add up their sums.
+        self.optimizer.sums.copy_(tensors["sums"].T * (self.share.shard == 0))
         self.optimizer.n_seen = document["n_seen"]
         _set_random_states(of("random."))
         self.seeds.bit_generator.state = self._order = document["order"]

@@ -1,0 +1,245 @@
+"""Several processes make one run: the fit of a single process, up to rounding.
+
+Processes are started by torchrun, and by the Slurm scripts of the documentation with a replacement
+of srun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from topicell.cli import main
+from topicell.config import ModelConfig, TrainConfig
+from topicell.errors import InputError
+from topicell.model.loading import load_fit
+from topicell.model.ranks import Ranks
+from topicell.model.registry import require_together
+from topicell.tracking.record import CHECKPOINTS
+
+RUN = (
+    *("train", "data=simulated", "data.simulation.n_cells=300", "data.simulation.n_genes=60"),
+    *("data.simulation.n_topics=3", "preprocess.n_variable_genes=null", "model.n_topics=3"),
+    *("model.n_hidden=8", "train.n_replicates=4", "train.epochs=4", "evaluate.n_splits=2"),
+    *("evaluate.n_gap_cells=20", "report=off", "tracking=off"),
+)
+SLURM = Path(__file__).parent.parent / "docs" / "slurm"
+
+
+def environment(folder):
+    """Return the environment of a process that has a cache of its own."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def started(n_processes, folder, *arguments):
+    """Start a command in several processes."""
+    command = [sys.executable, "-W", "ignore", "-m"]
+    if n_processes > 1:
+        command += ["torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(n_processes), "-m"]
+    command.append("topicell")
+    return subprocess.Popen(
+        [*command, *RUN, f"hydra.run.dir={folder}/run", *arguments],
+        cwd=folder, env=environment(folder), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Return the folder of the run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    process = started(1, folder)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return folder / "run"
+
+
+def curve(run):
+    """Return the ELBO of the training cells after each epoch of the first split."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["train/elbo"] for line in lines if "train/elbo" in line]
+
+
+def require_same_run(found, expected):
+    """Compare scores, curves and topics of two runs."""
+    ours, theirs = (pd.read_csv(run / "scores.csv") for run in (found, expected))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=2e-3, atol=2e-3)
+    assert len(curve(found)) == 4
+    np.testing.assert_allclose(curve(found), curve(expected), rtol=1e-4)
+    our_fit, their_fit = load_fit(found / "model"), load_fit(expected / "model")
+    assert our_fit.n_replicates == 4
+    assert our_fit.selected == their_fit.selected
+    np.testing.assert_allclose(our_fit.beta(), their_fit.beta(), atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_processes", "per_process"),
+    [(2, None), (3, None), (2, 4), (4, 2)],
+    ids=["replicates", "unequal", "cells", "both"],
+)
+def test_several_processes_give_the_run_of_one(n_processes, per_process, alone, tmp_path):
+    more = [] if per_process is None else [f"train.replicates_per_device={per_process}"]
+    process = started(n_processes, tmp_path, *more)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert out.count("run folder") == 1
+    require_same_run(tmp_path / "run", alone)
+
+
+def followers(torchrun):
+    """Return the processes that torchrun has started, but for the first."""
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    return [
+        int(child)
+        for child in children
+        if b"RANK=0" not in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_later", [1, 2])
+def test_a_process_that_dies_ends_the_run_and_resume_continues_it(n_later, alone, tmp_path):
+    settings = ["train.checkpoint_every=1", "train.replicates_per_device=4"]
+    # Long epochs, so that there is time to end a process during the fit.
+    long = ["train.epochs=60", "evaluate.n_splits=1"]
+    process = started(2, tmp_path, *settings, *long)
+    checkpoints = tmp_path / "run" / CHECKPOINTS
+    end = time.monotonic() + 300
+    while not list(checkpoints.rglob("step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (follower,) = followers(process)
+    os.kill(follower, signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] in ("FAILED", "KILLED")
+    reached = len(curve(tmp_path / "run"))
+
+    process = started(n_later, tmp_path, *settings, *long, "resume=true")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "FINISHED"
+    assert not checkpoints.exists()
+    assert 0 < reached < 60
+    assert len(curve(tmp_path / "run")) == 60
+
+
+def test_processes_divide_all_replicates_and_cells_once():
+    for n_replicates in range(1, 6):
+        for per_process in (None, 1, 2, 3):
+            for size in range(1, 13):
+                try:
+                    shares = [
+                        Ranks(rank, size).share(n_replicates, per_process) for rank in range(size)
+                    ]
+                except InputError:
+                    continue
+                part = np.arange(17)
+                pairs = [(r, cell) for s in shares for r in s.mine for cell in s.cells(part)]
+                assert sorted(pairs) == [(r, cell) for r in range(n_replicates) for cell in part]
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "train", "message"),
+    [
+        (3, {}, {"n_replicates": 2}, "start a multiple of 2 processes"),
+        (2, {"kind": "sklearn_nmf"}, {}, "several processes cannot fit it"),
+        (2, {"dropout": 0.1}, {}, "need model.dropout=0"),
+        (2, {}, {"engine": "pyro"}, "need train.engine=fused"),
+        (4, {}, {"n_replicates": 1, "batch_size": 7}, "use train.batch_size=8 or more"),
+    ],
+)
+def test_what_several_processes_cannot_fit_is_refused(size, model, train, message):
+    configs = ModelConfig(**model), TrainConfig(**train)
+    require_together(*configs, Ranks())
+    with pytest.raises(InputError, match=message):
+        require_together(*configs, Ranks(0, size))
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, ["-m", "seed=1,2"], "make one run together"),
+        ({"WORLD_SIZE": "2"}, [], "RANK and MASTER_ADDR and MASTER_PORT are not set"),
+    ],
+)
+def test_processes_that_cannot_make_a_run_end_at_once(
+    variables, arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        main([*RUN, *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+SRUN = """#!/usr/bin/env python3
+import os, subprocess, sys
+n_tasks = int(os.environ["SLURM_NTASKS"])
+command = sys.argv[1:]
+while command[0].startswith("-"):
+    command.pop(0)
+variables = lambda i: {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+tasks = [subprocess.Popen(command, env=os.environ | variables(i)) for i in range(n_tasks)]
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def submitted(script, folder, *arguments, **variables):
+    """Run a Slurm script as a job with two tasks; srun starts them on this machine."""
+    programs = folder / "bin"
+    programs.mkdir()
+    texts = {
+        "srun": SRUN,
+        "scontrol": "#!/bin/sh\necho 127.0.0.1\n",
+        "topicell": f'#!/bin/sh\nexec {sys.executable} -W ignore -m topicell "$@"\n',
+    }
+    for name, text in texts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    given = {
+        "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "40321", "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NODELIST": "node1",
+    }  # fmt: skip
+    return subprocess.run(
+        ["bash", SLURM / script, *arguments],
+        cwd=folder, env=environment(folder) | given | variables, text=True, capture_output=True,
+        timeout=600, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_a_run_makes_one_run(alone, tmp_path):
+    done = submitted("run.sbatch", tmp_path, *RUN[1:], f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    require_same_run(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_a_sweep_starts_workers_of_one_study(tmp_path):
+    done = submitted(
+        "sweep.sbatch", tmp_path, *RUN[1:], "train.n_replicates=2", "evaluate.n_splits=1",
+        "model.n_topics=choice(2,3)", "sweep.sampler=grid", "sweep.n_trials=2",
+        f"hydra.sweep.dir={tmp_path}/sweep", TOPICELL_STUDY=f"sqlite:///{tmp_path}/study.db",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    import optuna
+
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path}/study.db")
+    assert study.n_trials == 2
