@@ -45,6 +45,7 @@ EXTRA_OF = {
     "psycopg": "postgresql",
     "hydra_plugins.hydra_joblib_launcher": "launchers",
     "hydra_plugins.hydra_submitit_launcher": "launchers",
+    "distributed": "dask",
 }
 """Modules that the README's set-up does not install, and the extra that installs them."""
 CHROMIUM = os.environ.get("TOPICELL_CHROMIUM") or next(

@@ -16,6 +16,7 @@ from topicell.counts import Counts
 from topicell.data.cells import PreparedCells
 from topicell.data.preprocessing import prepared, split
 from topicell.data.reading import data_digest, load_or_open, source_digest
+from topicell.data.workers import require_distributed
 from topicell.errors import failure
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import cpu_threads
@@ -52,6 +53,7 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
     ranks = ranks or Ranks()
     require_model(config.model, config.train)
     require_together(config.model, config.train, ranks)
+    require_distributed(config.preprocess.dask)
     cells = cells_of(config)
     # The others find the cells in the cache.
     ranks.everyone("prepared")
@@ -109,7 +111,7 @@ def cells_of(config: RunConfig) -> PreparedCells:
     """Return the prepared cells of a run."""
     with step("data"):
         adata = prepared(
-            lambda: load_or_open(config.data),
+            lambda: load_or_open(config.data, shared=config.preprocess.dask is not None),
             source_digest(config.data),
             config.preprocess,
             seed=config.seed,

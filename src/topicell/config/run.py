@@ -188,9 +188,31 @@ class PreprocessConfig:
     cache_limit_mb: int | None = setting(2000, POSITIVE)
     """Largest size of the cache of prepared data, in MB. The least recently used data are
     removed first, the data written last never; null sets no limit."""
+    dask: str | None = None
+    """Share the passes over an h5ad file or a zarr folder, which is then prepared in parts whatever
+    its size, among the workers of Dask: ``local`` starts one process for each core; or the address
+    of a scheduler (``tcp://HOST:PORT``, ``tls://HOST:PORT``), or its file (``FILE.json``)."""
 
     def __post_init__(self) -> None:
         check_fields("preprocess", self)
+        if self.dask is None:
+            return
+        require(
+            re.fullmatch(r"local|tcp://\S+:[0-9]+|tls://\S+:[0-9]+|.+\.json", self.dask)
+            is not None,
+            "preprocess.dask",
+            self.dask,
+            "give local, the address of a scheduler (tcp://HOST:PORT or tls://HOST:PORT) or its "
+            "file (FILE.json), or null",
+        )
+        require(
+            self.n_variable_genes is None
+            or self.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper),
+            "preprocess.dask",
+            self.dask,
+            f"preprocess.flavor={self.flavor.value} needs the log-normalised values of all genes "
+            "in memory; use preprocess.flavor=seurat_v3, or leave preprocess.dask out",
+        )
 
 
 class Init(Enum):

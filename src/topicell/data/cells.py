@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,10 @@ def with_source_counts(adata: AnnData, data: DataConfig, config: PreprocessConfi
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run gave them
-            found = prepared(lambda: load_or_open(data), source_digest(data), config)
+            # The workers that the run had may be gone.
+            found = prepared(
+                lambda: load_or_open(data), source_digest(data), replace(config, dask=None)
+            )
     except InputError as error:
         raise InputError(
             f"the run does not keep its counts (data.keep_counts), so its source is read: {error}"

@@ -25,8 +25,8 @@ import numpy as np
 from topicell import genes
 from topicell.config import Flavor, PreprocessConfig, SplitConfig, as_dict
 from topicell.counts import LateRows
-from topicell.data import mapped, streaming
-from topicell.data.stored import StoredCounts
+from topicell.data import mapped, streaming, workers
+from topicell.data.stored import Over, StoredCounts
 from topicell.errors import InputError, disk_is_full
 
 if TYPE_CHECKING:
@@ -100,15 +100,16 @@ def _choose(
     """
     if isinstance(data, StoredCounts):
         if config.n_variable_genes is None or config.flavor in ON_COUNTS:
-            if path is not None:
-                try:
-                    return _choose_from_file(data, config, path)
-                except OSError as error:
-                    if not disk_is_full(error):
-                        raise
-                    _warn_of_cache(Path(path).parent, error)
-            with tempfile.NamedTemporaryFile(suffix=".h5ad") as unfinished:
-                return _choose_from_file(data, config, unfinished.name)
+            with workers.shared(data, config.dask) as over:
+                if path is not None:
+                    try:
+                        return _choose_from_file(data, over, config, path)
+                    except OSError as error:
+                        if not disk_is_full(error):
+                            raise
+                        _warn_of_cache(Path(path).parent, error)
+                with tempfile.NamedTemporaryFile(suffix=".h5ad") as unfinished:
+                    return _choose_from_file(data, over, config, unfinished.name)
         warnings.warn(
             f"preprocess.flavor = {config.flavor.value!r} needs the log-normalised values of all "
             "genes: the whole file is read to memory; preprocess.flavor=seurat_v3 reads it in "
@@ -116,6 +117,11 @@ def _choose(
             stacklevel=3,
         )
         data = data.in_memory()
+    elif config.dask is not None:
+        raise InputError(
+            f"preprocess.dask = {config.dask!r} needs cells in an h5ad file or a zarr folder, but "
+            "these are in memory; leave it out"
+        )
     import scanpy as sc
 
     adata = data
@@ -141,7 +147,9 @@ def _choose(
     return adata
 
 
-def _choose_from_file(stored: StoredCounts, config: PreprocessConfig, path: str | Path) -> AnnData:
+def _choose_from_file(
+    stored: StoredCounts, over: Over, config: PreprocessConfig, path: str | Path
+) -> AnnData:
     """Do the same as `_choose` with counts that stay in their file; ``raw`` is left out."""
     outline = stored.outline
     _require_column(outline, config.batch_key, "preprocess.batch_key")
@@ -149,7 +157,7 @@ def _choose_from_file(stored: StoredCounts, config: PreprocessConfig, path: str 
     if config.batch_key is not None:
         # −1 for cells without a batch, which may be left out.
         batch_N = outline.obs[config.batch_key].astype("category").cat.codes.to_numpy(dtype=int)
-    total_N, moments = streaming.first_pass(stored, config.min_counts_per_cell, batch_N)
+    total_N, moments = streaming.first_pass(stored, over, config.min_counts_per_cell, batch_N)
     cells = total_N >= config.min_counts_per_cell
     expressed = _filtered(total_N, cells, moments.n_cells_G, config)
     genes_left = np.flatnonzero(expressed)
@@ -162,7 +170,7 @@ def _choose_from_file(stored: StoredCounts, config: PreprocessConfig, path: str 
         # The batches of the kept cells are numbered anew.
         kept_batches = np.unique(batch_N[cells])
         passes = streaming.Selection(
-            stored,
+            over,
             cells,
             np.searchsorted(kept_batches, batch_N),
             moments.of(kept_batches, chosen),
@@ -172,7 +180,8 @@ def _choose_from_file(stored: StoredCounts, config: PreprocessConfig, path: str 
             lambda span: passes.variable(config, span), config, int(cells.sum()), len(chosen)
         )
         chosen = chosen[ranked]
-    streaming.write_selected(path, stored, cells, genes_left, chosen, moments, config.target_sum)
+    target_sum = config.target_sum
+    streaming.write_selected(path, stored, over, cells, genes_left, chosen, moments, target_sum)
     adata = mapped.read(path)
     _warn_of_empty_cells(adata)
     return adata
@@ -357,7 +366,8 @@ def held_in_memory() -> Iterator[None]:
 def _identity(source_digest: str, config: PreprocessConfig) -> str:
     """Return a digest of the inputs of the prepared cells: data, settings, libraries, and code."""
     settings = as_dict(config)
-    del settings["split"], settings["cache"], settings["cache_limit_mb"]
+    for name in ("split", "cache", "cache_limit_mb", "dask"):
+        del settings[name]
     code = hashlib.sha256()
     for module in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(module.read_bytes())

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+SHARED = "preprocess.dask"
+"""The setting that needs a file in parts whatever its size."""
 N_DIGESTED = 10_000_000
 """Number of values that are digested at a time."""
 
@@ -56,16 +58,18 @@ def _in_memory(found: AnnData | StoredCounts) -> AnnData:
     return found.in_memory() if isinstance(found, StoredCounts) else found
 
 
-def load_or_open(config: DataConfig) -> AnnData | StoredCounts:
+def load_or_open(config: DataConfig, *, shared: bool = False) -> AnnData | StoredCounts:
     """Return the cells that a configuration names; those of a large file without their counts.
+
+    If the counts are `shared` by several processes (``preprocess.dask``), they stay in their file.
 
     ``uns["topicell_source"]["label_key"]`` is the label column of the configuration, else that of
     the catalogue, else empty.
 
     Returns
     -------
-    The cells in memory; or, with ``backed`` or `LARGE` matrices of an h5ad file or a zarr folder,
-    what is known without reading the counts.
+    The cells in memory; or, if `shared`, with ``backed``, or for `LARGE` matrices of an h5ad file
+    or a zarr folder, what is known without reading the counts.
 
     Raises
     ------
@@ -73,18 +77,20 @@ def load_or_open(config: DataConfig) -> AnnData | StoredCounts:
         The name is unknown, the file cannot be read, the matrix does not hold counts, or the label
         column does not exist.
     """
-    return _load(config, opens=True)
+    return _load(config, opens=True, shared=shared)
 
 
-def _load(config: DataConfig, *, opens: bool) -> AnnData | StoredCounts:
+def _load(config: DataConfig, *, opens: bool, shared: bool = False) -> AnnData | StoredCounts:
     """Return the cells that a configuration names; with `opens`, large ones without counts."""
     if config.name == "file":
         assert config.path is not None, "DataConfig with name='file' needs a path"
         options = ReadConfig(**_options(config))
-        found = _read(config.path, config.backed, "data.", options, opens=opens)
+        found = _read(config.path, config.backed, "data.", options, opens=opens, shared=shared)
     elif config.name in ("simulated", "pbmc68k", "pbmc_facs"):
         if config.backed:
             raise InputError(f"data.backed = True: needs an h5ad file, not {config.name}")
+        if shared:
+            raise InputError(f"{SHARED} needs an h5ad file or a zarr folder, not {config.name}")
         if config.name == "simulated":
             found = simulate(config.simulation)
         else:
@@ -94,7 +100,7 @@ def _load(config: DataConfig, *, opens: bool) -> AnnData | StoredCounts:
         _require_known(config.name)
         dataset = CATALOGUE[config.name]
         options = ReadConfig(**_options(config))
-        found = _read(fetch(dataset), config.backed, "data.", options, opens=opens)
+        found = _read(fetch(dataset), config.backed, "data.", options, opens=opens, shared=shared)
         _outline(found).uns["topicell_source"] |= {
             "name": dataset.name,
             "source": dataset.url,
@@ -152,28 +158,48 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
 
 
 def _read(
-    path: str | Path, backed: bool, prefix: str, config: ReadConfig, *, opens: bool
+    path: str | Path,
+    backed: bool,
+    prefix: str,
+    config: ReadConfig,
+    *,
+    opens: bool,
+    shared: bool = False,
 ) -> AnnData | StoredCounts:
-    """Read cells as `read` does; with `opens`, only open a large file."""
+    """Read cells as `read` does; with `opens`, only open a large file; with `shared`, any."""
+    setting = SHARED if shared else "backed=true"
     path = Path(path).expanduser()
     _require_readable(path)
     with named_errors(path, "data"):
         form, reader = recognise(path, config.modality, prefix)
         can_stay = form in BY_ROWS
-        if backed and not can_stay:
-            raise InputError(f"backed=true needs an h5ad file or a zarr folder, but this is {form}")
+        if (backed or shared) and not can_stay:
+            raise InputError(f"{setting} needs an h5ad file or a zarr folder, but this is {form}")
     size = size_of(path, config.layer)
-    in_parts = backed
+    in_parts = backed or shared
     if size is not None:
         can_stay &= size.by_rows
+        if shared and not can_stay:
+            raise InputError(
+                f"{path}: {SHARED} needs cells in rows, but the matrix is stored by columns (CSC); "
+                "write it again with rows (CSR)"
+            )
         in_parts |= opens and can_stay and size.n_values > stored.LARGE
     if in_parts:
         try:
             return _named(
-                path, form, reader, config, prefix, in_parts=True, alone=backed, size=size
+                path,
+                form,
+                reader,
+                config,
+                prefix,
+                in_parts=True,
+                alone=backed,
+                size=size,
+                setting=setting,
             )
         except NotInPartsError:
-            if backed:
+            if backed or shared:
                 raise
             can_stay = False
     return _named(path, form, reader, config, prefix, size=size, can_stay=can_stay)
@@ -190,6 +216,7 @@ def _named(
     in_parts: bool = False,
     alone: bool = False,
     can_stay: bool = True,
+    setting: str = "",
 ) -> AnnData | StoredCounts:
     """Return cells and genes with their names; with `in_parts`, without reading counts."""
     opened = None
@@ -204,7 +231,12 @@ def _named(
         if in_parts:
             require_no_modality(form, config.modality, prefix)
             opened = StoredCounts.of(
-                path, config.layer, alone=alone, round_values=config.round, form=form
+                path,
+                config.layer,
+                alone=alone,
+                round_values=config.round,
+                form=form,
+                setting=setting,
             )
             opened.size = size
             adata = opened.outline

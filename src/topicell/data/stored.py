@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -33,6 +33,104 @@ ROUNDED = "topicell_rounded"
 """Key of uns: number of values that were rounded to counts."""
 N_ROWS = 10_000
 """Number of cells that are read at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The counts of some successive cells.
+
+    Attributes
+    ----------
+    first
+        Place of the first cell among the rows of the matrix that is read.
+    x
+        Cells × selected genes.
+    n_repeated, n_rounded
+        Numbers of values that were added to others, and that were rounded, if they are looked for.
+    """
+
+    first: int
+    x: sp.csr_matrix
+    n_repeated: int = 0
+    n_rounded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """Where some rows of counts are: all that a process needs to read them.
+
+    Attributes
+    ----------
+    path, file
+        The file or the zarr folder, as the user wrote it for messages, and from the root.
+    where, element, round_values, form
+        As in `StoredCounts`.
+    names
+        Names of all columns of the matrix, for messages.
+    columns
+        Positions of the selected genes in the file.
+    rows
+        Positions of the cells in the file.
+    n_rows
+        Number of cells that are read at a time.
+    """
+
+    path: Path
+    file: Path
+    where: str
+    element: str
+    round_values: bool
+    form: str
+    names: np.ndarray
+    columns: np.ndarray
+    rows: range
+    n_rows: int
+
+    def chunks(self, *, repairs: bool = False) -> Iterator[Chunk]:
+        """Read the counts of the selected genes.
+
+        Parameters
+        ----------
+        repairs
+            Look for values that are repeated or were rounded.
+
+        Raises
+        ------
+        InputError
+            A value is not a count, or the file is damaged.
+        """
+        with named_errors(self.path, self.form), opened(self.file) as file:
+            matrix = _by_rows(_matrix(file[self.element]))
+            every = np.array_equal(self.columns, np.arange(matrix.shape[1]))
+            for first in self.rows[:: self.n_rows]:
+                part = matrix[first : min(first + self.n_rows, self.rows.stop)]
+                x = as_counts(
+                    part,
+                    self.where,
+                    first_row=first,
+                    round_values=self.round_values,
+                    genes=self.names,
+                    alternatives=lambda: other_count_matrices(_matrices(file), self.where),
+                )
+                yield Chunk(
+                    first - self.rows.start,
+                    x if every else x[:, self.columns],
+                    n_repeated(part) if repairs else 0,
+                    n_not_whole(part) if repairs and self.round_values else 0,
+                )
+
+
+class Over(Protocol):
+    """How a function is computed for all cells of a file: by this process, or by several.
+
+    The function takes some rows of the matrix, the same rows of the arrays `of_cells`, and the
+    other arguments. What it yields for all rows comes in the order of the file.
+    """
+
+    def __call__(
+        self, function: Callable[..., Iterator[Any]], of_cells: Sequence[np.ndarray], *others: Any
+    ) -> Iterator[Any]:
+        """Yield what the function yields for all cells."""
 
 
 @dataclass(slots=True)
@@ -76,6 +174,7 @@ class StoredCounts:
         alone: bool = True,
         round_values: bool = False,
         form: str = "h5ad",
+        setting: str = "backed=true",
     ) -> StoredCounts:
         """Find the counts of a file.
 
@@ -89,6 +188,8 @@ class StoredCounts:
             Leave out obsm, varm and uns.
         round_values, form
             As in the attributes.
+        setting
+            What asks for a file in parts, for messages.
 
         Raises
         ------
@@ -101,14 +202,14 @@ class StoredCounts:
         with opened(path) as file:
             if "mod" in file:
                 raise NotInPartsError(
-                    "holds modalities, which backed=true cannot read; leave it out"
+                    f"holds modalities, which {setting} cannot read; leave it out"
                 )
             if path.is_dir():
                 require_chunks(file)
             if not all(hasattr(file.get(name), "keys") for name in ("obs", "var")):
                 raise NotInPartsError(
-                    "has obs and var in an old form (anndata before 0.7), which backed=true cannot "
-                    "read; leave out backed=true"
+                    f"has obs and var in an old form (anndata before 0.7), which {setting} cannot "
+                    f"read; leave out {setting}"
                 )
             # `locate` finds the element in this object, which has the attributes of an AnnData,
             # without reading it.
@@ -131,42 +232,32 @@ class StoredCounts:
         outline.uns.pop("log1p", None)
         return cls(outline, path, where, place, round_values, form, columns)
 
-    def chunks(self, *, warn: bool = False) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Read the counts of the selected genes: yield the first row of a chunk, and its counts.
+    @property
+    def matrix(self) -> StoredMatrix:
+        """The counts of all cells and the selected genes."""
+        return StoredMatrix(
+            path=self.path,
+            file=self.path.absolute(),
+            where=self.where,
+            element=self.element,
+            round_values=self.round_values,
+            form=self.form,
+            names=self.columns,
+            columns=self.outline.var[POSITION].to_numpy(),
+            rows=range(self.outline.n_obs),
+            n_rows=N_ROWS,
+        )
 
-        Parameters
-        ----------
-        warn
-            Warn of values that are repeated or were rounded, at the end.
+    def over(
+        self, function: Callable[..., Iterator[Any]], of_cells: Sequence[np.ndarray], *others: Any
+    ) -> Iterator[Any]:
+        """Compute a function for all cells in this process; see `Over`."""
+        yield from function(self.matrix, *of_cells, *others)
 
-        Raises
-        ------
-        InputError
-            A value is not a count, or the file is damaged.
-        """
-        columns = self.outline.var[POSITION].to_numpy()
-        rounded = 0
-        with named_errors(self.path, self.form), opened(self.path) as file:
-            matrix = _by_rows(_matrix(file[self.element]))
-            every = np.array_equal(columns, np.arange(matrix.shape[1]))
-            repeated = 0
-            for first in range(0, matrix.shape[0], N_ROWS):
-                part = matrix[first : first + N_ROWS]
-                x = as_counts(
-                    part,
-                    self.where,
-                    first_row=first,
-                    round_values=self.round_values,
-                    genes=self.columns,
-                    alternatives=lambda: other_count_matrices(_matrices(file), self.where),
-                )
-                if warn:
-                    repeated += n_repeated(part)
-                    rounded += n_not_whole(part) if self.round_values else 0
-                yield first, x if every else x[:, columns]
-        if warn:
-            warn_of_repeats(repeated, self.where)
-            warn_of_rounded(rounded, self.where, self.outline)
+    def warn_of_repairs(self, repeated: int, rounded: int) -> None:
+        """Warn of values that were added to others, and of values that were rounded."""
+        warn_of_repeats(repeated, self.where)
+        warn_of_rounded(rounded, self.where, self.outline)
 
     def in_memory(self) -> AnnData:
         """Read all counts, and return the cells with them."""
@@ -175,7 +266,11 @@ class StoredCounts:
             fix = "preprocess.flavor=seurat_v3 can prepare them in parts"
             if lack := shortage(self.size, in_parts=False, fix=fix):
                 warnings.warn(f"{self.path}: {lack}", stacklevel=2)
-        x = sp.vstack([x for _, x in self.chunks(warn=True)], format="csr")
+        chunks = list(self.matrix.chunks(repairs=True))
+        self.warn_of_repairs(
+            sum(chunk.n_repeated for chunk in chunks), sum(chunk.n_rounded for chunk in chunks)
+        )
+        x = sp.vstack([chunk.x for chunk in chunks], format="csr")
         adata.X = adata.layers["counts"] = x
         del adata.var[POSITION]
         return adata

@@ -2,7 +2,9 @@
 
 The file is read three times: for the totals of cells and the moments of genes, for library sizes
 and the clipped sums of ``seurat_v3``, and for the counts of the chosen genes. The log-normalised
-values of all genes are never in memory.
+values of all genes are never in memory. In each pass, a function of some rows of the file yields
+partial results, which are combined in the order of the file: `topicell.data.stored.Over` says which
+process computes them.
 
 Shape suffixes: N cells, G genes, B batches.
 """
@@ -10,7 +12,7 @@ Shape suffixes: N cells, G genes, B batches.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,11 +25,13 @@ from topicell.data import mapped
 from topicell.data.features import POSITION
 
 if TYPE_CHECKING:
-    from topicell.data.stored import StoredCounts
+    from topicell.data.stored import Over, StoredCounts, StoredMatrix
 
 
 N_EXPRESSED = "topicell_n_expressed"
 """Key of uns: number of genes that passed the filters; without it, ``raw`` has them."""
+EMPTY = "Some cells have zero counts"
+"""The warning of scanpy about cells without counts."""
 
 
 @dataclass(slots=True)
@@ -41,6 +45,20 @@ class Moments:
     """Number of cells with a count of the gene, shape (G,)."""
     greatest: int = 0
     """The largest count."""
+
+    @classmethod
+    def zero(cls, n_batches: int, n_genes: int) -> Moments:
+        """Return the moments of no cells."""
+        sum_BG, squares_BG = np.zeros((2, n_batches, n_genes))
+        return cls(np.zeros(n_batches), sum_BG, squares_BG, np.zeros(n_genes, dtype=np.int64))
+
+    def add(self, other: Moments) -> None:
+        """Add the moments of other cells."""
+        self.n_B += other.n_B
+        self.sum_BG += other.sum_BG
+        self.squares_BG += other.squares_BG
+        self.n_cells_G += other.n_cells_G
+        self.greatest = max(self.greatest, other.greatest)
 
     def of(self, batches: np.ndarray, genes: np.ndarray) -> Moments:
         """Return the moments of some batches and genes."""
@@ -69,30 +87,40 @@ class Moments:
 
 
 def first_pass(
-    stored: StoredCounts, min_counts: float, batch_N: np.ndarray
+    stored: StoredCounts, over: Over, min_counts: float, batch_N: np.ndarray
 ) -> tuple[np.ndarray, Moments]:
     """Return the total of each cell, and the moments of the cells with enough counts.
 
     Parameters
     ----------
-    stored
-        The counts.
+    stored, over
+        The counts, and how functions of them are computed.
     min_counts
         Fewest counts of a cell.
     batch_N
         Number of the batch of each cell, from 0; −1 for cells without one.
     """
-    n_cells, n_genes = stored.outline.shape
     n_batches = int(batch_N.max(initial=0)) + 1
-    total_N = np.zeros(n_cells)
-    moments = Moments(
-        np.zeros(n_batches),
-        np.zeros((n_batches, n_genes)),
-        np.zeros((n_batches, n_genes)),
-        np.zeros(n_genes, dtype=np.int64),
-    )
-    for first, x in stored.chunks(warn=True):
-        rows = slice(first, first + x.shape[0])
+    totals, moments = [], Moments.zero(n_batches, stored.outline.n_vars)
+    repeated = rounded = 0
+    for part in over(_totals_and_moments, (batch_N,), min_counts, n_batches):
+        totals.append(part[0])
+        moments.add(part[1])
+        repeated, rounded = repeated + part[2], rounded + part[3]
+    stored.warn_of_repairs(repeated, rounded)
+    return np.concatenate(totals), moments
+
+
+def _totals_and_moments(
+    matrix: StoredMatrix, batch_N: np.ndarray, min_counts: float, n_batches: int
+) -> Iterator[tuple[np.ndarray, Moments, int, int]]:
+    """Yield totals and moments, and the numbers of repeated and of rounded values."""
+    n_genes = len(matrix.columns)
+    total_N, moments = np.zeros(len(matrix.rows)), Moments.zero(n_batches, n_genes)
+    repeated = rounded = 0
+    for chunk in matrix.chunks(repairs=True):
+        x, rows = chunk.x, slice(chunk.first, chunk.first + chunk.x.shape[0])
+        repeated, rounded = repeated + chunk.n_repeated, rounded + chunk.n_rounded
         total_N[rows] = np.asarray(x.sum(1)).ravel()
         kept = total_N[rows] >= min_counts
         x, batch = x[kept], batch_N[rows][kept]
@@ -104,7 +132,7 @@ def first_pass(
             moments.n_B[number] += of_batch.shape[0]
             for sums_BG, added in ((moments.sum_BG, values), (moments.squares_BG, values**2)):
                 sums_BG[number] += np.bincount(of_batch.indices, added, minlength=n_genes)
-    return total_N, moments
+    yield total_N, moments, repeated, rounded
 
 
 @dataclass(slots=True)
@@ -113,8 +141,8 @@ class Selection:
 
     Attributes
     ----------
-    stored
-        The counts.
+    over
+        How functions of the counts are computed.
     cells
         Which cells are kept, shape (N,).
     batch_N
@@ -122,10 +150,10 @@ class Selection:
     moments
         Moments of the candidates.
     candidates
-        Positions of the genes that can be chosen, among those of `stored`.
+        Positions of the genes that can be chosen, among those of the file that are selected.
     """
 
-    stored: StoredCounts
+    over: Over
     cells: np.ndarray
     batch_N: np.ndarray
     moments: Moments
@@ -151,26 +179,42 @@ class Selection:
     def _clipped_sums(self, clip_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return sums and sums of squares of counts that are clipped from above, (B, G).
 
-        Values are added one by one in the order of the file, as scanpy does, so that the last
-        digits are the same.
+        Within the rows of a partial result, values are added one by one in the order of the file,
+        as scanpy does: if this process reads all rows, the last digits are the same.
         """
-        sum_BG, squares_BG = np.zeros_like(clip_BG), np.zeros_like(clip_BG)
-        for first, x in self.stored.chunks():
-            rows = slice(first, first + x.shape[0])
-            x = x[self.cells[rows]][:, self.candidates]
-            batch = self.batch_N[rows][self.cells[rows]]
-            for number in np.unique(batch):
-                of_batch = x[batch == number]
-                genes = of_batch.indices
-                values = np.minimum(of_batch.data.astype(np.float64), clip_BG[number][genes])
-                np.add.at(sum_BG[number], genes, values)
-                np.add.at(squares_BG[number], genes, values**2)
-        return sum_BG, squares_BG
+        sums_2BG = np.zeros((2, *clip_BG.shape))
+        of_cells = (self.cells, self.batch_N)
+        for part_2BG in self.over(_clipped_sums, of_cells, self.candidates, clip_BG):
+            sums_2BG += part_2BG
+        return sums_2BG[0], sums_2BG[1]
+
+
+def _clipped_sums(
+    matrix: StoredMatrix,
+    cells: np.ndarray,
+    batch_N: np.ndarray,
+    candidates: np.ndarray,
+    clip_BG: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """Yield sums and sums of squares of clipped counts, (2, B, G)."""
+    sums_2BG = np.zeros((2, *clip_BG.shape))
+    for chunk in matrix.chunks():
+        rows = slice(chunk.first, chunk.first + chunk.x.shape[0])
+        x = chunk.x[cells[rows]][:, candidates]
+        batch = batch_N[rows][cells[rows]]
+        for number in np.unique(batch):
+            of_batch = x[batch == number]
+            genes = of_batch.indices
+            values = np.minimum(of_batch.data.astype(np.float64), clip_BG[number][genes])
+            np.add.at(sums_2BG[0, number], genes, values)
+            np.add.at(sums_2BG[1, number], genes, values**2)
+    yield sums_2BG
 
 
 def write_selected(
     path: str | Path,
     stored: StoredCounts,
+    over: Over,
     cells: np.ndarray,
     expressed: np.ndarray,
     chosen: np.ndarray,
@@ -185,8 +229,8 @@ def write_selected(
     ----------
     path
         The file, in the form of `topicell.data.mapped`.
-    stored
-        The counts.
+    stored, over
+        The counts, and how functions of them are computed.
     cells
         Which cells are kept, shape (N,).
     expressed, chosen
@@ -199,11 +243,7 @@ def write_selected(
     from anndata import AnnData
 
     if target_sum is None:
-        sizes = [
-            np.asarray(x[cells[first : first + x.shape[0]]][:, expressed].sum(1)).ravel()
-            for first, x in stored.chunks()
-        ]
-        size_N = np.concatenate(sizes)
+        size_N = np.concatenate(list(over(_library_sizes, (cells,), expressed)))
         target_sum = float(np.median(size_N[size_N > 0]))
     kept = stored.outline[cells, chosen].copy()
     outline = AnnData(
@@ -213,36 +253,59 @@ def write_selected(
         obsm=dict(kept.obsm),
         varm=dict(kept.varm),
     )
-    parts = _selected(stored, cells, expressed, np.searchsorted(expressed, chosen), target_sum)
-    mapped.write(path, outline, parts, int(moments.n_cells_G[chosen].sum()), moments.greatest)
+    places = np.searchsorted(expressed, chosen)
+    parts = over(_selected, (cells,), expressed, places, target_sum)
+    n_values = int(moments.n_cells_G[chosen].sum())
+    mapped.write(path, outline, _with_one_warning(parts), n_values, moments.greatest)
+
+
+def _library_sizes(
+    matrix: StoredMatrix, cells: np.ndarray, expressed: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yield the totals of the kept cells of each chunk."""
+    for chunk in matrix.chunks():
+        x = chunk.x[cells[chunk.first : chunk.first + chunk.x.shape[0]]]
+        yield np.asarray(x[:, expressed].sum(1)).ravel()
 
 
 def _selected(
-    stored: StoredCounts,
+    matrix: StoredMatrix,
     cells: np.ndarray,
     expressed: np.ndarray,
     places: np.ndarray,
     target_sum: float,
-) -> Iterator[tuple[sp.csr_matrix, sp.csr_matrix]]:
-    """Yield counts and log-normalised values of the kept cells of each chunk."""
+) -> Iterator[tuple[sp.csr_matrix, sp.csr_matrix, bool]]:
+    """Yield counts and log-normalised values of the kept cells of each chunk.
+
+    The third value is whether there is a cell without counts.
+    """
     import scanpy as sc
     from anndata import AnnData
 
-    warned = False
-    for first, x in stored.chunks():
-        x = x[cells[first : first + x.shape[0]]]
+    for chunk in matrix.chunks():
+        x = chunk.x[cells[chunk.first : chunk.first + chunk.x.shape[0]]]
         if not x.shape[0]:
             continue
         part = AnnData(x[:, expressed])
         counts = part.X[:, places]
         has_empty = bool((np.asarray(part.X.sum(1)) == 0).any())
         with warnings.catch_warnings():
-            if warned:  # it says once that cells have no counts
-                warnings.filterwarnings("ignore", message="Some cells have zero counts")
+            warnings.filterwarnings("ignore", message=EMPTY)
             sc.pp.normalize_total(part, target_sum=target_sum)
-        warned |= has_empty
         sc.pp.log1p(part)
-        yield counts, part.X[:, places]
+        yield counts, part.X[:, places], has_empty
+
+
+def _with_one_warning(
+    parts: Iterable[tuple[sp.csr_matrix, sp.csr_matrix, bool]],
+) -> Iterator[tuple[sp.csr_matrix, sp.csr_matrix]]:
+    """Yield counts and values; at the first cell without counts, give scanpy's warning."""
+    warned = False
+    for counts, values, has_empty in parts:
+        if has_empty and not warned:
+            warnings.warn(EMPTY, stacklevel=2)
+            warned = True
+        yield counts, values
 
 
 def expected_deviation(moments: Moments, span: float) -> np.ndarray:
