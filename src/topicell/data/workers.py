@@ -227,8 +227,8 @@ def _local(n_chunks: int) -> Iterator[Client]:
     that other users of the machine cannot give them tasks.
     """
     import dask
+    from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
-    from distributed.system import CPU_COUNT
 
     if multiprocessing.current_process().daemon:
         raise InputError(
