@@ -203,7 +203,7 @@ def test_a_scheduler_that_does_not_answer_or_has_no_workers_is_rejected(tmp_path
     found, _ = result(path, "tcp://127.0.0.1:1")
     assert "preprocess.dask = 'tcp://127.0.0.1:1': no scheduler answers within 0.5 s" in found
     found, _ = result(path, str(tmp_path / "none.json"))
-    assert "there is no such file" in found
+    assert "this is not the file of a scheduler" in found
     monkeypatch.undo()
     with LocalCluster(
         n_workers=0,

@@ -6,10 +6,12 @@ come back in the order of the file, a bounded number of them at a time.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
 import logging
 import multiprocessing
 import os
@@ -199,17 +201,12 @@ def _remote(dask: str) -> Iterator[Client]:
     """Connect to a scheduler by its address or its file."""
     from distributed import Client
 
-    by_file = dask.endswith(".json")
-    file = Path(dask).expanduser()
-    if by_file and not file.is_file():
-        raise InputError(
-            f"preprocess.dask = {dask!r}: there is no such file; `dask scheduler "
-            "--scheduler-file FILE.json` writes it"
-        )
-    where: dict[str, Any] = {"scheduler_file": str(file)} if by_file else {"address": dask}
+    address = _address_in(dask) if dask.endswith(".json") else dask
     try:
-        client = Client(**where, timeout=SECONDS, set_as_default=False, name="topicell")
-    except (OSError, ValueError, TimeoutError, KeyError) as error:
+        # A client waits forever for what is no scheduler.
+        asyncio.run(asyncio.wait_for(_identity_of(address), SECONDS))
+        client = Client(address, timeout=SECONDS, set_as_default=False)
+    except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"preprocess.dask = {dask!r}: no scheduler answers within {SECONDS} s ({why}); start "
@@ -217,6 +214,27 @@ def _remote(dask: str) -> Iterator[Client]:
         ) from error
     with client:
         yield client
+
+
+def _address_in(file: str) -> str:
+    """Return the address in the file of a scheduler."""
+    try:
+        return str(json.loads(Path(file).expanduser().read_text())["address"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"preprocess.dask = {file!r}: this is not the file of a scheduler ({error}); "
+            "`dask scheduler --scheduler-file FILE.json` writes it"
+        ) from error
+
+
+async def _identity_of(address: str) -> None:
+    """Ask a scheduler who it is."""
+    from distributed import Security
+    from distributed.core import rpc
+
+    arguments = Security().get_connection_args("client")
+    async with rpc(address, connection_args=arguments) as scheduler:
+        await scheduler.identity()
 
 
 @contextlib.contextmanager
@@ -246,7 +264,7 @@ def _local(n_chunks: int) -> Iterator[Client]:
     before = dict(os.environ)
     with (
         tempfile.TemporaryDirectory(prefix="topicell-dask-") as folder,
-        dask.config.set(settings),
+        dask.config.set({**settings, "temporary-directory": folder}),
         contextlib.ExitStack() as stack,
     ):
         with _interrupts_blocked():
