@@ -216,6 +216,7 @@ def test_a_scheduler_that_does_not_answer_or_has_no_workers_is_rejected(tmp_path
 
 @cluster_of_dask
 def test_the_command_line_starts_workers_and_ends_them(tmp_path):
+    # A new interpreter: workers import the main module of a real command.
     path = write(make(), tmp_path)
     (tmp_path / "tmp").mkdir()
     run = subprocess.run(

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topicell.errors import InputError
+from topicell.signals import held_interrupts
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -158,7 +159,7 @@ def code() -> str:
         digest.update(f"{module.relative_to(folder).as_posix()}\0".encode() + module.read_bytes())
     versions = [f"{name} {version(name)}" for name in ("numpy", "scipy", "anndata", "scanpy")]
     own = f"topicell {version('topicell')} (code {digest.hexdigest()[:8]})"
-    return ", ".join([own, *versions, f"Python {platform.python_version()}"])
+    return ", ".join([own, *versions, "Python " + ".".join(platform.python_version_tuple()[:2])])
 
 
 def _problem(theirs: str, file: str, size: int | None) -> str | None:
@@ -267,7 +268,8 @@ def _local(n_chunks: int) -> Iterator[Client]:
         dask.config.set({**settings, "temporary-directory": folder}),
         contextlib.ExitStack() as stack,
     ):
-        with _interrupts_blocked():
+        # Half a cluster could not be closed.
+        with held_interrupts(), _interrupts_blocked():
             cluster = LocalCluster(
                 n_workers=max(1, min(CPU_COUNT, n_chunks)),
                 threads_per_worker=1,
@@ -288,7 +290,7 @@ def _local(n_chunks: int) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Let Ctrl-C wait, and start processes that never receive it: it reaches this process alone."""
+    """Start processes that never receive Ctrl-C: it reaches this process alone."""
     # Python's own helper process would unblock it in the thread that starts it.
     resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
