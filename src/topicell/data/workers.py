@@ -136,11 +136,9 @@ def _part(
 
 def _result(future: Any) -> list[Any]:
     """Return the partial results of a chunk."""
-    from concurrent.futures import CancelledError
-
     try:
         found: list[Any] | Exception = future.result()
-    except (Exception, CancelledError) as error:
+    except Exception as error:
         raise RuntimeError(
             "preprocess.dask: the workers or their scheduler were lost "
             f"({type(error).__name__}: {error}); their logs say why"
