@@ -40,6 +40,7 @@ settings.load_profile("topicell")
 
 EXTRA_OF = {
     "gensim": "baselines",
+    "zarrs": "scale",
     "tomotopy": "baselines",
     "scvi": "baselines",
     "psycopg": "postgresql",

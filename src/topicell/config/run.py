@@ -101,14 +101,14 @@ class DataConfig(ReadConfig):
     name: str = "pbmc68k"
     """A data set of the catalogue, ``simulated``, or ``file``."""
     path: str | None = None
-    """With ``name: file``: h5ad, 10x h5, 10x mtx folder or a file in it, zarr, h5mu, loom, csv or
-    tsv."""
+    """With ``name: file``: h5ad, 10x h5, 10x mtx folder or a file in it, zarr, an annbatch
+    collection, h5mu, loom, csv or tsv."""
     label_key: str | None = None
     """Column of obs with known cell types; null uses that of the catalogue, if there is one."""
     backed: bool = False
     """With an h5ad file or a zarr folder: read only counts, obs and var, and prepare the counts in
     parts: those of the modelled genes are written to a file and mapped to memory. A matrix with
-    more than 30 million non-zero values is always prepared in parts."""
+    more than 30 million non-zero values, or an annbatch collection, is always prepared in parts."""
     keep_counts: bool | None = None
     """Write counts and log-normalised values to ``adata.h5ad``; null does so unless the counts were
     prepared in parts. Without them, ``topicell report`` prepares them again from the source."""

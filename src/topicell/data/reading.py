@@ -31,6 +31,7 @@ from topicell.data.formats.damage import named_errors
 from topicell.data.formats.mudata import require_no_modality
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.text import read_text
+from topicell.data.formats.zarr_folder import COLLECTION
 from topicell.data.frames import plain, require_gene_names
 from topicell.data.mapped import is_mapped
 from topicell.data.simulation import settings_digest, simulate
@@ -68,8 +69,8 @@ def load_or_open(config: DataConfig, *, shared: bool = False) -> AnnData | Store
 
     Returns
     -------
-    The cells in memory; or, if `shared`, with ``backed``, or for `LARGE` matrices of an h5ad file
-    or a zarr folder, what is known without reading the counts.
+    The cells in memory; or, if `shared`, with ``backed``, for `LARGE` matrices of an h5ad file or a
+    zarr folder, or for an annbatch collection, what is known without reading the counts.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     Parameters
     ----------
     path
-        h5ad, 10x h5, 10x mtx folder, zarr folder, csv or tsv.
+        h5ad, 10x h5, 10x mtx folder, zarr folder, annbatch collection, csv or tsv.
     backed
         Read only the counts, obs and var of an h5ad file or a zarr folder, in parts.
     prefix
@@ -139,9 +140,9 @@ def read(path: str | Path, *, backed: bool = False, prefix: str = "", **options:
     Returns
     -------
     adata
-        Counts in X and ``layers["counts"]``; unless it is `backed`, also everything else in the
-        file about these cells, except ``raw`` and the former X. Features are genes, named by
-        `topicell.data.features`.
+        Counts in X and ``layers["counts"]``; unless it is `backed` or an annbatch collection, also
+        everything else in the file about these cells, except ``raw`` and the former X. Features
+        are genes, named by `topicell.data.features`.
 
     Raises
     ------
@@ -176,7 +177,8 @@ def _read(
         if (backed or shared) and not can_stay:
             raise InputError(f"{setting} needs an h5ad file or a zarr folder, but this is {form}")
     size = size_of(path, config.layer)
-    in_parts = backed or shared
+    always = backed or shared or form == COLLECTION
+    in_parts = always
     if size is not None:
         can_stay &= size.by_rows
         if shared and not can_stay:
@@ -194,12 +196,12 @@ def _read(
                 config,
                 prefix,
                 in_parts=True,
-                alone=backed,
+                alone=backed or form == COLLECTION,
                 size=size,
                 setting=setting,
             )
         except NotInPartsError:
-            if backed or shared:
+            if always:
                 raise
             can_stay = False
     return _named(path, form, reader, config, prefix, size=size, can_stay=can_stay)

@@ -1,8 +1,12 @@
-"""Counts that stay in a file, h5ad or zarr, and are read in chunks of cells."""
+"""Counts that stay in a file, h5ad or zarr, and are read in chunks of cells.
+
+The cells of an annbatch collection are those of its datasets, one after the other.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from topicell.counts import TOLERANCE, as_counts, locate, other_count_matrices
+from topicell.counts import TOLERANCE, as_counts, locate, other_count_matrices, require_sound
 from topicell.data.features import POSITION
 from topicell.data.formats.damage import named_errors
 from topicell.data.formats.repeats import n_repeated, warn_of_repeats
-from topicell.data.formats.zarr_folder import require_chunks
+from topicell.data.formats.zarr_folder import datasets_of, require_chunks
 from topicell.errors import InputError, NotInPartsError
 from topicell.memory import Size, needed, shortage
 
@@ -100,17 +104,18 @@ class StoredMatrix:
             A value is not a count, or the file is damaged.
         """
         with named_errors(self.path, self.form), opened(self.file) as file:
-            matrix = _by_rows(_matrix(file[self.element]))
+            matrix = _rows(file, self.element, self.where, self.form)
             every = np.array_equal(self.columns, np.arange(matrix.shape[1]))
             for first in self.rows[:: self.n_rows]:
-                part = matrix[first : min(first + self.n_rows, self.rows.stop)]
+                with _compiled_codecs():
+                    part = matrix[first : min(first + self.n_rows, self.rows.stop)]
                 x = as_counts(
                     part,
                     self.where,
                     first_row=first,
                     round_values=self.round_values,
                     genes=self.names,
-                    alternatives=lambda: other_count_matrices(_matrices(file), self.where),
+                    alternatives=lambda: _other_places(file, self.where),
                 )
                 yield Chunk(
                     first - self.rows.start,
@@ -196,40 +201,29 @@ class StoredCounts:
         InputError
             obs and var have an old form, or there is no such layer.
         """
-        from anndata import AnnData
-        from anndata.io import read_elem
-
+        found: dict[str, tuple[str, str, AnnData]] = {}
         with opened(path) as file:
             if "mod" in file:
                 raise NotInPartsError(
                     f"holds modalities, which {setting} cannot read; leave it out"
                 )
-            if path.is_dir():
-                require_chunks(file)
-            if not all(hasattr(file.get(name), "keys") for name in ("obs", "var")):
-                raise NotInPartsError(
-                    f"has obs and var in an old form (anndata before 0.7), which {setting} cannot "
-                    f"read; leave out {setting}"
-                )
-            # `locate` finds the element in this object, which has the attributes of an AnnData,
-            # without reading it.
-            where, element, _ = locate(_matrices(file), layer)
-            obs, var = _table(file["obs"]), _table(file["raw/var" if where == "raw" else "var"])
-            shape = element.shape
-            if tuple(shape) != (len(obs), len(var)):
+            for name, group in _groups(file).items():
+                with _named_dataset(name, form):
+                    if path.is_dir():
+                        require_chunks(group)
+                    found[name] = _outline(
+                        group, layer, alone=alone, setting=setting
+                    )
+        where, place, _ = next(iter(found.values()))
+        for name, (other, _, _) in found.items():
+            if other != where:
                 raise InputError(
-                    f"{where} has {shape[0]} rows × {shape[1]} columns, but the file names "
-                    f"{len(obs)} cells and {len(var)} genes; write it again"
+                    f"the counts are in {where} of {next(iter(found))}, but in {other} of {name}; "
+                    "set layer to one that all datasets have"
                 )
-            place = "raw/X" if where == "raw" else "X" if where == "X" else _place_of(layer)
-            kept = () if alone or where == "raw" else ("obsm", "varm", "uns")
-            others = {name: read_elem(file[name]) for name in kept if name in file}
-        columns = var.index.astype(str).to_numpy()
-        var[POSITION] = np.arange(len(var))
-        empty = sp.csr_matrix(shape, dtype=np.float32)
-        outline = AnnData(empty, obs=obs, var=var, layers={"counts": empty}, **others)
-        # It says that X holds logarithms.
-        outline.uns.pop("log1p", None)
+        outline = _joined({name: part for name, (_, _, part) in found.items()})
+        columns = outline.var_names.astype(str).to_numpy()
+        outline.var[POSITION] = np.arange(outline.n_vars)
         return cls(outline, path, where, place, round_values, form, columns)
 
     @property
@@ -300,20 +294,32 @@ def size_of(path: Path, layer: str | None) -> Size | None:
         if "matrix/shape" in file and "obs" not in file:
             n_genes, n_cells = map(int, file["matrix/shape"][()])
             return Size(n_cells, n_genes, int(file["matrix/data"].shape[0]))
-        place = layer if layer in ("X", "raw") else f"layers/{layer}"
-        if layer is None:
-            place = "layers/counts" if "layers/counts" in file else "X"
-        element = file["raw/X" if place == "raw" else place]
-        matrix = _matrix(element)
-        n_cells, n_genes = map(int, matrix.shape)
-        if hasattr(element, "keys"):
-            by_rows = matrix.format == "csr"
-            return Size(n_cells, n_genes, int(element["data"].shape[0]), by_rows=by_rows)
-        rows = np.unique(np.linspace(0, n_cells - 1, min(N_SAMPLED, n_cells)).astype(int))
-        share = np.mean([np.count_nonzero(matrix[int(row)]) for row in rows]) / n_genes
-        n_bytes = n_cells * n_genes * matrix.dtype.itemsize
-        return Size(n_cells, n_genes, int(share * n_cells * n_genes), dense_bytes=n_bytes)
+        sizes = [_size_of(group, layer) for group in _groups(file).values()]
+        return Size(
+            sum(size.n_cells for size in sizes),
+            sizes[0].n_genes,
+            sum(size.n_values for size in sizes),
+            by_rows=all(size.by_rows for size in sizes),
+            dense_bytes=sum(size.dense_bytes for size in sizes),
+        )
     return None
+
+
+def _size_of(file: Any, layer: str | None) -> Size:
+    """Return the size of the counts of one AnnData."""
+    place = layer if layer in ("X", "raw") else f"layers/{layer}"
+    if layer is None:
+        place = "layers/counts" if "layers/counts" in file else "X"
+    element = file["raw/X" if place == "raw" else place]
+    matrix = _matrix(element)
+    n_cells, n_genes = map(int, matrix.shape)
+    if hasattr(element, "keys"):
+        by_rows = matrix.format == "csr"
+        return Size(n_cells, n_genes, int(element["data"].shape[0]), by_rows=by_rows)
+    rows = np.unique(np.linspace(0, n_cells - 1, min(N_SAMPLED, n_cells)).astype(int))
+    share = np.mean([np.count_nonzero(matrix[int(row)]) for row in rows]) / n_genes
+    n_bytes = n_cells * n_genes * matrix.dtype.itemsize
+    return Size(n_cells, n_genes, int(share * n_cells * n_genes), dense_bytes=n_bytes)
 
 
 def how_to_fit(size: Size, *, in_parts: bool, can_stay: bool) -> str:
@@ -341,6 +347,134 @@ def opened(path: Path) -> Iterator[Any]:
 
     with h5py.File(path, "r") as file:
         yield file
+
+
+def _groups(file: Any) -> dict[str, Any]:
+    """Return each AnnData of a file: the datasets of a collection by name, or the file itself."""
+    import h5py
+
+    datasets = {} if isinstance(file, h5py.File) else datasets_of(file)
+    return datasets or {"": file}
+
+
+def _rows(file: Any, element: str, where: str, form: str) -> Any:
+    """Return the matrix of a file, or those of a collection as one, to be sliced by rows."""
+    matrices = {name: _by_rows(_matrix(group[element])) for name, group in _groups(file).items()}
+    return matrices[""] if "" in matrices else _Stacked(matrices, where, form)
+
+
+def _other_places(file: Any, where: str) -> list[str]:
+    """Return the names of other matrices with counts, in the first dataset of a collection."""
+    return other_count_matrices(_matrices(next(iter(_groups(file).values()))), where)
+
+
+class _Stacked:
+    """The matrices of the datasets of a collection, one below the other."""
+
+    def __init__(self, matrices: dict[str, Any], where: str, form: str) -> None:
+        self._matrices, self._where, self._form = matrices, where, form
+        n_cells = sum(int(matrix.shape[0]) for matrix in matrices.values())
+        self.shape = (n_cells, int(next(iter(matrices.values())).shape[1]))
+
+    def __getitem__(self, rows: slice) -> Any:
+        parts, start = [], 0
+        for name, matrix in self._matrices.items():
+            first, last = max(rows.start - start, 0), min(rows.stop - start, matrix.shape[0])
+            if first < last:
+                with _named_dataset(name, self._form):
+                    parts.append(matrix[first:last])
+                    require_sound(parts[-1], self._where)
+            start += matrix.shape[0]
+        if len(parts) == 1:
+            return parts[0]
+        return sp.vstack([sp.csr_matrix(part) for part in parts], format="csr")
+
+
+@contextlib.contextmanager
+def _named_dataset(name: str, form: str) -> Iterator[None]:
+    """Begin the message of an error with the name of a dataset; the name of a file is empty."""
+    with named_errors(Path(name), form) if name else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _compiled_codecs() -> Iterator[None]:
+    """Let zarr read chunks with zarrs if it is installed (the extra ``scale``)."""
+    if importlib.util.find_spec("zarrs") is None:
+        yield
+        return
+    import zarr
+
+    path = "zarrs.ZarrsCodecPipeline"
+    with warnings.catch_warnings(), zarr.config.set({"codec_pipeline.path": path}):
+        # It leaves arrays with other codecs to zarr.
+        warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
+        yield
+
+
+def _outline(
+    file: Any, layer: str | None, *, alone: bool, setting: str
+) -> tuple[str, str, AnnData]:
+    """Return the name of the counts of an AnnData, their place, and the cells without counts."""
+    from anndata import AnnData
+    from anndata.io import read_elem
+
+    if not all(hasattr(file.get(name), "keys") for name in ("obs", "var")):
+        raise NotInPartsError(
+            f"has obs and var in an old form (anndata before 0.7), which {setting} cannot "
+            f"read; leave out {setting}"
+        )
+    # `locate` finds the element in this object, which has the attributes of an AnnData, without
+    # reading it.
+    where, element, _ = locate(_matrices(file), layer)
+    obs, var = _table(file["obs"]), _table(file["raw/var" if where == "raw" else "var"])
+    shape = element.shape
+    if tuple(shape) != (len(obs), len(var)):
+        raise InputError(
+            f"{where} has {shape[0]} rows × {shape[1]} columns, but the file names "
+            f"{len(obs)} cells and {len(var)} genes; write it again"
+        )
+    place = "raw/X" if where == "raw" else "X" if where == "X" else _place_of(layer)
+    kept = () if alone or where == "raw" else ("obsm", "varm", "uns")
+    others = {name: read_elem(file[name]) for name in kept if name in file}
+    empty = sp.csr_matrix(shape, dtype=np.float32)
+    outline = AnnData(empty, obs=obs, var=var, layers={"counts": empty}, **others)
+    # It says that X holds logarithms.
+    outline.uns.pop("log1p", None)
+    return where, place, outline
+
+
+def _joined(parts: dict[str, AnnData]) -> AnnData:
+    """Return the cells of all datasets, which have the same genes; only obs and var are kept.
+
+    Columns of obs that a dataset lacks are missing for its cells; columns of var are those that
+    all datasets have, with the same values.
+    """
+    import anndata
+
+    (first, outline), *others = parts.items()
+    if not others:
+        return outline
+    var = outline.var
+    for name, other in others:
+        if not other.var_names.equals(outline.var_names):
+            raise InputError(
+                f"{name} has other genes than {first} ({_difference(outline, other)}); all "
+                "datasets need the same genes in the same order: create the collection again"
+            )
+        var = var[[c for c in var if c in other.var and other.var[c].equals(var[c])]]
+    tables = [anndata.AnnData(obs=part.obs) for part in parts.values()]
+    obs = anndata.concat(tables, join="outer").obs
+    empty = sp.csr_matrix((len(obs), len(var)), dtype=np.float32)
+    return anndata.AnnData(empty, obs=obs, var=var.copy(), layers={"counts": empty})
+
+
+def _difference(one: AnnData, other: AnnData) -> str:
+    """Return the first gene that differs, for a message."""
+    for place, (a, b) in enumerate(zip(one.var_names, other.var_names, strict=False)):
+        if a != b:
+            return f"gene {place + 1} is {b!r} instead of {a!r}"
+    return f"{other.n_vars} instead of {one.n_vars}"
 
 
 def _place_of(layer: str | None) -> str:

@@ -21,7 +21,7 @@ from topicell.data.formats.mtx import read_mtx
 from topicell.data.formats.mudata import is_mudata, require_no_modality
 from topicell.data.formats.tenx import is_10x_h5, read_10x_h5
 from topicell.data.formats.text import SEPARATORS, read_text
-from topicell.data.formats.zarr_folder import read_zarr
+from topicell.data.formats.zarr_folder import COLLECTION, is_collection, read_zarr
 from topicell.errors import InputError
 
 if TYPE_CHECKING:
@@ -294,6 +294,14 @@ FORMS = [
     Form("10x mtx files", _is_sample, read_mtx),
     *(Form(suffix[1:], partial(_is_table, suffix), read_text, suffix[1:]) for suffix in SEPARATORS),
     Form("a zarr folder in zip", _is_zip, read_zarr, modalities=True),
+    # It is read in parts only; in an archive, its reader rejects it.
+    Form(
+        COLLECTION,
+        lambda path: _is_zarr(path) and is_collection(path),
+        read_zarr,
+        "an annbatch collection",
+        by_rows=True,
+    ),
     Form(
         "a zarr folder",
         _is_zarr,

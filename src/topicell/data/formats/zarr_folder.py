@@ -1,9 +1,14 @@
-"""Reader of AnnData and MuData in zarr folders, also in one zip archive."""
+"""Reader of AnnData and MuData in zarr folders, also in one zip archive; annbatch collections.
+
+An annbatch collection is a zarr group whose members ``dataset_0``, ``dataset_1``, … are AnnData of
+the same genes. `topicell.data.stored` reads it in parts.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +22,12 @@ from topicell.errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+COLLECTION = "an annbatch collection"
+"""Name of the format in messages."""
+_MARK = "annbatch-preshuffled"
+"""The attribute ``encoding-type`` of a collection."""
+_DATASET = re.compile("dataset_([0-9]+)")
 
 
 def read_zarr(path: Path, modality: str | None = None, prefix: str = "") -> AnnData:
@@ -54,8 +65,50 @@ def _read_group(group: Any, modality: str | None, prefix: str) -> AnnData:
         require_chunks(group, f"mod/{chosen}/")
         return read_modality(group, chosen)
     require_no_modality("AnnData", modality, prefix)
+    if _is_collection(group):
+        raise InputError(f"is {COLLECTION} in a zip archive; unpack it and give the folder")
     require_chunks(group)
     return anndata.read_zarr(group)
+
+
+def is_collection(path: Path) -> bool:
+    """Return whether a zarr folder is an annbatch collection."""
+    import zarr
+
+    # The reader of zarr folders reports what is wrong with a damaged one.
+    with contextlib.suppress(Exception):
+        return _is_collection(zarr.open_group(path, mode="r"))
+    return False
+
+
+def _is_collection(group: Any) -> bool:
+    return group.attrs.get("encoding-type") == _MARK or (
+        "dataset_0" in group and "obs" not in group
+    )
+
+
+def datasets_of(group: Any) -> dict[str, Any]:
+    """Return the datasets of an annbatch collection by name, in order; none of another group.
+
+    Raises
+    ------
+    InputError
+        A collection lacks a dataset, or all.
+    """
+    if not _is_collection(group):
+        return {}
+    numbers = sorted(int(found[1]) for name in group if (found := _DATASET.fullmatch(name)))
+    if not numbers:
+        raise InputError(
+            "is an annbatch collection without datasets; create it again (with annbatch's "
+            "DatasetCollection.add_adatas)"
+        )
+    if missing := set(range(numbers[-1])).difference(numbers):
+        raise InputError(
+            f"lacks dataset_{min(missing)} of {numbers[-1] + 1} datasets; the folder is "
+            "incomplete: copy or create it again"
+        )
+    return {f"dataset_{number}": group[f"dataset_{number}"] for number in numbers}
 
 
 def require_chunks(group: Any, prefix: str = "") -> None:
