@@ -211,9 +211,7 @@ class StoredCounts:
                 with _named_dataset(name, form):
                     if path.is_dir():
                         require_chunks(group)
-                    found[name] = _outline(
-                        group, layer, alone=alone, setting=setting
-                    )
+                    found[name] = _outline(group, layer, alone=alone, setting=setting)
         where, place, _ = next(iter(found.values()))
         for name, (other, _, _) in found.items():
             if other != where:
