@@ -7,6 +7,7 @@ of srun.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -31,13 +32,18 @@ RUN = (
     *("data.simulation.n_topics=3", "preprocess.n_variable_genes=null", "model.n_topics=3"),
     *("model.n_hidden=8", "train.n_replicates=4", "train.epochs=4", "evaluate.n_splits=2"),
     *("evaluate.n_gap_cells=20", "report=off", "tracking=off"),
+    "train.early_stopping.enabled=true",
 )
 SLURM = Path(__file__).parent.parent / "docs" / "slurm"
 
 
 def environment(folder):
     """Return the environment of a process that has a cache of its own."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    temporary = folder / "temporary"
+    temporary.mkdir(exist_ok=True)
+    return os.environ | {
+        "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(temporary)
+    }  # fmt: skip
 
 
 def started(n_processes, folder, *arguments):
@@ -107,38 +113,60 @@ def followers(torchrun):
     ]
 
 
+LONG = ("train.epochs=60", "evaluate.n_splits=1")
+"""Settings of a run that lasts long enough to end a process during the fit."""
+
+
+@pytest.fixture(scope="module")
+def long_alone(tmp_path_factory):
+    """Return the training curve of a longer run of one process."""
+    folder = tmp_path_factory.mktemp("long")
+    process = started(1, folder, *LONG)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return curve(folder / "run")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("n_later", [1, 2])
-def test_a_process_that_dies_ends_the_run_and_resume_continues_it(n_later, alone, tmp_path):
-    settings = ["train.checkpoint_every=1", "train.replicates_per_device=4"]
-    # Long epochs, so that there is time to end a process during the fit.
-    long = ["train.epochs=60", "evaluate.n_splits=1"]
-    process = started(2, tmp_path, *settings, *long)
+@pytest.mark.parametrize(
+    ("n_before", "per_process", "n_later"),
+    [(2, 4, 1), (2, 4, 2), (2, 2, 2), (1, 4, 2)],
+    ids=["cells-one", "cells-cells", "replicates-cells", "one-cells"],
+)
+def test_a_process_that_dies_ends_the_run_and_resume_continues_it(
+    n_before, per_process, n_later, long_alone, tmp_path
+):
+    # One process also keeps its state during an epoch.
+    every = "train.checkpoint_every=1" if n_before > 1 else "train.checkpoint_every=0.01s"
+    before = f"train.replicates_per_device={per_process}"
+    process = started(n_before, tmp_path, *LONG, every, before)
     checkpoints = tmp_path / "run" / CHECKPOINTS
     end = time.monotonic() + 300
     while not list(checkpoints.rglob("step-*")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.05)
-    (follower,) = followers(process)
-    os.kill(follower, signal.SIGKILL)
+    (victim,) = followers(process) if n_before > 1 else [process.pid]
+    os.kill(victim, signal.SIGKILL)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 1, err
+    assert process.returncode == (1 if n_before > 1 else -signal.SIGKILL), err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["status"] in ("FAILED", "KILLED")
+    assert record["status"] in (("FAILED", "KILLED") if n_before > 1 else ("RUNNING",))
     reached = len(curve(tmp_path / "run"))
 
-    process = started(n_later, tmp_path, *settings, *long, "resume=true")
+    later = ["resume=true", "train.replicates_per_device=4"]
+    process = started(n_later, tmp_path, *LONG, every, *later)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "FINISHED"
     assert not checkpoints.exists()
-    assert 0 < reached < 60
-    assert len(curve(tmp_path / "run")) == 60
+    assert reached < 60
+    np.testing.assert_allclose(curve(tmp_path / "run"), long_alone, rtol=1e-3)
 
 
 def test_processes_divide_all_replicates_and_cells_once():
+    refused = []
     for n_replicates in range(1, 6):
         for per_process in (None, 1, 2, 3):
             for size in range(1, 13):
@@ -147,10 +175,19 @@ def test_processes_divide_all_replicates_and_cells_once():
                         Ranks(rank, size).share(n_replicates, per_process) for rank in range(size)
                     ]
                 except InputError:
+                    refused.append((n_replicates, per_process, size))
                     continue
                 part = np.arange(17)
                 pairs = [(r, cell) for s in shares for r in s.mine for cell in s.cells(part)]
                 assert sorted(pairs) == [(r, cell) for r in range(n_replicates) for cell in part]
+    for n_replicates, per_process, size in refused:
+        # The number of processes is no multiple of that of groups of replicates.
+        groups = math.ceil(n_replicates / (per_process or 1))
+        assert size > 1
+        assert size % (groups if per_process else min(groups, size))
+    assert (4, None, 2) not in refused
+    assert (4, 3, 1) not in refused
+    assert (4, None, 6) in refused
 
 
 @pytest.mark.parametrize(
@@ -215,7 +252,7 @@ def submitted(script, folder, *arguments, **variables):
         (programs / name).chmod(0o755)
     given = {
         "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "40321", "SLURM_NTASKS": "2",
-        "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NODELIST": "node1",
+        "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NODELIST": "node1",
     }  # fmt: skip
     return subprocess.run(
         ["bash", SLURM / script, *arguments],

@@ -7,6 +7,7 @@ run folder, and in the tracker.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,10 +15,10 @@ from pathlib import Path
 from topicell.config import ExternalConfig, RunConfig
 from topicell.counts import Counts
 from topicell.data.cells import PreparedCells
-from topicell.data.preprocessing import prepared, split
+from topicell.data.preprocessing import prepared, settings_of_data, split
 from topicell.data.reading import data_digest, load_or_open, source_digest
 from topicell.data.workers import require_distributed
-from topicell.errors import failure
+from topicell.errors import InputError, failure
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import cpu_threads
 from topicell.model.fit import EpochMetrics, TopicFit
@@ -55,8 +56,9 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
     require_together(config.model, config.train, ranks)
     require_distributed(config.preprocess.dask)
     cells = cells_of(config)
-    # The others find the cells in the cache.
-    ranks.everyone("prepared")
+    if ranks.size > 1:
+        ranks.first("prepared")  # the others find the cells in the cache
+        require_same_cells(cells, ranks)
     device = check_run(config, cells)
     with (
         recorded(config, tracker, cells, {"device": device}) as last_tags,
@@ -93,10 +95,11 @@ def follow(config: RunConfig, ranks: Ranks) -> None:
     """Help the first process of a run, which calls `run`, with its fits."""
     require_model(config.model, config.train)
     require_together(config.model, config.train, ranks)
-    ranks.everyone("prepared")
+    ranks.first(None)  # the cells are prepared
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first process gives them
         cells = cells_of(config)
+        require_same_cells(cells, ranks)
         check_run(config, cells)
         with cpu_threads(config.train.threads):
             # A resumed run has already scored some splits.
@@ -109,14 +112,34 @@ def follow(config: RunConfig, ranks: Ranks) -> None:
 
 def cells_of(config: RunConfig) -> PreparedCells:
     """Return the prepared cells of a run."""
+    data = settings_of_data(config.data, config.preprocess)
     with step("data"):
         adata = prepared(
-            lambda: load_or_open(config.data, shared=config.preprocess.dask is not None),
-            source_digest(config.data),
+            lambda: load_or_open(data, shared=config.preprocess.dask is not None),
+            source_digest(data),
             config.preprocess,
             seed=config.seed,
         )
     return PreparedCells(adata)
+
+
+def require_same_cells(cells: PreparedCells, ranks: Ranks) -> None:
+    """Check that all processes have the same cells and genes.
+
+    Raises
+    ------
+    InputError
+        They have not.
+    """
+    names = [cells.adata.obs_names, cells.adata.var_names]
+    digest = hashlib.sha256("\0".join(name for axis in names for name in axis).encode())
+    found = ranks.everyone((*cells.adata.shape, digest.hexdigest()))
+    if len(set(found)) > 1:
+        sizes = ", ".join(f"{n_cells} cells × {n_genes} genes" for n_cells, n_genes, _ in found)
+        raise InputError(
+            f"the processes have different cells or genes ({sizes}); data.path and the cache "
+            "(XDG_CACHE_HOME) must be the same on all machines"
+        )
 
 
 def checkpoints_of(config: RunConfig, tracker: Tracker, seed: int) -> Checkpoints:

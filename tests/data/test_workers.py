@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import anndata
@@ -18,11 +19,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from topicell.config import DataConfig, Flavor, PreprocessConfig
+from topicell.config import DataConfig, Flavor, PreprocessConfig, RunConfig
 from topicell.data import mapped, stored, workers
+from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import prepared, preprocess
 from topicell.data.reading import load_or_open
 from topicell.errors import InputError
+from topicell.run import cells_of
 
 cluster_of_dask = pytest.mark.extras("distributed")
 
@@ -159,6 +162,21 @@ def test_the_cache_does_not_depend_on_dask(address, tmp_path):
     result(path, None, folder=tmp_path / "cache")
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [kept.name]
     assert kept.read_bytes() == written
+
+
+@cluster_of_dask
+def test_a_run_without_dask_has_its_own_cells_in_memory(address, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = DataConfig(name="file", path=str(write(make(), tmp_path)))
+    preprocess = PreprocessConfig(n_variable_genes=40, dask=address)
+    shared = cells_of(RunConfig(data=data, preprocess=preprocess)).adata
+    alone = cells_of(RunConfig(data=data, preprocess=replace(preprocess, dask=None))).adata
+    in_parts = RunConfig(data=replace(data, backed=True), preprocess=replace(preprocess, dask=None))
+    assert is_mapped(shared)
+    assert not is_mapped(alone)
+    assert alone.raw is not None
+    assert is_mapped(cells_of(in_parts).adata)
+    assert len(list((tmp_path / "cache" / "topicell" / "prepared").iterdir())) == 2
 
 
 @cluster_of_dask

@@ -12,7 +12,7 @@ import numpy as np
 
 from topicell.config import DataConfig, PreprocessConfig
 from topicell.counts import Counts, LateRows
-from topicell.data.preprocessing import PARTS, column, prepared
+from topicell.data.preprocessing import PARTS, column, prepared, settings_of_data
 from topicell.data.reading import load_or_open, source_digest
 from topicell.errors import InputError
 
@@ -33,9 +33,8 @@ def with_source_counts(adata: AnnData, data: DataConfig, config: PreprocessConfi
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run gave them
             # The workers that the run had may be gone.
-            found = prepared(
-                lambda: load_or_open(data), source_digest(data), replace(config, dask=None)
-            )
+            read, alone = settings_of_data(data, config), replace(config, dask=None)
+            found = prepared(lambda: load_or_open(read), source_digest(read), alone)
     except InputError as error:
         raise InputError(
             f"the run does not keep its counts (data.keep_counts), so its source is read: {error}"

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell import genes
-from topicell.config import Flavor, PreprocessConfig, SplitConfig, as_dict
+from topicell.config import DataConfig, Flavor, PreprocessConfig, SplitConfig, as_dict
 from topicell.counts import LateRows
 from topicell.data import mapped, streaming, workers
 from topicell.data.stored import Over, StoredCounts
@@ -284,6 +285,11 @@ def split(adata: AnnData, config: SplitConfig, *, seed: int = 0) -> pd.Categoric
             "training"
         )
     return pd.Categorical.from_codes(part, categories=pd.Index(PARTS))
+
+
+def settings_of_data(data: DataConfig, config: PreprocessConfig) -> DataConfig:
+    """Return the settings by which data are read: in parts if the workers of Dask share them."""
+    return data if config.dask is None else replace(data, backed=True)
 
 
 def prepared(

@@ -107,7 +107,7 @@ class StoredMatrix:
             matrix = _rows(file, self.element, self.where, self.form)
             every = np.array_equal(self.columns, np.arange(matrix.shape[1]))
             for first in self.rows[:: self.n_rows]:
-                with _compiled_codecs():
+                with _compiled_codecs(self.file):
                     part = matrix[first : min(first + self.n_rows, self.rows.stop)]
                 x = as_counts(
                     part,
@@ -396,15 +396,15 @@ def _named_dataset(name: str, form: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _compiled_codecs() -> Iterator[None]:
-    """Let zarr read chunks with zarrs if it is installed (the extra ``scale``)."""
-    if importlib.util.find_spec("zarrs") is None:
+def _compiled_codecs(path: Path) -> Iterator[None]:
+    """Let zarr read the chunks of a folder with zarrs if it is installed (the extra ``scale``)."""
+    if path.is_file() or importlib.util.find_spec("zarrs") is None:
         yield
         return
     import zarr
 
-    path = "zarrs.ZarrsCodecPipeline"
-    with warnings.catch_warnings(), zarr.config.set({"codec_pipeline.path": path}):
+    pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+    with warnings.catch_warnings(), zarr.config.set(pipeline):
         # It leaves arrays with other codecs to zarr.
         warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
         yield

@@ -47,7 +47,8 @@ def noise(like: Tensor, share: Share | None, n_cells: int | None = None) -> Tens
         return torch.randn_like(like, memory_format=torch.contiguous_format)
     n_second = like.shape[1] if n_cells is None else n_cells
     shape = (share.n_replicates, n_second, *like.shape[2:])
-    drawn = torch.randn(shape, device=like.device, dtype=like.dtype)[share.mine]
+    drawn = torch.randn(shape, device=like.device, dtype=like.dtype)
+    drawn = drawn[share.mine[0] : share.mine[-1] + 1]
     return drawn if n_cells is None else drawn[:, share.shard :: share.n_shards].contiguous()
 
 

@@ -12,16 +12,24 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from topicell.errors import InputError
+from topicell.progress import step
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SECONDS_TO_MEET = 300
+"""How long a process waits for the others at the beginning."""
+LONGEST_WAIT = timedelta(days=7)
+"""How long processes wait for each other later: for the scores of the first one, for example. A
+process that ends is noticed at once."""
 
 
 class ProcessEndedError(RuntimeError):
@@ -31,13 +39,21 @@ class ProcessEndedError(RuntimeError):
 @contextlib.contextmanager
 def _connection() -> Iterator[None]:
     """Name the errors of torch.distributed."""
+    import torch
+
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ProcessEndedError(
             "another process of this run has ended, and its own message says why; resume=true "
-            f"continues from the last checkpoint ({str(error).partition(chr(10))[0][:120]})"
+            f"continues from the last checkpoint ({_first_line(error)})"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:120]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,10 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    group: Any = None
+    """All processes, for torch.distributed."""
+    _groups: dict[tuple[int, str], list[Any]] = field(default_factory=dict)
+    """Groups of the processes with the same replicates, by their size and connection."""
 
     def share(self, n_replicates: int, per_process: int | None) -> Share:
         """Return the share of this process.
@@ -118,7 +138,7 @@ class Ranks:
             The processes cannot be divided equally.
         """
         n_groups = min(n_replicates, self.size)
-        if per_process is not None:
+        if per_process is not None and self.size > 1:
             n_groups = math.ceil(n_replicates / per_process)
         n_shards, left = divmod(self.size, n_groups)
         if left:
@@ -139,7 +159,7 @@ class Ranks:
 
         values: list[Any] = [None] * self.size
         with _connection():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def first(self, value: Any) -> Any:
@@ -150,7 +170,7 @@ class Ranks:
 
         values = [value]
         with _connection():
-            dist.broadcast_object_list(values, src=0)
+            dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
 
     def joined(self, share: Share, value_R: np.ndarray) -> np.ndarray:
@@ -165,20 +185,23 @@ class Ranks:
         share
             The share of this process.
         own_gpu
-            Whether each process has a GPU of its own: then NCCL connects them, else gloo.
+            Whether this process has a GPU of its own: NCCL connects processes that all have one,
+            gloo others.
         """
         if share.n_shards == 1:
             return share
         import torch.distributed as dist
 
-        backend = "nccl" if own_gpu else "gloo"
-        starts = range(0, self.size, share.n_shards)
-        with _connection():
-            # Every process must take part in making every group.
-            groups = [
-                dist.new_group([*range(i, i + share.n_shards)], backend=backend) for i in starts
-            ]
-        return replace(share, group=groups[self.rank // share.n_shards])
+        backend = "nccl" if all(self.everyone(own_gpu)) else "gloo"
+        key = share.n_shards, backend
+        if key not in self._groups:
+            with _connection():
+                # Every process must take part in making every group.
+                self._groups[key] = [
+                    dist.new_group([*range(i, i + share.n_shards)], LONGEST_WAIT, backend)
+                    for i in range(0, self.size, share.n_shards)
+                ]
+        return replace(share, group=self._groups[key][self.rank // share.n_shards])
 
     def union(self, of_replicates: Mapping[int, Any]) -> dict[int, Any]:
         """Return the entries of all processes."""
@@ -217,7 +240,7 @@ def together() -> Iterator[Ranks]:
     Raises
     ------
     InputError
-        Variables of the environment that say where they are have no or a wrong value.
+        Variables of the environment do not say where the others are, or these do not come.
     """
     if n_processes() == 1:
         yield Ranks()
@@ -230,12 +253,20 @@ def together() -> Iterator[Ranks]:
             f"WORLD_SIZE = {n_processes()}, but {' and '.join(missing)} are not set; start several "
             "processes with torchrun, or unset WORLD_SIZE"
         )
-    # Weights and metrics are exchanged on the CPU. The others wait while the first one computes
-    # scores; a process that ends is noticed at once.
-    with _connection():
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    with step(f"connection of {n_processes()} processes at {address}"):
+        try:
+            # Weights and metrics are exchanged on the CPU.
+            dist.init_process_group("gloo", timeout=timedelta(seconds=SECONDS_TO_MEET))
+            group = dist.new_group(timeout=LONGEST_WAIT, backend="gloo")
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{n_processes()} processes do not meet at MASTER_ADDR:MASTER_PORT = {address} "
+                f"({_first_line(error)}); check that all have started, that they reach this "
+                "address, and that nothing else uses the port"
+            ) from error
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), group)
     finally:
         dist.destroy_process_group()
 

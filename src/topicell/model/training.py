@@ -161,14 +161,15 @@ def train(
         program = TopicProgram(counts.n_genes, config.n_replicates, model, likelihood)
         program.to(device)
         if start is None:
-            with torch.no_grad():
-                topics_RKG = initial_topics(counts.rows, program, model.init, model.n_starts, seed)
-                program.topic_mean.copy_(topics_RKG.to(device))
-            program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
+            # Of several processes, the first one computes the start of all.
+            if ranks.rank == 0:
+                begin(program, counts, model, seed)
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
         if ranks.size > 1:
+            on_cpu = {name: value.cpu() for name, value in program.state_dict().items()}
+            program.load_state_dict(ranks.first(on_cpu))
             with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced
                 program = program.of_replicates(mine)
         optimizer = Optimizer(program, config, counts.rows, share)
@@ -204,7 +205,8 @@ def train(
             means = optimizer.means()
             failed = {mine[r]: words for r, words in not_finite(means, program).items()}
             state.note_failures(ranks.union(failed))
-            means = {name: ranks.joined(share, value_R) for name, value_R in means.items()}
+            joined_MR = ranks.joined(share, np.stack(list(means.values()), axis=1)).T
+            means = dict(zip(means, joined_MR, strict=True))
             metrics: EpochMetrics = {"epoch": first_epoch + state.epoch}
             for name, value_R in means.items():
                 metrics |= summarize(f"train/{name}", value_R[state.sound])
@@ -254,6 +256,14 @@ def train(
             state.ended = True
             state.keep(checkpoints)
         return fit_of(state, counts, valid, model, seed)
+
+
+def begin(program: TopicProgram, counts: Counts, model: ModelConfig, seed: int) -> None:
+    """Set the initial topics of a program, and the library size to which its encoder scales."""
+    with torch.no_grad():
+        topics_RKG = initial_topics(counts.rows, program, model.init, model.n_starts, seed)
+        program.topic_mean.copy_(topics_RKG)
+    program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
 
 
 def fit_of(
@@ -435,7 +445,9 @@ class State:
         if self.ranks.size == 1:
             return dict(tensors)
         mine = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
-        parts = self.ranks.everyone(mine)[:: self.share.n_shards]
+        # Processes that divide cells have the same values.
+        sent = mine if self.share.shard == 0 else {}
+        parts = self.ranks.everyone(sent)[:: self.share.n_shards]
         return {
             name: torch.from_numpy(
                 np.concatenate([part[name] for part in parts]) if value.ndim else value

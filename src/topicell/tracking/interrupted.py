@@ -14,7 +14,13 @@ from topicell.tracking.store import client, first_line, require_store, shown_uri
 
 ROOTS = ("runs", "multiruns", "sweeps", "evaluations")
 """Default places of the folders that commands make."""
-FREE_SETTINGS = ("tracking.", "train.progress", "train.checkpoint_every")
+FREE_SETTINGS = (
+    "tracking.",
+    "train.progress",
+    "train.checkpoint_every",
+    "train.replicates_per_device",
+    "preprocess.dask",
+)
 """Settings that may change when a run is resumed, because its results do not depend on them."""
 
 
