@@ -6,10 +6,12 @@ of srun.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -31,7 +33,7 @@ RUN = (
     *("train", "data=simulated", "data.simulation.n_cells=300", "data.simulation.n_genes=60"),
     *("data.simulation.n_topics=3", "preprocess.n_variable_genes=null", "model.n_topics=3"),
     *("model.n_hidden=8", "train.n_replicates=4", "train.epochs=4", "evaluate.n_splits=2"),
-    *("evaluate.n_gap_cells=20", "report=off", "tracking=off"),
+    *("evaluate.n_gap_cells=20", "report=off"),
     "train.early_stopping.enabled=true",
 )
 SLURM = Path(__file__).parent.parent / "docs" / "slurm"
@@ -46,7 +48,7 @@ def environment(folder):
     }  # fmt: skip
 
 
-def started(n_processes, folder, *arguments):
+def started(n_processes, folder, *arguments, tracking="off"):
     """Start a command in several processes."""
     command = [sys.executable, "-W", "ignore", "-m"]
     if n_processes > 1:
@@ -54,7 +56,7 @@ def started(n_processes, folder, *arguments):
         command += ["--nproc-per-node", str(n_processes), "-m"]
     command.append("topicell")
     return subprocess.Popen(
-        [*command, *RUN, f"hydra.run.dir={folder}/run", *arguments],
+        [*command, *RUN, f"tracking={tracking}", f"hydra.run.dir={folder}/run", *arguments],
         cwd=folder, env=environment(folder), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -96,11 +98,13 @@ def require_same_run(found, expected):
 )
 def test_several_processes_give_the_run_of_one(n_processes, per_process, alone, tmp_path):
     more = [] if per_process is None else [f"train.replicates_per_device={per_process}"]
-    process = started(n_processes, tmp_path, *more)
+    process = started(n_processes, tmp_path, *more, tracking="local")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert out.count("run folder") == 1
     require_same_run(tmp_path / "run", alone)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        assert store.execute("select status from runs").fetchall() == [("FINISHED",)]
 
 
 def followers(torchrun):
@@ -221,7 +225,7 @@ def test_processes_that_cannot_make_a_run_end_at_once(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stopped:
-        main([*RUN, *arguments])
+        main([*RUN, "tracking=off", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -263,7 +267,8 @@ def submitted(script, folder, *arguments, **variables):
 
 @pytest.mark.slow
 def test_the_slurm_script_of_a_run_makes_one_run(alone, tmp_path):
-    done = submitted("run.sbatch", tmp_path, *RUN[1:], f"hydra.run.dir={tmp_path}/run")
+    settings = [*RUN[1:], "tracking=off", f"hydra.run.dir={tmp_path}/run"]
+    done = submitted("run.sbatch", tmp_path, *settings)
     assert done.returncode == 0, done.stderr
     require_same_run(tmp_path / "run", alone)
 
@@ -273,7 +278,7 @@ def test_the_slurm_script_of_a_sweep_starts_workers_of_one_study(tmp_path):
     done = submitted(
         "sweep.sbatch", tmp_path, *RUN[1:], "train.n_replicates=2", "evaluate.n_splits=1",
         "model.n_topics=choice(2,3)", "sweep.sampler=grid", "sweep.n_trials=2",
-        f"hydra.sweep.dir={tmp_path}/sweep", TOPICELL_STUDY=f"sqlite:///{tmp_path}/study.db",
+        "tracking=off", f"hydra.sweep.dir={tmp_path}/sweep", TOPICELL_STUDY=f"sqlite:///{tmp_path}/study.db",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     import optuna
