@@ -165,6 +165,7 @@ def test_the_cache_does_not_depend_on_dask(address, tmp_path):
 
 
 @cluster_of_dask
+@pytest.mark.filterwarnings("ignore:.* cells have fewer counts")
 def test_a_run_without_dask_has_its_own_cells_in_memory(address, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = DataConfig(name="file", path=str(write(make(), tmp_path)))
