@@ -16,10 +16,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 from topicell.cli import main
 from topicell.config import ModelConfig, TrainConfig
@@ -27,6 +29,7 @@ from topicell.errors import InputError
 from topicell.model.loading import load_fit
 from topicell.model.ranks import Ranks
 from topicell.model.registry import require_together
+from topicell.run import require_same_cells
 from topicell.tracking.record import CHECKPOINTS
 
 RUN = (
@@ -228,6 +231,15 @@ def test_processes_that_cannot_make_a_run_end_at_once(
         main([*RUN, "tracking=off", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_processes_with_other_genes_are_refused():
+    cells = SimpleNamespace(adata=AnnData(np.zeros((4, 3), dtype=np.float32)))
+    same = SimpleNamespace(everyone=lambda value: [value, value])
+    require_same_cells(cells, same)
+    other = SimpleNamespace(everyone=lambda value: [value, (4, 3, "others")])
+    with pytest.raises(InputError, match="different cells or genes"):
+        require_same_cells(cells, other)
 
 
 SRUN = """#!/usr/bin/env python3

@@ -1,8 +1,9 @@
-"""Write files completely or not at all."""
+"""Files that are written completely or not at all; the digest of source files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,3 +40,11 @@ def whole(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def digest_of_code(folder: Path) -> str:
+    """Return a sha256 of the names and the bytes of all Python files in a folder."""
+    digest = hashlib.sha256()
+    for module in sorted(folder.rglob("*.py")):
+        digest.update(f"{module.relative_to(folder).as_posix()}\0".encode() + module.read_bytes())
+    return digest.hexdigest()

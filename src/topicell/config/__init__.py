@@ -2,6 +2,7 @@
 
 from topicell.config.plain import as_dict, dotted
 from topicell.config.run import (
+    ON_COUNTS,
     AnnealingConfig,
     AnnealingShape,
     DataConfig,
@@ -29,6 +30,7 @@ from topicell.config.run import (
 from topicell.config.sweep import Pruner, Sampler, SweepConfig, TrainCommand
 
 __all__ = [
+    "ON_COUNTS",
     "AnnealingConfig",
     "AnnealingShape",
     "DataConfig",

@@ -144,6 +144,10 @@ class Flavor(Enum):
     cell_ranger = "cell_ranger"
 
 
+ON_COUNTS = (Flavor.seurat_v3, Flavor.seurat_v3_paper)
+"""Flavours that rank genes by their counts, not by log-normalised values."""
+
+
 @dataclass(kw_only=True, slots=True)
 class SplitConfig:
     """Shares of the cells in each part; the seed is that of the run."""
@@ -206,8 +210,7 @@ class PreprocessConfig:
             "file (FILE.json), or null",
         )
         require(
-            self.n_variable_genes is None
-            or self.flavor in (Flavor.seurat_v3, Flavor.seurat_v3_paper),
+            self.n_variable_genes is None or self.flavor in ON_COUNTS,
             "preprocess.dask",
             self.dask,
             f"preprocess.flavor={self.flavor.value} needs the log-normalised values of all genes "

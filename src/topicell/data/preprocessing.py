@@ -24,11 +24,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell import genes
-from topicell.config import DataConfig, Flavor, PreprocessConfig, SplitConfig, as_dict
+from topicell.config import (
+    ON_COUNTS,
+    DataConfig,
+    PreprocessConfig,
+    SplitConfig,
+    as_dict,
+)
 from topicell.counts import LateRows
 from topicell.data import mapped, streaming, workers
 from topicell.data.stored import Over, StoredCounts
 from topicell.errors import InputError, disk_is_full
+from topicell.files import digest_of_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +47,6 @@ OWN_COLUMNS = ("split", "leiden", "amortization_gap")
 MIN_CELLS_TO_RANK = 10
 """Smallest number of cells of a batch for which the seurat_v3 flavours can rank genes: with one
 cell, their compiled loess ends the process."""
-ON_COUNTS = (Flavor.seurat_v3, Flavor.seurat_v3_paper)
-"""Ways to find variable genes that use counts, not log-normalised values."""
 SPANS = (0.3, 0.5, 0.7, 1.0)
 """Shares of the genes that the LOESS of seurat_v3 sees at once: scanpy's default, and the values
 that are tried if its matrix is singular (scanpy issue 1504)."""
@@ -374,14 +379,11 @@ def _identity(source_digest: str, config: PreprocessConfig) -> str:
     settings = as_dict(config)
     for name in ("split", "cache", "cache_limit_mb", "dask"):
         del settings[name]
-    code = hashlib.sha256()
-    for module in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(module.read_bytes())
     identity = {
         "source": source_digest,
         "settings": settings,
         "libraries": {name: version(name) for name in ("scanpy", "anndata", "scikit-misc")},
-        "code": code.hexdigest(),
+        "code": digest_of_code(Path(__file__).parent),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import json
 import logging
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topicell.errors import InputError
+from topicell.files import digest_of_code
 from topicell.signals import held_interrupts
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _result(future: Any) -> list[Any]:
     """Return the partial results of a chunk."""
     try:
         found: list[Any] | Exception = future.result()
-    except Exception as error:
+    except Exception as error:  # Dask's errors have no class in common
         raise RuntimeError(
             "preprocess.dask: the workers or their scheduler were lost "
             f"({type(error).__name__}: {error}); their logs say why"
@@ -151,12 +151,9 @@ def _result(future: Any) -> list[Any]:
 @functools.cache
 def code() -> str:
     """Return the versions of all that determines a partial result, and a digest of topicell."""
-    digest = hashlib.sha256()
-    folder = Path(__file__).parents[1]
-    for module in sorted(folder.rglob("*.py")):
-        digest.update(f"{module.relative_to(folder).as_posix()}\0".encode() + module.read_bytes())
+    digest = digest_of_code(Path(__file__).parents[1])
     versions = [f"{name} {version(name)}" for name in ("numpy", "scipy", "anndata", "scanpy")]
-    own = f"topicell {version('topicell')} (code {digest.hexdigest()[:8]})"
+    own = f"topicell {version('topicell')} (code {digest[:8]})"
     return ", ".join([own, *versions, "Python " + ".".join(platform.python_version_tuple()[:2])])
 
 
@@ -205,7 +202,7 @@ def _remote(dask: str) -> Iterator[Client]:
         # A client waits forever for what is no scheduler.
         asyncio.run(asyncio.wait_for(_identity_of(address), SECONDS))
         client = Client(address, timeout=SECONDS, set_as_default=False)
-    except Exception as error:
+    except Exception as error:  # another server at this address can cause any error
         why = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"preprocess.dask = {dask!r}: no scheduler answers within {SECONDS} s ({why}); start "

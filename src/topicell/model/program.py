@@ -194,13 +194,14 @@ class ReplicateNorm(nn.Module):
 
     def _over_shards(self, value_BW: Tensor, shards: Shards) -> Tensor:
         """Normalise by mean and variance of all cells of a mini-batch, and keep their averages."""
-        normalized_BW, mean_W, var_W = _SharedNorm.apply(value_BW, shards)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, Tensor, Tensor] = _SharedNorm.apply(value_BW, shards)  # type: ignore[no-untyped-call]
+        normalized_BW, mean_W, var_W = found
         with torch.no_grad():
             unbiased_W = var_W * shards.n_batch / max(shards.n_batch - 1, 1)
             self.running_mean.lerp_(mean_W, MOMENTUM)
             self.running_var.lerp_(unbiased_W, MOMENTUM)
         if self.weight is None or self.bias is None:
-            return normalized_BW  # type: ignore[no-any-return]
+            return normalized_BW
         scaled_BW: Tensor = torch.addcmul(self.bias, normalized_BW, self.weight)
         return scaled_BW
 
