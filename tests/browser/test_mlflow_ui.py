@@ -56,20 +56,22 @@ def address(runs, start_process):
     elsewhere = {"MLFLOW_TRACKING_URI": None}
     server = start_process("ui", f"port={port}", "browser=false", cwd=folder, env=elsewhere)
 
-    def answers():
+    def printed():
+        """Return the address, once it is printed and the server answers."""
         assert server.poll() is None, server.stderr
+        found = re.search(r"http://\S+", server.stdout)
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return True
+                return found and found.group()
         except OSError:
-            return False
+            return None
 
     try:
         until = time.monotonic() + SECONDS
-        while not answers():
+        while not (shown := printed()):
             assert time.monotonic() < until, server.stderr
             time.sleep(0.1)
-        yield re.search(r"http://\S+", server.stdout).group()
+        yield shown
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(SECONDS)
