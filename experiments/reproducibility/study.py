@@ -6,8 +6,8 @@
     python experiments/reproducibility/study.py quick FOLDER
 
 Each fit has its own seed and its own training and validation cells (90 % and 10 %). `run` stores
-each fit in FOLDER and skips those that are there. `collect` writes results.csv, table.md and
-reproducibility.png. A topic of one fit is found again by another if the correlation of its
+each fit in FOLDER and skips those that are there. `collect` writes results.csv, with the methods of
+which all fits are there. A topic of one fit is found again by another if the correlation of its
 proportions over all cells with those of its partner is above 0.9; topics are matched one to one so
 that the sum of the correlations is greatest. Proportions are inferred in the same way for every
 method: by EM for fixed topics. `two_studies` is read from the folder TOPICELL_DATA.
@@ -134,6 +134,7 @@ def by_cnmf(cells: AnnData, n_topics: int, seed: int) -> np.ndarray:
 
 METHODS: dict[str, Callable[[AnnData, int, int], np.ndarray]] = {
     "topicell": by_topicell,
+    "topicell, search": partial(by_topicell, search=True),
     "topicell, one replicate": partial(by_topicell, n_replicates=1),
     "KL-NMF": partial(by_topicell, kind="sklearn_nmf", n_replicates=1),
     "KL-NMF, best of 20": partial(by_topicell, kind="sklearn_nmf", n_replicates=20),
@@ -216,14 +217,16 @@ def correlation(theta_a_NK: np.ndarray, theta_b_NK: np.ndarray) -> np.ndarray:
     return np.nan_to_num(a.T @ b)
 
 
-def collect(folder: Path, output: Path) -> pd.DataFrame:
-    """Write the table of all data, numbers of topics and methods."""
+def collect(folder: Path, output: Path, n_seeds: int) -> pd.DataFrame:
+    """Write the table of all data, numbers of topics and methods that have all fits."""
     fits: dict[tuple[str, int, str], list[Path]] = {}
     for path in sorted(folder.glob("*.npz")):
         name, n_topics, *method, _ = path.stem.split("-")
         fits.setdefault((name, int(n_topics), "-".join(method)), []).append(path)
     rows = []
     for (name, n_topics, method), paths in fits.items():
+        if len(paths) < n_seeds:
+            continue
         found = [dict(np.load(path)) for path in paths]
         pairs = list(itertools.combinations(found, 2))
         r = [matched(correlation(a["theta"], b["theta"])) for a, b in pairs]
@@ -261,10 +264,10 @@ def main() -> None:
     if asked.action == "run":
         run(asked.folder, asked.data, asked.topics, asked.methods, range(asked.seeds))
     elif asked.action == "quick":
-        run(asked.folder, ["pbmc68k"], [5], ["topicell", "KL-NMF"], range(3))
-        print(collect(asked.folder, asked.folder).to_string(index=False))
+        run(asked.folder, ["pbmc68k"], [5], ["topicell", "topicell, search", "KL-NMF"], range(3))
+        print(collect(asked.folder, asked.folder, 3).to_string(index=False))
     else:
-        print(collect(asked.folder, asked.output).to_string(index=False))
+        print(collect(asked.folder, asked.output, asked.seeds).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -95,6 +95,14 @@ def sparse_wins(x_NG: Rows, device: torch.device) -> bool:
     return sparse_is_there(device) and density < SPARSE_BELOW
 
 
+def compressed_rows(matrix: sp.csr_matrix) -> Tensor:
+    """Return a sparse matrix as a tensor whose products MKL computes; its values are not copied."""
+    _announce_sparse()
+    starts, columns = _int32(matrix.indptr), _int32(matrix.indices)
+    rows = Compressed(starts, columns, matrix.shape)
+    return rows.with_values(torch.from_numpy(matrix.data))
+
+
 def shuffled(n_cells: int, n_batches: int, seeds: np.random.Generator) -> list[np.ndarray]:
     """Return a random partition of the cells into batches whose sizes differ by at most one.
 

@@ -12,6 +12,8 @@ from scipy.cluster.vq import kmeans2
 from topicell.config import Init
 from topicell.counts import Rows, late
 from topicell.model.program import TopicProgram
+from topicell.model.search import CELLS_PER_CLUSTER as SEARCHED_CELLS_PER_CLUSTER
+from topicell.model.search import search_topics
 
 BACKGROUND_NOISE = 0.3
 """Standard deviation of the noise by which the topics of the background initialisation differ."""
@@ -37,9 +39,7 @@ def initial_topics(
     mean_G, scale_G = program.topic_prior.mean.cpu(), program.topic_prior.scale.cpu()
     if init is Init.random:
         return mean_G + scale_G * noise_RKG
-    total_G = late(x_NG).sum(0)
-    # Add half a count to every gene, so that a gene without counts has a finite logit.
-    frequency_G = (total_G + 0.5) / (total_G.sum() + 0.5 * G)
+    frequency_G = background(x_NG)
     if init is Init.background:
         b_RKG = torch.tensor(np.log(frequency_G), dtype=torch.float32) + (
             BACKGROUND_NOISE * noise_RKG
@@ -52,8 +52,41 @@ def initial_topics(
             [best_clusters(x, z, K, frequency_G, n_starts, seeds) for _ in range(R)]
         )
         b_RKG = torch.tensor(np.log(profiles_RKG), dtype=torch.float32)
-    # Softmax does not depend on a common shift, but the prior does, and it is centred.
-    return b_RKG - b_RKG.mean(-1, keepdim=True) + mean_G.mean()
+    return centred(b_RKG, program)
+
+
+def searched_topics(x_NG: Rows, program: TopicProgram, seed: int) -> torch.Tensor:
+    """Return the candidates for the initial means of q(b) that searches find, (L, R, K, G).
+
+    Each replicate has its own search, with its own cells if there are many.
+    """
+    K = program.n_topics
+    frequency_G = background(x_NG)
+    found = []
+    for seeds in np.random.default_rng(seed).spawn(program.n_replicates):
+        rows = np.sort(seeds.permutation(x_NG.shape[0])[: SEARCHED_CELLS_PER_CLUSTER * K])
+        found.append(search_topics(x_NG[rows], K, frequency_G, seeds))
+    b_LRKG = torch.tensor(np.log(np.stack(found, axis=1)), dtype=torch.float32)
+    return centred(b_LRKG, program)
+
+
+def background(x_NG: Rows) -> np.ndarray:
+    """Return the share of each gene in all counts, shape (G,).
+
+    Half a count is added to every gene, so that a gene without counts has a finite logit.
+    """
+    total_G = late(x_NG).sum(0)
+    frequency_G: np.ndarray = (total_G + 0.5) / (total_G.sum() + 0.5 * len(total_G))
+    return frequency_G
+
+
+def centred(b: torch.Tensor, program: TopicProgram) -> torch.Tensor:
+    """Shift topic logits to the mean of the prior.
+
+    Softmax does not depend on a common shift, but the prior does, and it is centred.
+    """
+    centred_b: torch.Tensor = b - b.mean(-1, keepdim=True) + program.topic_prior.mean.cpu().mean()
+    return centred_b
 
 
 def leading_axes(x_NG: sp.csr_matrix, seeds: np.random.Generator) -> np.ndarray:

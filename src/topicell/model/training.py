@@ -22,10 +22,11 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from topicell.config import AnnealingShape, EarlyStoppingConfig, ModelConfig, TrainConfig
+from topicell.config import AnnealingShape, EarlyStoppingConfig, Init, ModelConfig, TrainConfig
 from topicell.counts import Counts, drawn
 from topicell.errors import InputError
 from topicell.evaluation.perplexity import thin
+from topicell.model.candidates import best_candidate
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import (
     Optimizer,
@@ -45,7 +46,7 @@ from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.ranks import Ranks, Share, gpu_of_process
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.sizes import check_sizes
-from topicell.model.starts import initial_topics
+from topicell.model.starts import initial_topics, searched_topics
 from topicell.signals import Interrupt
 
 STEPS = 250
@@ -163,7 +164,7 @@ def train(
         if start is None:
             # Of several processes, the first one computes the start of all.
             if ranks.rank == 0:
-                begin(program, counts, model, seed)
+                begin(program, counts, model, config, seed)
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
@@ -258,12 +259,19 @@ def train(
         return fit_of(state, counts, valid, model, seed)
 
 
-def begin(program: TopicProgram, counts: Counts, model: ModelConfig, seed: int) -> None:
+def begin(
+    program: TopicProgram, counts: Counts, model: ModelConfig, config: TrainConfig, seed: int
+) -> None:
     """Set the initial topics of a program, and the library size to which its encoder scales."""
-    with torch.no_grad():
-        topics_RKG = initial_topics(counts.rows, program, model.init, model.n_starts, seed)
-        program.topic_mean.copy_(topics_RKG)
     program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
+    if config.search and model.init is Init.kmeans:
+        topics_LRKG = searched_topics(counts.rows, program, seed)
+        best = best_candidate(counts.rows, program, topics_LRKG, config, seed)
+        topics_RKG = topics_LRKG[best]
+    else:
+        topics_RKG = initial_topics(counts.rows, program, model.init, model.n_starts, seed)
+    with torch.no_grad():
+        program.topic_mean.copy_(topics_RKG)
 
 
 def fit_of(
