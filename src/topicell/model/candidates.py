@@ -28,7 +28,7 @@ STEPS = 80
 """Steps of a short fit, with a whole cycle of the learning rate."""
 JUDGED_CELLS = 5000
 """Largest number of training cells, drawn by the seed, for the ELBO of the short fits."""
-MARGIN = 1.0
+MARGIN = 1.5
 """Nats per cell by which a later candidate must be better than the one before: less is within the
 noise of a short fit (``experiments/reproducibility``)."""
 
