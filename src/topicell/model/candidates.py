@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from topicell.config import TrainConfig
-from topicell.counts import Rows, drawn, late
+from topicell.counts import Rows, drawn
 from topicell.model.engines import Optimizer
 from topicell.model.estimates import chunks, elbo_terms
 from topicell.model.minibatches import shuffled
@@ -30,7 +30,7 @@ JUDGED_CELLS = 5000
 """Largest number of training cells, drawn by the seed, for the ELBO of the short fits."""
 MARGIN = 1.5
 """Nats per cell by which a later candidate must be better than the one before: less is within the
-noise of a short fit (``experiments/reproducibility``)."""
+noise of short fits (``experiments/LOG.md``)."""
 
 
 def best_candidate(
@@ -100,5 +100,5 @@ def elbo(program: TopicProgram, x_NG: Rows, seed: int) -> np.ndarray:
     """Return the ELBO of training cells by replicate, nats per cell, shape (R,)."""
     program.eval()
     rows = drawn(x_NG.shape[0], JUDGED_CELLS, seed)
-    x = late(x_NG).read() if rows is None else x_NG[rows]
-    return elbo_terms(program, chunks(program, x), n_samples=2, seed=seed).per_cell(x_NG.shape[0])
+    cells = chunks(program, x_NG if rows is None else x_NG[rows])
+    return elbo_terms(program, cells, n_samples=2, seed=seed).per_cell(x_NG.shape[0])

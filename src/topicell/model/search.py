@@ -1,12 +1,12 @@
 """A search for initial topics: clusters of cells, improved until no tested move is better.
 
 The optimum that a fit reaches is determined by its initial topics. Clusters from random starts
-differ from seed to seed; the clusters that this search finds hardly do, so that fits with other
+differ between seeds; the clusters that this search finds hardly differ, so that fits with other
 seeds find the same topics (``experiments/reproducibility``).
 
 Cells are a mixture of K clusters: each cell belongs to one cluster, and its counts are multinomial.
 The gene proportions of a cluster are smoothed: background counts are added to its own, a share of
-the counts of a cluster of mean size (the smoothing). Two means avoid local optima:
+the counts of a cluster of mean size (the smoothing). Two techniques avoid local optima:
 
 - Strong smoothing first. It makes small clusters unlikely; then the likelihood has few optima. The
   smoothing falls in levels (`LEVELS`); each level continues from the clusters of the one before.
@@ -30,15 +30,16 @@ import torch
 
 from topicell.model.minibatches import compressed_rows, sparse_is_there
 
-CELLS_PER_CLUSTER = 1000
-"""Largest number of cells per cluster, drawn by the seed."""
 CELLS_PER_SEED = 5
 """Number of random cells whose mean is the first profile of a cluster."""
 STEPS = 4
 """EM steps at each temperature."""
 TRIES = 3
 """Splits of each cluster that are tried in a round of moves; the best is used."""
+CELL_SHARE = 0.3
+"""Share of a single cell in the first profile of its half; the rest is that of the cluster."""
 SPLIT_STEPS = 5
+"""EM steps of a try."""
 TESTED_MOVES = 4
 """Largest number of moves that are tested in a round."""
 LEAST_CELLS = 4
@@ -206,7 +207,7 @@ class _Cells:
         pairs_2T = np.concatenate([seeds.choice(len(rows), 2, replace=False) for _ in range(TRIES)])
         cells_2TG = x_nG[pairs_2T].toarray()
         cells_2TG /= np.maximum(cells_2TG.sum(1, keepdims=True), 1)
-        profiles_2TG = 0.3 * cells_2TG + 0.7 * profile_G
+        profiles_2TG = CELL_SHARE * cells_2TG + (1 - CELL_SHARE) * profile_G
         for _ in range(SPLIT_STEPS):
             fit_nT2 = by_cell(_logs(profiles_2TG)).reshape(-1, TRIES, 2)
             second_nT = fit_nT2[:, :, 1] > fit_nT2[:, :, 0]

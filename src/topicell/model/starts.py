@@ -12,7 +12,6 @@ from scipy.cluster.vq import kmeans2
 from topicell.config import Init
 from topicell.counts import Rows, late
 from topicell.model.program import TopicProgram
-from topicell.model.search import CELLS_PER_CLUSTER as SEARCHED_CELLS_PER_CLUSTER
 from topicell.model.search import search_topics
 
 BACKGROUND_NOISE = 0.3
@@ -20,6 +19,8 @@ BACKGROUND_NOISE = 0.3
 
 CELLS_PER_CLUSTER = 200
 """Largest number of cells per cluster for k-means: more cells do not improve the centres."""
+SEARCHED_CELLS_PER_CLUSTER = 1000
+"""Largest number of cells per cluster for a search, drawn by the seed."""
 SMOOTHING = 0.05
 """Background counts added to a cluster, as a share of the counts of a cluster of mean size."""
 
