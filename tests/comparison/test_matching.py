@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,7 +53,10 @@ def test_an_additional_topic_has_no_partner_but_a_nearest_topic(stored):
     assert lone.cosine > 0.99
     assert pairing.unmatched[0] == ()
     back = pair_topics(stored(theta=theta, beta=beta), stored())
-    assert back.unmatched == (pairing.unmatched[1], ())
+    ((same,), none) = back.unmatched
+    assert none == ()
+    assert replace(same, cosine=lone.cosine) == lone
+    assert same.cosine == pytest.approx(lone.cosine, rel=1e-12)
 
 
 def test_a_pair_of_different_topics_is_not_found_again(stored):

@@ -185,7 +185,8 @@ def test_a_replicate_that_fails_is_dropped_and_changes_no_other(
 ):
     counts = planted[0][np.arange(300)]
     valid = planted[0][np.arange(300, 350)] if with_valid else None
-    settings = {"n_replicates": 3, "engine": engine}
+    # The search would do the first steps.
+    settings = {"n_replicates": 3, "engine": engine, "search": False}
     whole = quick(counts, valid, **settings)
     break_replicates(monkeypatch, [0])
     with pytest.warns(
@@ -206,7 +207,7 @@ def test_a_fit_ends_if_every_replicate_fails(planted, monkeypatch):
     break_replicates(monkeypatch, [0, 1])
     message = r"stopped at step 8 .*replicate 0: .*; replicate 1: .*lower train\.learning_rate"
     with pytest.raises(NonFiniteError, match=message):
-        quick(planted[0])
+        quick(planted[0], search=False)
 
 
 def test_a_replicate_without_a_finite_final_elbo_is_dropped(planted, monkeypatch):
@@ -217,11 +218,11 @@ def test_a_replicate_without_a_finite_final_elbo_is_dropped(planted, monkeypatch
 
     monkeypatch.setattr(ELBOTerms, "per_cell", per_cell)
     with pytest.warns(UserWarning, match="replicate 0: the final ELBO"):
-        fit = quick(planted[0])
+        fit = quick(planted[0], search=False)
     assert fit.selection_R.tolist() == [-5.0]
     selection[2] = [-np.inf, np.nan]
     with pytest.raises(NonFiniteError, match="the final ELBO"):
-        quick(planted[0])
+        quick(planted[0], search=False)
 
 
 DEPTHS = [(mean, spread) for mean in (1e1, 1e3, 1e5, 1e7) for spread in (0.0, 2.0)]

@@ -367,9 +367,9 @@ class TrainConfig:
 
     n_replicates: int = setting(4, POSITIVE)
     """Independent fits of the same model, trained at the same time."""
-    search: bool = False
+    search: bool = True
     """Search for the initial topics of each replicate, so that other seeds find the same topics.
-    Has an effect with ``model.init=kmeans``, whose clusters it replaces."""
+    Has an effect with ``model.init=kmeans``, whose clusters it replaces (off: these clusters)."""
     epochs: int | None = setting(None, POSITIVE)
     """Passes over the training cells; null gives about 250 steps, with 3 to 200 epochs (for
     models of other libraries, see `topicell.model.registry.MODELS`)."""

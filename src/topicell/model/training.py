@@ -164,7 +164,9 @@ def train(
         if start is None:
             # Of several processes, the first one computes the start of all.
             if ranks.rank == 0:
+                bar.set_description("search for initial topics" if config.search else "fit")
                 begin(program, counts, model, config, seed)
+                bar.set_description("fit")
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
