@@ -77,7 +77,7 @@ def measured(n_cells: int, depth: int, *, repeats: int) -> dict[str, float]:
         "perplexity, folded": lambda: fit.perplexity_by_replicate(cells),
         "perplexity, amortized": lambda: fit.perplexity_by_replicate(cells, folded=False),
         "coherence, diversity, exclusivity, used": lambda: scores("topics/"),
-        "stability, consensus": lambda: (stability(beta_RKG), consensus(beta_RKG)),
+        "stability, consensus": lambda: (stability(beta_RKG), consensus(beta_RKG, theta_RNK)),
         "labels": lambda: scores("labels/"),
     }
     row: dict[str, float] = {

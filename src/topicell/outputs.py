@@ -132,7 +132,7 @@ def _of_replicates(estimates: Estimates) -> dict[str, object]:
     fit, beta_RKG = estimates.fit, estimates.beta_RKG
     if fit.n_replicates == 1:
         return {}
-    agreed = consensus(beta_RKG)
+    agreed = consensus(beta_RKG, estimates.theta_RNK)
     return {
         "topic_stability": stability(beta_RKG).per_topic_RK[fit.selected],
         "topic_support": agreed.support_C[agreed.member_RK[fit.selected]],

@@ -115,8 +115,9 @@ def measure(
         by_replicate[name] = [scores[name] for scores in of_topics]
     if fit.n_replicates > 1:
         by_replicate["topics/stability"] = [stability(estimates.beta_RKG).mean]
-        n_agreed = (~consensus(estimates.beta_RKG).unstable).sum()
-        by_replicate["topics/consensus"] = [float(n_agreed)]
+        agreed = consensus(estimates.beta_RKG, estimates.theta_RNK)
+        by_replicate["topics/found_again"] = [agreed.found_again]
+        by_replicate["topics/consensus"] = [float((~agreed.unstable).sum())]
     if fit.history:
         by_replicate["fit/epochs"] = [float(len(fit.history))]
     return by_replicate

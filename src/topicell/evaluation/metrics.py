@@ -355,8 +355,22 @@ ROWS = (
         panel=True,
     ),
     Metric(
-        name="topics/consensus",
+        name="topics/found_again",
         title="Topics found again",
+        meaning="Share of topics that another replicate, a fit from another random start, has too "
+        "(correlation of their proportions over all cells of at least 0.9): mean over topics and "
+        "over pairs of replicates.",
+        better=1,
+        same=("cells",),
+        unit="share",
+        decimals=2,
+        headline=True,
+        printed=True,
+        panel=True,
+    ),
+    Metric(
+        name="topics/consensus",
+        title="Consensus topics",
         meaning="Number of consensus topics that more than one replicate found "
         "(topics/consensus.csv).",
         same=("cells",),

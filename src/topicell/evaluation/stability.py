@@ -1,6 +1,6 @@
 """Measure whether replicates find the same topics: matching, its mean cosine, and consensus topics.
 
-Shapes: R replicates, K topics, G genes, C consensus topics; T = R · K topics of all replicates.
+Shapes: R replicates, N cells, K topics, G genes, C consensus topics; T = R · K topics of all replicates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 ROUNDING = 1e-9
-"""Cosines that differ by less than this count as equal."""
+"""Correlations that differ by less than this count as equal."""
+FOUND = 0.9
+"""A topic is found again if the correlation of its proportions over cells is at least this."""
+CHUNK = 50_000
+"""Number of cells whose proportions are correlated at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class Consensus:
     support_C
         Number of replicates that found the topic, between 1 and R, shape (C,).
     cosine_C
-        Mean cosine similarity of the members to the topic, shape (C,); 1 if the support is 1.
+        Mean cosine of the gene proportions of the members with those of the topic, shape (C,);
+        1 if the support is 1.
     member_RK
         Index of the consensus topic of each topic of each replicate, shape (R, K).
     """
@@ -75,6 +80,19 @@ class Consensus:
         """Whether a topic was found in one replicate only, shape (C,)."""
         unstable_C: np.ndarray = self.support_C == 1
         return unstable_C
+
+    @property
+    def found_again(self) -> float:
+        """Share of topics that another replicate has too: mean over topics and over pairs."""
+        n_replicates = len(self.member_RK)
+        support_RK = self.support_C[self.member_RK]
+        return float((support_RK - 1).mean() / (n_replicates - 1))
+
+
+def little_support(support_K: np.ndarray, n_replicates: int) -> np.ndarray:
+    """Return whether at most half of the replicates found a topic, shape (K,)."""
+    little_K: np.ndarray = 2 * np.asarray(support_K) <= n_replicates
+    return little_K
 
 
 def match_topics(beta_a_KG: np.ndarray, beta_b_KG: np.ndarray) -> Matching:
@@ -142,24 +160,50 @@ def stability(beta_RKG: np.ndarray) -> Stability:
     return Stability(float(per_topic_RK.mean()), per_topic_RK)
 
 
-def consensus(beta_RKG: np.ndarray, *, min_cosine: float = 0.8) -> Consensus:
+def correlations(theta_RNK: np.ndarray) -> np.ndarray:
+    """Return the correlations over cells of the topics of all replicates, shape (T, T).
+
+    Topic k of replicate r is at ``r * K + k``. A topic with the same proportion in all cells has
+    correlation 0 with every other topic.
+
+    Parameters
+    ----------
+    theta_RNK
+        Topic proportions of the cells, shape (R, N, K).
+    """
+    n_replicates, n_cells, n_topics = theta_RNK.shape
+    mean_T1 = theta_RNK.mean(axis=1, dtype=np.float64).reshape(-1, 1)
+    product_TT = np.zeros((n_replicates * n_topics, n_replicates * n_topics))
+    for start in range(0, n_cells, CHUNK):
+        block_RnK = theta_RNK[:, start : start + CHUNK].astype(np.float64)
+        block_Tn = block_RnK.transpose(0, 2, 1).reshape(len(product_TT), -1) - mean_T1
+        product_TT += block_Tn @ block_Tn.T
+    scale_T = np.sqrt(product_TT.diagonal())
+    # A deviation that is only rounding counts as constant.
+    constant_T = scale_T <= 1e-6 * np.sqrt(n_cells)
+    scale_T[constant_T] = np.inf
+    found_TT: np.ndarray = product_TT / scale_T[:, None] / scale_T
+    return found_TT
+
+
+def consensus(
+    beta_RKG: np.ndarray, theta_RNK: np.ndarray, *, min_correlation: float = FOUND
+) -> Consensus:
     """Group the topics of all replicates, so that each group is one topic found several times.
 
-    This is agglomerative clustering by average cosine similarity, most similar first, of groups
-    with at most one topic of each replicate. Two groups are merged if they are at least as similar
-    to each other as the members of either are, on average, to the nearest topic of their own
-    replicate. A threshold alone is not enough: shared ribosomal genes make different topics of
-    sorted blood cells similar up to 0.99, depending on the data and on K. But two topics of the
-    same replicate are different, for any cosine.
+    This is agglomerative clustering by average correlation of the topic proportions over cells,
+    highest first, of groups with at most one topic of each replicate. Gene proportions are not
+    compared: shared ribosomal genes make different topics of sorted blood cells similar up to a
+    cosine of 0.99.
 
     Parameters
     ----------
     beta_RKG
         Gene proportions of each topic of each replicate, shape (R, K, G).
-    min_cosine
-        Groups with a lower similarity are never merged. This matters if the topics of a replicate
-        are very different: with 5 to 20 topics of blood cells, no value up to 0.8 changed a group;
-        with 30 topics of 630 cells it did.
+    theta_RNK
+        Topic proportions of the same cells in each replicate, shape (R, N, K).
+    min_correlation
+        Groups with a lower correlation are not merged.
 
     Returns
     -------
@@ -168,7 +212,7 @@ def consensus(beta_RKG: np.ndarray, *, min_cosine: float = 0.8) -> Consensus:
     Raises
     ------
     ValueError
-        There are fewer than 2 replicates, or `min_cosine` is not between 0 and 1.
+        There are fewer than 2 replicates, or `min_correlation` is not between 0 and 1.
 
     References
     ----------
@@ -179,12 +223,12 @@ def consensus(beta_RKG: np.ndarray, *, min_cosine: float = 0.8) -> Consensus:
     """
     n_replicates, n_topics, n_genes = beta_RKG.shape
     _check_replicates("consensus", n_replicates)
-    if not 0 <= min_cosine <= 1:
-        raise ValueError(f"min_cosine = {min_cosine}: must be between 0 and 1")
+    if not 0 <= min_correlation <= 1:
+        raise ValueError(f"min_correlation = {min_correlation}: must be between 0 and 1")
     beta_TG = np.asarray(beta_RKG, dtype=np.float64).reshape(-1, n_genes)
     unit_TG = _unit(beta_TG)
     replicate_T = np.repeat(np.arange(n_replicates), n_topics)
-    group_T = _group(unit_TG @ unit_TG.T, replicate_T, min_cosine)
+    group_T = grouped(correlations(theta_RNK), replicate_T, min_correlation)
     _, group_T, support_C = np.unique(group_T, return_inverse=True, return_counts=True)
     is_member_CT = group_T == np.arange(len(support_C))[:, None]
     beta_CG = is_member_CT @ beta_TG / support_C[:, None]
@@ -196,34 +240,36 @@ def consensus(beta_RKG: np.ndarray, *, min_cosine: float = 0.8) -> Consensus:
     return Consensus(beta_CG[order], support_C[order], cosine_C[order], member_RK)
 
 
-def _group(cosine_TT: np.ndarray, replicate_T: np.ndarray, min_cosine: float) -> np.ndarray:
-    """Return for each topic the first topic of its group."""
-    same_TT = replicate_T[:, None] == replicate_T
-    siblings_TT = same_TT & ~np.eye(len(replicate_T), dtype=bool)
-    # For each group, at the index of its first topic: the mean similarity to the other groups, -inf
-    # if they cannot be linked (a mean with -inf stays -inf), and the smallest similarity for a
-    # merge.
-    mean_TT = np.where(same_TT, -np.inf, cosine_TT)
-    least_T = np.where(siblings_TT, cosine_TT, min_cosine).max(1)
-    size_T = np.ones(len(replicate_T))
-    group_T = np.arange(len(replicate_T))
+def grouped(
+    correlation_TT: np.ndarray, source_T: np.ndarray, min_correlation: float = FOUND
+) -> np.ndarray:
+    """Return for each topic the first topic of its group, shape (T,).
 
-    def if_near(mean: np.ndarray, least: np.ndarray) -> np.ndarray:
-        return np.where(mean >= np.maximum(least, least_T) - ROUNDING, mean, -np.inf)
-
-    near_TT = if_near(mean_TT, least_T[:, None])
+    Parameters
+    ----------
+    correlation_TT
+        Correlations of all topics.
+    source_T
+        The replicate or the run of each topic: a group has at most one topic of each.
+    min_correlation
+        Groups with a lower mean correlation are not merged.
+    """
+    # For each group, at the index of its first topic: the mean correlation with the other groups,
+    # -inf if they cannot be merged (a mean with -inf stays -inf).
+    mean_TT = np.where(source_T[:, None] == source_T, -np.inf, correlation_TT)
+    size_T = np.ones(len(source_T))
+    group_T = np.arange(len(source_T))
     while True:
-        a, b = np.unravel_index(near_TT.argmax(), near_TT.shape)
-        if near_TT[a, b] == -np.inf:
+        a, b = sorted(np.unravel_index(mean_TT.argmax(), mean_TT.shape))
+        if mean_TT[a, b] < min_correlation - ROUNDING:
             return group_T
         size = size_T[a] + size_T[b]
         mean_TT[a] = (size_T[a] * mean_TT[a] + size_T[b] * mean_TT[b]) / size
         mean_TT[:, a] = mean_TT[a]
-        least_T[a] = (size_T[a] * least_T[a] + size_T[b] * least_T[b]) / size
+        mean_TT[a, a] = -np.inf
         size_T[a] = size
         group_T[group_T == b] = a
-        mean_TT[b] = mean_TT[:, b] = near_TT[b] = near_TT[:, b] = -np.inf
-        near_TT[a] = near_TT[:, a] = if_near(mean_TT[a], least_T[a])
+        mean_TT[b] = mean_TT[:, b] = -np.inf
 
 
 def _check_replicates(measure: str, n_replicates: int) -> None:

@@ -244,8 +244,13 @@ class TopicFit(ABC):
             raise InputError(str(error)) from error
         return ranked_table(self.genes, beta_KG, score_KG, n)
 
-    def consensus(self, *, n_samples: int = 256, seed: int = 0) -> Consensus:
+    def consensus(
+        self, data: Any = None, *, layer: str | None = None, n_samples: int = 256, seed: int = 0
+    ) -> Consensus:
         """Return the topics on which replicates agree, and how many replicates found each.
+
+        Replicates have the same topic if its proportions in the cells, by default the fit's, are
+        correlated (`topicell.evaluation.stability.consensus`).
 
         Raises
         ------
@@ -257,7 +262,8 @@ class TopicFit(ABC):
                 "consensus compares replicates, but this fit has only one; fit with "
                 "n_replicates=4, for example"
             )
-        return consensus(self.beta(n_samples=n_samples, seed=seed))
+        theta_RNK = self.theta(self._counts(data, layer), n_samples=n_samples, seed=seed)
+        return consensus(self.beta(n_samples=n_samples, seed=seed), theta_RNK)
 
     def transform(
         self,

@@ -47,7 +47,7 @@ def write_tables(
     folder
         Output folder.
     """
-    agreed = consensus(beta_RKG) if fit.n_replicates > 1 else None
+    agreed = consensus(beta_RKG, theta_RNK) if fit.n_replicates > 1 else None
     (folder / "topics").mkdir(exist_ok=True)
     (folder / "cells").mkdir(exist_ok=True)
     for path, table in _tables(fit, theta_RNK[fit.selected], beta_RKG[fit.selected], agreed, adata):

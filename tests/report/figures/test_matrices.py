@@ -145,7 +145,9 @@ def test_squares_are_the_cosines_with_the_other_replicates(n_topics, n_replicate
     beta_RKG = rng.dirichlet(np.full(30, 0.3), (n_replicates, n_topics))
     beta_RKG[:, 0] = beta_RKG[0, 0]
     cosine_RK = np.array([match_topics(beta_RKG[1], beta_KG).cosine for beta_KG in beta_RKG])
-    agreed = consensus(beta_RKG)
+    theta_RNK = rng.dirichlet(np.full(n_topics, 0.3), (n_replicates, 40))
+    theta_RNK[:, :, 0] = theta_RNK[0, :, 0]
+    agreed = consensus(beta_RKG, theta_RNK)
     support_K = agreed.support_C[agreed.member_RK[1]]
     figure = figures.stability_matrix(cosine_RK, 1, support_K)
     axes = figure.axes[0]

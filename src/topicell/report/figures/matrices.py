@@ -174,12 +174,13 @@ def stability_matrix(
 
     Examples
     --------
-    From the gene proportions of all replicates:
+    From the gene proportions and the topic proportions of all replicates:
 
     >>> from topicell.evaluation.stability import consensus, match_topics
     >>> beta_RKG = np.random.default_rng(0).dirichlet(np.ones(50), size=(3, 4))
+    >>> theta_RNK = np.random.default_rng(1).dirichlet(np.ones(4), size=(3, 80))
     >>> cosine_RK = np.array([match_topics(beta_RKG[1], beta_KG).cosine for beta_KG in beta_RKG])
-    >>> agreed = consensus(beta_RKG)
+    >>> agreed = consensus(beta_RKG, theta_RNK)
     >>> support_K = agreed.support_C[agreed.member_RK[1]]
     >>> figure = stability_matrix(cosine_RK, 1, support_K)
     """
