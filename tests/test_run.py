@@ -450,7 +450,7 @@ def test_scores_summarise_their_table(on_one_split, on_three_splits):
 def test_each_replicate_of_each_split_has_one_value(on_three_splits):
     result = on_three_splits[0]
     seeds = [str(seed) for seed in split_seeds(0, 3)]
-    together = {"topics/stability", "topics/consensus", "fit/epochs"}
+    together = {"topics/stability", "topics/found_again", "topics/consensus", "fit/epochs"}
     for name, by_split in result.values.items():
         assert list(by_split) == seeds
         assert {len(values) for values in by_split.values()} == {1 if name in together else 2}

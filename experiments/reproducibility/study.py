@@ -263,7 +263,9 @@ def main() -> None:
     if asked.action == "run":
         run(asked.folder, asked.data, asked.topics, asked.methods, range(asked.seeds))
     elif asked.action == "quick":
-        run(asked.folder, ["pbmc68k"], [5], ["topicell", "topicell, search off", "KL-NMF"], range(3))
+        run(
+            asked.folder, ["pbmc68k"], [5], ["topicell", "topicell, search off", "KL-NMF"], range(3)
+        )
         print(collect(asked.folder, asked.folder, 3).to_string(index=False))
     else:
         print(collect(asked.folder, asked.output, asked.seeds).to_string(index=False))

@@ -22,6 +22,7 @@ from topicell.config import ReportConfig
 from topicell.evaluation import ranking
 from topicell.evaluation.metrics import METRICS, Metric
 from topicell.report import figure_set, figures, page, tables
+from topicell.report.figures.drawing import LITTLE_SUPPORT
 from topicell.report.summary import summary
 
 ON_PAGE = {name for name, spec in figure_set.FIGURES.items() if spec.caption}
@@ -85,7 +86,7 @@ def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("report")
     adata = make_run(
         topic_stability=np.array([0.9, 0.65, 0.8]),
-        topic_support=np.array([4, 2, 3]),
+        topic_support=np.array([3, 1, 2]),
         topic_matches=np.array([[0.9, 0.6, 0.8], [1.0, 1.0, 1.0], [0.9, 0.7, 0.8]]),
         shown=1,
     )
@@ -148,7 +149,7 @@ def test_every_figure_has_alternative_text_and_caption(html):
     assert sum(tag == "svg" for tag, _ in tags) == len(sheets)
     images = [attrs for tag, attrs in tags if tag == "img"]
     assert [image["alt"] for image in images] == [
-        f"Topic {topic} on the map by counts" for topic in range(3)
+        f"Topic {name} on the map by counts" for name in ("0", "1*", "2")
     ]
 
 
@@ -320,12 +321,32 @@ def test_a_page_of_4000_cells_is_small(tmp_path):
 
 def test_warnings_are_on_the_page(html):
     text = Page(html).words
-    assert "1 of 3 topics not stable" in text
+    assert "1 of 3 topics with little support" in text
     assert "No warnings" not in text
 
 
+def test_topics_with_little_support_are_marked_everywhere(html):
+    text = Page(html).words
+    assert "* At most half of the 3 replicates have this topic" in text
+    # The card, the maps' control, and the data of the viewer have the same names.
+    assert html.count('<option value="topic:1">Topic 1*</option>') == 1
+    assert re.search(r"Topic 1\* [\d.]+ % of the average cell[^*]*found in 1 of 3 rep", text)
+    assert "Topic 2*" not in text
+    # A figure of topics names them with the mark, and its title says what it means.
+    svg = html.split('id="figures"')[1].split("<figure")[1:]
+    of_topics = [figure for figure in svg if ">Topic 1" in figure]
+    assert len(of_topics) >= 5
+    for figure in of_topics:
+        assert ">Topic 1*<" in figure
+        assert ">Topic 1<" not in figure
+        assert f"({LITTLE_SUPPORT})" in figure
+
+
 def test_a_run_without_warnings_says_so():
-    adata = make_run(n_cells=200, n_topics=4, n_genes=40, topic_stability=np.ones(4))
+    adata = make_run(
+        n_cells=200, n_topics=4, n_genes=40, topic_support=np.full(4, 2),
+        topic_matches=np.ones((2, 4)),
+    )  # fmt: skip
     adata.obsm["X_lda"] = 0.8 * np.eye(4)[np.arange(200) % 4] + 0.05
     beta_KG = np.kron(np.eye(4), np.ones(10)) + 1e-3
     adata.varm["lda_topics"] = (beta_KG / beta_KG.sum(1, keepdims=True)).T
@@ -338,7 +359,7 @@ def test_a_run_without_warnings_says_so():
     adata.obs["split"] = pd.Categorical(["train", "test"] * 100)
     text = Page(page.render(adata, HISTORY, {})).text
     assert "No warnings" in text
-    assert "near copy of another or unstable." in " ".join(text.split())
+    assert "near copy of another or has little support." in " ".join(text.split())
 
 
 def test_the_page_names_the_topics_that_it_omits():

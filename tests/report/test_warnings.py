@@ -18,7 +18,7 @@ def balanced(n_topics: int = 4, n_cells: int = 400) -> np.ndarray:
 
 
 def test_a_good_fit_has_no_warnings():
-    assert list(topic_warnings(balanced(), distinct(), np.full(4, 0.7))) == []
+    assert list(topic_warnings(balanced(), distinct(), np.full(4, 3), 4)) == []
     assert list(topic_warnings(balanced(), distinct(), None)) == []
 
 
@@ -56,10 +56,13 @@ def test_topics_with_a_cosine_above_095_are_near_copies(cosine, warned):
         assert "topics 0 and 2. Genes" in found[0][1]
 
 
-def test_topics_below_the_threshold_are_not_found_again():
-    ((heading, text),) = topic_warnings(balanced(), distinct(), np.array([0.9, 0.69, 0.7, 0.1]))
-    assert heading == "2 of 4 topics not stable"
-    assert "topics 1 (0.690), 3 (0.100)" in text
+def test_topics_of_at_most_half_of_the_replicates_have_little_support():
+    support = np.array([4, 2, 3, 1])
+    ((heading, text),) = topic_warnings(balanced(), distinct(), support, 4)
+    assert heading == "2 of 4 topics with little support (marked with *)"
+    assert "At most half of the 4 replicates" in text
+    assert "1 (2), 3 (1)" in text
+    assert list(topic_warnings(balanced(), distinct(), np.array([2, 2, 3, 3]), 3)) == []
 
 
 def test_few_test_cells_and_one_replicate_are_limits():
@@ -96,12 +99,12 @@ def test_an_average_topic_in_all_cells_is_a_background():
 )
 def test_a_topic_of_mostly_ribosomal_or_mitochondrial_genes_has_a_warning(names, warned):
     genes = [*names, *GENES[5:]]
-    found = list(topic_warnings(balanced(), distinct(), None, None, genes))
+    found = list(topic_warnings(balanced(), distinct(), None, 1, genes))
     assert found == []  # exactly half of topic 0
     beta_KG = distinct()
     beta_KG[0, :5] *= 1.5
     beta_KG /= beta_KG.sum(axis=1, keepdims=True)
-    found = list(topic_warnings(balanced(), beta_KG, None, None, genes))
+    found = list(topic_warnings(balanced(), beta_KG, None, 1, genes))
     assert bool(found) == warned
     if warned:
         assert found[0][0] == "1 of 4 topics mostly ribosomal or mitochondrial"

@@ -345,7 +345,7 @@ ROWS = (
         name="topics/stability",
         title="Stability",
         meaning="Whether replicates, fits from different random starts, find the same topics: "
-        "mean cosine of matched topics. 1 means the same topics; values below 0.7 give a warning.",
+        "mean cosine of the gene proportions of matched topics. 1 means the same topics.",
         better=1,
         same=("counts",),
         unit="mean cosine",

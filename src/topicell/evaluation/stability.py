@@ -1,6 +1,7 @@
 """Measure whether replicates find the same topics: matching, its mean cosine, and consensus topics.
 
-Shapes: R replicates, N cells, K topics, G genes, C consensus topics; T = R · K topics of all replicates.
+Shapes: R replicates, N cells, K topics, G genes, C consensus topics; T = R · K topics of all
+replicates.
 """
 
 from __future__ import annotations

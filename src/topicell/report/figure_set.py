@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from topicell.evaluation import ranking
+from topicell.evaluation.stability import little_support
 from topicell.report import figures
 from topicell.report.embedding import mapped
 
@@ -45,6 +46,14 @@ def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
         return None
     order = np.argsort(-theta_NK.mean(axis=0), kind="stable")
     return sorted(order[:MAX_TOPICS].tolist())
+
+
+def with_little_support(adata: AnnData) -> np.ndarray:
+    """Return whether each topic of a run has little support; none if there is one replicate."""
+    run = adata.uns["topicell"]
+    if not {"topic_support", "topic_matches"} <= run.keys():
+        return np.zeros(np.asarray(adata.obsm["X_lda"]).shape[1], dtype=bool)
+    return little_support(run["topic_support"], len(run["topic_matches"]))
 
 
 def folded(groups: pd.Series) -> Any:
@@ -122,9 +131,14 @@ class ReportedRun:
         return names
 
     @cached_property
-    def topics(self) -> list[int] | None:
+    def topics(self) -> figures.Topics:
         """The topics to draw, None for all; every figure of topics draws only these."""
-        return shown_topics(self.theta_NK)
+        return figures.marked(shown_topics(self.theta_NK), self.little_K)
+
+    @cached_property
+    def little_K(self) -> np.ndarray:
+        """Whether a topic has little support."""
+        return with_little_support(self.adata)
 
     @cached_property
     def clusters(self) -> Any:
@@ -146,7 +160,7 @@ class ReportedRun:
     def characteristic(self) -> tuple[np.ndarray, list[int]]:
         """Columns of the leading genes by FREX, and the topic of each."""
         n_topics = len(self.beta_KG)
-        numbers = np.arange(n_topics) if self.topics is None else np.array(self.topics)
+        numbers = np.arange(n_topics) if self.topics is None else np.array(list(self.topics))
         n_each = int(np.clip(N_SIDE_BY_SIDE // len(numbers), 2, N_LEADING))
         leading_KT = ranking.top_genes(ranking.frex(self.beta_KG), n_each)[numbers]
         # A gene that leads two topics is drawn with the first.

@@ -19,7 +19,13 @@ from topicell.evaluation.metrics import ordered
 from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
 from topicell.report.embedding import mapped
-from topicell.report.figure_set import FIGURES, MAX_TOPICS, folded, shown_topics
+from topicell.report.figure_set import (
+    FIGURES,
+    MAX_TOPICS,
+    folded,
+    shown_topics,
+    with_little_support,
+)
 from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
 from topicell.report.warnings import dominance, score_warnings, topic_warnings
@@ -75,8 +81,9 @@ def render(
     config = json.loads(run["config"])
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
-    stability_K = run.get("topic_stability")
-    support_K = run.get("topic_support")
+    names = _names(adata)
+    n_replicates = _n_replicates(run)
+    support_K = run.get("topic_support") if n_replicates > 1 else None
     mapped_M = mapped(adata)
     shown = adata if len(mapped_M) == adata.n_obs else adata[mapped_M]
     groupings = _groupings(adata, mapped_M)
@@ -88,14 +95,14 @@ def render(
         cells=_cells(shown, beta_KG, groupings, tables.gene_frequency(adata)),
         groupings=[grouping["name"] for grouping in groupings],
         data=_data_line(adata, given="theta" in config),
-        model=_model_line(config, theta_NK.shape[1], len(history), _n_replicates(run)),
+        model=_model_line(config, theta_NK.shape[1], len(history), n_replicates),
         headlines=[score(name, scores[name]) for name in headlines(scores)],
         scores=[score(name, scores[name]) for name in ordered(scores)],
         warnings=[
-            *topic_warnings(theta_NK, beta_KG, stability_K, support_K, adata.var_names),
+            *topic_warnings(theta_NK, beta_KG, support_K, n_replicates, adata.var_names),
             *score_warnings(
                 _n_test(adata),
-                replicated=stability_K is not None,
+                replicated=n_replicates > 1,
                 given="theta" in config,
                 n_rounded=int(adata.uns.get("topicell_rounded", 0)),
             ),
@@ -103,6 +110,8 @@ def render(
         left_out=_left_out(theta_NK),
         sample=_sample(len(mapped_M), adata.n_obs, run.get("differential_cells")),
         n_topics=theta_NK.shape[1],
+        names=names,
+        marked=_mark(names, n_replicates),
         figures=[
             _figure(
                 name,
@@ -116,7 +125,7 @@ def render(
             if spec.caption and (name in figures or name in not_drawn)
         ],
         rankings=RANKINGS,
-        topics=_topics(adata, mapped_M, beta_KG, _n_replicates(run), n_genes, sets),
+        topics=_topics(adata, mapped_M, beta_KG, n_replicates, n_genes, sets),
         tables=[
             (name, meaning, _packed(table))
             for name, meaning, table in tables.of_page(adata, scores, sets)
@@ -161,6 +170,22 @@ def _n_replicates(run: Mapping[str, Any]) -> int:
     return len(run["topic_matches"]) if "topic_matches" in run else 1
 
 
+def _names(adata: AnnData) -> list[str]:
+    """Return the names of the topics, with a mark after those with little support."""
+    marks = np.where(with_little_support(adata), "*", "")
+    return [f"Topic {k}{mark}" for k, mark in enumerate(marks)]
+
+
+def _mark(names: Sequence[str], n_replicates: int) -> str:
+    """Return the meaning of the mark in the names of topics; empty if none has it."""
+    if not any(name.endswith("*") for name in names):
+        return ""
+    return (
+        f"* At most half of the {n_replicates} replicates have this topic: fits from other random "
+        "starts have another one instead."
+    )
+
+
 def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_replicates: int) -> str:
     if "theta" in config:
         return f"{n_topics} topics from {config['beta']}, proportions from {config['theta']}"
@@ -185,7 +210,7 @@ def _groupings(adata: AnnData, mapped_M: np.ndarray) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {
             "name": "Dominant topic",
-            "names": [f"Topic {topic}" for topic in range(n_topics)],
+            "names": _names(adata),
             "colors": figures.topic_colors(n_topics),
             "codes": ranking.dominant_topics(theta_NK[mapped_M]),
         }
@@ -224,7 +249,7 @@ def _cells(
     return viewer.pack(
         cells=adata.obs_names,
         genes=adata.var_names,
-        topics=[f"Topic {topic}" for topic in range(n_topics)],
+        topics=_names(adata),
         colors=figures.topic_colors(n_topics),
         theta_NK=np.asarray(adata.obsm["X_lda"]),
         beta_KG=beta_KG,
@@ -318,11 +343,12 @@ def _topics(
     dominance_K, mean_K = dominance(theta_NK), theta_NK.mean(axis=0)
     umap_M2 = np.asarray(adata.obsm["X_umap_counts"])[mapped_M]
     cards = []
+    names = _names(adata)
     colors = figures.topic_colors(len(beta_KG))
     for topic in shown_topics(theta_NK) or range(len(beta_KG)):
         color = colors[topic]
         card = {
-            "name": f"Topic {topic}",
+            "name": names[topic],
             "number": topic,
             "color": color,
             "mean": _percent(mean_K[topic]),

@@ -32,8 +32,8 @@ def summary(adata: AnnData) -> str:
     found = topic_warnings(
         theta_NK,
         beta_KG,
-        run.get("topic_stability"),
-        run.get("topic_support"),
+        run.get("topic_support") if "topic_matches" in run else None,
+        len(run.get("topic_matches", [])),
         adata.var_names,
     )
     # MLflow folds long descriptions: values come first, their meaning last.

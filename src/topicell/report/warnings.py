@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from topicell.evaluation import ranking
+from topicell.evaluation.stability import little_support
 from topicell.genes import is_of
 
 FEW_TEST_CELLS = 30
@@ -21,15 +22,13 @@ COMMON_SHARE = 0.8
 """...its proportion is above `PRESENT` in more than this share of the cells."""
 HOUSEKEEPING_SHARE = 0.5
 """A topic with more of its mass on ribosomal or mitochondrial genes than this gets a warning."""
-STABLE = 0.7
-"""A topic that other replicates find with a cosine below this gets a warning."""
 
 
 def topic_warnings(
     theta_NK: np.ndarray,
     beta_KG: np.ndarray,
-    stability_K: np.ndarray | None = None,
     support_K: np.ndarray | None = None,
+    n_replicates: int = 1,
     genes: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yield warnings about the topics: (heading, explanation).
@@ -40,10 +39,10 @@ def topic_warnings(
         Topic proportions of the cells.
     beta_KG
         Gene proportions of the topics.
-    stability_K
-        How well replicates agree on each topic; None if there is only one replicate.
     support_K
-        In how many replicates each topic was found.
+        Number of replicates that found each topic; None if there is only one replicate.
+    n_replicates
+        Number of replicates.
     genes
         Names of the genes, by which ribosomal and mitochondrial genes are recognised.
     """
@@ -67,19 +66,15 @@ def topic_warnings(
             "FREX before you treat a group as one topic or lower model.n_topics.",
         )
     yield from _backgrounds(theta_NK, beta_KG, genes)
-    if stability_K is not None:
-        stability_K = np.asarray(stability_K, dtype=float)
-        weak_K = stability_K < STABLE
-        if support_K is not None:
-            weak_K |= np.asarray(support_K) == 1
-        unstable = np.flatnonzero(weak_K)
-        if len(unstable):
-            found = ", ".join(f"{topic} ({stability_K[topic]:.3f})" for topic in unstable)
+    if support_K is not None:
+        little = np.flatnonzero(little_support(support_K, n_replicates))
+        if len(little):
+            found = ", ".join(f"{topic} ({support_K[topic]})" for topic in little)
             yield (
-                f"{len(unstable)} of {n_topics} topics not stable",
-                f"Found only in this replicate, or with a stability below {STABLE}: "
-                f"{'topics' if len(unstable) > 1 else 'topic'} {found}. Fits from other random "
-                "starts have other topics instead. Do not base conclusions on these topics.",
+                f"{len(little)} of {n_topics} topics with little support (marked with *)",
+                f"At most half of the {n_replicates} replicates have these topics (number of "
+                f"replicates in brackets): {found}. Fits from other random starts have other "
+                "topics instead. Do not base conclusions on these topics.",
             )
 
 

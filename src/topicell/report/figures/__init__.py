@@ -8,9 +8,11 @@ and `as_svg` write them.
 from topicell.report.figures.differential import volcano, volcanoes
 from topicell.report.figures.drawing import (
     MISSING,
+    Topics,
     as_svg,
     category_codes,
     category_colors,
+    marked,
     save,
     topic_colors,
 )
@@ -33,11 +35,13 @@ from topicell.report.figures.training import gap_histogram, training_curves
 
 __all__ = [
     "MISSING",
+    "Topics",
     "as_svg",
     "category_codes",
     "category_colors",
     "enrichment_bars",
     "gap_histogram",
+    "marked",
     "save",
     "stability_matrix",
     "structure_plot",

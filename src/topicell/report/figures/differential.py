@@ -21,13 +21,16 @@ from topicell.report.figures.drawing import (
     INK,
     NORMAL,
     SMALL,
+    Topics,
     drawn_topics,
     grid_shape,
     lay_out,
     new_figure,
     plain,
     short,
+    titled,
     topic_colors,
+    topic_name,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +95,7 @@ def volcanoes(
     p_KG: np.ndarray,
     q_KG: np.ndarray,
     genes: Sequence[str],
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
     *,
     max_q: float = 0.05,
     min_lfc: float = 1.0,
@@ -118,9 +121,8 @@ def volcanoes(
     numbers, colors = drawn_topics(topics, len(lfc_KG))
     n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
-    figure = new_figure(
-        2.15 * n_columns + 0.6, 2.05 * n_rows + 0.85, "Genes that distinguish each topic"
-    )
+    title = titled("Genes that distinguish each topic", topics)
+    figure = new_figure(2.15 * n_columns + 0.6, 2.05 * n_rows + 0.85, title)
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     panels = list(grid.ravel())
     drawn = [_coordinates(lfc_KG[k], p_KG[k], q_KG[k], max_q, min_lfc) for k in numbers]
@@ -130,7 +132,8 @@ def volcanoes(
     for place, (topic, axes, color) in enumerate(zip(numbers, panels, colors, strict=False)):
         beyond |= _draw(axes, *drawn[place], color, limits, min_lfc, size=9)
         n_differ = int(drawn[place][2].sum())
-        axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, loc="left", pad=4)
+        name = f"Topic {topic_name(topics, topic)}"
+        axes.set_title(name, fontsize=NORMAL, color=INK, loc="left", pad=4)
         axes.set_title(f"{n_differ:,}", fontsize=SMALL, color=FAINT, loc="right", pad=4)
         # the lowest panel of a column has its axis, even if the last row is not full
         axes.tick_params(axis="x", labelbottom=place + n_columns >= n_topics)

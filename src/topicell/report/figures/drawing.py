@@ -109,11 +109,37 @@ def topic_colors(n: int) -> list[str]:
     return PALETTE[:n] + _further_colors(n - len(PALETTE), saturation=0.45)
 
 
-def drawn_topics(topics: Sequence[int] | None, n_topics: int) -> tuple[list[int], list[str]]:
-    """Return numbers and colours of the topics that are drawn; None means all."""
+Topics = Sequence[int] | Mapping[int, str] | None
+"""Numbers of the topics that are drawn; None draws all. A mapping has the name of each topic, such
+as ``{0: "0", 3: "3*"}``: `marked` makes one that marks topics with little support."""
+LITTLE_SUPPORT = "* in at most half of the replicates"
+"""The meaning of the mark, added to the title of a figure."""
+
+
+def marked(topics: Topics, little_K: Sequence[bool] | np.ndarray) -> Topics:
+    """Return the topics with a mark after the numbers of those with little support, if any."""
+    numbers = range(len(little_K)) if topics is None else topics
+    if not any(little_K[topic] for topic in numbers):
+        return topics
+    return {topic: f"{topic}*" if little_K[topic] else str(topic) for topic in numbers}
+
+
+def drawn_topics(topics: Topics, n_topics: int) -> tuple[list[int], list[str]]:
+    """Return numbers and colours of the topics that are drawn."""
     numbers = list(range(n_topics)) if topics is None else [int(topic) for topic in topics]
     colors = topic_colors(n_topics)
     return numbers, [colors[topic] for topic in numbers]
+
+
+def topic_name(topics: Topics, number: int) -> str:
+    """Return the number of a topic as text, with its mark."""
+    return topics[number] if isinstance(topics, Mapping) else str(number)
+
+
+def titled(title: str, topics: Topics) -> str:
+    """Return the title of a figure of topics, with the meaning of the mark if a topic has it."""
+    has_mark = isinstance(topics, Mapping) and any("*" in name for name in topics.values())
+    return f"{title} ({LITTLE_SUPPORT})" if has_mark else title
 
 
 def category_colors(n: int) -> list[str]:

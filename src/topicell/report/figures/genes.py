@@ -26,6 +26,7 @@ from topicell.report.figures.drawing import (
     PAPER,
     PROPORTION,
     SMALL,
+    Topics,
     drawn_topics,
     grid_shape,
     named_ticks,
@@ -33,6 +34,8 @@ from topicell.report.figures.drawing import (
     plain,
     readable_on,
     short,
+    titled,
+    topic_name,
     value_bar,
 )
 
@@ -52,7 +55,7 @@ def top_genes(
     names_KT: Sequence[Sequence[str]],
     values_KT: np.ndarray | Sequence[Sequence[float]],
     title: str,
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
 ) -> Figure:
     """Draw horizontal bars of the leading genes of each topic, all on one scale.
 
@@ -74,7 +77,9 @@ def top_genes(
     names = [[short(name, 20) for name in names_KT[topic]] for topic in numbers]
     widest = max(len(name) for row in names for name in row)
     figure = new_figure(
-        (1.45 + 0.07 * widest) * n_columns + 0.3, (0.165 * n_genes + 0.5) * n_rows + 0.75, title
+        (1.45 + 0.07 * widest) * n_columns + 0.3,
+        (0.165 * n_genes + 0.5) * n_rows + 0.75,
+        titled(title, topics),
     )
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
     panels = grid.ravel()
@@ -83,7 +88,8 @@ def top_genes(
         axes.barh(places, values[place], height=0.74, color=color)
         axes.set_ylim(n_genes - 0.4, -0.6)
         axes.set_yticks(places, names[place], fontsize=SMALL, color=INK, parse_math=False)
-        axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=4)
+        name = f"Topic {topic_name(topics, topic)}"
+        axes.set_title(name, fontsize=NORMAL, color=INK, pad=4)
         plain(axes, axis="x")
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(3))
@@ -103,7 +109,7 @@ def top_genes_dots(
     expressed_KT: np.ndarray,
     title: str,
     topic_of_T: Sequence[int] | None = None,
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
 ) -> Figure:
     """Draw leading genes × topics as dots, larger if more of the topic's cells express the gene.
 
@@ -180,7 +186,7 @@ def top_genes_heatmap(
     proportion_KT: np.ndarray,
     title: str,
     topic_of_T: Sequence[int] | None = None,
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
 ) -> Figure:
     """Draw leading genes × topics: log2 of the proportion divided by its mean over topics.
 
@@ -239,7 +245,7 @@ def enrichment_bars(
     sets_B: Sequence[str],
     q_B: Sequence[float] | np.ndarray,
     n_topics: int,
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
     *,
     n_sets: int = 3,
     max_q: float = 0.05,
@@ -277,7 +283,7 @@ def enrichment_bars(
     figure = new_figure(
         max((0.066 * widest + 1.9) * len(columns) + 0.3, 4.2),
         0.172 * tallest + 1.0,
-        "Gene sets enriched in the topics",
+        titled("Gene sets enriched in the topics", topics),
     )
     panels = figure.subplots(1, len(columns), squeeze=False).ravel()
     for axes, column in zip(panels, columns, strict=True):
@@ -287,7 +293,7 @@ def enrichment_bars(
         place = 0
         for topic in column:
             places.append(place)
-            labels.append(f"Topic {numbers[topic]}")
+            labels.append(f"Topic {topic_name(topics, numbers[topic])}")
             for row in best[topic]:
                 place += 1
                 length = min(-math.log10(q[row]) if q[row] > 0 else math.inf, longest)
@@ -329,7 +335,7 @@ def _genes_by_topics(
     title: str,
     topic_of_T: Sequence[int] | None,
     draw: Callable[[Axes, slice], None],
-    drawn: tuple[Sequence[int] | None, int],
+    drawn: tuple[Topics, int],
     foot: float,
 ) -> tuple[Figure, list[Axes]]:
     """Draw panels with genes in columns and topics in rows, one below the other, filled by `draw`.
@@ -344,12 +350,15 @@ def _genes_by_topics(
     longest = max((len(name) for name in names), default=1)
     panel_height = 0.2 * n_topics + 0.075 * longest + 0.25
     height = panel_height * n_panels + foot + 0.45
-    figure = new_figure(max(0.2 * per_panel + 1.2, 4.2), height, title)
+    figure = new_figure(max(0.2 * per_panel + 1.2, 4.2), height, titled(title, drawn[0]))
     # columns have the same width in all figures and panels
     n_columns = int((figure.get_figwidth() - 1.2) / 0.2 + 0.01)
     panels = list(figure.subplots(n_panels, 1, squeeze=False).ravel())
     numbers, colors = drawn_topics(*drawn)
-    topics = [f"Topic {k}{remark}" for k, remark in zip(numbers, remarks_K, strict=True)]
+    topics = [
+        f"Topic {topic_name(drawn[0], k)}{remark}"
+        for k, remark in zip(numbers, remarks_K, strict=True)
+    ]
     color_of = dict(zip(numbers, colors, strict=True))
     for panel, axes in enumerate(panels):
         genes = slice(panel * per_panel, min((panel + 1) * per_panel, n_genes))
@@ -366,11 +375,13 @@ def _genes_by_topics(
         axes.set_anchor("NW")
         axes.spines[:].set_visible(False)
         if topic_of_T is not None:
-            _mark_topics(axes, topic_of_T[genes], color_of)
+            _mark_topics(axes, topic_of_T[genes], color_of, drawn[0])
     return figure, panels
 
 
-def _mark_topics(axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, str]) -> None:
+def _mark_topics(
+    axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, str], topics: Topics
+) -> None:
     """Mark the topic of the genes above them: its number on a line of its colour."""
     transform = axes.get_xaxis_transform()
     inch = cast(Figure, axes.get_figure()).dpi_scale_trans
@@ -387,7 +398,7 @@ def _mark_topics(axes: Axes, topic_of_T: Sequence[int], color_of: Mapping[int, s
             clip_on=False,
         )
         axes.annotate(
-            str(topic),
+            topic_name(topics, topic),
             ((start + end) / 2, 1),
             (0, 9),
             xycoords=transform,

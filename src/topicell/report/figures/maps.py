@@ -25,6 +25,7 @@ from topicell.report.figures.drawing import (
     PAPER,
     PROPORTION,
     SMALL,
+    Topics,
     category_codes,
     category_colors,
     drawn_topics,
@@ -32,6 +33,8 @@ from topicell.report.figures.drawing import (
     legend_outside,
     new_figure,
     point_size,
+    titled,
+    topic_name,
     value_bar,
 )
 
@@ -43,7 +46,7 @@ def umap_by_topic(
     embedding_N2: np.ndarray,
     theta_NK: np.ndarray,
     title: str,
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
 ) -> Figure:
     """Draw a small map for each topic, with cells coloured by its proportion, from 0 to 1.
 
@@ -61,7 +64,7 @@ def umap_by_topic(
     numbers, _ = drawn_topics(topics, theta_NK.shape[1])
     n_topics = len(numbers)
     n_columns, n_rows = grid_shape(n_topics)
-    figure = new_figure(2.05 * n_columns + 0.9, 2.2 * n_rows + 0.45, title)
+    figure = new_figure(2.05 * n_columns + 0.9, 2.2 * n_rows + 0.45, titled(title, topics))
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     size = point_size(len(theta_NK), panel_inches=1.9)
     for topic, axes in zip(numbers, panels, strict=False):
@@ -77,7 +80,8 @@ def umap_by_topic(
             linewidths=0,
             rasterized=True,
         )
-        axes.set_title(f"Topic {topic}", fontsize=NORMAL, color=INK, pad=3)
+        name = f"Topic {topic_name(topics, topic)}"
+        axes.set_title(name, fontsize=NORMAL, color=INK, pad=3)
         _bare_map(axes, PAPER)
     for axes in panels[n_topics:]:
         axes.remove()

@@ -20,6 +20,7 @@ from topicell.report.figures.drawing import (
     NOTHING,
     PROPORTION,
     SMALL,
+    Topics,
     category_codes,
     category_colors,
     drawn_topics,
@@ -27,7 +28,9 @@ from topicell.report.figures.drawing import (
     new_figure,
     readable_on,
     short,
+    titled,
     topic_colors,
+    topic_name,
     value_bar,
 )
 
@@ -38,7 +41,7 @@ WRITTEN = 12
 """Matrices with up to this number of topics show their values as text."""
 
 
-def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
+def topic_correlation(theta_NK: np.ndarray, topics: Topics = None) -> Figure:
     """Draw Pearson correlations of topic proportions over cells.
 
     Topics are in the order of a tree (average linkage), so that similar topics are neighbours. The
@@ -63,6 +66,7 @@ def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None)
     return _topics_by_topics(
         value_KK,
         numbers,
+        topics,
         "Correlation of topics over cells",
         "Pearson correlation",
         DIVERGING,
@@ -70,7 +74,7 @@ def topic_correlation(theta_NK: np.ndarray, topics: Sequence[int] | None = None)
     )
 
 
-def topic_similarity(beta_KG: np.ndarray, topics: Sequence[int] | None = None) -> Figure:
+def topic_similarity(beta_KG: np.ndarray, topics: Topics = None) -> Figure:
     """Draw cosine similarities of the gene proportions of topics.
 
     Drawn like `topic_correlation`; the colours begin at the least similar pair.
@@ -89,6 +93,7 @@ def topic_similarity(beta_KG: np.ndarray, topics: Sequence[int] | None = None) -
     return _topics_by_topics(
         value_KK,
         numbers,
+        topics,
         "Similarity of topics in genes",
         "cosine similarity",
         PROPORTION,
@@ -100,7 +105,7 @@ def topic_by_label(
     theta_NK: np.ndarray,
     labels: Sequence[Any],
     title: str = "Topics by label",
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
 ) -> Figure:
     """Draw the mean proportion of each topic in the cells of each label.
 
@@ -136,8 +141,8 @@ def topic_by_label(
     return _matrix(
         value_RC[:, columns],
         (entries, colors),
-        _numbers(np.array(numbers)[columns]),
-        title,
+        _numbers(np.array(numbers)[columns], topics),
+        titled(title, topics),
         "mean proportion",
         PROPORTION,
         Normalize(0, value_RC.max()),
@@ -148,13 +153,13 @@ def stability_matrix(
     cosine_RK: np.ndarray,
     shown: int,
     support_K: Sequence[int] | None = None,
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
 ) -> Figure:
     """Draw how well the topics of one replicate are found again in each of the others.
 
     There is one row for each replicate, a row for the mean if there are several, and one column for
     each topic. Numbers below the matrix say how many replicates found each topic; they are bold if
-    only one did.
+    at most half did.
 
     Parameters
     ----------
@@ -203,8 +208,8 @@ def stability_matrix(
     figure = _matrix(
         value_RC,
         (entries, None),
-        _numbers(numbers),
-        f"Topics of replicate {shown} in the others",
+        _numbers(numbers, topics),
+        titled(f"Topics of replicate {shown} in the others", topics),
         "cosine similarity",
         PROPORTION,
         norm,
@@ -213,13 +218,14 @@ def stability_matrix(
     for row in range(len(others), len(entries)):
         axes.axhline(row - 0.5, color="white", linewidth=5)  # separated from the other rows
     for topic, support in enumerate([] if support_K is None else support_K):
-        _write(axes, topic, len(entries) - 1, str(support), INK, bold=support == 1)
+        _write(axes, topic, len(entries) - 1, str(support), INK, bold=2 * support <= n_replicates)
     return figure
 
 
 def _topics_by_topics(
     value_KK: np.ndarray,
     numbers: Sequence[int],
+    topics: Topics,
     title: str,
     unit: str,
     colors: Colormap,
@@ -228,9 +234,10 @@ def _topics_by_topics(
     order = _order_of_likeness(value_KK)
     value_KK = value_KK[np.ix_(order, order)]
     np.fill_diagonal(value_KK, np.nan)
-    names, swatches = _numbers(np.array(numbers)[order])
+    names, swatches = _numbers(np.array(numbers)[order], topics)
     rows = [f"Topic {name}" for name in names]
-    return _matrix(value_KK, (rows, swatches), (names, swatches), title, unit, colors, norm)
+    heading = titled(title, topics)
+    return _matrix(value_KK, (rows, swatches), (names, swatches), heading, unit, colors, norm)
 
 
 def _matrix(
@@ -291,10 +298,10 @@ def _write(axes: Axes, x: int, y: int, text: str, ink: str, bold: bool = False) 
     axes.text(x, y, text, fontsize=SMALL, color=ink, **style)
 
 
-def _numbers(topics: Any) -> tuple[list[str], list[str]]:
+def _numbers(numbers: Any, topics: Topics) -> tuple[list[str], list[str]]:
     """Return names and colours of topics in a given order."""
-    colors = topic_colors(max(topics, default=-1) + 1)
-    return [str(topic) for topic in topics], [colors[topic] for topic in topics]
+    colors = topic_colors(max(numbers, default=-1) + 1)
+    return [topic_name(topics, topic) for topic in numbers], [colors[topic] for topic in numbers]
 
 
 def _off_diagonal(value_KK: np.ndarray) -> np.ndarray:

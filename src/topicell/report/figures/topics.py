@@ -18,11 +18,14 @@ from topicell.report.figures.drawing import (
     MISSING,
     NOTHING,
     SMALL,
+    Topics,
     category_codes,
     drawn_topics,
     legend_outside,
     new_figure,
     short,
+    titled,
+    topic_name,
 )
 
 
@@ -31,7 +34,7 @@ def structure_plot(
     groups: Sequence[Any] | None,
     seed: int,
     max_cells: int = 2000,
-    topics: Sequence[int] | None = None,
+    topics: Topics = None,
 ) -> Figure:
     """Draw topic proportions of single cells as adjacent stacked bars, by group.
 
@@ -53,7 +56,7 @@ def structure_plot(
         Numbers of the topics that are drawn, the others together in grey; None draws all.
     """
     numbers, colors = drawn_topics(topics, theta_NK.shape[1])
-    labels = [f"Topic {topic}" for topic in numbers]
+    labels = [f"Topic {topic_name(topics, topic)}" for topic in numbers]
     if len(numbers) < theta_NK.shape[1]:
         others_N = np.delete(theta_NK, numbers, axis=1).sum(axis=1)
         labels.append(f"{theta_NK.shape[1] - len(numbers)} others")
@@ -90,7 +93,7 @@ def structure_plot(
     names = [short(name, 32) for name in names]
     width = 10.5 * max(1, len(names) / 28)
     height = 3.5 if groups is None else 3.7 + 0.058 * max(len(name) for name in names)
-    figure = new_figure(width, height, "Topic proportions of the cells")
+    figure = new_figure(width, height, titled("Topic proportions of the cells", topics))
     axes = figure.add_subplot()
     for topic in range(n_topics):
         # As axes.stairs does, but that looks for the limits of the axes in every corner: seconds.
