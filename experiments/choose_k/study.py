@@ -59,7 +59,7 @@ def record(folder: Path, out: Path, command: tuple[str, ...], seconds: float, **
     # Hydra's folder of a sweep or a grid; MLflow has a copy.
     (path,) = [*folder.glob("sweeps/*/sweep.json"), *folder.glob("multiruns/*/*/sweep.json")]
     sweep = Sweep.read(path)
-    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
     states = [trial.state for trial in sweep.trials]
     row = known | {
         "chosen": verdict.n_topics,

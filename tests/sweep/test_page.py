@@ -34,7 +34,7 @@ def make_trial(number: int, k: int, n_splits: int = 3, n_replicates: int = 2, **
         "topics/used": draws(float(k), 0),
     }
     if n_replicates > 1:
-        values["topics/stability"] = {str(s): [0.9 + 0.01 * s] for s in range(n_splits)}
+        values["topics/found_again"] = {str(s): [0.9 + 0.01 * s] for s in range(n_splits)}
     defaults = {
         "state": "COMPLETE",
         "params": {"model.n_topics": k},
@@ -76,7 +76,7 @@ def make_sweep(trials: list[Trial] | None = None, **kwargs) -> Sweep:
 
 
 def render(sweep: Sweep, figures=None) -> str:
-    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
     return page.render(sweep, verdict, figures or {})
 
 
@@ -133,8 +133,8 @@ def test_a_page_is_self_contained_and_names_are_escaped(html):
 
 
 def test_the_page_contains_verdict_and_warnings():
-    for sweep in (make_sweep(), make_sweep(stability_floor=0.95), make_sweep([make_trial(0, 4)])):
-        verdict = select(sweep.trials, bounds=(2, 10), stability_floor=sweep.stability_floor)
+    for sweep in (make_sweep(), make_sweep(support_floor=0.95), make_sweep([make_trial(0, 4)])):
+        verdict = select(sweep.trials, bounds=(2, 10), support_floor=sweep.support_floor)
         text = Page(render(sweep)).text
         assert verdict.kind.value in text.lower()
         for sentence in (verdict.sentence, *verdict.warnings):
@@ -167,12 +167,12 @@ def test_the_table_of_k_is_that_of_the_selection():
     assert rows[3][3] == "0"
 
 
-def test_an_unstable_k_is_marked():
+def test_a_k_with_little_support_is_marked():
     trials = [make_trial(0, 4), make_trial(1, 8)]
-    trials[1].values["topics/stability"] = {"0": [0.5], "1": [0.5]}
+    trials[1].values["topics/found_again"] = {"0": [0.4], "1": [0.5]}
     _, four, eight = tables(render(make_sweep(trials)))[0]
     assert four[1].split() == ["chosen", "best"]
-    assert eight[1] == "not stable"
+    assert eight[1] == "little support"
     assert eight[3].startswith("−1.497 ± 0.0")
 
 
@@ -297,7 +297,7 @@ WITHOUT = {
     "a coherence": lambda: make_sweep(
         [make_trial(0, 4), make_trial(1, 8, curve={1: math.inf, 2: math.nan}), without_coherence()]
     ),
-    "stable topics": lambda: make_sweep(stability_floor=0.99),
+    "topics found again": lambda: make_sweep(support_floor=0.99),
     "some metrics": lambda: make_sweep(
         [make_trial(0, 4), make_trial(1, 8, 1, 1, curve={}, seconds=None, run_id="", params={})]
     ),
@@ -307,7 +307,7 @@ WITHOUT = {
 @pytest.mark.parametrize("missing", WITHOUT)
 def test_a_sweep_with_missing_values_has_a_page(missing, tmp_path):
     sweep = WITHOUT[missing]()
-    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
     *figures, html = page.write(sweep, verdict, tmp_path, dpi=40)
     text = Page(html.read_text(encoding="utf-8")).text
     assert "nan" not in text.lower()

@@ -27,21 +27,22 @@ from topicell.config import (
 from topicell.data.preprocessing import held_in_memory
 from topicell.evaluation.estimates import Estimate, difference
 from topicell.run import run
-from topicell.sweep.selection import STABILITY, Kind, outcomes, points, select
+from topicell.sweep.selection import SUPPORT, Kind, outcomes, points, select
 from topicell.sweep.trials import INTERRUPTED, KILLED, PERPLEXITY, TOPICS, Trial
 from topicell.tracking.runs import open_tracker
 
 NPMI = "topics/coherence_npmi"
 BOUNDS = (2, 40)
+FEW_AGAIN = "Not considered, because fewer than 50 % of the topics are found again: K = {}."
 
 
-def trial(n_topics, perplexity, stability=0.9, *, number=None, state="COMPLETE", **params):
-    """Return a trial with perplexities and stabilities by split, or of one split."""
+def trial(n_topics, perplexity, support=0.9, *, number=None, state="COMPLETE", **params):
+    """Return a trial with perplexities and shares found again by split, or of one split."""
     values = {PERPLEXITY: perplexity if isinstance(perplexity, dict) else {"0": perplexity}}
-    if isinstance(stability, dict):
-        values[STABILITY] = stability
-    elif stability is not None:
-        values[STABILITY] = {split: [stability] for split in values[PERPLEXITY]}
+    if isinstance(support, dict):
+        values[SUPPORT] = support
+    elif support is not None:
+        values[SUPPORT] = {split: [support] for split in values[PERPLEXITY]}
     return Trial(
         number=n_topics if number is None else number,
         state=state,
@@ -140,48 +141,46 @@ def test_differences_are_paired_by_split():
     assert select(trials).within == (5,)
 
 
-def test_an_unstable_k_is_not_chosen():
+def test_a_k_with_little_support_is_not_chosen():
     means = {3: 130, 5: 101, 8: 100, 12: 110}
     trials = curve(means)
-    trials[2] = trial(8, [99, 101], 0.69)
+    trials[2] = trial(8, [99, 101], 0.49)
     verdict = select(trials, bounds=BOUNDS)
     assert (verdict.kind, verdict.n_topics, verdict.best) == (Kind.optimum, 5, 5)
-    assert verdict.warnings == ("Not considered, because their stability is below 0.7: K = 8.",)
+    assert verdict.warnings == (FEW_AGAIN.format("8"),)
     assert "perplexity 101;" in verdict.sentence
-    assert select(trials, bounds=BOUNDS, stability_floor=0.69).best == 8
+    assert select(trials, bounds=BOUNDS, support_floor=0.49).best == 8
     trials[0] = trial(3, [129, 131], 0.2)
-    assert select(trials).warnings == (
-        "Not considered, because their stability is below 0.7: K = 3, 8.",
-    )
+    assert select(trials).warnings == (FEW_AGAIN.format("3, 8"),)
     # The floor itself is enough, and it is the mean over splits that counts.
     of_splits = trial(5, {"0": [9], "1": [9]}, {"0": [0.5], "1": [0.75]})
-    assert select([of_splits], stability_floor=0.625).n_topics == 5
-    assert select([of_splits], stability_floor=0.626).n_topics is None
+    assert select([of_splits], support_floor=0.625).n_topics == 5
+    assert select([of_splits], support_floor=0.626).n_topics is None
 
 
-def test_without_a_stable_k_there_is_no_choice():
-    verdict = select([trial(k, [99, 101], 0.3) for k in (3, 5, 8)], stability_floor=0.85)
+def test_without_support_for_any_k_there_is_no_choice():
+    verdict = select([trial(k, [99, 101], 0.3) for k in (3, 5, 8)], support_floor=0.85)
     assert (verdict.kind, verdict.n_topics, verdict.best, verdict.trial) == (Kind.none, *[None] * 3)
     assert verdict.within == ()
-    assert "0.85" in verdict.sentence
+    assert "fewer than 85 % of the topics again" in verdict.sentence
 
 
-def test_the_floor_of_stability_does_not_apply_to_one_replicate():
+def test_the_floor_does_not_apply_to_one_replicate():
     trials = [
         trial(k, {"0": [mean], "1": [mean + 9]}, None) for k, mean in {3: 9, 5: 5, 7: 8}.items()
     ]
-    assert math.isnan(points(trials)[0].stability)
-    verdict = select(trials, stability_floor=0.99)
+    assert math.isnan(points(trials)[0].found_again)
+    verdict = select(trials, support_floor=0.99)
     assert (verdict.kind, verdict.n_topics) == (Kind.optimum, 5)
     assert len(verdict.warnings) == 1
-    assert "one replicate have no stability" in verdict.warnings[0]
+    assert "One replicate cannot tell" in verdict.warnings[0]
 
 
 def test_single_fits_are_compared_with_a_warning():
     verdict = select([trial(k, [mean], None) for k, mean in {3: 9, 5: 5, 7: 5, 9: 5.001}.items()])
     assert (verdict.n_topics, verdict.within) == (5, (5, 7))
     assert any("gives error bars" in warning for warning in verdict.warnings)
-    assert any("no stability" in warning for warning in verdict.warnings)
+    assert any("One replicate cannot tell" in warning for warning in verdict.warnings)
 
 
 def test_one_or_two_numbers_of_topics_have_a_warning():
@@ -196,7 +195,7 @@ def test_a_point_has_the_estimates_of_its_trial():
     tried = replace(tried, values=tried.values | {NPMI: {"0": [0.1, 0.3], "1": [0.2, 0.4]}})
     (point,) = points([tried])
     assert (point.n_topics, point.trials, point.perplexity) == (5, (5,), 16)
-    assert point.stability == pytest.approx(0.85)
+    assert point.found_again == pytest.approx(0.85)
     assert point.estimate(NPMI) == Estimate(pytest.approx(0.25), pytest.approx(0.05))
     assert point.estimate("topics/used") is None
 
@@ -228,27 +227,27 @@ def test_a_point_has_the_settings_with_the_lowest_mean_perplexity():
     ]
     five, eight = points(tried)
     assert (five.n_topics, five.trials, five.perplexity) == (5, (2, 3), 16)
-    assert five.stability == pytest.approx(0.85)
+    assert five.found_again == pytest.approx(0.85)
     assert (eight.n_topics, eight.trials) == (8, (4,))
     assert select(tried).trial in five.trials
 
 
 @st.composite
-def sweeps(draw, min_size=1, stable=(0.5, 0.7, 0.9)):
-    """Generate trials of different K on the same splits, some of them not stable."""
+def sweeps(draw, min_size=1, shares=(0.3, 0.5, 0.9)):
+    """Generate trials of different K on the same splits, some with little support."""
     n_splits, n_replicates = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 4]))
     numbers = draw(st.lists(st.integers(*BOUNDS), min_size=min_size, max_size=6, unique=True))
-    return [draw(trials_of_one_k(n_topics, n_splits, n_replicates, stable)) for n_topics in numbers]
+    return [draw(trials_of_one_k(n_topics, n_splits, n_replicates, shares)) for n_topics in numbers]
 
 
 @st.composite
-def trials_of_one_k(draw, n_topics, n_splits, n_replicates, stable=(0.5, 0.7, 0.9)):
+def trials_of_one_k(draw, n_topics, n_splits, n_replicates, shares=(0.3, 0.5, 0.9)):
     """Generate a trial of one K."""
     level = draw(st.integers(100, 130))
     noise = st.lists(st.integers(-6, 6), min_size=n_replicates, max_size=n_replicates)
     perplexity = {str(s): [level + v for v in draw(noise)] for s in range(n_splits)}
-    stability = draw(st.sampled_from(stable)) if n_replicates > 1 else None
-    return trial(n_topics, perplexity, stability)
+    support = draw(st.sampled_from(shares)) if n_replicates > 1 else None
+    return trial(n_topics, perplexity, support)
 
 
 def shape(tried):
@@ -259,21 +258,21 @@ def shape(tried):
 
 @given(sweeps())
 def test_the_choice_is_that_of_the_definition(trials):
-    """The smallest stable K whose difference from the best stable K is at most its error."""
-    mean, stable = {}, []
+    """The smallest K with support whose difference from the best such K is at most its error."""
+    mean, supported = {}, []
     for tried in trials:
         by_split = tried.values[PERPLEXITY].values()
         mean[tried.n_topics] = statistics.fmean(map(statistics.fmean, by_split))
-        stability = tried.values.get(STABILITY)
-        if stability is None or statistics.fmean(v for (v,) in stability.values()) >= 0.7:
-            stable.append(tried)
+        support = tried.values.get(SUPPORT)
+        if support is None or statistics.fmean(v for (v,) in support.values()) >= 0.5:
+            supported.append(tried)
     verdict = select(trials, bounds=BOUNDS)
-    if not stable:
+    if not supported:
         assert (verdict.kind, verdict.n_topics) == (Kind.none, None)
         return
-    best = min(stable, key=lambda tried: (mean[tried.n_topics], tried.n_topics))
+    best = min(supported, key=lambda tried: (mean[tried.n_topics], tried.n_topics))
     within = []
-    for tried in stable:
+    for tried in supported:
         loss = difference(tried.values[PERPLEXITY], best.values[PERPLEXITY])
         se = 0 if math.isnan(loss.se) else loss.se
         if mean[tried.n_topics] - mean[best.n_topics] <= se:
@@ -298,17 +297,17 @@ def test_estimates_of_one_k_do_not_depend_on_the_others(trials, data):
 
 @given(sweeps(), st.data())
 def test_adding_a_worse_k_changes_nothing(trials, data):
-    """The same holds for one that is not stable, however low its perplexity."""
+    """The same holds for one with little support, however low its perplexity."""
     before = select(trials, bounds=BOUNDS)
     # With one K there is no verdict.
-    assume(sum(not point.stability < 0.7 for point in points(trials)) > 1)
+    assume(sum(not point.found_again < 0.5 for point in points(trials)) > 1)
     taken = {tried.n_topics for tried in trials}
     n_topics = data.draw(st.integers(*BOUNDS).filter(lambda k: k not in taken))
     added = data.draw(trials_of_one_k(n_topics, *shape(trials[0])))
     (best,) = (tried for tried in trials if tried.n_topics == before.best)
     loss = difference(added.values[PERPLEXITY], best.values[PERPLEXITY])
-    unstable = points([added])[0].stability < 0.7
-    assume(unstable or loss.mean > (0 if math.isnan(loss.se) else loss.se))
+    refused = points([added])[0].found_again < 0.5
+    assume(refused or loss.mean > (0 if math.isnan(loss.se) else loss.se))
     after = select([*trials, added], bounds=BOUNDS)
     assert replace(after, warnings=()) == replace(before, warnings=())
     # Without bounds, the words may change, but not the choice.
@@ -401,7 +400,7 @@ def test_only_complete_trials_count(trials, states, data):
 
 
 def test_a_trial_without_held_out_cells_does_not_count():
-    unmeasured = replace(trial(5, [1.0]), values={STABILITY: {"0": [0.9]}})
+    unmeasured = replace(trial(5, [1.0]), values={SUPPORT: {"0": [0.9]}})
     assert points([unmeasured]) == []
     assert select([unmeasured]).n_topics is None
 
@@ -431,7 +430,7 @@ def test_an_infinite_perplexity_is_worse_than_any():
     assert verdict == select(trials, bounds=BOUNDS)
 
 
-def test_a_better_but_unstable_k_is_not_called_worse():
+def test_a_better_k_with_little_support_is_not_called_worse():
     trials = [*curve({3: 110, 5: 100}), trial(7, [80, 81], 0.5)]
     assert "every other K that was measured is worse" not in select(trials, bounds=BOUNDS).sentence
 
@@ -545,7 +544,7 @@ def test_the_planted_number_of_topics_is_found(tmp_path):
     assert six.perplexity < 1.01 * five.perplexity
     own = five.estimate(PERPLEXITY).se
     assert difference(six.values[PERPLEXITY], five.values[PERPLEXITY]).se < own / 10
-    assert five.estimate(STABILITY).mean > 0.99
+    assert five.estimate(SUPPORT).mean > 0.99
 
 
 def test_a_perplexity_that_is_nan_is_a_failure_and_not_the_lowest():

@@ -185,7 +185,7 @@ def conclude_and_print(plan: Plan, study: Study, parent: Parent) -> list[Path]:
         pruner=settings.pruner.value,
         seconds=study.seconds,
         n_jobs=settings.n_jobs,
-        stability_floor=settings.stability_floor,
+        support_floor=settings.support_floor,
         parent_id=parent.run_id,
         experiment_id=parent.experiment,
         tracking=parent.store,

@@ -118,7 +118,7 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
         folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("sweep.json",))
         sweep = Sweep.read(folder / "sweep.json")
     output = new_folder(asked.output, f"report-{run_id or sweep.name}")
-    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
     make_folder(output)
     page.write(sweep, verdict, output, asked.report.dpi, pdf=asked.report.pdf)
     return run_id, output

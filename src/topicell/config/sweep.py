@@ -83,8 +83,9 @@ class SweepConfig:
     epochs count: all of the first 50, then every second, every fourth, and so on."""
     max_failure_rate: float | None = setting(None, SHARE)
     """Stop the sweep if more than this share of `n_trials` failed; null continues."""
-    stability_floor: float = setting(0.7, Bounds(0, 1))
-    """A number of topics with a lower mean stability is not chosen."""
+    support_floor: float = setting(0.5, Bounds(0, 1))
+    """A number of topics is not chosen if a smaller share of its topics is found again by other
+    replicates."""
     register: str | None = "topicell"
     """Name under which the chosen model is registered in MLflow, with the alias ``champion``;
     null registers nothing."""

@@ -15,7 +15,7 @@ def conclude(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     """Write ``sweep.json``, the report and its figures, and put the verdict on the parent run."""
     from topicell.sweep import page
 
-    verdict = select(sweep.trials, bounds=sweep.bounds, stability_floor=sweep.stability_floor)
+    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
     folder.mkdir(parents=True, exist_ok=True)
     failed = {k: sum(failed) for k, failed in outcomes(sweep.trials).items() if any(failed)}
     names = ("n_topics", "best", "trial", "sentence")

@@ -16,7 +16,7 @@ from topicell.redaction import without_password
 from topicell.report.templates import template
 from topicell.sweep.selection import (
     MEASURES,
-    STABILITY,
+    SUPPORT,
     Kind,
     Point,
     Verdict,
@@ -26,7 +26,7 @@ from topicell.sweep.trials import PERPLEXITY, TOPICS, Sweep, Trial
 
 DASH = "–"
 """Stands for what was not measured."""
-HEADLINES = (PERPLEXITY, STABILITY, "topics/coherence_npmi", "topics/used")
+HEADLINES = (PERPLEXITY, SUPPORT, "topics/coherence_npmi", "topics/used")
 """The metrics of the chosen K that the page begins with."""
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 """Titles of the states of trials."""
@@ -125,7 +125,7 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
         duration=None if sweep.seconds is None else _duration(sweep.seconds),
         trained=f"{trained:,}",
         saved=_saved(sweep.trials),
-        topics=_topics(measured, verdict, sweep.stability_floor),
+        topics=_topics(measured, verdict, sweep.support_floor),
         figures=[
             {
                 "name": name,
@@ -137,7 +137,7 @@ def render(sweep: Sweep, verdict: Verdict, figures: Mapping[str, str]) -> str:
             if name in figures
         ],
         settings=_settings(sweep),
-        metrics=[metric(name) for name in (PERPLEXITY, STABILITY)],
+        metrics=[metric(name) for name in (PERPLEXITY, SUPPORT)],
         trials=_trials(sweep),
         failed=[trial for trial in sweep.trials if trial.error],
         storage=without_password(sweep.storage),
@@ -169,10 +169,10 @@ def _figures(sweep: Sweep, verdict: Verdict) -> dict[str, Any]:
             best=next(p.n_topics for p, loss in zip(measured, losses, strict=True) if not loss),
             chosen=verdict.n_topics,
             within=verdict.within,
-            refused=[p.n_topics for p in measured if p.stability < sweep.stability_floor],
+            refused=[p.n_topics for p in measured if p.found_again < sweep.support_floor],
             pruned={t.n_topics for t in sweep.trials if t.state == "PRUNED"}
             - {point.n_topics for point in measured},
-            stability_floor=sweep.stability_floor,
+            support_floor=sweep.support_floor,
         )
         chosen = next((i for i, t in enumerate(complete) if t.number == verdict.trial), None)
         columns = {name: [_setting(t, name) for t in complete] for name in _settings(sweep)} | {
@@ -252,7 +252,7 @@ def _tiles(measured: Sequence[Point], verdict: Verdict) -> list[dict[str, str]]:
 
 
 def _topics(
-    measured: Sequence[Point], verdict: Verdict, stability_floor: float
+    measured: Sequence[Point], verdict: Verdict, support_floor: float
 ) -> list[dict[str, Any]]:
     """Return the rows of the table of K."""
     if not measured:
@@ -270,7 +270,7 @@ def _topics(
             "chosen": k == verdict.n_topics,
             "best": loss is None,
             "plateau": k in verdict.within and k != verdict.n_topics,
-            "not stable": point.stability < stability_floor,
+            "little support": point.found_again < support_floor,
         }
         above = "0" if loss is None else _text(loss, decimals[PERPLEXITY] + 1, signed=True)
         rows.append(

@@ -3,9 +3,9 @@
 For each K, every measure has a mean and a standard error over splits and replicates. The verdict
 follows the one-standard-error rule (Breiman, Friedman, Olshen & Stone 1984, Classification and
 Regression Trees, section 3.4.3): the smallest K whose held-out perplexity is within one standard
-error of the lowest, among those whose topics are stable. The error is that of the *difference* on
-the same held-out cells: pairing removes the variation between splits, which can exceed the
-difference between two K.
+error of the lowest, among those whose topics are found again by other replicates. The error is that
+of the *difference* on the same held-out cells: pairing removes the variation between splits, which
+can exceed the difference between two K.
 
 Measures are never rescaled and added: those of one K do not depend on which others were tried, and
 a K that is worse than the best does not change the choice.
@@ -26,10 +26,10 @@ import numpy as np
 from topicell.evaluation.estimates import BySplit, Estimate, difference, estimate
 from topicell.sweep.trials import PERPLEXITY, TOPICS, Trial
 
-STABILITY = "topics/stability"
+SUPPORT = "topics/found_again"
 MEASURES = (
     PERPLEXITY,
-    STABILITY,
+    SUPPORT,
     "topics/coherence_npmi",
     "topics/diversity",
     "topics/used",
@@ -74,17 +74,17 @@ class Point:
         return estimate(self.values[PERPLEXITY]).mean
 
     @property
-    def stability(self) -> float:
-        """Mean stability over splits; NaN for one replicate."""
-        return estimate(self.values[STABILITY]).mean if STABILITY in self.values else math.nan
+    def found_again(self) -> float:
+        """Share of topics that are found again, mean over splits; NaN for one replicate."""
+        return estimate(self.values[SUPPORT]).mean if SUPPORT in self.values else math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The number of topics to take, and why.
 
-    `n_topics` is None if none can be chosen; `within` are the stable numbers of topics within one
-    standard error of `best`; `trial` is the number of the trial to take.
+    `n_topics` is None if none can be chosen; `within` are the numbers of topics with enough support
+    within one standard error of `best`; `trial` is the number of the trial to take.
     """
 
     kind: Kind
@@ -147,12 +147,12 @@ def select(
     trials: Sequence[Trial],
     *,
     bounds: tuple[int, int] | None = None,
-    stability_floor: float = 0.7,
+    support_floor: float = 0.5,
 ) -> Verdict:
     """Return the verdict on the number of topics.
 
-    The smallest stable K whose perplexity is within one standard error of the lowest is chosen;
-    none if most of the trials, or of the numbers of topics, failed.
+    The smallest K with enough support whose perplexity is within one standard error of the lowest
+    is chosen; none if most of the trials, or of the numbers of topics, failed.
 
     Parameters
     ----------
@@ -160,8 +160,8 @@ def select(
         All trials.
     bounds
         The smallest and largest number of topics that could be tried; by default, that were.
-    stability_floor
-        Numbers of topics with a lower mean stability are not chosen.
+    support_floor
+        A number of topics is not chosen if a smaller share of its topics is found again.
     """
     measured = points(trials)
     ended = outcomes(trials)
@@ -176,18 +176,18 @@ def select(
     if len(comparable) < len(measured):
         missing = [point.n_topics for point in measured if point not in comparable]
         warnings.append(f"Not considered, because a split is missing: K = {_listed(missing)}.")
-    stable = [point for point in comparable if not point.stability < stability_floor]
-    unstable = [point.n_topics for point in comparable if point not in stable]
-    if not stable:
+    supported = [point for point in comparable if not point.found_again < support_floor]
+    refused = [point.n_topics for point in comparable if point not in supported]
+    if not supported:
         sentence = (
-            f"No clear optimum: no number of topics reaches a stability of {stability_floor:g}; "
-            "fits from other random starts find other topics, so none of these topics can be "
-            "relied on."
+            "No clear optimum: for every number of topics, replicates find fewer than "
+            f"{100 * support_floor:g} % of the topics again. Fits from other random starts have "
+            "other topics, so none of these topics can be relied on."
         )
         return Verdict(Kind.none, None, None, (), None, sentence, tuple(warnings))
     perplexity = {
         point.n_topics: {split: point.values[PERPLEXITY][split] for split in splits}
-        for point in stable
+        for point in supported
     }
     best = min(perplexity, key=lambda k: (estimate(perplexity[k]).mean, k))
     loss = {k: difference(values, perplexity[best]) for k, values in perplexity.items()}
@@ -196,10 +196,11 @@ def select(
     low, high = bounds or (measured[0].n_topics, measured[-1].n_topics)
     lowest = _rounded(estimate(perplexity[best]).mean)
     kind, sentence = _kind_and_sentence(within, best, lowest, (low, high))
-    if len(stable) == 1:
+    if len(supported) == 1:
         kind = Kind.none
         sentence = (
-            f"No clear optimum: only K = {best} (perplexity {lowest}) was measured and is stable."
+            f"No clear optimum: only K = {best} (perplexity {lowest}) was measured and has enough "
+            "support."
         )
     elif any(math.isnan(of_k.se) for of_k in loss.values()):
         kind = Kind.none
@@ -215,10 +216,10 @@ def select(
         lost = [n_topics for n_topics, failed in ended.items() if n_topics and all(failed)]
         why = f" (K = {_listed(lost)} failed)" if lost else ""
         warnings.append(f"Numbers of topics measured: {len(measured)}{why}; try more.")
-    if any(math.isnan(point.stability) for point in measured):
+    if any(math.isnan(point.found_again) for point in measured):
         warnings.append(
-            "Fits with one replicate have no stability, so sweep.stability_floor is not applied "
-            "to them."
+            "One replicate cannot tell which topics are found again, so sweep.support_floor is not "
+            "applied to such fits."
         )
     tried = {_n_topics(trial) for trial in trials} - {0}
     if kind in (Kind.plateau, Kind.none) and within[-1] == high > low:
@@ -227,12 +228,12 @@ def select(
         )
     elif kind is not Kind.edge and best == max(tried) < high:
         warnings.append(f"No K above {best}, the best, was tried: raise sweep.n_trials.")
-    if unstable:
+    if refused:
         warnings.append(
-            f"Not considered, because their stability is below {stability_floor:g}: K = "
-            f"{_listed(unstable)}."
+            f"Not considered, because fewer than {100 * support_floor:g} % of the topics are found "
+            f"again: K = {_listed(refused)}."
         )
-    trial = next(point.trials[0] for point in stable if point.n_topics == within[0])
+    trial = next(point.trials[0] for point in supported if point.n_topics == within[0])
     return Verdict(kind, within[0], best, within, trial, sentence, tuple(warnings))
 
 
@@ -298,8 +299,8 @@ def _kind_and_sentence(
             f"K are worse. Widen it: the best K may lie {beyond} {k}."
         )
     return Kind.optimum, (
-        f"Clear optimum at K = {k}: perplexity {lowest}; every other K that was measured, and is "
-        "stable, is worse by more than one standard error."
+        f"Clear optimum at K = {k}: perplexity {lowest}; every other K that was measured, and has "
+        "enough support, is worse by more than one standard error."
     )
 
 

@@ -87,7 +87,7 @@ class Sweep:
     seconds: float | None = None
     """Wall-clock time, over all sessions."""
     n_jobs: int = 1
-    stability_floor: float = 0.7
+    support_floor: float = 0.5
     parent_id: str = ""
     experiment_id: str = ""
     tracking: str = ""
@@ -111,6 +111,8 @@ class Sweep:
             raise InputError(f"{path} was written by another version of topicell; sweep again")
         # `topicell.sweep.selection.select` computes it again.
         document.pop("verdict", None)
+        # In files of earlier versions; it was a limit of another measure.
+        document.pop("stability_floor", None)
         document["trials"] = [
             Trial(**(trial | {"curve": {int(e): v for e, v in trial["curve"].items()}}))
             for trial in document["trials"]

@@ -59,7 +59,7 @@ def curves(**kwargs) -> Figure:
 
 @pytest.fixture(scope="module")
 def panels():
-    return curves(stability_floor=0.7).axes
+    return curves(support_floor=0.7).axes
 
 
 def test_every_metric_has_a_panel(panels):
@@ -93,7 +93,7 @@ def test_colours_and_legend_distinguish_chosen_plateau_and_other_k():
         "within one standard error of the best",
         "plateau",
         "worse by more than that",
-        "not stable enough",
+        "too few topics found again",
         "pruned, no final measure",
     ]
     (span,) = figure.axes[1].patches
@@ -124,9 +124,9 @@ def test_the_axes_contain_every_k_within_one_standard_error():
     assert not marks(figure.axes[0], "^")
 
 
-def test_the_panels_show_the_floor_of_stability_and_the_line_of_used_topics(panels):
-    *_, stability, _, _, used = panels
-    assert [text.get_text() for text in stability.get_legend().get_texts()] == ["floor 0.7"]
+def test_the_panels_show_the_floor_and_the_line_of_used_topics(panels):
+    *_, support, _, _, used = panels
+    assert [text.get_text() for text in support.get_legend().get_texts()] == ["floor 0.7"]
     (diagonal,) = [line for line in used.lines if line.get_label() == "all K"]
     np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
 

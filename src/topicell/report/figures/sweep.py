@@ -68,7 +68,7 @@ def topic_curves(
     within: Collection[int] = (),
     refused: Collection[int] = (),
     pruned: Collection[int] = (),
-    stability_floor: float | None = None,
+    support_floor: float | None = None,
 ) -> Figure:
     """Draw metrics by K; the first panel is the perplexity above that of the best K.
 
@@ -88,11 +88,11 @@ def topic_curves(
     within
         The K within one standard error of the best.
     refused
-        The K whose topics are not stable enough to be chosen.
+        The K that cannot be chosen, because too few of their topics are found again.
     pruned
         The K for which no trial was trained to the end.
-    stability_floor
-        Smallest stability of a K that can be chosen.
+    support_floor
+        Smallest share of topics found again of a K that can be chosen.
     """
     rows = [[], [1], [2], [3], [2, 2], [2, 3]][len(measures)]
     figure = new_figure(9.2, 3.5 + 2.35 * len(rows), "Measures by the number of topics K")
@@ -137,8 +137,8 @@ def topic_curves(
             _mark(axes, stopped, 0, "X", AMBER)
             if len(within) > 1:
                 axes.axvspan(min(within) - 0.4, max(within) + 0.4, color=BLUE, alpha=0.1, lw=0)
-        elif name == "topics/stability" and stability_floor is not None:
-            axes.axhline(stability_floor, label=f"floor {stability_floor:g}", **dotted)
+        elif name == "topics/found_again" and support_floor is not None:
+            axes.axhline(support_floor, label=f"floor {support_floor:g}", **dotted)
             axes.legend(**LEGEND)
         elif name == "topics/used":
             axes.plot(topics, topics, label="all K", **dotted)
@@ -148,7 +148,7 @@ def topic_curves(
         (set(within) - {chosen}, _dot(BLUE), "within one standard error of the best"),
         (len(within) > 1 and measures, Patch(color=BLUE, alpha=0.15), "plateau"),
         (set(topics_P) - {*within, *refused}, _dot(GREY), "worse by more than that"),
-        (refused, _dot(GREY, "o", "white"), "not stable enough"),
+        (refused, _dot(GREY, "o", "white"), "too few topics found again"),
         (pruned, _dot(AMBER, "X"), "pruned, no final measure"),
     ]
     _legend_below(figure, [(handle, label) for there, handle, label in entries if there])
