@@ -156,9 +156,9 @@ def test_the_table_of_k_is_that_of_the_selection():
         if point is not best:
             above = difference(point.values[PERPLEXITY], best.values[PERPLEXITY])
             assert row[3] == f"{above.mean:+.3f} ± {above.se:.3f}".replace("-", "−")
-        for cell, name in zip(row[4:7], MEASURES[1:4], strict=True):
+        for cell, name, decimals in zip(row[4:7], MEASURES[1:4], (2, 3, 3), strict=True):
             found = point.estimate(name)
-            assert cell == f"{found.mean:.3f} ± {found.se:.3f}"
+            assert cell == f"{found.mean:.{decimals}f} ± {found.se:.{decimals}f}"
         assert row[-1] == ", ".join(map(str, point.trials))
     assert {row[0]: row[1].split() for row in rows if row[1]} == {
         "6": ["chosen"],
