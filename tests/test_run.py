@@ -9,6 +9,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 import topicell
 from topicell.config import (
@@ -498,3 +499,39 @@ def test_the_time_of_the_fit_does_not_contain_the_measures(tmp_path, monkeypatch
     result = run(config, open_tracker(config.tracking, tmp_path / "run"))
     assert result.scores["speed/fit_seconds"] == 1
     assert clock["seconds"] == 100
+
+
+def test_a_run_keeps_the_topic_numbers_of_an_earlier_run(tmp_path):
+    config = small_config()
+    earlier = run(config, open_tracker(config.tracking, tmp_path / "earlier"))
+    config.seed, config.model.n_topics = 1, 4
+    config.model.align_to = str(tmp_path / "earlier")
+    result = run(config, open_tracker(config.tracking, tmp_path / "later"))
+    about = result.adata.uns["topicell"]
+    assert about["aligned_to"] == str(tmp_path / "earlier")
+    # Each topic has a partner in the earlier run or is new, and they are matched one to one.
+    r = np.corrcoef(earlier.adata.obsm["X_lda"].T, result.adata.obsm["X_lda"].T)[:3, 3:]
+    assert linear_sum_assignment(r, maximize=True)[1].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(about["topic_alignment"][:3], np.diag(r), atol=0.02)
+    table = pd.read_csv(tmp_path / "later/topics/alignment.csv", index_col="topic")
+    assert table["earlier_topic"].fillna("").tolist() == ["topic_0", "topic_1", "topic_2", ""]
+    assert "topics numbered as in run" in (tmp_path / "later/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("n_topics", "name", "message"),
+    [
+        (3, "none", "model.align_to: .*tracking.uri"),
+        (2, "earlier", "model.align_to: the earlier fit has 3 topics"),
+    ],
+)
+def test_a_run_that_cannot_be_aligned_is_refused_before_the_fit(n_topics, name, message, tmp_path):
+    config = small_config()
+    config.report.enabled = False
+    run(config, open_tracker(config.tracking, tmp_path / "earlier"))
+    config.model.n_topics, config.model.align_to = n_topics, str(tmp_path / name)
+    config.tracking.uri = f"sqlite:///{tmp_path}/none.db"
+    tracker = open_tracker(config.tracking, tmp_path / "later")
+    with pytest.raises(InputError, match=message):
+        run(config, tracker)
+    assert not (tmp_path / "later" / "run.json").exists()

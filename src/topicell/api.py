@@ -114,6 +114,10 @@ def fit(
     ((2000, 10), (500, 10))
     """
     model_settings, train_settings = _sort_settings(settings)
+    if "align_to" in model_settings:
+        raise InputError(
+            "align_to: is a setting of runs; after the fit, call fit.align_to(earlier_fit)"
+        )
     counts = Counts.of(adata, layer)
     if not 0 <= valid_share < 1:
         raise InputError(f"valid_share = {valid_share}: must be at least 0 and less than 1")

@@ -69,10 +69,13 @@ class Measurements:
     """All metrics of a run: values by the seed of each split, that of the run first, and scores.
 
     `known` are scores that are not values of a replicate or split, such as the seconds of the fit.
+    `alignment_K` has the correlation of each topic with its partner in the run of `model.align_to`,
+    NaN if it has none; None without such a run.
     """
 
     by_split: Mapping[str, Measured]
     known: Mapping[str, float]
+    alignment_K: np.ndarray | None = None
 
 
 def conclude(
@@ -121,6 +124,12 @@ def conclude(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("topicell"),
     } | _of_replicates(estimates)
+    if measurements.alignment_K is not None:
+        assert isinstance(config, RunConfig)
+        adata.uns["topicell"] |= {
+            "aligned_to": config.model.align_to,
+            "topic_alignment": measurements.alignment_K,
+        }
     fit.save(tracker.directory / "model")
     write_scores(values, tracker.directory)
     error = _write_rest(estimates, cells, config, tracker)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from topicell.errors import InputError, failure
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import cpu_threads
 from topicell.model.fit import EpochMetrics, TopicFit
+from topicell.model.loading import load_fit
 from topicell.model.ranks import Ranks
 from topicell.model.registry import fit_model, require_model, require_together
 from topicell.outputs import Measurements, Result, conclude
@@ -32,6 +34,7 @@ from topicell.signals import interrupted
 from topicell.tracking.provenance import provenance
 from topicell.tracking.record import CHECKPOINTS
 from topicell.tracking.runs import Tracker
+from topicell.tracking.stored import fetch_run
 
 
 def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Result:
@@ -55,7 +58,11 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
     require_model(config.model, config.train)
     require_together(config.model, config.train, ranks)
     require_distributed(config.preprocess.dask)
+    earlier = earlier_fit(config)
     cells = cells_of(config)
+    if earlier is not None:
+        with named_setting("model.align_to"):
+            earlier.require_alignable(config.model.n_topics, cells.counts)
     if ranks.size > 1:
         ranks.first("prepared")  # the others find the cells in the cache
         require_same_cells(cells, ranks)
@@ -72,6 +79,7 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
         fit = fit_parts(config, cells.parts, config.seed, checkpoints, tracker, ranks)
         # Stop the time here, because the metrics do not belong to the fit.
         known = {"speed/fit_seconds": checkpoints.seconds}
+        alignment_K = None if earlier is None else fit.align_to(earlier, cells.counts)
         with step("topic proportions of the cells"):
             estimates = estimates_of(fit, cells, config, config.seed)
         # A resumed run has already scored some splits.
@@ -85,7 +93,8 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
         ranks.first(None)  # there is no further split
-        result = conclude(estimates, Measurements(measured, known), cells, config, tracker)
+        measurements = Measurements(measured, known, alignment_K)
+        result = conclude(estimates, measurements, cells, config, tracker)
         warn_of_infinite(result.scores)
         last_tags.update(result.tags)
     return result
@@ -108,6 +117,24 @@ def follow(config: RunConfig, ranks: Ranks) -> None:
                 parts = cells.divided(split(cells.adata, config.preprocess.split, seed=seed))
                 fit_parts(config, parts, seed, Checkpoints(Path(), None), ranks=ranks)
                 seed = ranks.first(None)
+
+
+def earlier_fit(config: RunConfig) -> TopicFit | None:
+    """Return the fit of the run whose topic numbers are kept; None if there is none."""
+    if config.model.align_to is None:
+        return None
+    with named_setting("model.align_to"), tempfile.TemporaryDirectory() as scratch:
+        folder, _ = fetch_run(config.model.align_to, config.tracking, Path(scratch), ("model",))
+        return load_fit(folder / "model")
+
+
+@contextlib.contextmanager
+def named_setting(name: str) -> Iterator[None]:
+    """Name the setting in the error of a bad value."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def cells_of(config: RunConfig) -> PreparedCells:

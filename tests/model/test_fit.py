@@ -12,6 +12,7 @@ from topicell.errors import InputError
 from topicell.evaluation.ranking import gene_scores
 from topicell.model.fit import write_folder
 from topicell.model.loading import load_fit
+from topicell.model.registry import fit_model
 from topicell.model.training import train
 
 
@@ -99,6 +100,7 @@ import numpy as np, scipy.sparse as sp, torch
 torch.set_num_threads(1)
 from topicell.counts import Counts
 from topicell.model.loading import load_fit
+from topicell.model.registry import fit_model
 data = np.load("x.npz")
 genes = data["genes"].astype(object)
 counts = Counts(sp.csr_matrix(data["x"]), np.arange(len(data["x"])).astype(object), genes)
@@ -172,6 +174,57 @@ def test_the_consensus_groups_topics_of_all_replicates(fitted, planted):
     )
     with pytest.raises(InputError, match="n_replicates"):
         alone.consensus()
+
+
+@pytest.fixture
+def own_copy(fitted, tmp_path):
+    """Return a fit whose topics a test may renumber."""
+    fit = load_fit(fitted.save(tmp_path / "copy"))
+    fit.cells, fit.held_out = fitted.cells, fitted.held_out
+    return fit
+
+
+def test_aligning_undoes_a_permutation_in_every_replicate(fitted, own_copy):
+    theta_RNK, beta_RKG = own_copy.theta(), own_copy.beta()
+    own_copy._reorder(np.array([[2, 0, 3, 1], [1, 3, 0, 2], [3, 2, 1, 0]]))
+    assert not np.allclose(own_copy.beta(), beta_RKG)
+    correlation_K = own_copy.align_to(fitted)
+    np.testing.assert_allclose(correlation_K, 1, atol=1e-6)
+    chosen = fitted.selected
+    np.testing.assert_array_equal(own_copy.theta()[chosen], theta_RNK[chosen])
+    np.testing.assert_array_equal(own_copy.beta()[chosen], beta_RKG[chosen])
+    # Other replicates have the numbers of the selected one too.
+    for theta_NK in own_copy.theta():
+        r = np.corrcoef(theta_NK.T, theta_RNK[chosen].T)[:4, 4:]
+        assert r.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_aligned_numbers_are_saved(own_copy, fitted, tmp_path):
+    own_copy._reorder(np.tile([2, 0, 3, 1], (3, 1)))
+    again = load_fit(own_copy.save(tmp_path / "again"))
+    np.testing.assert_array_equal(again.beta(), own_copy.beta())
+
+
+def test_topics_of_another_library_are_aligned(planted, fitted):
+    counts = planted[0]
+    own = fit_model(counts, None, ModelConfig(kind="sklearn_nmf", n_topics=5), TrainConfig())
+    correlation_K = own.align_to(fitted, counts)
+    assert (correlation_K[:4] > 0.9).sum() >= 3
+    assert np.isnan(correlation_K[4])
+    r = np.corrcoef(own.theta(counts)[own.selected].T, fitted.theta(counts)[fitted.selected].T)
+    np.testing.assert_allclose(np.diag(r[:4, 5:]), correlation_K[:4], atol=1e-6)
+
+
+def test_alignment_is_refused_with_fewer_topics_or_other_genes(fitted, planted):
+    fewer = train(
+        planted[0], None, ModelConfig(n_topics=3), TrainConfig(n_replicates=1, max_steps=1)
+    )
+    with pytest.raises(InputError, match=r"earlier fit has 4 topics.*n_topics=4 or more"):
+        fewer.align_to(fitted)
+    other = Counts(planted[0].x, planted[0].cells, np.array([f"other{i}" for i in range(120)]))
+    unlike = train(other, None, ModelConfig(n_topics=4), TrainConfig(n_replicates=1, max_steps=1))
+    with pytest.raises(InputError, match="120 of the 120 genes of the earlier fit"):
+        unlike.align_to(fitted)
 
 
 @pytest.mark.parametrize("by", ["lift", "relevance", "frex"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from topicell.report.warnings import score_warnings, topic_warnings
+from topicell.report.warnings import alignment_warnings, score_warnings, topic_warnings
 
 GENES = [f"GENE{i}" for i in range(40)]
 
@@ -63,6 +63,15 @@ def test_topics_of_at_most_half_of_the_replicates_have_little_support():
     assert "At most half of the 4 replicates" in text
     assert "1 (2), 3 (1)" in text
     assert list(topic_warnings(balanced(), distinct(), np.array([2, 2, 3, 3]), 3)) == []
+
+
+def test_topics_that_an_earlier_run_does_not_have_are_named():
+    assert list(alignment_warnings(None, "")) == []
+    assert list(alignment_warnings(np.array([0.95, 0.9]), "abc")) == []
+    ((heading, text),) = alignment_warnings(np.array([0.95, 0.893, np.nan]), "abc")
+    assert heading == "2 of 3 topics are not those of the earlier run"
+    assert "numbered as in run abc" in text
+    assert "1 (0.89), 2 (new)" in text
 
 
 def test_few_test_cells_and_one_replicate_are_limits():

@@ -6,6 +6,7 @@ replicates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -161,24 +162,25 @@ def stability(beta_RKG: np.ndarray) -> Stability:
     return Stability(float(per_topic_RK.mean()), per_topic_RK)
 
 
-def correlations(theta_RNK: np.ndarray) -> np.ndarray:
-    """Return the correlations over cells of the topics of all replicates, shape (T, T).
+def correlations(thetas: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return the correlations over cells of the topics of several fits, shape (T, T).
 
-    Topic k of replicate r is at ``r * K + k``. A topic with the same proportion in all cells has
+    The topics of the first fit come first. A topic with the same proportion in all cells has
     correlation 0 with every other topic.
 
     Parameters
     ----------
-    theta_RNK
-        Topic proportions of the cells, shape (R, N, K).
+    thetas
+        Topic proportions of the same cells by each fit or replicate, each of shape (N, K); fits may
+        differ in K.
     """
-    n_replicates, n_cells, n_topics = theta_RNK.shape
-    mean_T1 = theta_RNK.mean(axis=1, dtype=np.float64).reshape(-1, 1)
-    product_TT = np.zeros((n_replicates * n_topics, n_replicates * n_topics))
+    n_cells = len(thetas[0])
+    mean_T = np.concatenate([theta_NK.mean(axis=0, dtype=np.float64) for theta_NK in thetas])
+    product_TT = np.zeros((len(mean_T), len(mean_T)))
     for start in range(0, n_cells, CHUNK):
-        block_RnK = theta_RNK[:, start : start + CHUNK].astype(np.float64)
-        block_Tn = block_RnK.transpose(0, 2, 1).reshape(len(product_TT), -1) - mean_T1
-        product_TT += block_Tn @ block_Tn.T
+        block = [theta_NK[start : start + CHUNK].astype(np.float64) for theta_NK in thetas]
+        block_nT = np.concatenate(block, axis=1) - mean_T
+        product_TT += block_nT.T @ block_nT
     scale_T = np.sqrt(product_TT.diagonal())
     # A deviation that is only rounding counts as constant.
     constant_T = scale_T <= 1e-6 * np.sqrt(n_cells)

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from topicell.config import ModelConfig, as_dict
-from topicell.counts import Counts
+from topicell.counts import Counts, drawn
 from topicell.errors import InputError
 from topicell.evaluation.perplexity import thin
 from topicell.evaluation.ranking import gene_scores, top_genes
-from topicell.evaluation.stability import Consensus, consensus
+from topicell.evaluation.stability import Consensus, consensus, correlations
 from topicell.model.estimates import elbo_given
 from topicell.model.priors import NormalPrior
 from topicell.model.program import Likelihood
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the format of saved fits."""
+
+ALIGNED_CELLS = 5000
+"""Largest number of cells by which topics are aligned to those of another fit."""
 
 EpochMetrics = dict[str, float]
 """Metrics of one epoch, by name."""
@@ -264,6 +268,77 @@ class TopicFit(ABC):
             )
         theta_RNK = self.theta(self._counts(data, layer), n_samples=n_samples, seed=seed)
         return consensus(self.beta(n_samples=n_samples, seed=seed), theta_RNK)
+
+    def align_to(self, earlier: TopicFit, data: Any = None, *, seed: int = 0) -> np.ndarray:
+        """Renumber the topics as those of an earlier fit.
+
+        In each replicate, topics are matched one to one with those of the earlier fit's selected
+        replicate so that the sum of the correlations of their proportions over cells is greatest.
+        Further topics come last, in the order that they had.
+
+        Parameters
+        ----------
+        earlier
+            A fit with at most as many topics.
+        data
+            Cells for the comparison, by default those of the fit; at most `ALIGNED_CELLS` are
+            drawn. They need at least half of the genes of the earlier fit.
+        seed
+            Seed of the draw and of the estimates.
+
+        Returns
+        -------
+        The correlation of each topic of the selected replicate with its partner, NaN for further
+        topics, shape (K,).
+
+        Raises
+        ------
+        InputError
+            The earlier fit has more topics, or the cells lack most of its genes.
+        """
+        K, n_earlier = self.n_topics, earlier.n_topics
+        cells = self._counts(data)
+        cells_drawn = drawn(cells.n_cells, ALIGNED_CELLS, seed)
+        cells = cells if cells_drawn is None else cells[cells_drawn]
+        earlier.require_alignable(K, cells)
+        with warnings.catch_warnings():
+            # Missing genes count as zero, and empty cells have the same proportions in both.
+            warnings.simplefilter("ignore")
+            before_NJ = earlier.transform(cells, fill_missing=True, seed=seed).to_numpy()
+        order_RK = np.empty((self.n_replicates, K), dtype=int)
+        correlation_RK = np.full((self.n_replicates, K), np.nan)
+        for r, theta_NK in enumerate(self.theta(cells, seed=seed)):
+            correlation_JK = correlations([before_NJ, theta_NK])[:n_earlier, n_earlier:]
+            rows, matched = linear_sum_assignment(correlation_JK, maximize=True)
+            order_RK[r] = [*matched, *np.setdiff1d(np.arange(K), matched)]
+            correlation_RK[r, :n_earlier] = correlation_JK[rows, matched]
+        self._reorder(order_RK)
+        aligned_K: np.ndarray = correlation_RK[self.selected]
+        return aligned_K
+
+    def require_alignable(self, n_topics: int, cells: Counts) -> None:
+        """Raise an error if a fit with so many topics of these cells cannot be aligned to this one.
+
+        Raises
+        ------
+        InputError
+            This fit has more topics, or the cells lack most of its genes.
+        """
+        if n_topics < self.n_topics:
+            raise InputError(
+                f"the earlier fit has {self.n_topics} topics, which {n_topics} topics cannot keep "
+                f"the numbers of; use n_topics={self.n_topics} or more"
+            )
+        n_missing = cells.n_missing(self.genes, self.gene_ids)
+        if 2 * n_missing > self.n_genes:
+            raise InputError(
+                f"{n_missing} of the {self.n_genes} genes of the earlier fit are not among the "
+                "modelled genes, so its topics cannot be found; align to a run of the same data"
+            )
+
+    @abstractmethod
+    def _reorder(self, order_RK: np.ndarray) -> None:
+        """Make topic ``order_RK[r, k]`` of each replicate its topic k."""
 
     def transform(
         self,

@@ -141,6 +141,12 @@ class PointFit(TopicFit):
         """Raise an error: point estimates have no encoder."""
         raise InputError("the amortization gap needs an encoder, which this model does not have")
 
+    def _reorder(self, order_RK: np.ndarray) -> None:
+        self.beta_RKG = np.take_along_axis(self.beta_RKG, order_RK[:, :, None], axis=1)
+        self.infer = [
+            _reordered(of, order) for of, order in zip(self.infer, order_RK, strict=False)
+        ]
+
     def _weights(self) -> dict[str, Tensor]:
         return {"beta": torch.from_numpy(np.ascontiguousarray(self.beta_RKG))}
 

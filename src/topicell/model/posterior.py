@@ -191,6 +191,9 @@ class AmortizedFit(TopicFit):
             self.program, cells, n_samples=n_samples, seed=seed, replicates=chosen
         )
 
+    def _reorder(self, order_RK: np.ndarray) -> None:
+        self.order_RK = np.take_along_axis(self.order_RK, order_RK, axis=1)
+
     def _weights(self) -> dict[str, Tensor]:
         state = self.program.state_dict()
         return {name: value.cpu().contiguous() for name, value in state.items()}

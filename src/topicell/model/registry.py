@@ -85,6 +85,7 @@ class ModelSpec:
 LIBRARY_SETTINGS = frozenset(
     {
         *("model.kind", "model.n_topics", "model.cell_topic_prior", "model.topic_gene_prior"),
+        "model.align_to",
         *("train.n_replicates", "train.epochs", "train.threads", "train.progress"),
     }
 )

@@ -28,7 +28,12 @@ from topicell.report.figure_set import (
 )
 from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
-from topicell.report.warnings import dominance, score_warnings, topic_warnings
+from topicell.report.warnings import (
+    alignment_warnings,
+    dominance,
+    score_warnings,
+    topic_warnings,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -96,10 +101,12 @@ def render(
         groupings=[grouping["name"] for grouping in groupings],
         data=_data_line(adata, given="theta" in config),
         model=_model_line(config, theta_NK.shape[1], len(history), n_replicates),
+        aligned_to=run.get("aligned_to"),
         headlines=[score(name, scores[name]) for name in headlines(scores)],
         scores=[score(name, scores[name]) for name in ordered(scores)],
         warnings=[
             *topic_warnings(theta_NK, beta_KG, support_K, n_replicates, adata.var_names),
+            *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
             *score_warnings(
                 _n_test(adata),
                 replicated=n_replicates > 1,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell.report.scores import headlines, score
-from topicell.report.warnings import topic_warnings
+from topicell.report.warnings import alignment_warnings, topic_warnings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,13 +29,16 @@ def summary(adata: AnnData) -> str:
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     shown = [score(name, scores[name]) for name in headlines(scores)]
-    found = topic_warnings(
-        theta_NK,
-        beta_KG,
-        run.get("topic_support") if "topic_matches" in run else None,
-        len(run.get("topic_matches", [])),
-        adata.var_names,
-    )
+    found = [
+        *topic_warnings(
+            theta_NK,
+            beta_KG,
+            run.get("topic_support") if "topic_matches" in run else None,
+            len(run.get("topic_matches", [])),
+            adata.var_names,
+        ),
+        *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
+    ]
     # MLflow folds long descriptions: values come first, their meaning last.
     lines = [
         f"**{theta_NK.shape[1]} topics in {_as_text(run['data'])}** ({adata.n_obs:,} cells): "

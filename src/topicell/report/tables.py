@@ -11,7 +11,7 @@ import pandas as pd
 
 from topicell.counts import LateRows
 from topicell.evaluation.ranking import RANKINGS, gene_scores, top_genes
-from topicell.evaluation.stability import Consensus, consensus
+from topicell.evaluation.stability import FOUND, Consensus, consensus
 from topicell.files import whole
 from topicell.model.fit import TopicFit, ranked_table
 
@@ -74,6 +74,9 @@ def _tables(
         agreed_GC = pd.DataFrame(agreed.beta_CG.T, index=fit.genes, columns=names)
         yield "topics/consensus_topics.csv", agreed_GC.rename_axis("gene")
         yield "topics/consensus.csv", consensus_table(agreed, fit, names)
+    if "topic_alignment" in adata.uns["topicell"]:
+        correlation_K = adata.uns["topicell"]["topic_alignment"]
+        yield "topics/alignment.csv", alignment_table(correlation_K, fit.topic_names)
     if "lda_lfc" in adata.varm:
         yield "topics/differential_expression.csv", differential_table(adata)
     cells = pd.DataFrame(theta_NK, index=adata.obs_names, columns=fit.topic_names)
@@ -95,6 +98,21 @@ def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> p
             "relevant_genes": [" ".join(fit.genes[genes]) for genes in top_genes(score_CG, 10)],
         },
         index=pd.Index(names, name="consensus"),
+    )
+
+
+def alignment_table(correlation_K: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    """Return the topic of the earlier run that has the number of each topic, and how they agree."""
+    partners = [
+        "" if np.isnan(value) else name for name, value in zip(names, correlation_K, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "earlier_topic": partners,
+            "correlation": correlation_K,
+            "found_again": correlation_K >= FOUND,
+        },
+        index=pd.Index(names, name="topic"),
     )
 
 

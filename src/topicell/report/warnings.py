@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from topicell.evaluation import ranking
-from topicell.evaluation.stability import little_support
+from topicell.evaluation.stability import FOUND, little_support
 from topicell.genes import is_of
 
 FEW_TEST_CELLS = 30
@@ -76,6 +76,33 @@ def topic_warnings(
                 f"replicates in brackets): {found}. Fits from other random starts have other "
                 "topics instead. Do not base conclusions on these topics.",
             )
+
+
+def alignment_warnings(alignment_K: np.ndarray | None, earlier: str) -> Iterator[tuple[str, str]]:
+    """Yield warnings about topics that an earlier run does not have: (heading, explanation).
+
+    Parameters
+    ----------
+    alignment_K
+        Correlation of each topic with its partner in the earlier run, NaN without a partner; None
+        if the topics were not aligned.
+    earlier
+        The earlier run.
+    """
+    if alignment_K is None:
+        return
+    differ = np.flatnonzero(~(alignment_K >= FOUND))
+    if len(differ):
+        found = ", ".join(
+            f"{topic} ({'new' if np.isnan(alignment_K[topic]) else f'{alignment_K[topic]:.2f}'})"
+            for topic in differ
+        )
+        yield (
+            f"{len(differ)} of {len(alignment_K)} topics are not those of the earlier run",
+            f"The topics are numbered as in run {earlier}, but these are new, or the correlation "
+            f"of their proportions with those of that run (in brackets) is below {FOUND:g}: "
+            f"{found}.",
+        )
 
 
 def score_warnings(
