@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topicell import report
+from topicell.agreement import Agreement
 from topicell.config import ExternalConfig, RunConfig, as_dict
 from topicell.data.cells import PreparedCells
 from topicell.data.mapped import is_mapped
@@ -70,12 +71,14 @@ class Measurements:
 
     `known` are scores that are not values of a replicate or split, such as the seconds of the fit.
     `alignment_K` has the correlation of each topic with its partner in the run of `model.align_to`,
-    NaN if it has none; None without such a run.
+    NaN if it has none; None without such a run. `agreement` has the topics of other runs with which
+    this run started, if there are such; then the correlations are with these.
     """
 
     by_split: Mapping[str, Measured]
     known: Mapping[str, float]
     alignment_K: np.ndarray | None = None
+    agreement: Agreement | None = None
 
 
 def conclude(
@@ -124,7 +127,13 @@ def conclude(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("topicell"),
     } | _of_replicates(estimates)
-    if measurements.alignment_K is not None:
+    if measurements.agreement is not None:
+        adata.uns["topicell"] |= {
+            "topic_support": measurements.agreement.support_C,
+            "n_searches": measurements.agreement.n_searches,
+        }
+        write_agreement(measurements.agreement, measurements.alignment_K, tracker.directory)
+    elif measurements.alignment_K is not None:
         assert isinstance(config, RunConfig)
         adata.uns["topicell"] |= {
             "aligned_to": config.model.align_to,
@@ -134,6 +143,20 @@ def conclude(
     write_scores(values, tracker.directory)
     error = _write_rest(estimates, cells, config, tracker)
     return Result(fit, scores, values, adata, error)
+
+
+def write_agreement(agreement: Agreement, refitted_K: np.ndarray | None, folder: Path) -> None:
+    """Write ``topics/agreement.csv``: all topics of the searches, with their support.
+
+    ``refit_correlation`` is the correlation of the proportions of an agreed topic with those of the
+    refitted topic that has its number.
+    """
+    table = agreement.table.copy()
+    table["refit_correlation"] = np.nan
+    table.loc[table["agreed"], "refit_correlation"] = refitted_K
+    (folder / "topics").mkdir(exist_ok=True)
+    with whole(folder / "topics" / "agreement.csv") as unfinished:
+        table.to_csv(unfinished, index=False)
 
 
 def _of_replicates(estimates: Estimates) -> dict[str, object]:

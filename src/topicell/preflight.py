@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topicell import report
@@ -12,6 +13,7 @@ from topicell.errors import InputError
 from topicell.model.engines import check_precision, resolve_device
 from topicell.model.registry import model_spec
 from topicell.model.sizes import check_sizes
+from topicell.model.starts import read_initial_topics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +36,9 @@ def check_run(config: RunConfig, cells: PreparedCells) -> str:
     """
     spec = model_spec(config.model.kind)
     check_sizes(cells.parts["train"], config.model)
+    if config.model.init_topics is not None:
+        path = Path(config.model.init_topics)
+        read_initial_topics(path, cells.parts["train"], config.model.n_topics)
     device = resolve_device(config.train.device if spec.on_gpu else Device.cpu)
     if spec.on_gpu:
         check_precision(config.train.precision, device)

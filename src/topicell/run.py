@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from topicell.agreement import Agreement
 from topicell.config import ExternalConfig, RunConfig
 from topicell.counts import Counts
 from topicell.data.cells import PreparedCells
@@ -37,7 +38,12 @@ from topicell.tracking.runs import Tracker
 from topicell.tracking.stored import fetch_run
 
 
-def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Result:
+def run(
+    config: RunConfig,
+    tracker: Tracker,
+    ranks: Ranks | None = None,
+    agreement: Agreement | None = None,
+) -> Result:
     """Prepare the data, fit, compute scores, write the report, and record all with the tracker.
 
     Parameters
@@ -48,6 +54,8 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
         Where the run is recorded; its folder receives the artifacts.
     ranks
         The processes that fit together; the others call `follow`.
+    agreement
+        The topics of other runs with which this run starts, for `topicell.consensus`.
 
     Raises
     ------
@@ -80,6 +88,8 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
         # Stop the time here, because the metrics do not belong to the fit.
         known = {"speed/fit_seconds": checkpoints.seconds}
         alignment_K = None if earlier is None else fit.align_to(earlier, cells.counts)
+        if agreement is not None:
+            alignment_K = fit.order_as(agreement.theta_NC, agreement.cells)
         with step("topic proportions of the cells"):
             estimates = estimates_of(fit, cells, config, config.seed)
         # A resumed run has already scored some splits.
@@ -93,7 +103,7 @@ def run(config: RunConfig, tracker: Tracker, ranks: Ranks | None = None) -> Resu
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
         ranks.first(None)  # there is no further split
-        measurements = Measurements(measured, known, alignment_K)
+        measurements = Measurements(measured, known, alignment_K, agreement)
         result = conclude(estimates, measurements, cells, config, tracker)
         warn_of_infinite(result.scores)
         last_tags.update(result.tags)

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "topicell.cli.train",
     "report": "topicell.cli.report",
     "compare": "topicell.cli.compare",
+    "consensus": "topicell.cli.consensus",
     "transform": "topicell.cli.transform",
     "evaluate": "topicell.cli.evaluate",
     "sync": "topicell.cli.sync",

@@ -8,6 +8,7 @@ from typing import Any
 from topicell.cli.command import Command
 from topicell.cli.errors import setting_message, takes, unknown_setting
 from topicell.cli.overrides import TEXT, TEXTS, kinds, listed, plain
+from topicell.config import RunConfig
 from topicell.errors import InputError
 
 OFF = ("report", "tracking")
@@ -70,3 +71,12 @@ def _groups_of(name: str) -> list[str]:
     """Return the groups that hold a setting: ``a`` and ``a.b`` of ``a.b.c``."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def stored_run_config(stored: Mapping[str, Any]) -> RunConfig:
+    """Return the settings of a stored run; those that it does not have yet have their defaults."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), stored))
+    assert isinstance(config, RunConfig)
+    return config

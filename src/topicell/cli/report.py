@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topicell.cli.command import NO_DEFAULT, Command
-from topicell.cli.options import read
+from topicell.cli.options import read, stored_run_config
 from topicell.cli.output import make_folder, new_folder, progress_shown
-from topicell.config import EvaluateConfig, ReportConfig, RunConfig, TrackingConfig, as_dict
+from topicell.config import EvaluateConfig, ReportConfig, TrackingConfig, as_dict
 from topicell.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,12 +92,9 @@ def _report_run(asked: ReportCommand, arguments: list[str], scratch: Path) -> tu
 
 def _with_counts(adata: AnnData, stored: Mapping[str, Any]) -> AnnData:
     """Return the cells of a run with the counts of their source."""
-    from omegaconf import OmegaConf
-
     from topicell.data.cells import with_source_counts
 
-    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), stored)
-    config: Any = OmegaConf.to_object(merged)
+    config = stored_run_config(stored)
     return with_source_counts(adata, config.data, config.preprocess)
 
 

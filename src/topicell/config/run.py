@@ -251,6 +251,9 @@ class ModelConfig:
     init: Init = Init.kmeans
     n_starts: int = setting(8, POSITIVE)
     """Clusterings that each replicate computes for the k-means initialisation; the best is used."""
+    init_topics: str | None = None
+    """Table of genes × topics (csv, such as ``topics/gene_topics.csv`` of a run) with which every
+    replicate starts, instead of a search or `init`."""
     align_to: str | None = None
     """Run id or folder of an earlier run whose topic numbers and colours this run keeps: topic k of
     this run is the topic whose proportions in the cells agree best with topic k of that run."""

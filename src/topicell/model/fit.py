@@ -296,15 +296,34 @@ class TopicFit(ABC):
         InputError
             The earlier fit has more topics, or the cells lack most of its genes.
         """
-        K, n_earlier = self.n_topics, earlier.n_topics
         cells = self._counts(data)
         cells_drawn = drawn(cells.n_cells, ALIGNED_CELLS, seed)
         cells = cells if cells_drawn is None else cells[cells_drawn]
-        earlier.require_alignable(K, cells)
+        earlier.require_alignable(self.n_topics, cells)
         with warnings.catch_warnings():
             # Missing genes count as zero, and empty cells have the same proportions in both.
             warnings.simplefilter("ignore")
             before_NJ = earlier.transform(cells, fill_missing=True, seed=seed).to_numpy()
+        return self.order_as(before_NJ, cells, seed=seed)
+
+    def order_as(self, before_NJ: np.ndarray, data: Any, *, seed: int = 0) -> np.ndarray:
+        """Renumber the topics as those with known proportions in cells.
+
+        Parameters
+        ----------
+        before_NJ
+            Proportions of J topics, at most as many as the fit has.
+        data
+            The cells.
+        seed
+            Seed of the estimates.
+
+        Returns
+        -------
+        As `align_to`.
+        """
+        cells = self._counts(data)
+        K, n_earlier = self.n_topics, before_NJ.shape[1]
         order_RK = np.empty((self.n_replicates, K), dtype=int)
         correlation_RK = np.full((self.n_replicates, K), np.nan)
         for r, theta_NK in enumerate(self.theta(cells, seed=seed)):

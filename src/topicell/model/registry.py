@@ -81,6 +81,10 @@ class ModelSpec:
     on_gpu: bool = False
     together: bool = False
 
+    def takes(self, setting: str) -> bool:
+        """Return whether a setting has an effect."""
+        return self.settings is None or setting in self.settings
+
 
 LIBRARY_SETTINGS = frozenset(
     {
@@ -185,7 +189,7 @@ def require_model(model: ModelConfig, train: TrainConfig) -> ModelSpec:
         default = type(config)()
         for f in fields(config):
             name, value = f"{group}.{f.name}", getattr(config, f.name)
-            if spec.settings is None or name in spec.settings or value == getattr(default, f.name):
+            if spec.takes(name) or value == getattr(default, f.name):
                 continue
             raise InputError(
                 f"{name} = {as_dict(value)!r}: model.kind={spec.name} has no such setting; leave "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,7 +11,8 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from topicell.config import Init
-from topicell.counts import Rows, late
+from topicell.counts import Counts, Rows, late
+from topicell.errors import InputError
 from topicell.model.program import TopicProgram
 from topicell.model.search import search_topics
 
@@ -69,6 +71,69 @@ def searched_topics(x_NG: Rows, program: TopicProgram, seed: int) -> torch.Tenso
         found.append(search_topics(x_NG[rows], K, frequency_G, seeds))
     b_LRKG = torch.tensor(np.log(np.stack(found, axis=1)), dtype=torch.float32)
     return centred(b_LRKG, program)
+
+
+def given_topics(path: Path, counts: Counts, program: TopicProgram) -> torch.Tensor:
+    """Return the initial means of q(b) of topics from a table, equal in all replicates, (R, K, G).
+
+    Genes that the table does not have start with their share of all counts.
+
+    Raises
+    ------
+    InputError
+        The table cannot be used (`read_initial_topics`).
+    """
+    frequency_G = background(counts.rows)
+    beta_KG, known_G = read_initial_topics(path, counts, program.n_topics)
+    # Known genes keep their share of all counts, so that the others do not dilute them.
+    beta_KG[:, known_G] += 1e-4 * frequency_G[known_G]
+    beta_KG[:, known_G] *= frequency_G[known_G].sum() / beta_KG[:, known_G].sum(1, keepdims=True)
+    beta_KG[:, ~known_G] = frequency_G[~known_G]
+    b_KG = torch.tensor(np.log(beta_KG), dtype=torch.float32)
+    return centred(b_KG.expand(program.n_replicates, -1, -1), program)
+
+
+def read_initial_topics(path: Path, counts: Counts, n_topics: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the topics of a table for the modelled genes, (K, G), and which genes it has, (G,).
+
+    Raises
+    ------
+    InputError
+        The file is not a table of genes × K topics of numbers that are not negative, a gene is
+        there twice, or it lacks most of the modelled genes.
+    """
+    import pandas as pd
+
+    name = f"model.init_topics = {str(path)!r}"
+    try:
+        table = pd.read_csv(path, index_col=0)
+        values = table.to_numpy(dtype=float)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be read as a table of numbers ({error})") from error
+    if table.shape[1] != n_topics:
+        raise InputError(
+            f"{name}: has {table.shape[1]} topics; use model.n_topics={table.shape[1]}"
+        )
+    if not (np.isfinite(values).all() and (values >= 0).all() and (values.sum(0) > 0).all()):
+        raise InputError(
+            f"{name}: gene proportions must be finite and not negative, and a topic needs a gene"
+        )
+    table.index = table.index.astype(str)
+    if table.index.has_duplicates:
+        twice = table.index[table.index.duplicated()][0]
+        raise InputError(f"{name}: gene {twice!r} is there twice")
+    place_G = table.index.get_indexer(pd.Index(counts.genes.astype(str)))
+    known_G = place_G >= 0
+    if 2 * known_G.sum() < len(known_G):
+        raise InputError(
+            f"{name}: has {known_G.sum()} of the {len(known_G)} modelled genes; it needs half of "
+            "them, by name"
+        )
+    beta_KG = np.where(known_G, values[place_G].T, 0)
+    empty = np.flatnonzero(beta_KG.sum(1) == 0)
+    if len(empty):
+        raise InputError(f"{name}: topic {empty[0]} has none of the modelled genes")
+    return beta_KG / beta_KG.sum(1, keepdims=True), known_G
 
 
 def background(x_NG: Rows) -> np.ndarray:

@@ -46,7 +46,7 @@ from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.ranks import Ranks, Share, gpu_of_process
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.sizes import check_sizes
-from topicell.model.starts import initial_topics, searched_topics
+from topicell.model.starts import given_topics, initial_topics, searched_topics
 from topicell.signals import Interrupt
 
 STEPS = 250
@@ -266,7 +266,9 @@ def begin(
 ) -> None:
     """Set the initial topics of a program, and the library size to which its encoder scales."""
     program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
-    if config.search and model.init is Init.kmeans:
+    if model.init_topics is not None:
+        topics_RKG = given_topics(Path(model.init_topics), counts, program)
+    elif config.search and model.init is Init.kmeans:
         topics_LRKG = searched_topics(counts.rows, program, seed)
         best = best_candidate(counts.rows, program, topics_LRKG, config, seed)
         topics_RKG = topics_LRKG[best]

@@ -51,9 +51,18 @@ def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
 def with_little_support(adata: AnnData) -> np.ndarray:
     """Return whether each topic of a run has little support; none if there is one replicate."""
     run = adata.uns["topicell"]
-    if not {"topic_support", "topic_matches"} <= run.keys():
+    n_searches = number_of_searches(run)
+    if n_searches == 1:
         return np.zeros(np.asarray(adata.obsm["X_lda"]).shape[1], dtype=bool)
-    return little_support(run["topic_support"], len(run["topic_matches"]))
+    return little_support(run["topic_support"], n_searches)
+
+
+def number_of_searches(run: Mapping[str, Any]) -> int:
+    """Return the number of searches in which the support of a topic is counted.
+
+    These are the replicates, without those that failed, or those of the runs of a consensus.
+    """
+    return int(run.get("n_searches", len(run.get("topic_matches", [0]))))
 
 
 def folded(groups: pd.Series) -> Any:

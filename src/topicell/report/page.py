@@ -23,6 +23,7 @@ from topicell.report.figure_set import (
     FIGURES,
     MAX_TOPICS,
     folded,
+    number_of_searches,
     shown_topics,
     with_little_support,
 )
@@ -87,8 +88,8 @@ def render(
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     names = _names(adata)
-    n_replicates = _n_replicates(run)
-    support_K = run.get("topic_support") if n_replicates > 1 else None
+    n_searches, n_replicates = number_of_searches(run), len(run.get("topic_matches", [0]))
+    support_K = run.get("topic_support") if n_searches > 1 else None
     mapped_M = mapped(adata)
     shown = adata if len(mapped_M) == adata.n_obs else adata[mapped_M]
     groupings = _groupings(adata, mapped_M)
@@ -105,11 +106,11 @@ def render(
         headlines=[score(name, scores[name]) for name in headlines(scores)],
         scores=[score(name, scores[name]) for name in ordered(scores)],
         warnings=[
-            *topic_warnings(theta_NK, beta_KG, support_K, n_replicates, adata.var_names),
+            *topic_warnings(theta_NK, beta_KG, support_K, n_searches, adata.var_names),
             *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
             *score_warnings(
                 _n_test(adata),
-                replicated=n_replicates > 1,
+                replicated=n_searches > 1,
                 given="theta" in config,
                 n_rounded=int(adata.uns.get("topicell_rounded", 0)),
             ),
@@ -118,7 +119,7 @@ def render(
         sample=_sample(len(mapped_M), adata.n_obs, run.get("differential_cells")),
         n_topics=theta_NK.shape[1],
         names=names,
-        marked=_mark(names, n_replicates),
+        marked=_mark(names, n_searches),
         figures=[
             _figure(
                 name,
@@ -132,7 +133,7 @@ def render(
             if spec.caption and (name in figures or name in not_drawn)
         ],
         rankings=RANKINGS,
-        topics=_topics(adata, mapped_M, beta_KG, n_replicates, n_genes, sets),
+        topics=_topics(adata, mapped_M, beta_KG, n_searches, n_genes, sets),
         tables=[
             (name, meaning, _packed(table))
             for name, meaning, table in tables.of_page(adata, scores, sets)
@@ -172,23 +173,18 @@ def _data_line(adata: AnnData, *, given: bool) -> str:
     return line
 
 
-def _n_replicates(run: Mapping[str, Any]) -> int:
-    """Return the number of replicates of the fit, without those that failed."""
-    return len(run["topic_matches"]) if "topic_matches" in run else 1
-
-
 def _names(adata: AnnData) -> list[str]:
     """Return the names of the topics, with a mark after those with little support."""
     marks = np.where(with_little_support(adata), "*", "")
     return [f"Topic {k}{mark}" for k, mark in enumerate(marks)]
 
 
-def _mark(names: Sequence[str], n_replicates: int) -> str:
+def _mark(names: Sequence[str], n_searches: int) -> str:
     """Return the meaning of the mark in the names of topics; empty if none has it."""
     if not any(name.endswith("*") for name in names):
         return ""
     return (
-        f"* At most half of the {n_replicates} replicates have this topic: fits from other random "
+        f"* At most half of the {n_searches} replicates have this topic: fits from other random "
         "starts have another one instead."
     )
 
@@ -332,7 +328,7 @@ def _topics(
     adata: AnnData,
     mapped_M: np.ndarray,
     beta_KG: np.ndarray,
-    n_replicates: int,
+    n_searches: int,
     n_genes: int,
     sets: pd.DataFrame | None,
 ) -> list[dict[str, Any]]:
@@ -363,7 +359,7 @@ def _topics(
             "stability": "" if stability_K is None else f"{stability_K[topic]:.2f}",
             "support": ""
             if support_K is None
-            else f"found in {support_K[topic]} of {n_replicates} replicates",
+            else f"found in {support_K[topic]} of {n_searches} replicates",
             "thumbnail": base64.b64encode(
                 figures.thumbnail(umap_M2, theta_NK[mapped_M, topic], color)
             ).decode(),

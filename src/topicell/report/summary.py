@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from topicell.report.figure_set import number_of_searches
 from topicell.report.scores import headlines, score
 from topicell.report.warnings import alignment_warnings, topic_warnings
 
@@ -29,12 +30,13 @@ def summary(adata: AnnData) -> str:
     theta_NK = np.asarray(adata.obsm["X_lda"])
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     shown = [score(name, scores[name]) for name in headlines(scores)]
+    n_searches = number_of_searches(run)
     found = [
         *topic_warnings(
             theta_NK,
             beta_KG,
-            run.get("topic_support") if "topic_matches" in run else None,
-            len(run.get("topic_matches", [])),
+            run.get("topic_support") if n_searches > 1 else None,
+            n_searches,
             adata.var_names,
         ),
         *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
