@@ -50,6 +50,7 @@ def store(folder, *, theta=THETA, beta=BETA, cells=None, genes=None, values=VALU
         "version": "0.1.0",
         "label_key": "kind",
         "data": changed.get("data", "cells"),
+        **changed.get("about", {}),
     }
     adata.uns["topicell_source"] = {"sha256": changed.get("source", "abc")}
     folder.mkdir(parents=True)

@@ -91,3 +91,11 @@ def test_cells_of_other_data_are_not_matched_by_their_names(stored):
     pairing = pair_topics(stored(), stored(**fewer))
     assert pairing.n_cells == 30
     assert [match.correlation for match in pairing.matches] == pytest.approx([1] * 4)
+
+
+def test_topics_with_little_support_are_read_from_the_runs(stored):
+    support = {"topic_support": np.array([4, 2, 3, 1]), "topic_matches": np.ones((4, 4))}
+    pairing = pair_topics(stored(about=support), stored())
+    assert pairing.little == (frozenset({1, 3}), frozenset())
+    refitted = {"topic_support": np.array([7, 8, 6, 4]), "n_searches": 8}
+    assert pair_topics(stored(about=refitted), stored()).little[0] == frozenset({3})

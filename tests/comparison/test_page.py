@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -124,6 +125,18 @@ def test_tables_and_figures_are_described_for_screen_readers(html):
     sheets = [attrs for attrs in parsed.all("div") if attrs.get("role") in ("img", "region")]
     assert all(attrs["aria-label"] and attrs["tabindex"] == "0" for attrs in sheets)
     assert len(parsed.all("figcaption")) == len(parsed.all("svg")) == 3
+
+
+def test_topics_with_little_support_are_marked():
+    def shown(pairing):
+        return Page(render(dataclasses.replace(FOUND, pairings=(pairing,)), {})).words
+
+    assert "* At most half of the replicates" not in shown(PAIRING)
+    text = shown(dataclasses.replace(PAIRING, little=(frozenset({1}), frozenset({2}))))
+    assert "* At most half of the replicates of the run have this topic" in text
+    assert re.search(r"A 1\* *B 0 no match", text)
+    assert "B 2*, 10.0 % of the average cell" in text
+    assert re.search(r"A 0 *B 1 ", text)
 
 
 def test_the_page_contains_scores_matches_and_settings(html):

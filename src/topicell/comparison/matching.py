@@ -87,6 +87,7 @@ def pair_topics(a: StoredRun, b: StoredRun) -> Pairing:
             unmatched(0, {match.topic for match in matches if match.found}, cosine_KK),
             unmatched(1, {match.partner for match in matches if match.found}, cosine_KK.T),
         ),
+        little=(a.little, b.little),
     )
 
 

@@ -311,7 +311,9 @@ def _alike(comparison: Comparison) -> Iterator[str]:
 def _pairing(pairing: Pairing) -> dict[str, Any]:
     """Return what the page shows about the topics of two runs."""
     a, b = pairing.letters
+    of_a, of_b = (dict.fromkeys(little, "*") for little in pairing.little)
     return {
+        "little": any(pairing.little),
         "name": f"topics_{a}_{b}",
         "a": a,
         "b": b,
@@ -322,8 +324,8 @@ def _pairing(pairing: Pairing) -> dict[str, Any]:
         else "The runs share no cells, so their topic proportions cannot be compared cell by cell.",
         "matches": [
             {
-                "topic": match.topic,
-                "partner": match.partner,
+                "topic": f"{match.topic}{of_a.get(match.topic, '')}",
+                "partner": f"{match.partner}{of_b.get(match.partner, '')}",
                 "found": match.found,
                 "cosine": f"{match.cosine:.3f}",
                 "next_best": f"{b} {match.next_best[0]}: {match.next_best[1]:.3f}"
@@ -344,7 +346,7 @@ def _pairing(pairing: Pairing) -> dict[str, Any]:
                 f"Topics of {own} without a partner in {other}",
                 [
                     {
-                        "name": f"{own} {topic.topic}",
+                        "name": f"{own} {topic.topic}{mark.get(topic.topic, '')}",
                         "proportion": f"{100 * topic.proportion:.1f} %",
                         "nearest": f"{other} {topic.nearest}, cosine {topic.cosine:.3f}",
                         "genes": ", ".join(topic.genes),
@@ -352,7 +354,9 @@ def _pairing(pairing: Pairing) -> dict[str, Any]:
                     for topic in unmatched
                 ],
             )
-            for own, other, unmatched in zip((a, b), (b, a), pairing.unmatched, strict=True)
+            for own, other, unmatched, mark in zip(
+                (a, b), (b, a), pairing.unmatched, (of_a, of_b), strict=True
+            )
             if unmatched
         ],
     }

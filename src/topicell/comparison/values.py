@@ -139,6 +139,8 @@ class Pairing:
     genes."""
     unmatched: tuple[tuple[Unmatched, ...], tuple[Unmatched, ...]]
     """Topics without a partner, of the first run and of the other."""
+    little: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    """Topics with little support, of the first run and of the other."""
 
     @property
     def found(self) -> tuple[Match, ...]:
