@@ -120,6 +120,7 @@ def main() -> None:
                         learning_rate=setting["learning_rate"],
                         kl_annealing=AnnealingConfig(warmup_share=setting["warmup_share"]),
                         early_stopping=EarlyStoppingConfig(enabled=False),
+                        search=False,
                         progress=False,
                     ),
                     seed=seed,

@@ -58,7 +58,8 @@ def fit(store: Path, way: str, n_replicates: int, n_epochs: int | None) -> dict[
     if way == "memory":
         for name, part in parts.items():
             parts[name] = type(part)(part.x, part.cells, part.genes)
-    config = TrainConfig(n_replicates=n_replicates, epochs=n_epochs, progress=False)
+    # Without the search, whose time does not depend on the number of cells.
+    config = TrainConfig(n_replicates=n_replicates, epochs=n_epochs, search=False, progress=False)
     began = time.perf_counter()
     found = train(parts["train"], parts["valid"], ModelConfig(), config)
     seconds = time.perf_counter() - began

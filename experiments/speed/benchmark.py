@@ -55,18 +55,24 @@ def runs(*, quick: bool) -> list[dict[str, Any]]:
     """All fits: method and settings; `share` is the part of its default length."""
     tenth = 10 if quick else 1
     few = 1 if quick else 3
+    own = {"method": "topicell", "search": "off"}
     ours = [
-        {"method": "topicell", "budget": epochs, "seeds": SEEDS[: 2 if quick else 5]}
+        own | {"budget": epochs, "seeds": SEEDS[: 2 if quick else 5]}
         for epochs in (1, 2, 3, 5, DEFAULT_EPOCHS, 16, 30)
     ]
     together = [
-        {"method": "topicell", "budget": epochs, "replicates": 8, "seeds": SEEDS[:few]}
+        own | {"budget": epochs, "replicates": 8, "seeds": SEEDS[:few]}
         for epochs in (2, DEFAULT_EPOCHS, 16, 30)
     ]
-    all_genes = [{"method": "topicell", "budget": 2, "genes": "all", "seeds": SEEDS[:few]}]
-    pyro = [
-        {"method": "topicell", "budget": DEFAULT_EPOCHS, "engine": "pyro", "seeds": SEEDS[:few]}
+    searched = [
+        {"method": "topicell", "budget": epochs, "seeds": SEEDS[: 2 if quick else 5]}
+        for epochs in (3, DEFAULT_EPOCHS, 30)
     ]
+    searched += [
+        {"method": "topicell", "budget": DEFAULT_EPOCHS, "replicates": 8, "seeds": SEEDS[:few]}
+    ]
+    all_genes = [own | {"budget": 2, "genes": "all", "seeds": SEEDS[:few]}]
+    pyro = [own | {"budget": DEFAULT_EPOCHS, "engine": "pyro", "seeds": SEEDS[:few]}]
     peers = [
         {"method": "sklearn_nmf", "budget": 300},
         {"method": "tomotopy", "budget": 500, "seeds": SEEDS[: 1 if quick else 5]},
@@ -86,7 +92,7 @@ def runs(*, quick: bool) -> list[dict[str, Any]]:
         {"method": "scvi", "budget": 1000 // tenth, "scale": tenth},
     ]
     limit = [{"method": "limit", "budget": 2, "seeds": SEEDS}]
-    return [*ours, *limit, *together, *all_genes, *pyro, *peers]
+    return [*ours, *limit, *together, *searched, *all_genes, *pyro, *peers]
 
 
 def main() -> None:
@@ -136,7 +142,7 @@ def measure(
     options = [
         f"--{key}={value}"
         for key, value in run.items()
-        if key in ("budget", "replicates", "engine", "learning-method")
+        if key in ("budget", "replicates", "engine", "learning-method", "search")
     ]
     environment = os.environ | {
         f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")
@@ -149,6 +155,7 @@ def measure(
     row = {
         "method": run["method"]
         + {"sklearn_lda": f" {run.get('learning-method')}"}.get(run["method"], "")
+        + (f", search {run['search']}" if "search" in run else "")
         + (" (pyro engine)" if run.get("engine") == "pyro" else ""),
         "genes": genes,
         "budget": run["budget"],
@@ -182,7 +189,9 @@ def measure(
 def ratios(results: pd.DataFrame) -> pd.DataFrame:
     """Return the comparisons of the benchmark, each with the seconds of both sides."""
     selected = results[results["genes"] == "1000"]
-    ours = selected[(selected["method"] == "topicell")]
+    ours = selected[selected["method"] == "topicell, search off"]
+    searched = selected[(selected["method"] == "topicell") & (selected["replicates"] == 1)]
+    searched = searched.set_index("budget")
     one, eight = (ours[ours["replicates"] == n].set_index("budget") for n in (1, 8))
     peers = selected.set_index("method")
 
@@ -215,9 +224,17 @@ def ratios(results: pd.DataFrame) -> pd.DataFrame:
         1 / 1000,
         shortened=scvi["extrapolated"],
     )
+    add(
+        "the same, with the search",
+        first_to_reach(searched, **goal),
+        scvi["seconds"],
+        np.nan,
+        shortened=scvi["extrapolated"],
+    )
     for method, fits, label, target in (
         ("sklearn_nmf", one, "perplexity of KL-NMF", 1 / 5),
         ("tomotopy", eight, "perplexity of tomotopy, by the mean of 8 replicates", 1 / 5),
+        ("tomotopy", searched, "perplexity of tomotopy, with the search", np.nan),
         ("sklearn_lda online", one, "perplexity of scikit-learn's online LDA", np.nan),
         ("sklearn_lda batch", one, "perplexity of scikit-learn's batch LDA", np.nan),
         ("gensim", one, "perplexity of gensim's LDA", np.nan),
@@ -226,6 +243,7 @@ def ratios(results: pd.DataFrame) -> pd.DataFrame:
         found = first_to_reach(fits, perplexity=peer["perplexity"])
         add(label, found, peer["seconds"], target, shortened=peer["extrapolated"])
     epochs = DEFAULT_EPOCHS
+    add("with the search, to without", searched.loc[epochs], one.loc[epochs, "seconds"], np.nan)
     add("8 replicates together, to one", eight.loc[epochs], one.loc[epochs, "seconds"], 5)
     everything = results[results["genes"] == "all"].set_index("budget").loc[2]
     add("all 16,778 genes, to 1,000", everything, one.loc[2, "seconds"], 10)
@@ -239,7 +257,8 @@ def ratios(results: pd.DataFrame) -> pd.DataFrame:
 def draw(results: pd.DataFrame) -> plt.Figure:
     """Draw perplexity by seconds."""
     shown = results[(results["genes"] == "1000") & results["perplexity"].notna()]
-    ours = shown[shown["method"] == "topicell"]
+    ours = shown[shown["method"] == "topicell, search off"]
+    searched = shown[(shown["method"] == "topicell") & (shown["replicates"] == 1)]
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for n, color in ((1, "C0"), (8, "C1")):
         part = ours[ours["replicates"] == n]
@@ -250,10 +269,19 @@ def draw(results: pd.DataFrame) -> plt.Figure:
             fmt="o-",
             capsize=3,
             color=color,
-            label=f"topicell, {n} replicate{'s' if n > 1 else ''} (1 to 30 epochs)"
+            label="topicell, search off, 1 replicate (1 to 30 epochs)"
             if n == 1
-            else f"topicell, {n} replicates together, their mean",
+            else f"topicell, search off, {n} replicates together, their mean",
         )
+    axes.errorbar(
+        searched["seconds"],
+        searched["perplexity"],
+        searched["perplexity_sd"],
+        fmt="o-",
+        capsize=3,
+        color="C2",
+        label="topicell with the search, 1 replicate (3 to 30 epochs)",
+    )
     for _, row in shown[~shown["method"].str.startswith("topicell")].iterrows():
         axes.plot(row["seconds"], row["perplexity"], "s", color="0.35")
         axes.annotate(

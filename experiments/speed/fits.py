@@ -25,7 +25,7 @@ Read = Callable[[Any], tuple[np.ndarray, list[float]]]
 
 
 def topicell(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
-    """Fit topicell's defaults with `budget` epochs."""
+    """Fit topicell's defaults with `budget` epochs, with or without the search."""
     from topicell.config import Engine, ModelConfig, TrainConfig
     from topicell.counts import Counts
     from topicell.model.training import train
@@ -35,6 +35,7 @@ def topicell(x: sp.csr_matrix, args: Namespace, seed: int) -> tuple[Fit, Read]:
         n_replicates=args.replicates,
         epochs=args.budget,
         engine=Engine(args.engine),
+        search=args.search == "on",
         threads=args.threads,
         progress=False,
     )
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=1)
     parser.add_argument("--engine", default="fused")
     parser.add_argument("--learning-method", default="batch")
+    parser.add_argument("--search", choices=["on", "off"], default="on")
     args = parser.parse_args()
     x = sp.load_npz(args.counts)
     seconds: list[float] = []

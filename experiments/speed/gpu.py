@@ -78,6 +78,7 @@ def main() -> None:
                     n_replicates=replicates,
                     epochs=epochs,
                     engine=engine,
+                    search=False,
                     precision=precision,
                     device=Device(args.device),
                     progress=False,
@@ -88,7 +89,9 @@ def main() -> None:
             )
         )
         print(record["fits"][-1], flush=True)
-    reference = TrainConfig(n_replicates=4, epochs=20, device=Device.cpu, progress=False)
+    reference = TrainConfig(
+        n_replicates=4, epochs=20, search=False, device=Device.cpu, progress=False
+    )
     record["cpu"] = fit(train_cells, reference, observed, completed, repeats=1)
     if cuda:
         for found in record["fits"]:
