@@ -62,6 +62,7 @@ def test_the_page_has_the_support_of_the_searches(runs, run_here):
     assert code == 0, err
     page = Path("page/report.html").read_text()
     assert "of 4 replicates" in page
+    assert "started with the topics on which 4 searches agree" in page
     assert "so no stability" not in page
 
 

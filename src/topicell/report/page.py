@@ -103,6 +103,7 @@ def render(
         data=_data_line(adata, given="theta" in config),
         model=_model_line(config, theta_NK.shape[1], len(history), n_replicates),
         aligned_to=run.get("aligned_to"),
+        refitted=run.get("n_searches"),
         headlines=[score(name, scores[name]) for name in headlines(scores)],
         scores=[score(name, scores[name]) for name in ordered(scores)],
         warnings=[
