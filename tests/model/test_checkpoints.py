@@ -14,6 +14,7 @@ from topicell.config import EarlyStoppingConfig, Engine, ModelConfig, TrainConfi
 from topicell.config import checkpoint_interval as interval
 from topicell.errors import InputError
 from topicell.model import checkpoints as module
+from topicell.model import training
 from topicell.model.checkpoints import Checkpoints
 from topicell.model.engines import Optimizer
 from topicell.model.training import Validation, train
@@ -258,3 +259,22 @@ def _quiet():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*warm-up is longer.*")
         yield
+
+
+def test_a_resumed_fit_does_not_search_again(shallow, tmp_path, monkeypatch):
+    whole, _ = fit(shallow[0])
+    write, written = Checkpoints.write, []
+
+    def interrupted(self, *arguments):
+        write(self, *arguments)
+        written.append(None)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(shallow[0], checkpoints=Checkpoints(tmp_path, 1))
+    monkeypatch.setattr(training, "begin", None)
+    resumed, _ = fit(shallow[0], checkpoints=Checkpoints(tmp_path, 1))
+    require_same(whole, resumed)

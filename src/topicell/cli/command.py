@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class Command:
     def help(self) -> str:
         """Return ``topicell COMMAND --help``: what it does, and its settings with defaults."""
         assert self.settings is not None
-        lines = [f"topicell {self.name}: {self.settings.__doc__}", ""]
+        meaning = inspect.cleandoc(self.settings.__doc__ or "")
+        lines = [f"topicell {self.name}: {meaning}", ""]
         lines += [f"  {written:<50}{remark}".rstrip() for written, remark in self.examples]
         lines += ["", "settings, with their defaults:"]
         lines += [

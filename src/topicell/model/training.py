@@ -161,12 +161,16 @@ def train(
     ):
         program = TopicProgram(counts.n_genes, config.n_replicates, model, likelihood)
         program.to(device)
+        checkpoints = checkpoints or Checkpoints(Path(), None)
+        saved = ranks.first(checkpoints.latest() if ranks.rank == 0 else None)
         if start is None:
             # Of several processes, the first one computes the start of all.
             if ranks.rank == 0:
-                bar.set_description("search for initial topics" if config.search else "fit")
-                begin(program, counts, model, config, seed)
-                bar.set_description("fit")
+                program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
+                if saved is None:
+                    bar.set_description("initial topics")
+                    begin(program, counts, model, config, seed)
+                    bar.set_description("fit")
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
@@ -182,8 +186,9 @@ def train(
         state = State(program, optimizer, seeds, ranks, share)
         if start is not None:
             state.history = [*start.history]
-        checkpoints = checkpoints or Checkpoints(Path(), None)
-        state.restore(checkpoints, on_epoch)
+        if saved is not None:
+            tensors, document = saved
+            state.restore(tensors, document, on_epoch)
         first_epoch = len(state.history) - state.epoch
         bar.update(state.epoch)
 
@@ -264,8 +269,7 @@ def train(
 def begin(
     program: TopicProgram, counts: Counts, model: ModelConfig, config: TrainConfig, seed: int
 ) -> None:
-    """Set the initial topics of a program, and the library size to which its encoder scales."""
-    program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
+    """Set the initial topics of a program."""
     if model.init_topics is not None:
         topics_RKG = given_topics(Path(model.init_topics), counts, program)
     elif config.search and model.init is Init.kmeans:
@@ -550,13 +554,12 @@ class State:
         checkpoints.write(tensors, document, self.step)
 
     def restore(
-        self, checkpoints: Checkpoints, on_epoch: Callable[[EpochMetrics], None] | None
+        self,
+        tensors: dict[str, Tensor],
+        document: Mapping[str, Any],
+        on_epoch: Callable[[EpochMetrics], None] | None,
     ) -> None:
-        """Continue from the latest checkpoint, if there is one."""
-        found = self.ranks.first(checkpoints.latest() if self.ranks.rank == 0 else None)
-        if found is None:
-            return
-        tensors, document = found
+        """Continue from a checkpoint."""
         own = {name: value for name, value in tensors.items() if name.startswith("random.")}
         tensors["sums"] = tensors["sums"].T
         tensors = self._mine({n: v for n, v in tensors.items() if n not in own}) | own
