@@ -94,6 +94,16 @@ def test_what_cannot_be_refitted_is_refused_without_a_trace(arguments, words, sm
     assert not Path("new").exists()
 
 
+def test_an_existing_folder_is_not_touched(runs, run_here):
+    Path("new/topics").mkdir(parents=True)
+    mine = Path("new/topics/initial_topics.csv")
+    mine.write_text("mine")
+    code, _, err = run_here("consensus", "runs=[run0,run1]", "output=new", "tracking=off")
+    assert code == 2
+    assert "output = 'new' exists" in err
+    assert mine.read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_sweep_means_the_runs_with_its_number_of_topics(small, run_here):
     code, _, err = run_here(

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from topicell.config import Init, ModelConfig, TrainConfig
+from topicell.counts import Counts
 from topicell.errors import InputError
 from topicell.evaluation.stability import match_topics
 from topicell.model.priors import NormalPrior
@@ -137,6 +138,16 @@ def test_a_fit_starts_with_given_topics(planted, tmp_path):
     # After one tiny step the topics are the given ones, up to the posterior's initial width.
     for found in fit.program.topic_mean.detach().softmax(-1).numpy():
         assert match_topics(beta_KG, found).cosine.min() > 0.999
+
+
+def test_genes_with_names_like_numbers_keep_them(planted, tmp_path):
+    counts, _, beta_KG = planted
+    genes = np.array(["007", "7", "NA", "nan", "1e3", *counts.genes[5:]], dtype=object)
+    renamed = Counts(counts.x, counts.cells, genes)
+    path = write_topics(tmp_path / "t.csv", beta_KG, genes)
+    found_KG, known_G = read_initial_topics(path, renamed, 4)
+    assert known_G.all()
+    np.testing.assert_allclose(found_KG, beta_KG)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from topicell.cli.command import Command
 from topicell.cli.errors import raise_report_failure
 from topicell.cli.options import read, stored_run_config
-from topicell.cli.output import print_result, progress_shown
+from topicell.cli.output import new_folder, print_result, progress_shown
 from topicell.config import RunConfig, TrackingConfig
-from topicell.config.checks import Bounds, check_fields, setting
+from topicell.config.checks import SHARE, check_fields, setting
 from topicell.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ConsensusCommand:
 
     runs: list[str] = field(default_factory=list)
     output: str | None = None
-    min_support: float = setting(0.5, Bounds(0, 1))
+    min_support: float = setting(0.5, SHARE)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ def consensus(arguments: list[str]) -> None:
     from topicell.tracking.runs import open_tracker
 
     logging.getLogger("anndata").setLevel(logging.WARNING)
-    folder = Path(asked.output or f"consensus/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+    folder = new_folder(asked.output, f"consensus/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
     with progress_shown():
         fits, config = _stored(asked)
         tracker = open_tracker(asked.tracking, folder, "output=FOLDER")

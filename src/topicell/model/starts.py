@@ -106,7 +106,9 @@ def read_initial_topics(path: Path, counts: Counts, n_topics: int) -> tuple[np.n
 
     name = f"model.init_topics = {str(path)!r}"
     try:
-        table = pd.read_csv(path, index_col=0)
+        # As text, so that genes named 007 or NA keep their names.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = table.set_index(table.columns[0])
         values = table.to_numpy(dtype=float)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: cannot be read as a table of numbers ({error})") from error
@@ -118,7 +120,6 @@ def read_initial_topics(path: Path, counts: Counts, n_topics: int) -> tuple[np.n
         raise InputError(
             f"{name}: gene proportions must be finite and not negative, and a topic needs a gene"
         )
-    table.index = table.index.astype(str)
     if table.index.has_duplicates:
         twice = table.index[table.index.duplicated()][0]
         raise InputError(f"{name}: gene {twice!r} is there twice")
