@@ -157,7 +157,7 @@ def test_the_report_of_a_run_works_in_mlflow(runs, address, page):
     report.get_by_role("heading", name="3 topics in simulated").wait_for()
     canvas = report.locator("#map-counts")
     drawn = canvas.evaluate("canvas => canvas.toDataURL()")
-    report.get_by_label("Colour by").select_option(label="Topic 1")
+    report.get_by_label("Colour by").select_option(value="topic:1")
     assert canvas.evaluate("canvas => canvas.toDataURL()") != drawn
     report.get_by_label("Gene", exact=True).fill("GENE_1")
     report.get_by_role("button", name="Find").click()

@@ -205,6 +205,7 @@ def test_a_sweep_chooses_a_number_of_topics(run_here):
     code, out, err = run_here(
         *("train", "-m", "sweep=topics", *SMALL, "report=off", "sweep.n_trials=3"),
         *("model.n_topics=choice(2,3,5)", "sweep.sampler=grid", "sweep.n_jobs=1"),
+        "sweep.support_floor=0",
     )
     assert code == 0, err
     assert "K = " in out
