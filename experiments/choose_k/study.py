@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from topicell.sweep.selection import select
+from topicell.sweep.selection import verdict_of
 from topicell.sweep.trials import Sweep
 
 TOPICS = (5, 10, 20)
@@ -59,7 +59,7 @@ def record(folder: Path, out: Path, command: tuple[str, ...], seconds: float, **
     # Hydra's folder of a sweep or a grid; MLflow has a copy.
     (path,) = [*folder.glob("sweeps/*/sweep.json"), *folder.glob("multiruns/*/*/sweep.json")]
     sweep = Sweep.read(path)
-    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
+    verdict = verdict_of(sweep)
     states = [trial.state for trial in sweep.trials]
     row = known | {
         "chosen": verdict.n_topics,

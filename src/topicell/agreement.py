@@ -106,12 +106,7 @@ def agreement_of(
     cells = cells if rows is None else cells[rows]
     thetas, names, leading = [], [], []
     for run, fit in fits.items():
-        n_missing = cells.n_missing(fit.genes, fit.gene_ids)
-        if 2 * n_missing > fit.n_genes:
-            raise InputError(
-                f"runs: {n_missing} of the {fit.n_genes} genes of {run} are not among the modelled "
-                "genes of the first run; name runs of the same data"
-            )
+        fit.require_most_genes(cells, run)
         counts = cells.with_genes(fit.genes, ids=fit.gene_ids, fill_missing=True)
         beta_RKG = fit.beta(seed=seed)
         for replicate, theta_NK in enumerate(fit.theta(counts, seed=seed)):

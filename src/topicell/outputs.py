@@ -22,7 +22,7 @@ from topicell.data.cells import PreparedCells
 from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import column
 from topicell.errors import disk_is_full
-from topicell.evaluation.stability import consensus, match_topics, stability
+from topicell.evaluation.stability import match_topics, stability
 from topicell.files import whole
 from topicell.model.fit import TopicFit
 from topicell.preflight import TOPIC_COLUMN
@@ -161,10 +161,9 @@ def write_agreement(agreement: Agreement, refitted_K: np.ndarray | None, folder:
 
 def _of_replicates(estimates: Estimates) -> dict[str, object]:
     """Return the agreement of the replicates, for ``uns``; nothing if there is only one."""
-    fit, beta_RKG = estimates.fit, estimates.beta_RKG
-    if fit.n_replicates == 1:
+    fit, beta_RKG, agreed = estimates.fit, estimates.beta_RKG, estimates.agreed
+    if agreed is None:
         return {}
-    agreed = consensus(beta_RKG, estimates.theta_RNK)
     return {
         "topic_stability": stability(beta_RKG).per_topic_RK[fit.selected],
         "topic_support": agreed.support_C[agreed.member_RK[fit.selected]],
@@ -192,7 +191,9 @@ def _write_rest(
                     adata, config.evaluate.n_differential_cells, config.seed
                 )
         with step("tables"):
-            write_tables(estimates.fit, estimates.theta_RNK, estimates.beta_RKG, adata, folder)
+            selected = estimates.fit.selected
+            theta_NK, beta_KG = estimates.theta_RNK[selected], estimates.beta_RKG[selected]
+            write_tables(estimates.fit, theta_NK, beta_KG, estimates.agreed, adata, folder)
         with _kept_going(failures):
             write_report(estimates.fit, adata, config, tracker)
     except OSError as error:

@@ -16,7 +16,7 @@ from topicell.counts import Counts, drawn
 from topicell.data.cells import PreparedCells
 from topicell.evaluation.metrics import Replicate, replicate_scores
 from topicell.evaluation.perplexity import sampling_error, thin
-from topicell.evaluation.stability import consensus, stability
+from topicell.evaluation.stability import Consensus, consensus, stability
 from topicell.model.fit import TopicFit
 
 Measured = dict[str, list[float]]
@@ -26,7 +26,7 @@ Values = dict[str, dict[str, list[float]]]
 """Values by metric and split."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Estimates:
     """A fit with its posterior means, for all replicates.
 
@@ -43,6 +43,13 @@ class Estimates:
     fit: TopicFit
     theta_RNK: np.ndarray
     beta_RKG: np.ndarray
+
+    @functools.cached_property
+    def agreed(self) -> Consensus | None:
+        """The topics on which replicates agree; None if there is only one."""
+        if self.fit.n_replicates == 1:
+            return None
+        return consensus(self.beta_RKG, self.theta_RNK)
 
     @classmethod
     def of(cls, fit: TopicFit, cells: Counts, *, n_samples: int, seed: int) -> Self:
@@ -113,9 +120,9 @@ def measure(
     of_topics = [dict(replicate_scores(replicate)) for replicate in replicates]
     for name in of_topics[0]:
         by_replicate[name] = [scores[name] for scores in of_topics]
-    if fit.n_replicates > 1:
+    agreed = estimates.agreed
+    if agreed is not None:
         by_replicate["topics/stability"] = [stability(estimates.beta_RKG).mean]
-        agreed = consensus(estimates.beta_RKG, estimates.theta_RNK)
         by_replicate["topics/found_again"] = [agreed.found_again]
         by_replicate["topics/consensus"] = [float((~agreed.unstable).sum())]
     if fit.history:

@@ -86,7 +86,7 @@ def _runs(asked: ConsensusCommand) -> list[str]:
     """Return the runs, with those of the chosen number of topics in place of a sweep."""
     import tempfile
 
-    from topicell.sweep.selection import points, select
+    from topicell.sweep.selection import chosen_trials
     from topicell.sweep.trials import Sweep
     from topicell.tracking.stored import fetch_run, kind_of
 
@@ -98,13 +98,10 @@ def _runs(asked: ConsensusCommand) -> list[str]:
         with tempfile.TemporaryDirectory() as scratch:
             folder, _ = fetch_run(name, asked.tracking, Path(scratch), ("sweep.json",))
             sweep = Sweep.read(folder / "sweep.json")
-        verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
-        chosen = [p for p in points(sweep.trials) if p.n_topics == verdict.n_topics]
+        chosen = chosen_trials(sweep)
         if not chosen:
             raise InputError(f"runs: the sweep {name} chose no number of topics; name runs")
-        by_number = {trial.number: trial for trial in sweep.trials}
-        for number in chosen[0].trials:
-            runs.append(by_number[number].run_id or by_number[number].folder)
+        runs += [trial.run_id or trial.folder for trial in chosen]
     return runs
 
 

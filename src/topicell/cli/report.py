@@ -102,7 +102,7 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
     """Draw the figures and write the page of a sweep from its record, of a grid from its runs."""
     from topicell.sweep import page
     from topicell.sweep.grid import as_sweep
-    from topicell.sweep.selection import select
+    from topicell.sweep.selection import verdict_of
     from topicell.sweep.trials import Sweep
     from topicell.tracking.parents import Parent
     from topicell.tracking.stored import fetch_run
@@ -115,7 +115,7 @@ def _report_sweep(asked: ReportCommand, kind: str, scratch: Path) -> tuple[str, 
         folder, run_id = fetch_run(asked.run, asked.tracking, scratch, ("sweep.json",))
         sweep = Sweep.read(folder / "sweep.json")
     output = new_folder(asked.output, f"report-{run_id or sweep.name}")
-    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
+    verdict = verdict_of(sweep)
     make_folder(output)
     page.write(sweep, verdict, output, asked.report.dpi, pdf=asked.report.pdf)
     return run_id, output

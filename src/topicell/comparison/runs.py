@@ -18,8 +18,7 @@ from topicell.comparison.values import Side
 from topicell.config import TrackingConfig, dotted
 from topicell.errors import InputError
 from topicell.evaluation.estimates import BySplit
-from topicell.evaluation.stability import little_support
-from topicell.report.figure_set import number_of_searches
+from topicell.report.figure_set import topics_with_little_support
 from topicell.tracking.record import RECORD, Record
 from topicell.tracking.stored import (
     PARENT_KINDS,
@@ -160,16 +159,8 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
         labels_N=obs[about["label_key"]].to_numpy(dtype=str) if about["label_key"] else None,
         theta_NK=theta_NK,
         beta_KG=beta_KG,
-        little=_little(about),
+        little=frozenset(topics_with_little_support(about)),
     )
-
-
-def _little(about: Mapping[str, Any]) -> frozenset[int]:
-    """Return the topics with little support; none if there was only one search."""
-    n_searches = number_of_searches(about)
-    if n_searches == 1:
-        return frozenset()
-    return frozenset(np.flatnonzero(little_support(about["topic_support"], n_searches)).tolist())
 
 
 def _tags(folder: Path) -> dict[str, str]:

@@ -348,11 +348,15 @@ class TopicFit(ABC):
                 f"the earlier fit has {self.n_topics} topics, which {n_topics} topics cannot keep "
                 f"the numbers of; use n_topics={self.n_topics} or more"
             )
+        self.require_most_genes(cells, "the earlier fit")
+
+    def require_most_genes(self, cells: Counts, name: str) -> None:
+        """Raise an error, with the name of this fit, if cells lack more than half of its genes."""
         n_missing = cells.n_missing(self.genes, self.gene_ids)
         if 2 * n_missing > self.n_genes:
             raise InputError(
-                f"{n_missing} of the {self.n_genes} genes of the earlier fit are not among the "
-                "modelled genes, so its topics cannot be found; align to a run of the same data"
+                f"{n_missing} of the {self.n_genes} genes of {name} are not among the modelled "
+                "genes, so its topics cannot be found; use a run of the same data"
             )
 
     @abstractmethod

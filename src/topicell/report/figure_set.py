@@ -51,10 +51,18 @@ def shown_topics(theta_NK: np.ndarray) -> list[int] | None:
 def with_little_support(adata: AnnData) -> np.ndarray:
     """Return whether each topic of a run has little support; none if there is one replicate."""
     run = adata.uns["topicell"]
+    return np.isin(
+        np.arange(np.asarray(adata.obsm["X_lda"]).shape[1]), topics_with_little_support(run)
+    )
+
+
+def topics_with_little_support(run: Mapping[str, Any]) -> list[int]:
+    """Return the topics with little support, from ``uns["topicell"]`` of a run."""
     n_searches = number_of_searches(run)
     if n_searches == 1:
-        return np.zeros(np.asarray(adata.obsm["X_lda"]).shape[1], dtype=bool)
-    return little_support(run["topic_support"], n_searches)
+        return []
+    little: list[int] = np.flatnonzero(little_support(run["topic_support"], n_searches)).tolist()
+    return little
 
 
 def number_of_searches(run: Mapping[str, Any]) -> int:

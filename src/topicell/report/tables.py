@@ -11,7 +11,7 @@ import pandas as pd
 
 from topicell.counts import LateRows
 from topicell.evaluation.ranking import RANKINGS, gene_scores, top_genes
-from topicell.evaluation.stability import FOUND, Consensus, consensus
+from topicell.evaluation.stability import FOUND, Consensus
 from topicell.files import whole
 from topicell.model.fit import TopicFit, ranked_table
 
@@ -26,8 +26,9 @@ FDR = 0.05
 
 def write_tables(
     fit: TopicFit,
-    theta_RNK: np.ndarray,
-    beta_RKG: np.ndarray,
+    theta_NK: np.ndarray,
+    beta_KG: np.ndarray,
+    agreed: Consensus | None,
     adata: AnnData,
     folder: Path,
 ) -> None:
@@ -40,17 +41,18 @@ def write_tables(
     ----------
     fit
         Has the names of topics and genes, and the frequencies of genes.
-    theta_RNK, beta_RKG
+    theta_NK, beta_KG
         Topic proportions of the cells, gene proportions of the topics.
+    agreed
+        The topics on which replicates agree; None if there is only one.
     adata
         The cells, with the differential expression of the topics if it was computed.
     folder
         Output folder.
     """
-    agreed = consensus(beta_RKG, theta_RNK) if fit.n_replicates > 1 else None
     (folder / "topics").mkdir(exist_ok=True)
     (folder / "cells").mkdir(exist_ok=True)
-    for path, table in _tables(fit, theta_RNK[fit.selected], beta_RKG[fit.selected], agreed, adata):
+    for path, table in _tables(fit, theta_NK, beta_KG, agreed, adata):
         with whole(folder / path) as unfinished:
             table.to_csv(unfinished)
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from topicell.sweep.selection import MEASURES, Verdict, outcomes, points, select
+from topicell.sweep.selection import MEASURES, Verdict, outcomes, points, verdict_of
 from topicell.sweep.trials import Sweep
 from topicell.tracking.parents import Parent
 
@@ -15,7 +15,7 @@ def conclude(sweep: Sweep, parent: Parent, folder: Path) -> Verdict:
     """Write ``sweep.json``, the report and its figures, and put the verdict on the parent run."""
     from topicell.sweep import page
 
-    verdict = select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
+    verdict = verdict_of(sweep)
     folder.mkdir(parents=True, exist_ok=True)
     failed = {k: sum(failed) for k, failed in outcomes(sweep.trials).items() if any(failed)}
     names = ("n_topics", "best", "trial", "sentence")

@@ -24,7 +24,7 @@ from enum import Enum
 import numpy as np
 
 from topicell.evaluation.estimates import BySplit, Estimate, difference, estimate
-from topicell.sweep.trials import PERPLEXITY, TOPICS, Trial
+from topicell.sweep.trials import PERPLEXITY, TOPICS, Sweep, Trial
 
 SUPPORT = "topics/found_again"
 MEASURES = (
@@ -235,6 +235,20 @@ def select(
         )
     trial = next(point.trials[0] for point in supported if point.n_topics == within[0])
     return Verdict(kind, within[0], best, within, trial, sentence, tuple(warnings))
+
+
+def verdict_of(sweep: Sweep) -> Verdict:
+    """Return the verdict on the trials of a sweep, with its range and its floor of support."""
+    return select(sweep.trials, bounds=sweep.bounds, support_floor=sweep.support_floor)
+
+
+def chosen_trials(sweep: Sweep) -> list[Trial]:
+    """Return the trials with the chosen number of topics; none if no number was chosen."""
+    n_topics = verdict_of(sweep).n_topics
+    numbers = [
+        n for point in points(sweep.trials) if point.n_topics == n_topics for n in point.trials
+    ]
+    return [trial for trial in sweep.trials if trial.number in numbers]
 
 
 def _of_failures(ended: Mapping[int, Sequence[bool]]) -> str:
