@@ -19,6 +19,7 @@ SETTINGS = (
     "preprocess.n_variable_genes=60",
     "model.n_topics=3",
     "model.n_hidden=8",
+    "model.batch_key=lab",
     "train.n_replicates=2",
     "train.epochs=3",
     "train.progress=false",
@@ -40,6 +41,7 @@ SAME = (
     "topics/differential_expression.csv",
     "topics/top_genes_relevance.csv",
     "topics/consensus.csv",
+    "topics/batch_factors.csv",
 )
 
 
@@ -49,11 +51,14 @@ def path(tmp_path_factory):
     rng = np.random.default_rng(0)
     rates = rng.gamma(0.3, 2.0, (3, 90)) + 0.05
     kind = np.repeat([0, 1, 2], 100)
+    lab = rng.integers(0, 2, 300)
     obs = pd.DataFrame(
-        {"kind": pd.Categorical([f"k{k}" for k in kind])}, index=[f"c{i}" for i in range(300)]
+        {"kind": pd.Categorical([f"k{k}" for k in kind]), "lab": pd.Categorical(lab.astype(str))},
+        index=[f"c{i}" for i in range(300)],
     )
     names = pd.DataFrame(index=[f"MT-{i}" if i < 3 else f"G{i}" for i in range(90)])
-    x_NG = sp.csr_matrix(rng.poisson(rates[kind]).astype(np.float32))
+    factors = np.exp(rng.normal(0, 0.3, (2, 90)))
+    x_NG = sp.csr_matrix(rng.poisson(rates[kind] * factors[lab]).astype(np.float32))
     path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
     anndata.AnnData(x_NG, obs=obs, var=names).write_h5ad(path)
     return path

@@ -181,8 +181,8 @@ def test_arguments_without_effect_are_named_in_one_warning(cells, passed):
         # These have no effect because topicell does this by default.
         assert name not in message
     assert "all parameters are trained" in message
-    with pytest.warns(UserWarning, match=r"batch_key \(the model has no batches\)") as warned:
-        AmortizedLDA.setup_anndata(cells, batch_key="batch", labels_key=None)
+    with pytest.warns(UserWarning, match=r"sample_key \(the model has no samples\)") as warned:
+        AmortizedLDA.setup_anndata(cells, sample_key="donor", labels_key=None)
     assert len(warned) == 1
     assert warned[0].filename == __file__
 
@@ -390,3 +390,25 @@ def test_the_cells_of_the_tutorial_run(facs_folder, monkeypatch):
 
     assert model.get_elbo() > -1880
     assert 1 < model.get_perplexity() < 108
+
+
+def test_batches_of_setup_anndata_are_those_of_the_model(tmp_path):
+    adata = synthetic()
+    with pytest.raises(InputError, match="batch_key = 'lab': obs has no such column"):
+        AmortizedLDA.setup_anndata(adata, batch_key="lab")
+    adata.obs["lab"] = np.where(np.arange(60) % 2, "a", "b")
+    AmortizedLDA.setup_anndata(adata, batch_key="lab")
+    model = AmortizedLDA(adata, n_topics=3, n_hidden=8)
+    model.train(max_epochs=2, enable_progress_bar=False)
+    assert model.fit_.batches == ("a", "b")
+    model.save(tmp_path / "model")
+    loaded = AmortizedLDA.load(tmp_path / "model", synthetic_with(adata.obs))
+    theta = model.get_latent_representation(n_samples=64)
+    assert loaded.get_latent_representation(n_samples=64).equals(theta)
+    assert np.isfinite([loaded.get_elbo(), loaded.get_perplexity(indices=[1, 2, 3])]).all()
+
+
+def synthetic_with(obs):
+    adata = synthetic()
+    adata.obs = obs
+    return adata

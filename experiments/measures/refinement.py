@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 import topicell
-from topicell.model.estimates import chunks, encoded, mean_beta
+from topicell.model.estimates import Chunks, encoded, mean_beta
 from topicell.model.minibatches import Batch
 from topicell.model.mixture import log_likelihood
 from topicell.model.priors import logistic_normal
@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(1)
     adata = topicell.preprocess(topicell.load_dataset("pbmc_facs"))
     fit = topicell.fit(adata, n_topics=10, n_replicates=1, progress=False)
-    program, batches = fit.program, list(chunks(fit.program, fit.cells.x))
+    program, batches = fit.program, list(Chunks(fit.program, fit.cells))
     prior = (program.cell_prior, program.likelihood)
     beta_RKG = torch.from_numpy(mean_beta(program, n_samples=64, seed=0))
 

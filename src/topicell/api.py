@@ -118,7 +118,10 @@ def fit(
         raise InputError(
             "align_to: is a setting of runs; after the fit, call fit.align_to(earlier_fit)"
         )
+    model = ModelConfig(n_topics=n_topics, **model_settings)
     counts = Counts.of(adata, layer)
+    if model.batch_key is not None and counts.batch is None:
+        counts = counts.with_batches(adata.obs, model.batch_key)
     if not 0 <= valid_share < 1:
         raise InputError(f"valid_share = {valid_share}: must be at least 0 and less than 1")
     shuffled = np.random.default_rng(seed).permutation(counts.n_cells)
@@ -126,7 +129,7 @@ def fit(
     fitted = fit_model(
         counts[np.sort(shuffled[n_valid:])],
         counts[np.sort(shuffled[:n_valid])],
-        ModelConfig(n_topics=n_topics, **model_settings),
+        model,
         TrainConfig(n_replicates=n_replicates, **train_settings),
         seed=seed,
     )

@@ -8,15 +8,18 @@ Needs only numpy and scipy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
 from topicell.errors import InputError
 from topicell.genes import without_version
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_COUNT = 2**24
 """Largest count: up to here, single precision can represent every whole number."""
@@ -25,6 +28,8 @@ TOLERANCE = 1e-3
 """A value that differs from a whole number by less than this is that number; the difference is
 rounding noise."""
 
+NO_BATCH = ""
+"""Batch of cells that are of none of a model's batches."""
 CHUNK = 20_000
 """Number of cells of a large matrix that are read at a time."""
 COMPRESSED = (sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array)
@@ -118,12 +123,15 @@ class Counts:
     ids
         Identifiers of the genes in addition to their names (``var["gene_ids"]``), shape (G,), or
         None.
+    batch
+        Name of the batch of each cell, shape (N,), or None.
     """
 
     rows: Rows
     cells: np.ndarray
     genes: np.ndarray
     ids: np.ndarray | None = None
+    batch: np.ndarray | None = None
 
     @property
     def x(self) -> sp.csr_matrix:
@@ -165,6 +173,28 @@ class Counts:
             x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object), ids
         )
 
+    def with_batches(self, obs: pd.DataFrame, key: str | None) -> Counts:
+        """Return the same cells with the batch that a column of obs names; None leaves them as is.
+
+        Raises
+        ------
+        InputError
+            There is no such column, or it has no value for some cells.
+        """
+        if key is None:
+            return self
+        if key not in obs:
+            raise InputError(
+                f"batch_key = {key!r}: obs has no such column; found: {', '.join(map(str, obs))}"
+            )
+        n_missing = int(obs[key].isna().sum())
+        if n_missing:
+            raise InputError(
+                f"batch_key = {key!r}: {n_missing} of {len(obs)} cells have no value; fill the "
+                "column, or remove these cells"
+            )
+        return replace(self, batch=obs[key].astype(str).to_numpy(dtype=object))
+
     @property
     def n_cells(self) -> int:
         """Number of cells."""
@@ -189,7 +219,8 @@ class Counts:
     def __getitem__(self, rows: Any) -> Counts:
         """Return a subset of the cells, by index or mask, with their names."""
         chosen = self.rows.of(rows) if isinstance(self.rows, LateRows) else self.rows[rows]
-        return Counts(chosen, self.cells[rows], self.genes, self.ids)
+        batch = None if self.batch is None else self.batch[rows]
+        return Counts(chosen, self.cells[rows], self.genes, self.ids, batch)
 
     def with_genes(
         self,
@@ -239,7 +270,8 @@ class Counts:
             shape=(self.n_genes, len(wanted)),
         )
         chosen = None if ids is None else np.asarray(ids, dtype=object)
-        return Counts((self.x @ selection).tocsr(), self.cells, wanted, chosen)
+        x = (self.x @ selection).tocsr()
+        return replace(self, rows=x, genes=wanted, ids=chosen)
 
     def n_missing(
         self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None = None
@@ -267,6 +299,13 @@ class Counts:
             if len(np.unique(found)) == len(found) > (best >= 0).sum():
                 best = places
         return best
+
+
+def corrected(x_NG: sp.csr_matrix, batch_N: np.ndarray, factor_SG: np.ndarray) -> sp.csr_matrix:
+    """Return counts divided by the factor of their gene in their batch."""
+    factor = factor_SG[batch_N.repeat(np.diff(x_NG.indptr)), x_NG.indices]
+    values = (x_NG.data / factor).astype(x_NG.dtype)
+    return sp.csr_matrix((values, x_NG.indices, x_NG.indptr), shape=x_NG.shape)
 
 
 def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:

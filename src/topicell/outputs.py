@@ -107,6 +107,8 @@ def conclude(
     fit, adata = estimates.fit, cells.adata
     annotate(adata, estimates.theta_RNK[fit.selected])
     adata.varm["lda_topics"] = estimates.beta_RKG[fit.selected].T.copy()
+    if fit.batches:
+        adata.varm["batch_factors"] = fit.batch_factors().T.to_numpy()
     values = values_of(measurements.by_split)
     scores = dict(summarized(values, next(iter(measurements.by_split)), fit.selected))
     if fit.has_encoder and config.evaluate.n_gap_cells:
@@ -127,6 +129,11 @@ def conclude(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("topicell"),
     } | _of_replicates(estimates)
+    if fit.batches:
+        adata.uns["topicell"] |= {
+            "batches": list(fit.batches),
+            "batch_key": column(fit.model.batch_key or ""),
+        }
     if measurements.agreement is not None:
         adata.uns["topicell"] |= {
             "topic_support": measurements.agreement.support_C,
@@ -299,7 +306,7 @@ def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
     adata.obs = adata.obs.drop(columns=stale)
     for name in ("X_umap_counts", "X_umap_topics"):
         adata.obsm.pop(name, None)
-    for name in ("lda_topics", *report.DIFFERENTIAL):
+    for name in ("lda_topics", "batch_factors", *report.DIFFERENTIAL):
         adata.varm.pop(name, None)
     adata.obsm["X_lda"] = theta_NK
     for topic, proportion_N in enumerate(theta_NK.T):

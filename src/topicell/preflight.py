@@ -13,7 +13,7 @@ from topicell.errors import InputError
 from topicell.model.engines import check_precision, resolve_device
 from topicell.model.registry import model_spec
 from topicell.model.sizes import check_sizes
-from topicell.model.starts import read_initial_topics
+from topicell.model.starts import read_initial_topics, require_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +36,8 @@ def check_run(config: RunConfig, cells: PreparedCells) -> str:
     """
     spec = model_spec(config.model.kind)
     check_sizes(cells.parts["train"], config.model)
+    if config.model.batch_key is not None:
+        require_batches(cells.parts["train"], config.model)
     if config.model.init_topics is not None:
         path = Path(config.model.init_topics)
         read_initial_topics(path, cells.parts["train"], config.model.n_topics)

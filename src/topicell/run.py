@@ -157,7 +157,7 @@ def cells_of(config: RunConfig) -> PreparedCells:
             config.preprocess,
             seed=config.seed,
         )
-    return PreparedCells(adata)
+    return PreparedCells(adata, config.model.batch_key, config.preprocess.batch_key)
 
 
 def require_same_cells(cells: PreparedCells, ranks: Ranks) -> None:
@@ -225,7 +225,7 @@ def measure_split(
 ) -> Measured:
     """Return the metrics of one split."""
     labels = None if cells.labels is None else cells.labels.to_numpy()
-    return measure(estimates, parts, labels, config.evaluate, seed)
+    return measure(estimates, parts, labels, config.evaluate, seed, cells.batches)
 
 
 def further_splits(

@@ -64,6 +64,7 @@ def measure(
     labels: np.ndarray | None,
     config: EvaluateConfig,
     seed: int,
+    batches: np.ndarray | None = None,
 ) -> Measured:
     """Return all final metrics of one split.
 
@@ -79,6 +80,8 @@ def measure(
         Settings of the metrics.
     seed
         Seed of the split, which determines halves and draws.
+    batches
+        Batch of each cell, shape (N,), or None.
     """
     fit = estimates.fit
     by_replicate: Measured = {}
@@ -109,6 +112,7 @@ def measure(
             theta_NK=theta_NK,
             beta_KG=beta_KG,
             labels=labels,
+            batches=batches,
             labelled_cells=labelled,
             n_coherence_genes=config.n_coherence_genes,
             n_diversity_genes=config.n_diversity_genes,

@@ -43,7 +43,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SETUP = "_topicell_setup"
-"""Key of uns under which `AmortizedLDA.setup_anndata` stores the layer."""
+"""Key of uns under which `AmortizedLDA.setup_anndata` stores the layer and the batches."""
 
 
 def _all(names: str, reason: str) -> dict[str, str]:
@@ -51,7 +51,7 @@ def _all(names: str, reason: str) -> dict[str, str]:
 
 
 SETUP_WITHOUT_EFFECT = (
-    _all("batch_key sample_key", "the model has no batches")
+    _all("sample_key", "the model has no samples")
     | _all("labels_key unlabeled_category", "the model does not see labels")
     | _all("size_factor_key", "the library size of a cell is the sum of its counts")
     | _all(
@@ -284,6 +284,7 @@ class AmortizedLDA:
             n_hidden=n_hidden,
             cell_topic_prior=_as_list(cell_topic_prior),
             topic_gene_prior=_as_list(topic_feature_prior),
+            batch_key=adata.uns[SETUP].get("batch_key"),
         )
         self.fit_: AmortizedFit | None = None
         self.train_indices: np.ndarray | None = None
@@ -291,8 +292,15 @@ class AmortizedLDA:
         self.test_indices: np.ndarray | None = None
 
     @classmethod
-    def setup_anndata(cls, adata: AnnData, layer: str | None = None, **kwargs: Any) -> None:
-        """Store which layer holds the counts (None: X), and check it.
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        *,
+        batch_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Store which layer holds the counts (None: X), and the batches; check both.
 
         Parameters
         ----------
@@ -300,15 +308,18 @@ class AmortizedLDA:
             Cells × genes.
         layer
             Where the counts are; None takes X.
+        batch_key
+            Column of obs with the batch of each cell, as ``batch_key`` of scvi-tools' other
+            models: topics are then without effects of batches (`topicell.fit` with ``batch_key``).
         kwargs
-            Further arguments of scvi-tools' models (``batch_key``, ``labels_key`` …), which have no
-            effect and give a warning.
+            Further arguments of scvi-tools' models (``labels_key`` …), which have no effect and
+            give a warning.
         """
-        _require_known("setup_anndata", kwargs, ["layer", *SETUP_WITHOUT_EFFECT])
+        _require_known("setup_anndata", kwargs, ["layer", "batch_key", *SETUP_WITHOUT_EFFECT])
         _warn_of("setup_anndata", kwargs, SETUP_WITHOUT_EFFECT, 2)
         layer = layer or "X"
-        Counts.of(adata, layer)
-        adata.uns[SETUP] = {"layer": layer}
+        Counts.of(adata, layer).with_batches(adata.obs, batch_key)
+        adata.uns[SETUP] = {"layer": layer} | ({"batch_key": batch_key} if batch_key else {})
 
     def train(
         self,
@@ -405,6 +416,7 @@ class AmortizedLDA:
             accelerator = "gpu" if trainer["use_gpu"] else "cpu"
         chosen = _device_of(accelerator)
         counts = Counts.of(self.adata, self.layer)
+        counts = counts.with_batches(self.adata.obs, self.model.batch_key)
         rows = self._split(
             counts.n_cells,
             train_size,
@@ -643,7 +655,7 @@ class AmortizedLDA:
 
             adata = anndata.read_h5ad(folder / "adata.h5ad")
         face = json.loads((folder / "amortized_lda.json").read_text())
-        cls.setup_anndata(adata, layer=face["layer"])
+        cls.setup_anndata(adata, layer=face["layer"], batch_key=fitted.model.batch_key)
         model = cls(adata, n_topics=fitted.n_topics, seed=face["seed"])
         model.model, model.fit_ = fitted.model, fitted
         return model
@@ -654,7 +666,8 @@ class AmortizedLDA:
         return self.fit_
 
     def _cells(self, adata: AnnData | None, indices: Sequence[int] | None) -> Counts:
-        cells = Counts.of(self.adata if adata is None else adata, self.layer)
+        adata = self.adata if adata is None else adata
+        cells = Counts.of(adata, self.layer).with_batches(adata.obs, self.model.batch_key)
         cells = cells.with_genes(self._fitted().genes, ids=self._fitted().gene_ids)
         return cells if indices is None else cells[np.asarray(indices)]
 

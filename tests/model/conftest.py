@@ -13,15 +13,17 @@ LIBRARY_SIZE = 1e4
 
 @pytest.fixture(params=["dense", "sparse"])
 def make_batch(request):
-    """Return a function from counts of cells × genes to one mini-batch of a form."""
+    """Return a function from counts of cells × genes, and batches, to one mini-batch of a form."""
     if request.param == "sparse" and not sparse_is_there(torch.device("cpu")):
         pytest.skip("this torch was built without MKL")
 
-    def make(x_BG):
+    def make(x_BG, given=None):
         x_BG = sp.csr_matrix(x_BG)
+        parts = in_order(x_BG.shape[0], x_BG.shape[0])
         if request.param == "dense":
-            return DenseBatch(torch.from_numpy(x_BG.toarray()))
-        (batch,) = sparse_batches(x_BG, in_order(x_BG.shape[0], x_BG.shape[0]), LIBRARY_SIZE)
+            counts = torch.from_numpy(x_BG.toarray())
+            return DenseBatch(counts, given and given.one_hot(parts[0], counts))
+        (batch,) = sparse_batches(x_BG, parts, LIBRARY_SIZE, given)
         return batch
 
     return make

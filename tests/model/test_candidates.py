@@ -35,7 +35,7 @@ def test_a_better_candidate_is_chosen_in_any_place(planted):
     program = program_for(counts)
     good, poor = starts(planted, program)
     for order, best in (((good, poor), 0), ((poor, good), 1), ((poor, poor, good), 2)):
-        assert best_candidate(counts.rows, program, torch.stack(order), CONFIG, seed=0) == best
+        assert best_candidate(counts, program, torch.stack(order), CONFIG, seed=0) == best
 
 
 def test_of_equal_candidates_the_first_is_chosen(planted, monkeypatch):
@@ -49,7 +49,7 @@ def test_of_equal_candidates_the_first_is_chosen(planted, monkeypatch):
         candidates, "elbo", lambda *arguments: found.append(elbo(*arguments)) or found[-1]
     )
     for seed in range(4):
-        assert best_candidate(counts.rows, program, torch.stack([good] * 3), CONFIG, seed) == 0
+        assert best_candidate(counts, program, torch.stack([good] * 3), CONFIG, seed) == 0
     assert np.ptp(np.stack(found).reshape(4, 3, 2).mean(2), axis=1).max() < candidates.MARGIN
 
 
@@ -60,7 +60,7 @@ def test_the_choice_changes_neither_the_program_nor_the_random_state(planted):
     state = torch.get_rng_state()
     # A warm-up that is longer than the short fit.
     config = TrainConfig(kl_annealing=AnnealingConfig(warmup_epochs=500), progress=False)
-    best_candidate(counts.rows, program, torch.stack(starts(planted, program)), config, seed=0)
+    best_candidate(counts, program, torch.stack(starts(planted, program)), config, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in program.state_dict().items():
         assert torch.equal(value, before[name])
@@ -69,15 +69,15 @@ def test_the_choice_changes_neither_the_program_nor_the_random_state(planted):
 def test_each_replicate_has_its_own_search(planted, monkeypatch):
     counts = planted[0]
     program = program_for(counts, n_replicates=3)
-    found = searched_topics(counts.rows, program, seed=0)
+    found = searched_topics(counts, program, seed=0)
     assert found.shape == (2, 3, 4, counts.n_genes)
     assert found.mean(-1).sub(program.topic_prior.mean.mean()).abs().max() < 1e-4
-    assert torch.equal(found, searched_topics(counts.rows, program, seed=0))
+    assert torch.equal(found, searched_topics(counts, program, seed=0))
     for topics_KG in found.flatten(0, 1):
         assert match_topics(planted[2], topics_KG.softmax(-1).numpy()).cosine.mean() > 0.7
     # Of many cells, each search has other ones.
     monkeypatch.setattr("topicell.model.starts.SEARCHED_CELLS_PER_CLUSTER", 30)
-    some = searched_topics(counts.rows, program, seed=0)
+    some = searched_topics(counts, program, seed=0)
     assert not torch.equal(some[:, 0], some[:, 1])
 
 

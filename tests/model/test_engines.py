@@ -68,7 +68,7 @@ def test_both_engines_give_the_same_fit_within_noise(planted):
 def optimizer(counts, **settings):
     torch.manual_seed(0)
     program = TopicProgram(counts.n_genes, 2, ModelConfig(n_topics=3, n_hidden=8))
-    return Optimizer(program, TrainConfig(**settings), counts.x)
+    return Optimizer(program, TrainConfig(**settings), counts)
 
 
 def steps(stepped, n):
@@ -260,7 +260,7 @@ def test_a_fit_on_the_gpu_is_that_on_the_cpu_within_rounding(planted, precision)
 def test_a_step_that_cannot_be_recorded_on_the_gpu_is_eager(planted, monkeypatch):
     torch.manual_seed(0)
     program = TopicProgram(planted[0].n_genes, 2, ModelConfig(n_topics=3, n_hidden=8)).cuda()
-    stepped = Optimizer(program, TrainConfig(device=Device.cuda), planted[0].x)
+    stepped = Optimizer(program, TrainConfig(device=Device.cuda), planted[0])
     loss = stepped.loss
 
     def waits(*arguments):
@@ -281,7 +281,7 @@ def test_recorded_steps_on_the_gpu_are_the_eager_ones(planted):
     for records in (False, True):
         torch.manual_seed(0)
         program = TopicProgram(planted[0].n_genes, 2, ModelConfig(n_topics=3, n_hidden=8)).cuda()
-        stepped = Optimizer(program, TrainConfig(device=Device.cuda), planted[0].x)
+        stepped = Optimizer(program, TrainConfig(device=Device.cuda), planted[0])
         stepped.records = records
         steps(stepped, 42)
         assert bool(stepped.recorded) == records

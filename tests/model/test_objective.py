@@ -6,10 +6,11 @@ import scipy.sparse as sp
 import torch
 
 from topicell.config import ModelConfig
+from topicell.model.minibatches import Given
 from topicell.model.mixture import MIXTURE
 from topicell.model.objective import _SparseProduct, encode, negative_elbo
 from topicell.model.prodlda import PRODUCT
-from topicell.model.program import TopicELBO, TopicProgram
+from topicell.model.program import Constants, TopicELBO, TopicProgram
 
 R, B, G, K, N = 3, 30, 20, 4, 500
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -24,6 +25,8 @@ PROGRAMS = {
     "dropout": {"dropout": 0.2, "topic_gene_prior": 0.7},
     "free means": {"normalize_means": False, "cell_topic_prior": [0.1, 0.5, 2.0, 1.0]},
     "product": {"likelihood": PRODUCT},
+    "batches": {"n_batches": 3},
+    "batches, product": {"n_batches": 2, "likelihood": PRODUCT},
 }
 
 
@@ -35,13 +38,27 @@ def x_BG():
     return sp.csr_matrix(x)
 
 
-def make_program(likelihood=MIXTURE, **settings):
-    program = TopicProgram(G, R, ModelConfig(n_topics=K, n_hidden=6, **settings), likelihood)
+def make_program(likelihood=MIXTURE, n_batches=0, **settings):
+    constants = Constants()
+    if n_batches:
+        shift_SG = np.random.default_rng(2).normal(0, 0.5, (n_batches, G))
+        constants = Constants(tuple("abc"[:n_batches]), shift_SG)
+    model = ModelConfig(n_topics=K, n_hidden=6, **settings)
+    program = TopicProgram(G, R, model, likelihood, constants)
     program.encoder.library_size.fill_(1e4)
     with torch.no_grad():
         for parameter in program.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     return program
+
+
+def given(program):
+    """Return the batches of the cells, one of which has no known batch."""
+    if not program.constants.batches:
+        return None
+    batch_N = np.random.default_rng(3).integers(0, len(program.constants.batches), B)
+    batch_N[5] = len(program.constants.batches)
+    return Given(batch_N, program.encoder.factor_SG.numpy())
 
 
 def loss_terms_gradients(program, compute):
@@ -58,11 +75,9 @@ def test_value_and_gradients_are_pyros(make_batch, kl_weight, settings, x_BG):
     program = make_program(**settings)
     elbo = TopicELBO()
     x = torch.from_numpy(x_BG.toarray())
-    expected = loss_terms_gradients(
-        program,
-        lambda: (elbo.differentiable_loss(program.model, program.guide, x, N, kl_weight), None),
-    )
-    batch = make_batch(x_BG)
+    batch = make_batch(x_BG, given(program))
+    arguments = (program.model, program.guide, x, N, kl_weight, batch.one_hot)
+    expected = loss_terms_gradients(program, lambda: (elbo.differentiable_loss(*arguments), None))
     weight = torch.tensor(kl_weight)
     found = loss_terms_gradients(program, lambda: negative_elbo(program, batch, N, weight))
     assert found[0] == pytest.approx(expected[0], rel=1e-9)

@@ -9,7 +9,7 @@ import torch
 from topicell.config import ModelConfig, TrainConfig
 from topicell.counts import Counts
 from topicell.evaluation.stability import match_topics
-from topicell.model.estimates import Refinement, chunks, encoded
+from topicell.model.estimates import Chunks, Refinement, encoded
 from topicell.model.loading import load_fit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.refinement import cell_elbo, quasi_normal
@@ -31,7 +31,7 @@ def untrained(planted):
 def independent_elbo(fit, counts, *, refine, n_samples=512, seed=77):
     """Return the ELBO of each cell without the KL of topics, on new draws, shape (R, N)."""
     program = fit.program
-    (batch,) = chunks(program, counts.x)
+    (batch,) = Chunks(program, counts)
     posterior = encoded(program, batch)
     if refine:
         posterior, _ = Refinement(program, range(fit.n_replicates), seed=0).posterior(batch)

@@ -31,17 +31,18 @@ def test_each_init_has_its_topics(planted):
         n_replicates=2,
         n_topics=4,
         n_genes=counts.n_genes,
+        given=lambda counts: None,
         topic_prior=NormalPrior(torch.zeros(counts.n_genes), torch.full((counts.n_genes,), 2.0)),
     )
-    of_background = initial_topics(counts.x, program, Init.background, 1, 0)
+    of_background = initial_topics(counts, program, Init.background, 1, 0)
     frequency = np.asarray(counts.x.sum(0)).ravel()
     expected = np.log(frequency + 0.5)
     expected -= expected.mean()
     assert np.abs(of_background.numpy().mean((0, 1)) - expected).mean() < 0.15
     assert of_background.mean(-1).abs().max() < 1e-4
-    random = initial_topics(counts.x, program, Init.random, 1, 0)
+    random = initial_topics(counts, program, Init.random, 1, 0)
     assert random.std().item() == pytest.approx(2.0, rel=0.1)
-    kmeans = initial_topics(counts.x, program, Init.kmeans, 2, 0)
+    kmeans = initial_topics(counts, program, Init.kmeans, 2, 0)
     assert kmeans.mean(-1).abs().max() < 1e-4
     for b_KG in kmeans:
         assert match_topics(planted[2], b_KG.softmax(-1).numpy()).cosine.mean() > 0.7
@@ -95,6 +96,7 @@ def program_of(counts, n_topics):
         n_replicates=2,
         n_topics=n_topics,
         n_genes=counts.n_genes,
+        given=lambda counts: None,
         topic_prior=NormalPrior(torch.zeros(counts.n_genes), torch.full((counts.n_genes,), 2.0)),
     )
 

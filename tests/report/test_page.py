@@ -67,12 +67,16 @@ def make_run(n_cells: int = 60, n_topics: int = 3, n_genes: int = 30, **uns: obj
     adata.layers["counts"] = sp.csr_matrix(counts)
     adata.obs["split"] = pd.Categorical(["train"] * (n_cells - 15) + ["valid"] * 5 + ["test"] * 10)
     adata.obs["kind"] = pd.Categorical(["left", EVIL] * (n_cells // 2))
+    adata.obs["lab"] = pd.Categorical(np.where(np.arange(n_cells) % 3, EVIL, "other"))
+    adata.varm["batch_factors"] = np.exp(np.random.default_rng(1).normal(0, 0.3, (n_genes, 2)))
     adata.uns["topicell"] = {
         "config": json.dumps({"seed": 0, "model": {"n_topics": n_topics, "init": EVIL}}),
         "scores": json.dumps(SCORES),
         "run_id": "abc123",
         "version": "1.2.3",
         "label_key": "kind",
+        "batch_key": "lab",
+        "batches": sorted([EVIL, "other"]),
         "data": f"cells & {EVIL}",
         "source": "https://example.org/cells.h5ad",
         "created": "2025-01-01",
@@ -104,7 +108,8 @@ def html(written):
 
 def test_every_figure_is_written_as_png_and_pdf(written):
     _, directory, paths = written
-    maps = {f"umap_{s}_{by}" for s in ("counts", "topics") for by in ("topics", "leiden", "labels")}
+    by = ("topics", "leiden", "labels", "batches")
+    maps = {f"umap_{space}_{name}" for space in ("counts", "topics") for name in by}
     figures = maps | ON_PAGE - {"enrichment"}
     assert set(paths) == {
         directory / "figures" / f"{name}.{kind}" for name in figures for kind in ("png", "pdf")

@@ -22,6 +22,7 @@ class TransformCommand(ReadConfig):
     output: str = NO_DEFAULT
     replicate: int | None = None
     fill_missing: bool = False
+    unknown_batches: str = "refuse"
     refine: bool = False
     n_samples: int = 256
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -60,6 +61,7 @@ def transform(arguments: list[str]) -> None:
     frame = fit.transform(
         adata,
         fill_missing=asked.fill_missing,
+        unknown_batches=asked.unknown_batches,
         replicate=asked.replicate,
         refine=asked.refine,
         n_samples=asked.n_samples,

@@ -183,7 +183,7 @@ class PreprocessConfig:
     flavor: Flavor = Flavor.seurat_v3
     batch_key: str | None = None
     """Column of obs with batches: variable genes are found within each batch, and the ranks are
-    merged."""
+    merged. Null uses ``model.batch_key``."""
     target_sum: float | None = setting(1e5, POSITIVE)
     """Library size to which log-normalised values are scaled; null uses the median."""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -248,6 +248,12 @@ class ModelConfig:
     """Dirichlet concentration of θ: a number, K numbers, or null for 1/K."""
     topic_gene_prior: Any = field(default=None, metadata=CONCENTRATIONS)
     """Dirichlet concentration of β: a number, G numbers, or null for 1/K."""
+    batch_key: str | None = None
+    """Column of obs with the batch of each cell (study, technology, donor). Each batch multiplies
+    the proportion of each gene by a factor, the same in all topics; topics are without these
+    factors. Variable genes are then found within batches (`PreprocessConfig.batch_key`)."""
+    batch_scale: float = setting(0.3, POSITIVE)
+    """Standard deviation of the prior of the logarithms of these factors."""
     init: Init = Init.kmeans
     n_starts: int = setting(8, POSITIVE)
     """Clusterings that each replicate computes for the k-means initialisation; the best is used."""
@@ -520,6 +526,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields("", self)
+        if self.preprocess.batch_key is None:
+            self.preprocess.batch_key = self.model.batch_key
 
     @property
     def title(self) -> str:

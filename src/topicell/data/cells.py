@@ -57,6 +57,10 @@ class PreparedCells:
     """The result of `topicell.data.preprocessing.preprocess`, in the form that a run uses."""
 
     adata: AnnData
+    batch_key: str | None = None
+    """Column of obs with the batches that the model knows, or None."""
+    measured_key: str | None = None
+    """Column of obs with the batches whose separation is measured, or None."""
 
     @property
     def source(self) -> Mapping[str, Any]:
@@ -71,7 +75,8 @@ class PreparedCells:
         ids = self.adata.var["gene_ids"].astype(str) if "gene_ids" in self.adata.var else None
         cells, genes = (np.asarray(of, dtype=object) for of in names)
         ids = None if ids is None else np.asarray(ids, dtype=object)
-        return Counts(LateRows(self.adata.layers["counts"]), cells, genes, ids)
+        counts = Counts(LateRows(self.adata.layers["counts"]), cells, genes, ids)
+        return counts.with_batches(self.adata.obs, self.batch_key and column(self.batch_key))
 
     @cached_property
     def parts(self) -> dict[str, Counts]:
@@ -81,6 +86,13 @@ class PreparedCells:
     def divided(self, part_N: Any) -> dict[str, Counts]:
         """Return the cells of each part, from the name of each cell's part, shape (N,)."""
         return {name: self.counts[np.flatnonzero(np.asarray(part_N) == name)] for name in PARTS}
+
+    @property
+    def batches(self) -> np.ndarray | None:
+        """The batch of each cell whose separation is measured, shape (N,)."""
+        if self.measured_key is None:
+            return None
+        return np.asarray(self.adata.obs[column(self.measured_key)], dtype=object)
 
     @property
     def labels(self) -> pd.Series | None:

@@ -77,7 +77,7 @@ def labelled_cells(
             f"{len(labels)} labels for {len(theta_NK)} cells: give one label for each cell"
         )
     labels = np.asarray(labels, dtype=object)
-    present = np.array([not _is_missing(label) for label in labels], dtype=bool)
+    present = np.array([not is_missing(label) for label in labels], dtype=bool)
     names, label_N = np.unique(labels[present].astype(str), return_inverse=True)
     if len(names) < 2:
         return None
@@ -135,6 +135,6 @@ def neighbor_accuracy(cells: LabelledCells) -> float:
     return float((neighbor_label[rows, elected] == label_N).mean())
 
 
-def _is_missing(label: Any) -> bool:
+def is_missing(label: Any) -> bool:
     """Return whether a label is missing, without importing pandas for its NA and NaT."""
     return label is None or (not isinstance(label, str) and str(label) in {"nan", "<NA>", "NaT"})

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from topicell.counts import Rows
+from topicell.evaluation.batches import separation
 from topicell.evaluation.coherence import npmi, umass
 from topicell.evaluation.labels import (
     LabelledCells,
@@ -50,8 +51,10 @@ class Replicate:
     """Gene proportions of the topics."""
     labels: Sequence[Any] | np.ndarray | None = None
     """Label of each cell, if the data have labels."""
+    batches: Sequence[Any] | np.ndarray | None = None
+    """Batch of each cell, if the cells are of several batches."""
     labelled_cells: np.ndarray | None = None
-    """Positions of the cells whose labels are used; None uses all."""
+    """Positions of the cells whose labels and batches are used; None uses all."""
     n_coherence_genes: int = 20
     """Leading genes of a topic that coherence and exclusivity use."""
     n_diversity_genes: int = 25
@@ -130,6 +133,20 @@ class Metric:
 def _of_labels(measure: Callable[[LabelledCells], float]) -> Callable[[Replicate], float | None]:
     """Return the function of a replicate that measures its labelled cells, if it has any."""
     return lambda replicate: None if replicate.labelled is None else measure(replicate.labelled)
+
+
+def _separation_of_batches(replicate: Replicate) -> float | None:
+    """Return how far the cells of a batch are apart from others; None without batches."""
+    if replicate.batches is None:
+        return None
+    cells = slice(None) if replicate.labelled_cells is None else replicate.labelled_cells
+    labels = replicate.labels
+    return separation(
+        replicate.theta_NK[cells],
+        np.asarray(replicate.batches, dtype=object)[cells],
+        None if labels is None else np.asarray(labels, dtype=object)[cells],
+        n_neighbors=replicate.n_neighbors,
+    )
 
 
 def _error_of_accuracy(replicate: Replicate) -> float | None:
@@ -418,6 +435,18 @@ ROWS = (
         decimals=3,
         panel=True,
         compute=_of_labels(lambda cells: cells.accuracy),
+    ),
+    Metric(
+        name="batches/separation",
+        title="Separation of batches",
+        meaning="Share of the nearest cells in topic space that are of the same batch, compared "
+        "with chance: 0 means as many as by chance, 1 only these. With labels, nearest cells are "
+        "those of the same label, so that batches with other cell types do not count as separate.",
+        better=-1,
+        same=(*_LABELS, "evaluate.n_neighbors", "preprocess.batch_key"),
+        decimals=3,
+        panel=True,
+        compute=_separation_of_batches,
     ),
     Metric(
         name="fit/valid_elbo",

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from topicell.config import TrainConfig
-from topicell.counts import Rows, drawn
+from topicell.counts import Counts, drawn
 from topicell.model.engines import Optimizer
-from topicell.model.estimates import chunks, elbo_terms
+from topicell.model.estimates import Chunks, elbo_terms
 from topicell.model.minibatches import shuffled
 from topicell.model.program import TopicProgram
 from topicell.model.schedules import annealing_weight, learning_rate
@@ -34,7 +34,7 @@ noise of short fits (``experiments/LOG.md``)."""
 
 
 def best_candidate(
-    x_NG: Rows, program: TopicProgram, topics_LRKG: Tensor, config: TrainConfig, seed: int
+    counts: Counts, program: TopicProgram, topics_LRKG: Tensor, config: TrainConfig, seed: int
 ) -> int:
     """Return the index of the initial topics whose short fits have the highest ELBO.
 
@@ -44,8 +44,8 @@ def best_candidate(
 
     Parameters
     ----------
-    x_NG
-        Counts of the training cells.
+    counts
+        The training cells.
     program
         The program that will be fitted; it does not change.
     topics_LRKG
@@ -60,7 +60,7 @@ def best_candidate(
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        trial = TopicProgram(program.n_genes, L * R, program.config, program.likelihood)
+        trial = program.like(L * R)
         with torch.no_grad():
             for weight in trial.encoder.parameters():
                 by_candidate = weight.view(L, len(weight) // L, *weight.shape[1:])
@@ -68,8 +68,8 @@ def best_candidate(
             trial.topic_mean.copy_(topics_LRKG.flatten(0, 1))
         trial.to(device).train()
         trial.encoder.library_size.copy_(program.encoder.library_size)
-        fit_shortly(trial, x_NG, config, seed)
-        elbo_LR = elbo(trial, x_NG, seed).reshape(L, R)
+        fit_shortly(trial, counts, config, seed)
+        elbo_LR = elbo(trial, counts, seed).reshape(L, R)
     mean_L = elbo_LR.mean(1)
     best = 0
     for candidate in range(1, L):
@@ -78,13 +78,13 @@ def best_candidate(
     return best
 
 
-def fit_shortly(program: TopicProgram, x_NG: Rows, config: TrainConfig, seed: int) -> None:
+def fit_shortly(program: TopicProgram, counts: Counts, config: TrainConfig, seed: int) -> None:
     """Do `STEPS` steps, with a whole cycle of the learning rate and of the warm-up."""
-    n_cells = x_NG.shape[0]
+    n_cells = counts.n_cells
     n_batches = math.ceil(n_cells / config.batch_size)
     # A warm-up in epochs could be longer than the short fit.
     annealing = replace(config.kl_annealing, warmup_epochs=None)
-    optimizer = Optimizer(program, config, x_NG)
+    optimizer = Optimizer(program, config, counts)
     seeds = np.random.default_rng(seed)
     length = STEPS / n_batches
     step = 0
@@ -96,9 +96,9 @@ def fit_shortly(program: TopicProgram, x_NG: Rows, config: TrainConfig, seed: in
             step += 1
 
 
-def elbo(program: TopicProgram, x_NG: Rows, seed: int) -> np.ndarray:
+def elbo(program: TopicProgram, counts: Counts, seed: int) -> np.ndarray:
     """Return the ELBO of training cells by replicate, nats per cell, shape (R,)."""
     program.eval()
-    rows = drawn(x_NG.shape[0], JUDGED_CELLS, seed)
-    cells = chunks(program, x_NG if rows is None else x_NG[rows])
-    return elbo_terms(program, cells, n_samples=2, seed=seed).per_cell(x_NG.shape[0])
+    rows = drawn(counts.n_cells, JUDGED_CELLS, seed)
+    cells = Chunks(program, counts if rows is None else counts[rows])
+    return elbo_terms(program, cells, n_samples=2, seed=seed).per_cell(counts.n_cells)

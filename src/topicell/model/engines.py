@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from topicell.config import Device, Engine, Precision, TrainConfig
-from topicell.counts import Rows
+from topicell.counts import Counts
 from topicell.errors import InputError
 from topicell.model.minibatches import Batch, DenseBatch, DeviceCounts, sparse_batches, sparse_wins
 from topicell.model.objective import Terms, negative_elbo
@@ -48,17 +48,18 @@ class Optimizer:
         The program, on its device; in training mode while it is stepped.
     config
         Engine and precision.
-    x_NG
-        Counts of the training cells.
+    counts
+        The training cells.
     share
         The replicates of the program, and the cells of mini-batches, among those of all processes.
     """
 
     def __init__(
-        self, program: TopicProgram, config: TrainConfig, x_NG: Rows, share: Share | None = None
+        self, program: TopicProgram, config: TrainConfig, counts: Counts, share: Share | None = None
     ) -> None:
         self.program = program
-        self.x_NG = x_NG
+        self.x_NG = x_NG = counts.rows
+        self.given = program.given(counts)
         self.n_cells = x_NG.shape[0]
         device = program.topic_mean.device
         fused = config.engine is Engine.fused
@@ -77,7 +78,7 @@ class Optimizer:
         self.records = fused and device.type == "cuda" and self.shards is None
         self.recorded: dict[int, _Recorded] = {}
         sparse = fused and sparse_wins(x_NG, device)
-        self.counts = None if sparse else DeviceCounts(x_NG, device)
+        self.counts = None if sparse else DeviceCounts(x_NG, device, self.given)
         self.library_size = float(program.encoder.library_size)
         self.adam = Adam(program.parameters())
         self.kl_weight = torch.zeros((), device=device)
@@ -97,7 +98,7 @@ class Optimizer:
 
     def _made(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         if self.counts is None:
-            return sparse_batches(self.x_NG, parts, self.library_size)
+            return sparse_batches(self.x_NG, parts, self.library_size, self.given)
         return self.counts.batches(parts, reuse=self.records)
 
     def step(self, batch: Batch, *, kl_weight: float, learning_rate: float) -> None:
@@ -298,7 +299,9 @@ def pyro_negative_elbo(
     """Return minus the annealed ELBO as Pyro computes it from the model and the guide."""
     assert isinstance(batch, DenseBatch), "Pyro's program reads dense counts"
     elbo = TopicELBO()
-    loss = elbo.differentiable_loss(program.model, program.guide, batch.counts, n_cells, kl_weight)
+    loss = elbo.differentiable_loss(
+        program.model, program.guide, batch.counts, n_cells, kl_weight, batch.one_hot
+    )
     terms = elbo.terms
     per_cell_R = kl_weight * terms["kl_cells"] - terms["reconstruction"]
     loss_R = per_cell_R * (n_cells / batch.n_cells) + kl_weight * terms["kl_topics"]

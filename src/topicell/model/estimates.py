@@ -7,7 +7,7 @@ on the other cells, their order, or the size of batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from topicell.counts import Rows
+from topicell.counts import Counts, Rows
 from topicell.model.minibatches import (
     Batch,
     DeviceCounts,
+    Given,
     in_order,
     sparse_batches,
     sparse_is_there,
@@ -39,32 +40,72 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) ->
     return torch.randn(shape, generator=generator).to(like)
 
 
-def chunks(program: TopicProgram, x_NG: Rows) -> Iterator[Batch]:
-    """Return an iterable of batches of cells, which makes each batch when it is needed."""
-    return _chunks(x_NG, program.topic_mean.device, float(program.encoder.library_size))
+class Chunks:
+    """Cells in chunks of at most `CHUNK`, each made when it is needed.
+
+    Parameters
+    ----------
+    program
+        A program; if it has batches, all cells of a chunk are of the same batch.
+    counts
+        The cells.
+    held
+        Keep the chunks in memory, for cells that are needed often.
+    """
+
+    def __init__(self, program: TopicProgram, counts: Counts, *, held: bool = False) -> None:
+        self.rows = counts.rows
+        self.given = program.given(counts)
+        self.device = program.topic_mean.device
+        self.library_size = float(program.encoder.library_size)
+        self.parts = in_order(counts.n_cells, CHUNK)
+        if self.given is not None and counts.n_cells:
+            groups = [
+                np.flatnonzero(self.given.batch_N == s) for s in np.unique(self.given.batch_N)
+            ]
+            self.parts = [g[part] for g in groups for part in in_order(len(g), CHUNK)]
+        self.held = list(self) if held else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        held = getattr(self, "held", None)
+        if held is not None:
+            return iter(held)
+        return _made(self.rows, self.parts, self.device, self.library_size, self.given)
+
+    def joined(self, of_chunks: Sequence[np.ndarray]) -> np.ndarray:
+        """Return values of all chunks, each of shape (R, B, …), in the order of the cells."""
+        joined = np.concatenate(of_chunks, axis=1)
+        if self.given is None:
+            return joined
+        order = np.argsort(np.concatenate(self.parts), kind="stable")
+        return joined[:, order]
 
 
-def _chunks(x_NG: Rows, device: torch.device, library_size: float) -> Iterator[Batch]:
-    parts = in_order(x_NG.shape[0], CHUNK)
+def _made(
+    x_NG: Rows,
+    parts: list[np.ndarray],
+    device: torch.device,
+    library_size: float,
+    given: Given | None = None,
+) -> Iterator[Batch]:
     # The form does not depend on the density, so that the proportions of a cell do not depend on
     # the other cells.
     if sparse_is_there(device):
-        yield from sparse_batches(x_NG, parts, library_size)
-    else:
-        yield from DeviceCounts(x_NG, device).batches(parts)
+        return sparse_batches(x_NG, parts, library_size, given)
+    return DeviceCounts(x_NG, device, given).batches(parts)
 
 
 @torch.no_grad()
 def mean_theta(
     program: TopicProgram,
-    cells: Iterable[Batch],
+    cells: Chunks,
     *,
     n_samples: int,
     seed: int,
     replicates: Sequence[int] | None = None,
     refine: bool = False,
 ) -> np.ndarray:
-    """Return E_q[θ] of each cell of `chunks`, (R, N, K), with the encoder's q or the refined q.
+    """Return E_q[θ] of each cell, (R, N, K), with the encoder's q or the refined q.
 
     The result has all replicates, or those in `replicates`.
     """
@@ -78,7 +119,7 @@ def mean_theta(
         else:
             (m_RBK, s_RBK), _ = better.posterior(batch)
         parts.append(mean_softmax(m_RBK, s_RBK, noise_SK).cpu().numpy())
-    return np.concatenate(parts, axis=1)
+    return cells.joined(parts)
 
 
 def encoded(program: TopicProgram, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -122,23 +163,21 @@ class Refinement:
         self.program = program
         self.replicates = list(replicates)
         self.seed = seed
-        # A posterior is optimised for the mean topics, and evaluated on draws of topics.
-        topics_RKG = mean_topics(program, n_samples=64, seed=seed)[self.replicates]
-        self.topics_RKG = torch.from_numpy(topics_RKG).to(program.topic_mean)
+        self.topics: dict[int, Tensor] = {}
         self.noise_SK = quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
 
     @torch.no_grad()
     def posterior(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return mean and deviation of the selected q(t), each (R, B, K), and its gain, (R, B) ≥ 0.
 
-        The gain is in nats: the amortization gap of each cell.
+        The gain is in nats: the amortization gap of each cell. All cells are of the same batch.
         """
         m_RBK, s_RBK = (part[self.replicates] for part in encoded(self.program, batch))
         # The optimisation uses other draws than the evaluation.
         prior, likelihood = self.program.cell_prior, self.program.likelihood
         refined = [
             refine(batch, topics_KG, prior, likelihood, seed=self.seed + 1)
-            for topics_KG in self.topics_RKG
+            for topics_KG in self._topics(_batch_of(batch))
         ]
         mean_RBK, scale_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         gain_RB = self._elbo(batch, mean_RBK, scale_RBK) - self._elbo(batch, m_RBK, s_RBK)
@@ -150,9 +189,19 @@ class Refinement:
         )
         return kept, torch.where(gain_RB > 0, gain_RB, 0)
 
+    def _topics(self, batch: int | None) -> Tensor:
+        """Return the mean topics in a batch, for which a posterior is optimised, (R, K, G)."""
+        number = -1 if batch is None else batch
+        if number not in self.topics:
+            topics_RKG = mean_topics(self.program, n_samples=64, seed=self.seed, batch=batch)
+            chosen_RKG = torch.from_numpy(topics_RKG[self.replicates])
+            self.topics[number] = chosen_RKG.to(self.program.topic_mean)
+        return self.topics[number]
+
     def _elbo(self, batch: Batch, m_RBK: Tensor, s_RBK: Tensor) -> Tensor:
         """Return the ELBO of each cell without the KL of topics, shape (R, B)."""
-        m_RKG, s_RKG = (part[self.replicates] for part in self.program.topic_posterior())
+        posterior = self.program.topic_posterior(_batch_of(batch))
+        m_RKG, s_RKG = (part[self.replicates] for part in posterior)
         generator = torch.Generator().manual_seed(self.seed)
 
         def draws() -> Iterator[Tensor]:
@@ -164,9 +213,14 @@ class Refinement:
         return cell_elbo(batch, m_RBK, s_RBK, prior, likelihood, self.noise_SK, draws())
 
 
+def _batch_of(batch: Batch) -> int | None:
+    """Return the number of the batch of all cells of a chunk; None without batches."""
+    return None if batch.one_hot is None else int(batch.one_hot[0].argmax())
+
+
 def amortization_gap(
     program: TopicProgram,
-    cells: Iterable[Batch],
+    cells: Chunks,
     *,
     n_samples: int,
     seed: int,
@@ -174,7 +228,7 @@ def amortization_gap(
 ) -> np.ndarray:
     """Return the gain of refinement over the encoder, nats of each cell, shape (R, N), ≥ 0."""
     refinement = Refinement(program, replicates, n_samples=n_samples, seed=seed)
-    return np.concatenate([refinement.posterior(b)[1].cpu().numpy() for b in cells], axis=1)
+    return cells.joined([refinement.posterior(b)[1].cpu().numpy() for b in cells])
 
 
 @torch.no_grad()
@@ -186,11 +240,52 @@ def mean_beta(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray
 
 
 @torch.no_grad()
-def mean_topics(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray:
-    """Return the topics of the program's likelihood that represent q(b), shape (R, K, G)."""
-    posterior = program.topic_posterior()
+def mean_topics(
+    program: TopicProgram, *, n_samples: int, seed: int, batch: int | None = None
+) -> np.ndarray:
+    """Return the topics of the program's likelihood that represent q(b), shape (R, K, G).
+
+    They are the topics without batch, or those in a batch.
+    """
+    posterior = program.topic_posterior(batch)
     topics_RKG = program.likelihood.mean_topics(*posterior, n_samples=n_samples, seed=seed)
     return topics_RKG.cpu().numpy()
+
+
+def topics_by_batch(
+    program: TopicProgram, counts: Counts, *, n_samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the topics in each batch of cells, (S, R, K, G), and the batch of each cell, (N,).
+
+    A model without batches has one batch, S = 1.
+    """
+    given = program.given(counts)
+    if given is None:
+        topics_RKG = mean_topics(program, n_samples=n_samples, seed=seed)
+        return topics_RKG[None], np.zeros(counts.n_cells, dtype=int)
+    present, batch_N = np.unique(given.batch_N, return_inverse=True)
+    topics = [mean_topics(program, n_samples=n_samples, seed=seed, batch=int(s)) for s in present]
+    return np.stack(topics), batch_N
+
+
+def side_by_side(
+    theta_RNK: np.ndarray, topics_SRKG: np.ndarray, batch_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return topics of all batches as one set of S × K topics, and the proportions of cells.
+
+    The proportions of a cell are 0 for the topics of other batches, so that functions of
+    proportions and topics can be used for cells of several batches.
+
+    Returns
+    -------
+    Proportions, shape (R, N, S K), and topics, (R, S K, G).
+    """
+    S, R, K, G = topics_SRKG.shape
+    if S == 1:
+        return theta_RNK, topics_SRKG[0]
+    wide_RNSK = np.zeros((R, theta_RNK.shape[1], S, K), theta_RNK.dtype)
+    wide_RNSK[:, np.arange(len(batch_N)), batch_N] = theta_RNK
+    return wide_RNSK.reshape(R, -1, S * K), topics_SRKG.swapaxes(0, 1).reshape(R, S * K, G)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +312,14 @@ class ELBOTerms:
 
 
 @torch.no_grad()
-def elbo_terms(
-    program: TopicProgram, cells: Iterable[Batch], *, n_samples: int, seed: int
-) -> ELBOTerms:
-    """Return the ELBO's terms of the cells of `chunks`.
+def elbo_terms(program: TopicProgram, cells: Chunks, *, n_samples: int, seed: int) -> ELBOTerms:
+    """Return the ELBO's terms of cells.
 
     The expected log-likelihood is averaged over `n_samples` draws. Each draw has one b for all
     cells, and separate noise for the logits of each cell.
     """
     m_RKG, s_RKG = program.topic_posterior()
+    shift_RSG = program.shifts()
     generator = torch.Generator().manual_seed(seed)
     noise_SKG = _normal((n_samples, program.n_topics, program.n_genes), generator, m_RKG)
     reconstruction, kl_cells = [], []
@@ -237,13 +331,15 @@ def elbo_terms(
             topics_RKG = program.likelihood.topics(m_RKG + s_RKG * noise_KG)
             noise_BK = _normal((batch.n_cells, program.n_topics), generator, m_RKG)
             theta_RBK = softmax(m_RBK + s_RBK * noise_BK)
-            log_likelihood_RB += program.likelihood.log_likelihood(batch, theta_RBK, topics_RKG)
+            log_likelihood_RB += program.likelihood.log_likelihood(
+                batch, theta_RBK, topics_RKG, shift_RSG
+            )
         reconstruction.append((log_likelihood_RB / n_samples).cpu().numpy())
         kl_cells.append(program.cell_prior.kl(m_RBK, s_RBK).cpu().numpy())
     return ELBOTerms(
-        np.concatenate(reconstruction, axis=1),
-        np.concatenate(kl_cells, axis=1),
-        program.topic_prior.kl(m_RKG, s_RKG, axes=2).cpu().numpy(),
+        cells.joined(reconstruction),
+        cells.joined(kl_cells),
+        (program.topic_prior.kl(m_RKG, s_RKG, axes=2) + program.penalty()).cpu().numpy(),
     )
 
 
@@ -301,7 +397,7 @@ def _posteriors_given(
 ) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
     """Yield each chunk of cells, the topics, and mean and deviation of q(t), each (R, B, K)."""
     topics = torch.from_numpy(topics_RKG).to(prior.mean)
-    for batch in _chunks(x_NG, topics.device, library_size=1.0):
+    for batch in _made(x_NG, in_order(x_NG.shape[0], CHUNK), topics.device, library_size=1.0):
         refined = [refine(batch, t_KG, prior, likelihood, seed=seed) for t_KG in topics]
         m_RBK, s_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         yield batch, topics, m_RBK, s_RBK

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +23,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from topicell.config import ModelConfig, as_dict
-from topicell.counts import Counts, drawn
+from topicell.counts import NO_BATCH, Counts, drawn
 from topicell.errors import InputError
 from topicell.evaluation.perplexity import thin
 from topicell.evaluation.ranking import gene_scores, top_genes
 from topicell.evaluation.stability import Consensus, consensus, correlations
-from topicell.model.estimates import elbo_given
+from topicell.model.estimates import elbo_given, side_by_side
 from topicell.model.priors import NormalPrior
 from topicell.model.program import Likelihood
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the format of saved fits."""
 
+UNKNOWN_BATCHES = ("refuse", "mean")
+"""Values of ``unknown_batches`` in `TopicFit.transform`."""
 ALIGNED_CELLS = 5000
 """Largest number of cells by which topics are aligned to those of another fit."""
 
@@ -124,6 +127,24 @@ class TopicFit(ABC):
 
         They equal `beta` for models in which cells mix topics.
         """
+
+    @abstractmethod
+    def topics_by_batch(
+        self, counts: Counts, *, n_samples: int = 256, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return `topics` in each batch of cells, (S, R, K, G), and the batch of each cell, (N,).
+
+        A model without batches has one batch, S = 1.
+        """
+
+    @abstractmethod
+    def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
+        """Return the factor of each gene in each batch, batches × genes."""
+
+    @property
+    @abstractmethod
+    def batches(self) -> tuple[str, ...]:
+        """Names of the batches of the model; empty if it has none."""
 
     @property
     @abstractmethod
@@ -303,7 +324,9 @@ class TopicFit(ABC):
         with warnings.catch_warnings():
             # Missing genes count as zero, and empty cells have the same proportions in both.
             warnings.simplefilter("ignore")
-            before_NJ = earlier.transform(cells, fill_missing=True, seed=seed).to_numpy()
+            before_NJ = earlier.transform(
+                cells, fill_missing=True, unknown_batches="mean", seed=seed
+            ).to_numpy()
         return self.order_as(before_NJ, cells, seed=seed)
 
     def order_as(self, before_NJ: np.ndarray, data: Any, *, seed: int = 0) -> np.ndarray:
@@ -369,6 +392,7 @@ class TopicFit(ABC):
         *,
         layer: str | None = None,
         fill_missing: bool = False,
+        unknown_batches: str = "refuse",
         replicate: int | None = None,
         refine: bool = False,
         n_samples: int = 256,
@@ -386,6 +410,9 @@ class TopicFit(ABC):
         fill_missing
             Use zero counts for modelled genes that `data` does not have, instead of raising an
             error.
+        unknown_batches
+            With batches that the model does not know: ``refuse`` raises an error; ``mean`` takes
+            the mean of the known batches for these cells, with a warning.
         refine
             Optimise the posterior of each cell instead of using the encoder: slower (a third of a
             millisecond for a cell with 90 non-zero genes and ten topics), and never with a lower
@@ -396,15 +423,21 @@ class TopicFit(ABC):
         Raises
         ------
         InputError
-            Modelled genes are missing, or the matrix does not hold counts.
+            Modelled genes are missing, the matrix does not hold counts, or batches are not known.
 
         Warns
         -----
         UserWarning
             Missing genes were counted as zero, or cells have no counts in the model's genes.
         """
+        if unknown_batches not in UNKNOWN_BATCHES:
+            raise InputError(
+                f"unknown_batches = {unknown_batches!r}: must be one of "
+                f"{', '.join(UNKNOWN_BATCHES)}"
+            )
         given = Counts.of(data, layer)
         counts = given.with_genes(self.genes, ids=self.gene_ids, fill_missing=fill_missing)
+        counts = self._with_batches(counts, data, unknown=unknown_batches)
         n_missing = given.n_missing(self.genes, self.gene_ids)
         if n_missing:
             warnings.warn(
@@ -483,11 +516,17 @@ class TopicFit(ABC):
     ) -> np.ndarray:
         """Return `elbo_given_topics` of each cell, nats, shape (R, N)."""
         require_samples(n_samples)
-        topics_RKG = self.topics(seed=seed)
         cells = self._counts(data, layer)
-        return elbo_given(
-            topics_RKG, self.prior(), self.likelihood, cells.x, n_samples=n_samples, seed=seed
-        )
+        topics_SRKG, batch_N = self.topics_by_batch(cells, seed=seed)
+        elbo_RN = np.empty((self.n_replicates, cells.n_cells))
+        for s, topics_RKG in enumerate(topics_SRKG):
+            rows = np.flatnonzero(batch_N == s)
+            elbo_RN[:, rows] = elbo_given(
+                *(topics_RKG, self.prior(), self.likelihood, cells.x[rows]),
+                n_samples=n_samples,
+                seed=seed,
+            )
+        return elbo_RN
 
     def elbo_by_cell(
         self, data: Any = None, *, layer: str | None = None, n_samples: int = 10, seed: int = 0
@@ -541,19 +580,23 @@ class TopicFit(ABC):
         Returns
         -------
         The half of the counts that is predicted, the topic proportions from the other half,
-        (R, N, K), and the topics, (R, K, G).
+        (R, N, K), and the topics, (R, K, G); with batches, as `side_by_side` returns them.
         """
         if data is None and self.held_out is not None:
             data = self.held_out
-        observed, completed = thin(self._counts(data, layer).x, seed)
-        topics_RKG = self.topics(n_samples=n_samples, seed=seed)
+        cells = self._counts(data, layer)
+        observed, completed = thin(cells.x, seed)
+        topics_SRKG, batch_N = self.topics_by_batch(cells, n_samples=n_samples, seed=seed)
         if folded:
-            theta_RNK = np.stack([self.likelihood.fold_in(observed, t_KG) for t_KG in topics_RKG])
+            theta_RNK = np.zeros((self.n_replicates, cells.n_cells, self.n_topics))
+            for s, topics_RKG in enumerate(topics_SRKG):
+                rows = np.flatnonzero(batch_N == s)
+                for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True):
+                    theta_NK[rows] = self.likelihood.fold_in(observed[rows], topics_KG)
         else:
-            cells = np.arange(observed.shape[0]).astype(object)
-            half = Counts(observed, cells, self.genes)
+            half = replace(cells, rows=observed)
             theta_RNK = self.theta(half, n_samples=n_samples, seed=seed)
-        return completed, theta_RNK, topics_RKG
+        return completed, *side_by_side(theta_RNK, topics_SRKG, batch_N)
 
     def perplexity(
         self,
@@ -632,7 +675,56 @@ class TopicFit(ABC):
                     "a loaded fit holds no cells; pass the cells as the first argument"
                 )
             return self.cells
-        return Counts.of(data, layer).with_genes(self.genes, ids=self.gene_ids)
+        counts = Counts.of(data, layer).with_genes(self.genes, ids=self.gene_ids)
+        return self._with_batches(counts, data)
+
+    def _with_batches(self, counts: Counts, data: Any, *, unknown: str = "refuse") -> Counts:
+        """Return cells with their batches, if the model has batches.
+
+        Parameters
+        ----------
+        counts
+            The cells.
+        data
+            AnnData of the cells, whose obs has the batches, or Counts, which have their own.
+        unknown
+            ``mean`` accepts batches that the model does not know, with a warning.
+
+        Raises
+        ------
+        InputError
+            The batches are not there, or one is not known.
+        """
+        if not self.batches:
+            return counts
+        known = f"known are {', '.join(self.batches)}"
+        if hasattr(data, "obs") and (unknown != "mean" or self.model.batch_key in data.obs):
+            counts = counts.with_batches(data.obs, self.model.batch_key)
+        if counts.batch is None:
+            if unknown != "mean":
+                raise InputError(
+                    f"the model needs the batch of each cell (obs[{self.model.batch_key!r}]; "
+                    f"{known}); use unknown_batches=mean for cells of another batch"
+                )
+            counts = replace(counts, batch=np.full(counts.n_cells, "none", dtype=object))
+        batch_N = np.asarray(counts.batch, dtype=object)
+        strange = ~np.isin(batch_N.astype(str), [*self.batches, NO_BATCH])
+        if strange.any():
+            names = ", ".join(sorted({str(name) for name in batch_N[strange]})[:5])
+            if unknown != "mean":
+                raise InputError(
+                    f"{int(strange.sum())} of {counts.n_cells} cells are of batches that the model "
+                    f"does not know ({names}; {known}); use unknown_batches=mean to take the mean "
+                    "of the known batches for them"
+                )
+            warnings.warn(
+                f"{int(strange.sum())} of {counts.n_cells} cells are of batches that the model "
+                f"does not know ({names}): the mean of the known batches is taken for them, so "
+                "effects of their batch remain in their topic proportions",
+                stacklevel=3,
+            )
+            counts = replace(counts, batch=np.where(strange, NO_BATCH, batch_N))
+        return counts
 
 
 def ranked_table(

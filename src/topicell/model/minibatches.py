@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from topicell.counts import Rows, late
+from topicell.counts import Rows, corrected, late
 
 SPARSE_BELOW = 0.2
 """Share of non-zeros below which computing only with them is faster (`experiments/speed`)."""
@@ -26,10 +26,37 @@ GATHERED_CELLS = 8192
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What a model knows of cells besides their counts.
+
+    Attributes
+    ----------
+    batch_N
+        Number of the batch of each cell, below S; the last one, S − 1, is for cells of no known
+        batch.
+    factor_SG
+        The counts of a gene in a batch are divided by its factor before the encoder reads them.
+    """
+
+    batch_N: np.ndarray
+    factor_SG: np.ndarray
+
+    def one_hot(self, rows: np.ndarray, like: Tensor) -> Tensor:
+        """Return 1 at the batch of each cell and 0 elsewhere, shape (B, S)."""
+        one_hot_BS = np.zeros((len(rows), len(self.factor_SG)), np.float32)
+        one_hot_BS[np.arange(len(rows)), self.batch_N[rows]] = 1
+        return torch.from_numpy(one_hot_BS).to(like)
+
+
+@dataclass(frozen=True, slots=True)
 class DenseBatch:
-    """Cells as a dense matrix: counts of shape (B, G)."""
+    """Cells as a dense matrix: counts of shape (B, G).
+
+    ``one_hot`` has the batches of the cells, shape (B, S), if the model has batches.
+    """
 
     counts: Tensor
+    one_hot: Tensor | None = None
 
     @property
     def n_cells(self) -> int:
@@ -66,6 +93,8 @@ class SparseBatch:
         Count of each non-zero, by cell.
     inputs, inputs_by_gene
         The encoder's input at each non-zero, in both orders.
+    one_hot
+        The batches of the cells, shape (B, S), if the model has batches.
     """
 
     by_cell: Compressed
@@ -74,6 +103,7 @@ class SparseBatch:
     counts: Tensor
     inputs: Tensor
     inputs_by_gene: Tensor
+    one_hot: Tensor | None = None
 
     @property
     def n_cells(self) -> int:
@@ -118,7 +148,7 @@ def in_order(n_cells: int, size: int) -> list[np.ndarray]:
 
 
 def sparse_batches(
-    x_NG: Rows, parts: list[np.ndarray], library_size: float
+    x_NG: Rows, parts: list[np.ndarray], library_size: float, given: Given | None = None
 ) -> Iterator[SparseBatch]:
     """Yield the non-zeros of the given cells, on the CPU.
 
@@ -130,16 +160,20 @@ def sparse_batches(
         The cells of each mini-batch.
     library_size
         Total to which the encoder's input scales each cell.
+    given
+        The batches of the cells, if the model has batches.
     """
     _announce_sparse()
     G = x_NG.shape[1]
     for block in _blocks(parts):
-        x = x_NG[np.concatenate(block)]
+        rows = np.concatenate(block)
+        x = x_NG[rows]
         lengths = np.diff(x.indptr)
-        total = np.maximum(np.asarray(x.sum(1)).ravel(), 1)
+        read = x if given is None else corrected(x, given.batch_N[rows], given.factor_SG)
+        total = np.maximum(np.asarray(read.sum(1)).ravel(), 1)
         scale = torch.from_numpy((library_size / total).astype(x.dtype).repeat(lengths))
         counts, genes = torch.from_numpy(x.data), _int32(x.indices)
-        inputs = torch.log1p(counts * scale)
+        inputs = torch.log1p(torch.from_numpy(read.data) * scale)
         # Transpose all batches of the block at once: each has its own range of columns.
         first_row = np.cumsum([0] + [len(part) for part in block])
         first = x.indptr[first_row]
@@ -161,6 +195,7 @@ def sparse_batches(
                 counts=counts[nonzeros],
                 inputs=inputs[nonzeros],
                 inputs_by_gene=inputs_by_gene[nonzeros],
+                one_hot=None if given is None else given.one_hot(part, counts),
             )
 
 
@@ -173,9 +208,11 @@ class DeviceCounts:
         Counts.
     device
         The device; nothing here waits for it.
+    given
+        The batches of the cells, if the model has batches.
     """
 
-    def __init__(self, x_NG: Rows, device: torch.device) -> None:
+    def __init__(self, x_NG: Rows, device: torch.device, given: Given | None = None) -> None:
         x_NG = late(x_NG).read()
         self.n_genes = x_NG.shape[1]
         self.device = device
@@ -183,6 +220,7 @@ class DeviceCounts:
         self.starts = x_NG.indptr[:-1].astype(np.int64)
         self.genes = torch.from_numpy(x_NG.indices).to(device)
         self.counts = torch.from_numpy(x_NG.data).to(device)
+        self.given = given
         self.buffers: dict[int, DenseBatch] = {}
 
     def batches(self, parts: list[np.ndarray], *, reuse: bool = False) -> Iterator[DenseBatch]:
@@ -213,13 +251,17 @@ class DeviceCounts:
             for part, start, stop in zip(block, [0, *stops], stops, strict=False):
                 batch = self._zeros(len(part), reuse=reuse)
                 batch.counts.view(-1).scatter_(0, place[start:stop], counts[start:stop])
+                if self.given is not None and batch.one_hot is not None:
+                    batch.one_hot.copy_(self.given.one_hot(part, batch.counts))
                 yield batch
 
     def _zeros(self, n_cells: int, *, reuse: bool) -> DenseBatch:
         if reuse and n_cells in self.buffers:
             self.buffers[n_cells].counts.zero_()
             return self.buffers[n_cells]
-        batch = DenseBatch(torch.zeros(n_cells, self.n_genes, device=self.device))
+        n_batches = 0 if self.given is None else len(self.given.factor_SG)
+        one_hot = torch.zeros(n_cells, n_batches, device=self.device) if n_batches else None
+        batch = DenseBatch(torch.zeros(n_cells, self.n_genes, device=self.device), one_hot)
         if reuse:
             self.buffers[n_cells] = batch
         return batch

@@ -48,9 +48,26 @@ class Mixture:
         """Return the log-proportion of each gene in each cell, shape (..., B, G)."""
         return (theta @ topics + LEAST_PROPORTION).log()
 
-    def log_likelihood(self, batch: Batch, theta_RBK: Tensor, topics_RKG: Tensor) -> Tensor:
-        """Return the log-likelihood of each cell's counts, in nats, shape (R, B)."""
-        return log_likelihood(batch, theta_RBK, topics_RKG)
+    def log_likelihood(
+        self,
+        batch: Batch,
+        theta_RBK: Tensor,
+        topics_RKG: Tensor,
+        shift_RSG: Tensor | None = None,
+    ) -> Tensor:
+        r"""Return the log-likelihood of each cell's counts, in nats, shape (R, B).
+
+        With shifts :math:`d_s` of the logits in batch s, topic k has the proportions
+        :math:`\beta_{kg} e^{d_{sg}} / Z_{ks}` there, where :math:`Z_{ks} = \sum_g \beta_{kg}
+        e^{d_{sg}}`. Therefore the log-likelihood is that of the weights :math:`\theta_k / Z_{ks}`
+        without shifts, plus :math:`\sum_g x_g d_{sg}`.
+        """
+        if shift_RSG is None:
+            return log_likelihood(batch, theta_RBK, topics_RKG)
+        assert batch.one_hot is not None
+        total_RSK = shift_RSG.exp() @ topics_RKG.mT
+        weight_RBK = theta_RBK / (batch.one_hot @ total_RSK)
+        return log_likelihood(batch, weight_RBK, topics_RKG) + shifted(batch, shift_RSG)
 
     def slopes(self, batch: Batch, topics_KG: Tensor) -> Slopes:
         """Return the derivatives of the log-likelihood of cells."""
@@ -89,6 +106,42 @@ def log_likelihood(batch: Batch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
         result: Tensor = _DenseLikelihood.apply(batch.counts, theta_RBK, beta_RKG)
     else:
         result = _SparseLikelihood.apply(batch, theta_RBK, beta_RKG)
+    return result
+
+
+def shifted(batch: Batch, shift_RSG: Tensor) -> Tensor:
+    """Return Σ_g x_g d_sg of each cell, with the shifts d_s of its batch, shape (R, B)."""
+    assert batch.one_hot is not None
+    if isinstance(batch, DenseBatch):
+        of_each_RBS = batch.counts @ shift_RSG.mT
+    else:
+        of_each_RBS = _SparseTotals.apply(batch, shift_RSG)
+    own_RB: Tensor = (of_each_RBS * batch.one_hot).sum(-1)
+    return own_RB
+
+
+class _SparseTotals(torch.autograd.Function):
+    """The counts of a sparse mini-batch (B, G) times R dense matrices (R, S, G): (R, B, S)."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: SparseBatch, values_RSG: Tensor) -> Tensor:
+        ctx.batch = batch
+        return products(batch.by_cell.with_values(batch.counts), values_RSG.mT.contiguous())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_RBS: Tensor) -> Any:
+        batch: SparseBatch = ctx.batch
+        by_gene = batch.by_gene.with_values(batch.counts.index_select(0, batch.order))
+        return None, products(by_gene, d_RBS.contiguous()).mT
+
+
+def products(matrix: Tensor, values_Rnm: Tensor) -> Tensor:
+    """Return the products of a sparse matrix and R dense ones."""
+    R, _, m = values_Rnm.shape
+    result = values_Rnm.new_empty(R, len(matrix), m)
+    for values, out in zip(values_Rnm, result, strict=True):
+        multiply(matrix, values, out)
     return result
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from topicell.model.minibatches import Batch, SparseBatch
-from topicell.model.mixture import multiply
+from topicell.model.mixture import products
 from topicell.model.priors import logistic_normal
 from topicell.model.program import TopicProgram
 from topicell.model.ranks import Share
@@ -28,7 +28,7 @@ class Terms(NamedTuple):
 
     ``loss`` is minus the annealed ELBO of all cells that the mini-batch represents. The others have
     KL weight 1: ``reconstruction`` and ``kl_cells`` are sums over the cells of the mini-batch,
-    ``kl_topics`` is the whole term.
+    ``kl_topics`` is the whole term, with the penalty of the shifts of batches.
     """
 
     loss: Tensor
@@ -94,8 +94,9 @@ def negative_elbo(
     m_RBK, rho_RBK = encode(program, batch, bfloat16=bfloat16)
     cell_noise = noise(m_RBK, share, n_batch or B)
     theta_RBK, kl_cells_RB = logistic_normal(m_RBK, rho_RBK, cell_noise, program.cell_prior)
-    reconstruction_R = program.likelihood.log_likelihood(batch, theta_RBK, topics_RKG).sum(1)
-    kl_cells_R, kl_topics_R = kl_cells_RB.sum(1), kl_topics_RK.sum(1)
+    nats_RB = program.likelihood.log_likelihood(batch, theta_RBK, topics_RKG, program.shifts())
+    reconstruction_R, kl_cells_R = nats_RB.sum(1), kl_cells_RB.sum(1)
+    kl_topics_R = kl_topics_RK.sum(1) + program.penalty()
     per_cell_R = kl_weight * kl_cells_R - reconstruction_R
     loss_R = per_cell_R * (n_cells / B) + kl_weight * kl_topics_R
     terms = (loss_R, reconstruction_R, kl_cells_R, kl_topics_R)
@@ -108,8 +109,9 @@ def encode(program: TopicProgram, batch: Batch, *, bfloat16: bool = False) -> tu
     first = encoder.layers[0]
     if isinstance(batch, SparseBatch):
         return encoder.heads(_SparseProduct.apply(batch, first.weight))
+    inputs_BG = encoder.inputs(batch.counts, batch.one_hot)
     with torch.autocast(batch.counts.device.type, torch.bfloat16, enabled=bfloat16):
-        m_RBK, rho_RBK = encoder.heads(first(encoder.inputs(batch.counts)))
+        m_RBK, rho_RBK = encoder.heads(first(inputs_BG))
     return m_RBK.to(batch.counts.dtype), rho_RBK.to(batch.counts.dtype)
 
 
@@ -119,19 +121,10 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, batch: SparseBatch, weight_RGH: Tensor) -> Tensor:
         ctx.batch = batch
-        return _products(batch.by_cell.with_values(batch.inputs), weight_RGH)
+        return products(batch.by_cell.with_values(batch.inputs), weight_RGH)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_RBH: Tensor) -> Any:
         batch: SparseBatch = ctx.batch
-        return None, _products(batch.by_gene.with_values(batch.inputs_by_gene), d_RBH)
-
-
-def _products(matrix: Tensor, values_Rnm: Tensor) -> Tensor:
-    """Return the products of a sparse matrix and R dense ones."""
-    R, _, m = values_Rnm.shape
-    result = values_Rnm.new_empty(R, len(matrix), m)
-    for values, out in zip(values_Rnm, result, strict=True):
-        multiply(matrix, values, out)
-    return result
+        return None, products(batch.by_gene.with_values(batch.inputs_by_gene), d_RBH)

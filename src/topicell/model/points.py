@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +17,9 @@ from topicell.model.estimates import theta_given
 from topicell.model.fit import TopicFit, require_samples
 from topicell.model.mixture import MIXTURE
 from topicell.model.program import Likelihood
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Inference = Callable[[sp.csr_matrix], np.ndarray]
 """A library's own way from counts (N, G) to topic proportions (N, K)."""
@@ -124,6 +127,21 @@ class PointFit(TopicFit):
     def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Return the gene proportions, shape (R, K, G)."""
         return self.beta_RKG
+
+    def topics_by_batch(
+        self, counts: Counts, *, n_samples: int = 256, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the gene proportions for one batch of all cells."""
+        return self.beta_RKG[None], np.zeros(counts.n_cells, dtype=int)
+
+    def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
+        """Raise an error: these models have no batches."""
+        raise InputError("this model has no batches")
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """Nothing: these models have no batches."""
+        return ()
 
     @property
     def likelihood(self) -> Likelihood:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from topicell.config import ModelConfig
 from topicell.counts import Counts
+from topicell.errors import InputError
 from topicell.model.estimates import (
+    Chunks,
     amortization_gap,
-    chunks,
     elbo_terms,
     mean_beta,
     mean_theta,
     mean_topics,
+    topics_by_batch,
 )
 from topicell.model.fit import TopicFit, require_samples
 from topicell.model.mixture import MIXTURE
-from topicell.model.program import Likelihood, TopicProgram
+from topicell.model.program import Constants, Likelihood, TopicProgram
 from topicell.model.ranks import Ranks
+
+BATCH_SHIFT = "constants.batch_shift"
+"""Name of the first estimate of the shifts of batches among the saved weights."""
+
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class AmortizedFit(TopicFit):
@@ -82,9 +92,9 @@ class AmortizedFit(TopicFit):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return topics by mean proportion, (R, K), and the ELBO of each replicate, (R,)."""
         # These are means over all cells, so few samples of each are enough.
-        theta_RNK = mean_theta(program, chunks(program, counts.rows), n_samples=16, seed=seed)
+        theta_RNK = mean_theta(program, Chunks(program, counts), n_samples=16, seed=seed)
         judged = valid if valid is not None and valid.n_cells else counts
-        terms = elbo_terms(program, chunks(program, judged.rows), n_samples=2, seed=seed)
+        terms = elbo_terms(program, Chunks(program, judged), n_samples=2, seed=seed)
         order_RK = np.argsort(-theta_RNK.mean(1), axis=1, kind="stable")
         return order_RK, terms.per_cell(counts.n_cells)
 
@@ -113,7 +123,7 @@ class AmortizedFit(TopicFit):
         optimised for each cell.
         """
         require_samples(n_samples)
-        cells = chunks(self.program, self._counts(data).rows)
+        cells = Chunks(self.program, self._counts(data))
         chosen = self._replicates(replicates)
         theta_RNK = mean_theta(
             self.program, cells, n_samples=n_samples, seed=seed, replicates=chosen, refine=refine
@@ -131,6 +141,37 @@ class AmortizedFit(TopicFit):
         require_samples(n_samples)
         topics_RKG = mean_topics(self.program, n_samples=n_samples, seed=seed)
         return np.take_along_axis(topics_RKG, self.order_RK[:, :, None], axis=1)
+
+    def topics_by_batch(
+        self, counts: Counts, *, n_samples: int = 256, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the topics in each batch of cells, (S, R, K, G), and the batch of each cell."""
+        topics_SRKG, batch_N = topics_by_batch(self.program, counts, n_samples=n_samples, seed=seed)
+        return np.take_along_axis(topics_SRKG, self.order_RK[None, :, :, None], axis=2), batch_N
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """Names of the batches of the model; empty if it has none."""
+        return self.program.constants.batches
+
+    def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
+        """Return the factor of each gene in each batch, batches × genes.
+
+        A batch multiplies the proportions of genes in all topics by its factors. Their logarithms
+        sum to 0 over batches.
+
+        Raises
+        ------
+        InputError
+            The model has no batches.
+        """
+        import pandas as pd
+
+        shift_RSG = self.program.shifts()
+        if shift_RSG is None:
+            raise InputError("this model has no batches; fit it with batch_key=COLUMN")
+        factor_SG = shift_RSG[self._replicate(replicate), :-1].detach().exp().cpu().numpy()
+        return pd.DataFrame(factor_SG, index=list(self.batches), columns=self.genes)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -152,7 +193,7 @@ class AmortizedFit(TopicFit):
         """
         require_samples(n_samples)
         counts = self._counts(data, layer)
-        cells = chunks(self.program, counts.rows)
+        cells = Chunks(self.program, counts)
         terms = elbo_terms(self.program, cells, n_samples=n_samples, seed=seed)
         elbo_R = terms.per_cell(self.n_train)
         return elbo_R + self.amortization_gap(counts, seed=seed).mean(1) if refine else elbo_R
@@ -162,7 +203,7 @@ class AmortizedFit(TopicFit):
     ) -> np.ndarray:
         """Return the ELBO of each cell with KL weight 1, nats, shape (R, N)."""
         require_samples(n_samples)
-        cells = chunks(self.program, self._counts(data, layer).rows)
+        cells = Chunks(self.program, self._counts(data, layer))
         terms = elbo_terms(self.program, cells, n_samples=n_samples, seed=seed)
         return terms.by_cell(self.n_train)
 
@@ -185,7 +226,7 @@ class AmortizedFit(TopicFit):
         Cremer, Li & Duvenaud (2018), Inference suboptimality in variational autoencoders.
         """
         require_samples(n_samples)
-        cells = chunks(self.program, self._counts(data, layer).rows)
+        cells = Chunks(self.program, self._counts(data, layer))
         chosen = self._replicates(replicates)
         return amortization_gap(
             self.program, cells, n_samples=n_samples, seed=seed, replicates=chosen
@@ -196,10 +237,14 @@ class AmortizedFit(TopicFit):
 
     def _weights(self) -> dict[str, Tensor]:
         state = self.program.state_dict()
-        return {name: value.cpu().contiguous() for name, value in state.items()}
+        weights = {name: value.cpu().contiguous() for name, value in state.items()}
+        if self.program.constants.batch_shift_SG is not None:
+            weights[BATCH_SHIFT] = torch.from_numpy(self.program.constants.batch_shift_SG)
+        return weights
 
     def _document(self) -> dict[str, Any]:
-        return {"order": self.order_RK.tolist()}
+        document: dict[str, Any] = {"order": self.order_RK.tolist()}
+        return document | ({"batches": list(self.batches)} if self.batches else {})
 
     @classmethod
     def restored(
@@ -211,6 +256,11 @@ class AmortizedFit(TopicFit):
     ) -> Self:
         """Return the fit that was saved."""
         n_genes, n_replicates = len(shared["genes"]), len(shared["selection_R"])
-        program = TopicProgram(n_genes, n_replicates, shared["model"], likelihood)
+        weights = dict(weights)
+        shift = weights.pop(BATCH_SHIFT, None)
+        constants = Constants(
+            tuple(document.get("batches", ())), None if shift is None else shift.numpy()
+        )
+        program = TopicProgram(n_genes, n_replicates, shared["model"], likelihood, constants)
         program.load_state_dict(weights)
         return cls(program, np.array(document["order"]), **shared)

@@ -52,9 +52,21 @@ class ProductOfExperts:
         """Return log softmax(θb), shape (..., B, G)."""
         return (theta @ topics).log_softmax(-1)
 
-    def log_likelihood(self, batch: Batch, theta_RBK: Tensor, topics_RKG: Tensor) -> Tensor:
-        """Return the log-likelihood of each cell's counts, in nats, shape (R, B)."""
-        return (_dense(batch) * self.log_proportions(theta_RBK, topics_RKG)).sum(-1)
+    def log_likelihood(
+        self,
+        batch: Batch,
+        theta_RBK: Tensor,
+        topics_RKG: Tensor,
+        shift_RSG: Tensor | None = None,
+    ) -> Tensor:
+        """Return the log-likelihood of each cell's counts, in nats, shape (R, B).
+
+        Topic proportions sum to 1, so a shift of all topics is a shift of the cell's logits.
+        """
+        logits_RBG = theta_RBK @ topics_RKG
+        if shift_RSG is not None and batch.one_hot is not None:
+            logits_RBG = logits_RBG + batch.one_hot @ shift_RSG
+        return (_dense(batch) * logits_RBG.log_softmax(-1)).sum(-1)
 
     def slopes(self, batch: Batch, topics_KG: Tensor) -> ProductSlopes:
         """Return the derivatives of the log-likelihood of cells."""

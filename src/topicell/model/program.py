@@ -11,6 +11,10 @@ Generative model. For each topic :math:`\beta_k = \mathrm{softmax}(b_k)` with :m
 and :math:`\log p(x_c \mid \theta_c, \beta) = \sum_g x_{cg} \log (\theta_c \beta)_g`, without the
 multinomial coefficient, here and in all derived numbers.
 
+With batches, a cell of batch s has the topics of the logits :math:`b_k + d_s`. The shifts d sum to
+0 over batches, so that :math:`b_k` is the topic without batch. They are point estimates with the
+prior Normal(0, ``batch_scale``); cells of no known batch have no shift.
+
 References
 ----------
 Blei, Ng & Jordan (2003), Latent Dirichlet allocation; Srivastava & Sutton (2017),
@@ -20,6 +24,7 @@ Autoencoding variational inference for topic models, arXiv:1703.01488.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 
@@ -36,7 +41,8 @@ from torch.distributions import constraints, kl_divergence
 from torch.nn.functional import dropout, relu, softplus
 
 from topicell.config import ModelConfig
-from topicell.model.minibatches import Batch
+from topicell.counts import Counts
+from topicell.model.minibatches import Batch, Given
 from topicell.model.mixture import MIXTURE
 from topicell.model.priors import NormalPrior
 from topicell.model.ranks import Shards
@@ -57,6 +63,23 @@ from the others by 50; then s underflows to 0 and the KL is infinite."""
 MOMENTUM, EPSILON = 0.1, 1e-5
 """Weight of a mini-batch in the running statistics of batch norm, and what is added to a variance:
 torch's defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """Values of a program that the data determine before training.
+
+    Attributes
+    ----------
+    batches
+        Names of the batches.
+    batch_shift_SG
+        First estimate of the shift of each batch (`topicell.model.batches`). The encoder reads
+        counts from which it is removed.
+    """
+
+    batches: tuple[str, ...] = ()
+    batch_shift_SG: np.ndarray | None = None
 
 
 class Slopes(Protocol):
@@ -92,7 +115,13 @@ class Likelihood(Protocol):
         """Return log-proportions of genes in cells."""
         ...
 
-    def log_likelihood(self, batch: Batch, theta_RBK: Tensor, topics_RKG: Tensor) -> Tensor:
+    def log_likelihood(
+        self,
+        batch: Batch,
+        theta_RBK: Tensor,
+        topics_RKG: Tensor,
+        shift_RSG: Tensor | None = None,
+    ) -> Tensor:
         """Return the log-likelihood of each cell, in nats."""
         ...
 
@@ -241,6 +270,8 @@ class Encoder(nn.Module):
         R and G.
     config
         Number and width of hidden layers, dropout, whether the means are normalised.
+    constants
+        The first estimate of the shifts of batches.
     prior
         The prior of the topic logits: normalised means have its mean over the cells of a batch, and
         its scale times one learned factor for all topics. Therefore no topic can become unused in
@@ -251,12 +282,14 @@ class Encoder(nn.Module):
     library_size: Tensor
     mean_bounds: Tensor
     rho_bounds: Tensor
+    factor_SG: Tensor | None
 
     def __init__(
         self,
         n_replicates: int,
         n_genes: int,
         config: ModelConfig,
+        constants: Constants,
         prior: NormalPrior,
     ) -> None:
         super().__init__()
@@ -272,6 +305,13 @@ class Encoder(nn.Module):
         self.mean_norm = ReplicateNorm(R, K, affine=False) if config.normalize_means else None
         self.mean_spread = nn.Parameter(torch.zeros(R, 1, 1)) if config.normalize_means else None
         self.register_buffer("library_size", torch.tensor(1e4))
+        shift_SG = constants.batch_shift_SG
+        factor_SG = None
+        if shift_SG is not None:
+            # The last row is for cells of no known batch.
+            factor_SG = torch.from_numpy(np.exp(np.vstack([shift_SG, np.zeros(n_genes)])))
+            factor_SG = factor_SG.to(self.mean.weight)
+        self.register_buffer("factor_SG", factor_SG, persistent=False)
         self.prior = prior
         reach = FARTHEST * prior.scale
         mean_bounds = torch.stack([prior.mean - reach, prior.mean + reach])
@@ -279,13 +319,19 @@ class Encoder(nn.Module):
         self.register_buffer("mean_bounds", mean_bounds, persistent=False)
         self.register_buffer("rho_bounds", rho_bounds, persistent=False)
 
-    def forward(self, x_BG: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BG: Tensor, one_hot_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the topic logits, each of shape (R, B, K)."""
-        m_RBK, rho_RBK = self.heads(self.layers[0](self.inputs(x_BG)))
+        m_RBK, rho_RBK = self.heads(self.layers[0](self.inputs(x_BG, one_hot_BS)))
         return m_RBK, softplus(rho_RBK)
 
-    def inputs(self, x_BG: Tensor) -> Tensor:
-        """Return log-normalised counts, with every cell scaled to the same total, shape (B, G)."""
+    def inputs(self, x_BG: Tensor, one_hot_BS: Tensor | None = None) -> Tensor:
+        """Return log-normalised counts, with every cell scaled to the same total, shape (B, G).
+
+        Counts are divided by the factors of the cell's batch.
+        """
+        if one_hot_BS is not None:
+            assert self.factor_SG is not None
+            x_BG = x_BG / (one_hot_BS @ self.factor_SG)
         total_B1 = x_BG.sum(-1, keepdim=True).clamp_min(1)
         return torch.log1p(x_BG * (self.library_size / total_B1))
 
@@ -342,6 +388,8 @@ class TopicProgram(nn.Module):
         Topics, priors and encoder.
     likelihood
         The distribution of counts for given topics and proportions.
+    constants
+        Batches, if there are any.
 
     Attributes
     ----------
@@ -355,17 +403,23 @@ class TopicProgram(nn.Module):
         n_replicates: int,
         config: ModelConfig,
         likelihood: Likelihood = MIXTURE,
+        constants: Constants = Constants(),
     ) -> None:
         super().__init__()
         R, K, G = n_replicates, config.n_topics, n_genes
         self.n_replicates, self.n_topics, self.n_genes = R, K, G
         self.config = config
         self.likelihood = likelihood
+        self.constants = constants
         self.cell_prior = NormalPrior.dirichlet(config.cell_topic_prior, K, K)
         self.topic_prior = NormalPrior.dirichlet(config.topic_gene_prior, G, K)
-        self.encoder = Encoder(R, G, config, self.cell_prior)
+        self.encoder = Encoder(R, G, config, constants, self.cell_prior)
         self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
         self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
+        self.batch_shift: nn.Parameter | None = None
+        if constants.batch_shift_SG is not None:
+            shift_SG = torch.from_numpy(constants.batch_shift_SG).to(self.topic_mean)
+            self.batch_shift = nn.Parameter(shift_SG.repeat(R, 1, 1))
 
     def by_replicate(self) -> dict[str, Tensor]:
         """Return the state of each replicate, by name, each of shape (R, values)."""
@@ -377,7 +431,7 @@ class TopicProgram(nn.Module):
 
     def of_replicates(self, replicates: Sequence[int]) -> TopicProgram:
         """Return a program with only these replicates, with their state."""
-        kept = TopicProgram(self.n_genes, len(replicates), self.config, self.likelihood)
+        kept = self.like(len(replicates))
         kept.to(self.topic_mean.device)
         state = self.state_dict() | {
             name: value[list(replicates)].view_as(kept.state_dict()[name])
@@ -386,11 +440,54 @@ class TopicProgram(nn.Module):
         kept.load_state_dict(state)
         return kept
 
-    def topic_posterior(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of b in q(b), each of shape (R, K, G)."""
-        return self.topic_mean, softplus(self.topic_rho)
+    def like(self, n_replicates: int) -> TopicProgram:
+        """Return a new program of the same kind with other replicates."""
+        return TopicProgram(
+            self.n_genes, n_replicates, self.config, self.likelihood, self.constants
+        )
 
-    def model(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
+    def given(self, counts: Counts) -> Given | None:
+        """Return what the model knows of cells besides their counts; None without batches."""
+        if self.encoder.factor_SG is None:
+            return None
+        assert counts.batch is not None
+        number = {name: s for s, name in enumerate(self.constants.batches)}
+        batch_N = np.array([number.get(name, len(number)) for name in counts.batch], dtype=int)
+        return Given(batch_N, self.encoder.factor_SG.cpu().numpy())
+
+    def shifts(self) -> Tensor | None:
+        """Return the shift of each batch, and 0 for cells of no known batch, shape (R, S, G)."""
+        if self.batch_shift is None:
+            return None
+        centred_RSG = self.batch_shift - self.batch_shift.mean(1, keepdim=True)
+        return torch.cat([centred_RSG, torch.zeros_like(centred_RSG[:, :1])], 1)
+
+    def penalty(self) -> Tensor:
+        """Return minus the log-density of the shifts, relative to its maximum, nats, shape (R,)."""
+        shift_RSG = self.shifts()
+        if shift_RSG is None:
+            return self.topic_mean.new_zeros(self.n_replicates)
+        penalty_R: Tensor = (shift_RSG / self.config.batch_scale).square().sum((1, 2)) / 2
+        return penalty_R
+
+    def topic_posterior(self, batch: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of b in q(b), each of shape (R, K, G).
+
+        With the number of a batch, its shift is added to the mean.
+        """
+        mean_RKG: Tensor = self.topic_mean
+        shift_RSG = self.shifts()
+        if batch is not None and shift_RSG is not None:
+            mean_RKG = mean_RKG + shift_RSG[:, batch].unsqueeze(1)
+        return mean_RKG, softplus(self.topic_rho)
+
+    def model(
+        self,
+        x_BG: Tensor,
+        n_cells: int,
+        kl_weight: Tensor | float = 1.0,
+        one_hot_BS: Tensor | None = None,
+    ) -> None:
         """Sample from p(x, t, b) for a mini-batch that represents `n_cells` cells."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
@@ -398,16 +495,36 @@ class TopicProgram(nn.Module):
             with topics, annealed:
                 prior_b = Normal(self.topic_prior.mean, self.topic_prior.scale).to_event(1)
                 b_RKG = pyro.sample("topic_logits", prior_b)
-            topics_RKG = self.likelihood.topics(b_RKG)
+            if self.batch_shift is not None:
+                with annealed:
+                    pyro.factor("batch_shift", -self.penalty().unsqueeze(-1))
             with cells:
                 with annealed:
                     prior_t = Normal(self.cell_prior.mean, self.cell_prior.scale).to_event(1)
                     t_RBK = pyro.sample("cell_logits", prior_t)
                 theta_RBK = t_RBK.softmax(-1)
-                log_p_RBG = self.likelihood.log_proportions(theta_RBK, topics_RKG)
+                log_p_RBG = self._log_proportions(theta_RBK, b_RKG, one_hot_BS)
                 pyro.sample("counts", BagOfWords(log_p_RBG), obs=x_BG)
 
-    def guide(self, x_BG: Tensor, n_cells: int, kl_weight: Tensor | float = 1.0) -> None:
+    def _log_proportions(
+        self, theta_RBK: Tensor, b_RKG: Tensor, one_hot_BS: Tensor | None
+    ) -> Tensor:
+        """Return the log-proportion of each gene in each cell, shape (R, B, G)."""
+        shift_RSG = self.shifts()
+        if shift_RSG is None:
+            return self.likelihood.log_proportions(theta_RBK, self.likelihood.topics(b_RKG))
+        topics_RSKG = self.likelihood.topics(b_RKG.unsqueeze(1) + shift_RSG.unsqueeze(2))
+        in_each_RSBG = self.likelihood.log_proportions(theta_RBK.unsqueeze(1), topics_RSKG)
+        assert one_hot_BS is not None
+        return (in_each_RSBG * one_hot_BS.T.unsqueeze(-1)).sum(1)
+
+    def guide(
+        self,
+        x_BG: Tensor,
+        n_cells: int,
+        kl_weight: Tensor | float = 1.0,
+        one_hot_BS: Tensor | None = None,
+    ) -> None:
         """Sample from the posterior q(b) q(t | x) of the same mini-batch."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
         annealed = poutine.scale(scale=kl_weight)
@@ -415,7 +532,7 @@ class TopicProgram(nn.Module):
             with topics, annealed:
                 pyro.sample("topic_logits", Normal(*self.topic_posterior()).to_event(1))
             with cells, annealed:
-                pyro.sample("cell_logits", Normal(*self.encoder(x_BG)).to_event(1))
+                pyro.sample("cell_logits", Normal(*self.encoder(x_BG, one_hot_BS)).to_event(1))
 
     def _plates(self, x_BG: Tensor, n_cells: int) -> tuple[Any, Any, Any]:
         # The mini-batch is drawn outside; the plate scales the terms of its cells by N/B.
@@ -450,4 +567,7 @@ class TopicELBO(TraceMeanField_ELBO):  # type: ignore[misc]  # pyro is untyped
             "kl_cells": kl("cell_logits"),
             "kl_topics": kl("topic_logits"),
         }
+        if "batch_shift" in model_trace.nodes:
+            penalty = model_trace.nodes["batch_shift"]["unscaled_log_prob"]
+            self.terms["kl_topics"] = self.terms["kl_topics"] - penalty.sum(-1).detach()
         return super()._differentiable_loss_particle(model_trace, guide_trace)

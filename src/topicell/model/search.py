@@ -22,6 +22,7 @@ Shapes: N cells, G genes, K clusters, T tries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +94,11 @@ class Clustering:
 
 
 def search_topics(
-    x_NG: sp.csr_matrix, n_topics: int, frequency_G: np.ndarray, seeds: np.random.Generator
+    x_NG: sp.csr_matrix,
+    n_topics: int,
+    frequency_G: np.ndarray,
+    seeds: np.random.Generator,
+    levels: Sequence[Level] = LEVELS,
 ) -> np.ndarray:
     """Return the gene proportions of the clusters that a search finds at each level, (L, K, G).
 
@@ -107,6 +112,8 @@ def search_topics(
         Background frequencies, all above 0.
     seeds
         Generator of the first clusters and of the splits.
+    levels
+        The L levels.
     """
     N, K = x_NG.shape[0], n_topics
     cells = _Cells(x_NG, K, frequency_G)
@@ -117,7 +124,7 @@ def search_topics(
     total_K1 = np.maximum(first_KG.sum(1, keepdims=True), 1)
     profiles_KG = _proportions(first_KG + cells.frequency_G * total_K1)
     found = []
-    for level in LEVELS:
+    for level in levels:
         cells.smooth(level.smoothing)
         now = cells.settled(profiles_KG, level)
         n_waited = 0

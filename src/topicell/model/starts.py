@@ -10,10 +10,12 @@ import scipy.sparse as sp
 import torch
 from scipy.cluster.vq import kmeans2
 
-from topicell.config import Init
-from topicell.counts import Counts, Rows, late
+from topicell.config import Init, ModelConfig
+from topicell.counts import Counts, Rows, corrected, late
 from topicell.errors import InputError
-from topicell.model.program import TopicProgram
+from topicell.model.batches import batch_shifts
+from topicell.model.minibatches import Given
+from topicell.model.program import Constants, TopicProgram
 from topicell.model.search import search_topics
 
 BACKGROUND_NOISE = 0.3
@@ -23,12 +25,69 @@ CELLS_PER_CLUSTER = 200
 """Largest number of cells per cluster for k-means: more cells do not improve the centres."""
 SEARCHED_CELLS_PER_CLUSTER = 1000
 """Largest number of cells per cluster for a search, drawn by the seed."""
+FEWEST_CELLS = 10
+"""Smallest number of training cells of a batch."""
 SMOOTHING = 0.05
 """Background counts added to a cluster, as a share of the counts of a cluster of mean size."""
 
 
+def constants_of(counts: Counts, model: ModelConfig, seed: int) -> Constants:
+    """Return the values of a program that the training cells determine: its batches.
+
+    Raises
+    ------
+    InputError
+        There is only one batch.
+    """
+    if model.batch_key is None:
+        return Constants()
+    require_batches(counts, model)
+    batches, batch_N = np.unique(np.asarray(counts.batch, dtype=str), return_inverse=True)
+    seeds = np.random.default_rng(seed)
+    rows = np.sort(seeds.permutation(counts.n_cells)[: SEARCHED_CELLS_PER_CLUSTER * model.n_topics])
+    shift_SG = batch_shifts(
+        counts.rows[rows], batch_N[rows], len(batches), model.n_topics, model.batch_scale, seeds
+    )
+    return Constants(tuple(map(str, batches)), shift_SG.astype(np.float32))
+
+
+def require_batches(counts: Counts, model: ModelConfig) -> None:
+    """Reject training cells of a single batch.
+
+    Raises
+    ------
+    InputError
+        There is only one batch, or none is known.
+    """
+    if counts.batch is None:
+        raise InputError(
+            f"model.batch_key = {model.batch_key!r}: these cells have no batches; give an AnnData "
+            "with this column of obs"
+        )
+    found, sizes = np.unique(np.asarray(counts.batch, dtype=str), return_counts=True)
+    names = [str(name) for name in found]
+    if len(names) < 2:
+        raise InputError(
+            f"model.batch_key = {model.batch_key!r}: all training cells have the same value, "
+            f"{names[0]!r}; a batch effect needs two batches or more"
+        )
+    if sizes.min() < FEWEST_CELLS:
+        raise InputError(
+            f"model.batch_key = {model.batch_key!r}: batch {names[sizes.argmin()]!r} has only "
+            f"{sizes.min()} training cells, and at least {FEWEST_CELLS} are needed; is this the "
+            "column of batches? If it is, remove the cells or join batches"
+        )
+
+
+def without_shifts(x_NG: sp.csr_matrix, given: Given | None, rows: np.ndarray) -> sp.csr_matrix:
+    """Return counts of cells, divided by the factors of their batches if there are any."""
+    if given is None:
+        return x_NG
+    return corrected(x_NG, given.batch_N[rows], given.factor_SG)
+
+
 def initial_topics(
-    x_NG: Rows, program: TopicProgram, init: Init, n_starts: int, seed: int
+    counts: Counts, program: TopicProgram, init: Init, n_starts: int, seed: int
 ) -> torch.Tensor:
     """Return the initial means of q(b), shape (R, K, G).
 
@@ -42,6 +101,7 @@ def initial_topics(
     mean_G, scale_G = program.topic_prior.mean.cpu(), program.topic_prior.scale.cpu()
     if init is Init.random:
         return mean_G + scale_G * noise_RKG
+    x_NG = counts.rows
     frequency_G = background(x_NG)
     if init is Init.background:
         b_RKG = torch.tensor(np.log(frequency_G), dtype=torch.float32) + (
@@ -49,7 +109,8 @@ def initial_topics(
         )
     else:
         seeds = np.random.default_rng(seed)
-        x = x_NG[np.sort(seeds.permutation(x_NG.shape[0])[: CELLS_PER_CLUSTER * K])]
+        rows = np.sort(seeds.permutation(x_NG.shape[0])[: CELLS_PER_CLUSTER * K])
+        x = without_shifts(x_NG[rows], program.given(counts), rows)
         z = leading_axes(x, seeds)
         profiles_RKG = np.stack(
             [best_clusters(x, z, K, frequency_G, n_starts, seeds) for _ in range(R)]
@@ -58,17 +119,18 @@ def initial_topics(
     return centred(b_RKG, program)
 
 
-def searched_topics(x_NG: Rows, program: TopicProgram, seed: int) -> torch.Tensor:
+def searched_topics(counts: Counts, program: TopicProgram, seed: int) -> torch.Tensor:
     """Return the candidates for the initial means of q(b) that searches find, (L, R, K, G).
 
     Each replicate has its own search, with its own cells if there are many.
     """
-    K = program.n_topics
+    K, x_NG, given = program.n_topics, counts.rows, program.given(counts)
     frequency_G = background(x_NG)
     found = []
     for seeds in np.random.default_rng(seed).spawn(program.n_replicates):
         rows = np.sort(seeds.permutation(x_NG.shape[0])[: SEARCHED_CELLS_PER_CLUSTER * K])
-        found.append(search_topics(x_NG[rows], K, frequency_G, seeds))
+        x = without_shifts(x_NG[rows], given, rows)
+        found.append(search_topics(x, K, frequency_G, seeds))
     b_LRKG = torch.tensor(np.log(np.stack(found, axis=1)), dtype=torch.float32)
     return centred(b_LRKG, program)
 

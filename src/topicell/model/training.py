@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyro
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -37,16 +36,22 @@ from topicell.model.engines import (
     resolve_device,
     without_denormals,
 )
-from topicell.model.estimates import chunks, elbo_terms, mean_theta, mean_topics
+from topicell.model.estimates import (
+    Chunks,
+    elbo_terms,
+    mean_theta,
+    side_by_side,
+    topics_by_batch,
+)
 from topicell.model.fit import EpochMetrics
-from topicell.model.minibatches import Batch, shuffled
+from topicell.model.minibatches import shuffled
 from topicell.model.mixture import MIXTURE
 from topicell.model.posterior import AmortizedFit
 from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.ranks import Ranks, Share, gpu_of_process
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.sizes import check_sizes
-from topicell.model.starts import given_topics, initial_topics, searched_topics
+from topicell.model.starts import constants_of, given_topics, initial_topics, searched_topics
 from topicell.signals import Interrupt
 
 STEPS = 250
@@ -159,7 +164,13 @@ def train(
         without_denormals(),
         progress_bar(n_epochs, shown=config.progress) as bar,
     ):
-        program = TopicProgram(counts.n_genes, config.n_replicates, model, likelihood)
+        constants = (
+            (constants_of(counts, model, seed) if start is None else start.program.constants)
+            if ranks.rank == 0
+            else None
+        )
+        constants = ranks.first(constants)
+        program = TopicProgram(counts.n_genes, config.n_replicates, model, likelihood, constants)
         program.to(device)
         checkpoints = checkpoints or Checkpoints(Path(), None)
         saved = ranks.first(checkpoints.latest() if ranks.rank == 0 else None)
@@ -179,7 +190,7 @@ def train(
             program.load_state_dict(ranks.first(on_cpu))
             with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced
                 program = program.of_replicates(mine)
-        optimizer = Optimizer(program, config, counts.rows, share)
+        optimizer = Optimizer(program, config, counts, share)
         validation = (
             Validation.of(program, valid, seed) if valid is not None and valid.n_cells else None
         )
@@ -273,11 +284,11 @@ def begin(
     if model.init_topics is not None:
         topics_RKG = given_topics(Path(model.init_topics), counts, program)
     elif config.search and model.init is Init.kmeans:
-        topics_LRKG = searched_topics(counts.rows, program, seed)
-        best = best_candidate(counts.rows, program, topics_LRKG, config, seed)
+        topics_LRKG = searched_topics(counts, program, seed)
+        best = best_candidate(counts, program, topics_LRKG, config, seed)
         topics_RKG = topics_LRKG[best]
     else:
-        topics_RKG = initial_topics(counts.rows, program, model.init, model.n_starts, seed)
+        topics_RKG = initial_topics(counts, program, model.init, model.n_starts, seed)
     with torch.no_grad():
         program.topic_mean.copy_(topics_RKG)
 
@@ -352,9 +363,9 @@ def default_epochs(n_cells: int, batch_size: int) -> int:
 class Validation:
     """Validation cells with their document-completion halves, and the noise for all epochs."""
 
-    cells: Callable[[], Iterable[Batch]]
-    observed: Callable[[], Iterable[Batch]]
-    completed: sp.csr_matrix
+    cells: Chunks
+    observed: Chunks
+    completed: Counts
     seed: int
 
     @classmethod
@@ -363,30 +374,29 @@ class Validation:
         rows = drawn(valid.n_cells, VALIDATION_CELLS, seed)
         if rows is not None:
             valid = valid[rows]
-        observed, completed = thin(valid.x, seed)
-
-        def ready(x: sp.csr_matrix) -> Callable[[], Iterable[Batch]]:
-            if x.nnz > HELD_NONZEROS:
-                return lambda: chunks(program, x)
-            held = list(chunks(program, x))
-            return lambda: held
-
-        return cls(ready(valid.x), ready(observed), completed, seed)
+        halves = [replace(valid, rows=x) for x in thin(valid.x, seed)]
+        observed, completed = halves
+        held = valid.late.nnz <= HELD_NONZEROS
+        cells, seen = (Chunks(program, part, held=held) for part in (valid, observed))
+        return cls(cells, seen, completed, seed)
 
     def measure(
         self, program: TopicProgram, n_train: int, replicates: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ELBO (nats per cell) and amortized perplexity of the replicates, shapes (R,)."""
         program.eval()
-        terms = elbo_terms(program, self.cells(), n_samples=2, seed=self.seed)
+        terms = elbo_terms(program, self.cells, n_samples=2, seed=self.seed)
         elbo_R = terms.per_cell(n_train)[replicates]
         theta_RNK = mean_theta(
-            program, self.observed(), n_samples=16, seed=self.seed, replicates=replicates
+            program, self.observed, n_samples=16, seed=self.seed, replicates=replicates
         )
-        topics_RKG = mean_topics(program, n_samples=16, seed=self.seed)[replicates]
+        topics_SRKG, batch_N = topics_by_batch(
+            program, self.completed, n_samples=16, seed=self.seed
+        )
+        theta_RNK, topics_RKG = side_by_side(theta_RNK, topics_SRKG[:, replicates], batch_N)
         perplexity_R = np.array(
             [
-                program.likelihood.perplexity(self.completed, theta_NK, topics_KG)
+                program.likelihood.perplexity(self.completed.x, theta_NK, topics_KG)
                 for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True)
             ]
         )
@@ -452,7 +462,7 @@ class State:
         if self.ranks.size == 1:
             return self.program
         mine = self.program
-        whole = TopicProgram(mine.n_genes, self.n_replicates, mine.config, mine.likelihood)
+        whole = mine.like(self.n_replicates)
         whole.load_state_dict(self._joined(mine.state_dict()))
         return whole.to(mine.topic_mean.device)
 

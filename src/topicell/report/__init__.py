@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from topicell.redaction import without_password
 from topicell.signals import interrupted
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -97,6 +98,7 @@ def add_differential_expression(adata: AnnData, max_cells: int, seed: int) -> No
     if rows is not None:
         counts, theta_NK = LateRows(counts)[rows], theta_NK[rows]
         adata.uns["topicell"]["differential_cells"] = max_cells
+    counts = without_batches(counts, adata, rows)
     try:
         found = differential_expression(counts, theta_NK)
     except ValueError as error:
@@ -105,6 +107,31 @@ def add_differential_expression(adata: AnnData, max_cells: int, seed: int) -> No
     values = found.rate_KG, found.lfc_KG, found.se_KG, found.nearest_KG, found.p_KG, found.q_KG
     for name, value_KG in zip(DIFFERENTIAL, values, strict=True):
         adata.varm[name] = value_KG.T.copy()
+
+
+def without_batches(counts: Any, adata: AnnData, rows: np.ndarray | None) -> Any:
+    """Return counts of cells, divided by the factors of their batches if the run has batches.
+
+    Parameters
+    ----------
+    counts
+        Counts of the cells.
+    adata
+        All cells, with the batches and their factors.
+    rows
+        Positions of the cells; None for all.
+    """
+    if "batch_factors" not in adata.varm:
+        return counts
+    import numpy as np
+
+    from topicell.counts import LateRows, corrected
+
+    run = adata.uns["topicell"]
+    number = {str(name): s for s, name in enumerate(run["batches"])}
+    names = adata.obs[run["batch_key"]].astype(str)
+    batch_N = names.map(number).to_numpy(dtype=int)[slice(None) if rows is None else rows]
+    return corrected(LateRows(counts).read(), batch_N, np.asarray(adata.varm["batch_factors"]).T)
 
 
 def catch_up(adata: AnnData, directory: Path, max_cells: int, seed: int) -> None:

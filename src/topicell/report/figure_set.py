@@ -294,6 +294,21 @@ def _enrichment(run: ReportedRun) -> Any:
     )
 
 
+def _batch_factors(run: ReportedRun) -> Any:
+    names = [str(name) for name in run.adata.uns["topicell"]["batches"]]
+    return figures.batch_factors(run.adata.varm["batch_factors"], run.genes.tolist(), names)
+
+
+def _umap_by_batch(space: str, run: ReportedRun) -> Any:
+    batch = run.adata.obs[run.adata.uns["topicell"]["batch_key"]]
+    title = run.title_of_map(space, "batch")
+    return figures.umap_by_category(run.xy_M2(space), folded(batch).iloc[run.mapped_M], title)
+
+
+def _has_batches(run: ReportedRun) -> bool:
+    return "batch_factors" in run.adata.varm
+
+
 def _stability(run: ReportedRun) -> Any:
     stored = run.adata.uns["topicell"]
     return figures.stability_matrix(
@@ -383,6 +398,23 @@ FIGURES = {
             alt="Bars of the most enriched gene sets of {n_topics} topics",
         ),
         FigureSpec(
+            name="umap_topics_batches",
+            draw=partial(_umap_by_batch, "topics"),
+            applies=_has_batches,
+            caption="Batches on the map of the topics: the cells of a type should be mixed. "
+            f"{_MAP}",
+            alt="Map of {n_cells} cells by topics, coloured by batch",
+        ),
+        FigureSpec(
+            name="batch_factors",
+            draw=_batch_factors,
+            applies=_has_batches,
+            caption="Genes in which the batches differ most: the factor by which a batch "
+            "multiplies the proportion of the gene in all topics. The topics are without these "
+            "factors.",
+            alt="Heat map of the factors of genes in the batches",
+        ),
+        FigureSpec(
             name="topic_correlation",
             draw=lambda run: figures.topic_correlation(run.theta_NK, run.topics),
             applies=_several_topics,
@@ -423,6 +455,9 @@ FIGURES = {
             alt="Histogram of the amortization gap of the cells, in nats",
         ),
         FigureSpec(name="umap_topics_topics", draw=partial(_umap_by_topic, "topics")),
+        FigureSpec(
+            name="umap_counts_batches", draw=partial(_umap_by_batch, "counts"), applies=_has_batches
+        ),
         FigureSpec(name="umap_counts_leiden", draw=partial(_umap_by_cluster, "counts")),
         FigureSpec(name="umap_topics_leiden", draw=partial(_umap_by_cluster, "topics")),
         FigureSpec(

@@ -219,8 +219,9 @@ def _groupings(adata: AnnData, mapped_M: np.ndarray) -> list[dict[str, Any]]:
             "codes": ranking.dominant_topics(theta_NK[mapped_M]),
         }
     ]
-    label_key = adata.uns["topicell"]["label_key"]
-    columns = ([("Label", label_key)] if label_key else []) + [("Leiden cluster", "leiden")]
+    run = adata.uns["topicell"]
+    named = {"Label": run["label_key"], "Batch": run.get("batch_key"), "Leiden cluster": "leiden"}
+    columns = [(name, key) for name, key in named.items() if key]
     for name, key in columns:
         codes_N, names = figures.category_codes(folded(adata.obs[key]).iloc[mapped_M])
         found.append(

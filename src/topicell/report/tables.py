@@ -76,6 +76,8 @@ def _tables(
         agreed_GC = pd.DataFrame(agreed.beta_CG.T, index=fit.genes, columns=names)
         yield "topics/consensus_topics.csv", agreed_GC.rename_axis("gene")
         yield "topics/consensus.csv", consensus_table(agreed, fit, names)
+    if "batch_factors" in adata.varm:
+        yield "topics/batch_factors.csv", batch_table(adata)
     if "topic_alignment" in adata.uns["topicell"]:
         correlation_K = adata.uns["topicell"]["topic_alignment"]
         yield "topics/alignment.csv", alignment_table(correlation_K, fit.topic_names)
@@ -101,6 +103,17 @@ def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> p
         },
         index=pd.Index(names, name="consensus"),
     )
+
+
+def batch_table(adata: AnnData) -> pd.DataFrame:
+    """Return the factor of each gene in each batch, genes × batches, largest differences first."""
+    factor_GS = np.asarray(adata.varm["batch_factors"])
+    table = pd.DataFrame(
+        factor_GS,
+        index=adata.var_names.rename("gene"),
+        columns=[str(name) for name in adata.uns["topicell"]["batches"]],
+    )
+    return table.iloc[np.argsort(-np.abs(np.log(factor_GS)).max(1), kind="stable")]
 
 
 def alignment_table(correlation_K: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
@@ -185,6 +198,12 @@ def of_page(
             f"genes that differ in a topic from every other topic (q < {FDR:g}), with fold "
             f"changes{sample}",
             table[table["q"] < FDR],
+        )
+    if "batch_factors" in adata.varm:
+        yield (
+            "batch_factors",
+            "factors by which the batches multiply the proportions of genes",
+            batch_table(adata),
         )
     if sets is not None:
         yield "enrichment", "gene sets among the leading genes", sets.set_index("topic")

@@ -30,6 +30,9 @@ class TopicProportions(PythonModel):  # type: ignore[misc]  # mlflow is untyped
         """Return `TopicFit.transform` of the rows, which keep their names."""
         from anndata import AnnData
 
+        # The input has no batches.
+        if self.fit.batches:
+            params = params | {"unknown_batches": "mean"}
         return self.fit.transform(AnnData(model_input), **params)
 
 

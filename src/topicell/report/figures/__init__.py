@@ -5,6 +5,7 @@ A topic has the same colour in all figures (`topic_colors`); labels and clusters
 and `as_svg` write them.
 """
 
+from topicell.report.figures.batches import batch_factors
 from topicell.report.figures.differential import volcano, volcanoes
 from topicell.report.figures.drawing import (
     MISSING,
@@ -37,6 +38,7 @@ __all__ = [
     "MISSING",
     "Topics",
     "as_svg",
+    "batch_factors",
     "category_codes",
     "category_colors",
     "enrichment_bars",
