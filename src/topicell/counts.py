@@ -125,6 +125,8 @@ class Counts:
         None.
     batch
         Name of the batch of each cell, shape (N,), or None.
+    design
+        Values of the covariates of each cell, shape (N, D), or None.
     """
 
     rows: Rows
@@ -132,6 +134,7 @@ class Counts:
     genes: np.ndarray
     ids: np.ndarray | None = None
     batch: np.ndarray | None = None
+    design: np.ndarray | None = None
 
     @property
     def x(self) -> sp.csr_matrix:
@@ -219,8 +222,13 @@ class Counts:
     def __getitem__(self, rows: Any) -> Counts:
         """Return a subset of the cells, by index or mask, with their names."""
         chosen = self.rows.of(rows) if isinstance(self.rows, LateRows) else self.rows[rows]
-        batch = None if self.batch is None else self.batch[rows]
-        return Counts(chosen, self.cells[rows], self.genes, self.ids, batch)
+        return replace(
+            self,
+            rows=chosen,
+            cells=self.cells[rows],
+            batch=None if self.batch is None else self.batch[rows],
+            design=None if self.design is None else self.design[rows],
+        )
 
     def with_genes(
         self,

@@ -27,6 +27,9 @@ PROGRAMS = {
     "product": {"likelihood": PRODUCT},
     "batches": {"n_batches": 3},
     "batches, product": {"n_batches": 2, "likelihood": PRODUCT},
+    "correlated": {"prior": "correlated", "cell_topic_prior": [0.1, 0.5, 2.0, 1.0]},
+    "covariates": {"n_covariates": 2},
+    "all": {"n_batches": 2, "n_covariates": 3, "prior": "correlated"},
 }
 
 
@@ -38,11 +41,9 @@ def x_BG():
     return sp.csr_matrix(x)
 
 
-def make_program(likelihood=MIXTURE, n_batches=0, **settings):
-    constants = Constants()
-    if n_batches:
-        shift_SG = np.random.default_rng(2).normal(0, 0.5, (n_batches, G))
-        constants = Constants(tuple("abc"[:n_batches]), shift_SG)
+def make_program(likelihood=MIXTURE, n_batches=0, n_covariates=0, **settings):
+    shift_SG = np.random.default_rng(2).normal(0, 0.5, (n_batches, G)) if n_batches else None
+    constants = Constants(tuple("abc"[:n_batches]), shift_SG, n_covariates)
     model = ModelConfig(n_topics=K, n_hidden=6, **settings)
     program = TopicProgram(G, R, model, likelihood, constants)
     program.encoder.library_size.fill_(1e4)
@@ -53,12 +54,14 @@ def make_program(likelihood=MIXTURE, n_batches=0, **settings):
 
 
 def given(program):
-    """Return the batches of the cells, one of which has no known batch."""
-    if not program.constants.batches:
-        return None
-    batch_N = np.random.default_rng(3).integers(0, len(program.constants.batches), B)
-    batch_N[5] = len(program.constants.batches)
-    return Given(batch_N, program.encoder.factor_SG.numpy())
+    """Return batches and covariates of the cells; one cell has no known batch."""
+    random, constants = np.random.default_rng(3), program.constants
+    design_ND = random.normal(0, 1, (B, constants.n_covariates)) if constants.n_covariates else None
+    if not constants.batches:
+        return Given(design_ND=design_ND)
+    batch_N = random.integers(0, len(constants.batches), B)
+    batch_N[5] = len(constants.batches)
+    return Given(batch_N, program.encoder.factor_SG.numpy(), design_ND)
 
 
 def loss_terms_gradients(program, compute):
@@ -76,7 +79,7 @@ def test_value_and_gradients_are_pyros(make_batch, kl_weight, settings, x_BG):
     elbo = TopicELBO()
     x = torch.from_numpy(x_BG.toarray())
     batch = make_batch(x_BG, given(program))
-    arguments = (program.model, program.guide, x, N, kl_weight, batch.one_hot)
+    arguments = (program.model, program.guide, x, N, kl_weight, batch.one_hot, batch.design)
     expected = loss_terms_gradients(program, lambda: (elbo.differentiable_loss(*arguments), None))
     weight = torch.tensor(kl_weight)
     found = loss_terms_gradients(program, lambda: negative_elbo(program, batch, N, weight))

@@ -229,6 +229,15 @@ class Init(Enum):
     """Draws from the prior; only for comparison, because such fits collapse to a few topics."""
 
 
+class PriorKind(Enum):
+    """The prior of the topic logits of a cell."""
+
+    independent = "independent"
+    """That of `ModelConfig.cell_topic_prior`, the same for all cells."""
+    correlated = "correlated"
+    """A full covariance of the topics, which starts as the independent prior and is learned."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Amortized latent Dirichlet allocation, or another library's model (`kind`)."""
@@ -254,6 +263,11 @@ class ModelConfig:
     factors. Variable genes are then found within batches (`PreprocessConfig.batch_key`)."""
     batch_scale: float = setting(0.3, POSITIVE)
     """Standard deviation of the prior of the logarithms of these factors."""
+    prevalence: str | None = None
+    """Formula of columns of obs (``condition + age``): the prior mean of the topic logits of a cell
+    is linear in them. Tests of conditions do not use these proportions (`evaluate.conditions`)."""
+    prior: PriorKind = PriorKind.independent
+    """``correlated`` learns which topics occur together."""
     init: Init = Init.kmeans
     n_starts: int = setting(8, POSITIVE)
     """Clusterings that each replicate computes for the k-means initialisation; the best is used."""

@@ -300,7 +300,7 @@ def pyro_negative_elbo(
     assert isinstance(batch, DenseBatch), "Pyro's program reads dense counts"
     elbo = TopicELBO()
     loss = elbo.differentiable_loss(
-        program.model, program.guide, batch.counts, n_cells, kl_weight, batch.one_hot
+        program.model, program.guide, batch.counts, n_cells, kl_weight, batch.one_hot, batch.design
     )
     terms = elbo.terms
     per_cell_R = kl_weight * terms["kl_cells"] - terms["reconstruction"]

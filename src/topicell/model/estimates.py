@@ -18,6 +18,7 @@ from torch.nn.functional import softplus
 
 from topicell.counts import Counts, Rows
 from topicell.model.minibatches import (
+    NOTHING_GIVEN,
     Batch,
     DeviceCounts,
     Given,
@@ -27,7 +28,7 @@ from topicell.model.minibatches import (
 )
 from topicell.model.mixture import MIXTURE
 from topicell.model.objective import encode
-from topicell.model.priors import NormalPrior, softmax
+from topicell.model.priors import CellNormal, NormalPrior, softmax
 from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.refinement import cell_elbo, quasi_normal, refine
 
@@ -59,7 +60,7 @@ class Chunks:
         self.device = program.topic_mean.device
         self.library_size = float(program.encoder.library_size)
         self.parts = in_order(counts.n_cells, CHUNK)
-        if self.given is not None and counts.n_cells:
+        if self.given.batch_N is not None and counts.n_cells:
             groups = [
                 np.flatnonzero(self.given.batch_N == s) for s in np.unique(self.given.batch_N)
             ]
@@ -75,7 +76,7 @@ class Chunks:
     def joined(self, of_chunks: Sequence[np.ndarray]) -> np.ndarray:
         """Return values of all chunks, each of shape (R, B, …), in the order of the cells."""
         joined = np.concatenate(of_chunks, axis=1)
-        if self.given is None:
+        if self.given.batch_N is None:
             return joined
         order = np.argsort(np.concatenate(self.parts), kind="stable")
         return joined[:, order]
@@ -86,7 +87,7 @@ def _made(
     parts: list[np.ndarray],
     device: torch.device,
     library_size: float,
-    given: Given | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> Iterator[Batch]:
     # The form does not depend on the density, so that the proportions of a cell do not depend on
     # the other cells.
@@ -174,10 +175,12 @@ class Refinement:
         """
         m_RBK, s_RBK = (part[self.replicates] for part in encoded(self.program, batch))
         # The optimisation uses other draws than the evaluation.
-        prior, likelihood = self.program.cell_prior, self.program.likelihood
+        prior, likelihood = self.program.cell_prior.given(batch.design), self.program.likelihood
         refined = [
-            refine(batch, topics_KG, prior, likelihood, seed=self.seed + 1)
-            for topics_KG in self._topics(_batch_of(batch))
+            refine(batch, topics_KG, prior.of(replicate), likelihood, seed=self.seed + 1)
+            for replicate, topics_KG in zip(
+                self.replicates, self._topics(_batch_of(batch)), strict=True
+            )
         ]
         mean_RBK, scale_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         gain_RB = self._elbo(batch, mean_RBK, scale_RBK) - self._elbo(batch, m_RBK, s_RBK)
@@ -209,7 +212,9 @@ class Refinement:
                 noise_KG = _normal((self.program.n_topics, self.program.n_genes), generator, m_RKG)
                 yield likelihood.topics(m_RKG + s_RKG * noise_KG)
 
-        prior, likelihood = self.program.cell_prior, self.program.likelihood
+        prior, likelihood = self.program.cell_prior.given(batch.design), self.program.likelihood
+        if isinstance(prior, CellNormal):
+            prior = CellNormal(prior.mean[self.replicates], prior.inverse[self.replicates])
         return cell_elbo(batch, m_RBK, s_RBK, prior, likelihood, self.noise_SK, draws())
 
 
@@ -260,7 +265,7 @@ def topics_by_batch(
     A model without batches has one batch, S = 1.
     """
     given = program.given(counts)
-    if given is None:
+    if given.batch_N is None:
         topics_RKG = mean_topics(program, n_samples=n_samples, seed=seed)
         return topics_RKG[None], np.zeros(counts.n_cells, dtype=int)
     present, batch_N = np.unique(given.batch_N, return_inverse=True)
@@ -335,7 +340,8 @@ def elbo_terms(program: TopicProgram, cells: Chunks, *, n_samples: int, seed: in
                 batch, theta_RBK, topics_RKG, shift_RSG
             )
         reconstruction.append((log_likelihood_RB / n_samples).cpu().numpy())
-        kl_cells.append(program.cell_prior.kl(m_RBK, s_RBK).cpu().numpy())
+        prior = program.cell_prior.given(batch.design)
+        kl_cells.append(prior.kl(m_RBK, s_RBK).cpu().numpy())
     return ELBOTerms(
         cells.joined(reconstruction),
         cells.joined(kl_cells),

@@ -33,30 +33,50 @@ class Given:
     ----------
     batch_N
         Number of the batch of each cell, below S; the last one, S − 1, is for cells of no known
-        batch.
+        batch. None without batches.
     factor_SG
         The counts of a gene in a batch are divided by its factor before the encoder reads them.
+    design_ND
+        Values of the covariates of each cell, or None.
     """
 
-    batch_N: np.ndarray
-    factor_SG: np.ndarray
+    batch_N: np.ndarray | None = None
+    factor_SG: np.ndarray | None = None
+    design_ND: np.ndarray | None = None
 
-    def one_hot(self, rows: np.ndarray, like: Tensor) -> Tensor:
+    def one_hot(self, rows: np.ndarray, like: Tensor) -> Tensor | None:
         """Return 1 at the batch of each cell and 0 elsewhere, shape (B, S)."""
+        if self.batch_N is None or self.factor_SG is None:
+            return None
         one_hot_BS = np.zeros((len(rows), len(self.factor_SG)), np.float32)
         one_hot_BS[np.arange(len(rows)), self.batch_N[rows]] = 1
         return torch.from_numpy(one_hot_BS).to(like)
+
+    def design(self, rows: np.ndarray, like: Tensor) -> Tensor | None:
+        """Return the covariates of cells, shape (B, D)."""
+        return None if self.design_ND is None else torch.from_numpy(self.design_ND[rows]).to(like)
+
+    def without_factors(self, x_NG: sp.csr_matrix, rows: np.ndarray) -> sp.csr_matrix:
+        """Return counts of cells, divided by the factors of their batches if there are any."""
+        if self.batch_N is None or self.factor_SG is None:
+            return x_NG
+        return corrected(x_NG, self.batch_N[rows], self.factor_SG)
+
+
+NOTHING_GIVEN = Given()
 
 
 @dataclass(frozen=True, slots=True)
 class DenseBatch:
     """Cells as a dense matrix: counts of shape (B, G).
 
-    ``one_hot`` has the batches of the cells, shape (B, S), if the model has batches.
+    ``one_hot`` has the batches of the cells, shape (B, S), if the model has batches; ``design``
+    their covariates, (B, D), if it has any.
     """
 
     counts: Tensor
     one_hot: Tensor | None = None
+    design: Tensor | None = None
 
     @property
     def n_cells(self) -> int:
@@ -95,6 +115,8 @@ class SparseBatch:
         The encoder's input at each non-zero, in both orders.
     one_hot
         The batches of the cells, shape (B, S), if the model has batches.
+    design
+        The covariates of the cells, shape (B, D), if the model has any.
     """
 
     by_cell: Compressed
@@ -104,6 +126,7 @@ class SparseBatch:
     inputs: Tensor
     inputs_by_gene: Tensor
     one_hot: Tensor | None = None
+    design: Tensor | None = None
 
     @property
     def n_cells(self) -> int:
@@ -148,7 +171,7 @@ def in_order(n_cells: int, size: int) -> list[np.ndarray]:
 
 
 def sparse_batches(
-    x_NG: Rows, parts: list[np.ndarray], library_size: float, given: Given | None = None
+    x_NG: Rows, parts: list[np.ndarray], library_size: float, given: Given = NOTHING_GIVEN
 ) -> Iterator[SparseBatch]:
     """Yield the non-zeros of the given cells, on the CPU.
 
@@ -161,7 +184,7 @@ def sparse_batches(
     library_size
         Total to which the encoder's input scales each cell.
     given
-        The batches of the cells, if the model has batches.
+        What the model knows of the cells.
     """
     _announce_sparse()
     G = x_NG.shape[1]
@@ -169,7 +192,7 @@ def sparse_batches(
         rows = np.concatenate(block)
         x = x_NG[rows]
         lengths = np.diff(x.indptr)
-        read = x if given is None else corrected(x, given.batch_N[rows], given.factor_SG)
+        read = given.without_factors(x, rows)
         total = np.maximum(np.asarray(read.sum(1)).ravel(), 1)
         scale = torch.from_numpy((library_size / total).astype(x.dtype).repeat(lengths))
         counts, genes = torch.from_numpy(x.data), _int32(x.indices)
@@ -195,7 +218,8 @@ def sparse_batches(
                 counts=counts[nonzeros],
                 inputs=inputs[nonzeros],
                 inputs_by_gene=inputs_by_gene[nonzeros],
-                one_hot=None if given is None else given.one_hot(part, counts),
+                one_hot=given.one_hot(part, counts),
+                design=given.design(part, counts),
             )
 
 
@@ -209,10 +233,10 @@ class DeviceCounts:
     device
         The device; nothing here waits for it.
     given
-        The batches of the cells, if the model has batches.
+        What the model knows of the cells.
     """
 
-    def __init__(self, x_NG: Rows, device: torch.device, given: Given | None = None) -> None:
+    def __init__(self, x_NG: Rows, device: torch.device, given: Given = NOTHING_GIVEN) -> None:
         x_NG = late(x_NG).read()
         self.n_genes = x_NG.shape[1]
         self.device = device
@@ -251,17 +275,23 @@ class DeviceCounts:
             for part, start, stop in zip(block, [0, *stops], stops, strict=False):
                 batch = self._zeros(len(part), reuse=reuse)
                 batch.counts.view(-1).scatter_(0, place[start:stop], counts[start:stop])
-                if self.given is not None and batch.one_hot is not None:
-                    batch.one_hot.copy_(self.given.one_hot(part, batch.counts))
+                # A recorded step reads the same memory again.
+                for memory, values in (
+                    (batch.one_hot, self.given.one_hot(part, batch.counts)),
+                    (batch.design, self.given.design(part, batch.counts)),
+                ):
+                    if memory is not None and values is not None:
+                        memory.copy_(values)
                 yield batch
 
     def _zeros(self, n_cells: int, *, reuse: bool) -> DenseBatch:
         if reuse and n_cells in self.buffers:
             self.buffers[n_cells].counts.zero_()
             return self.buffers[n_cells]
-        n_batches = 0 if self.given is None else len(self.given.factor_SG)
-        one_hot = torch.zeros(n_cells, n_batches, device=self.device) if n_batches else None
-        batch = DenseBatch(torch.zeros(n_cells, self.n_genes, device=self.device), one_hot)
+        counts, first = torch.zeros(n_cells, self.n_genes, device=self.device), np.arange(n_cells)
+        batch = DenseBatch(
+            counts, self.given.one_hot(first, counts), self.given.design(first, counts)
+        )
         if reuse:
             self.buffers[n_cells] = batch
         return batch

@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 
 from topicell.model.minibatches import Batch, SparseBatch
 from topicell.model.mixture import products
-from topicell.model.priors import logistic_normal
 from topicell.model.program import TopicProgram
 from topicell.model.ranks import Share
 
@@ -93,7 +92,7 @@ def negative_elbo(
     )
     m_RBK, rho_RBK = encode(program, batch, bfloat16=bfloat16)
     cell_noise = noise(m_RBK, share, n_batch or B)
-    theta_RBK, kl_cells_RB = logistic_normal(m_RBK, rho_RBK, cell_noise, program.cell_prior)
+    theta_RBK, kl_cells_RB = program.cell_prior.draw(m_RBK, rho_RBK, cell_noise, batch.design)
     nats_RB = program.likelihood.log_likelihood(batch, theta_RBK, topics_RKG, program.shifts())
     reconstruction_R, kl_cells_R = nats_RB.sum(1), kl_cells_RB.sum(1)
     kl_topics_R = kl_topics_RK.sum(1) + program.penalty()

@@ -244,7 +244,12 @@ class AmortizedFit(TopicFit):
 
     def _document(self) -> dict[str, Any]:
         document: dict[str, Any] = {"order": self.order_RK.tolist()}
-        return document | ({"batches": list(self.batches)} if self.batches else {})
+        constants = self.program.constants
+        if constants.batches:
+            document["batches"] = list(constants.batches)
+        if constants.n_covariates:
+            document["n_covariates"] = constants.n_covariates
+        return document
 
     @classmethod
     def restored(
@@ -259,7 +264,9 @@ class AmortizedFit(TopicFit):
         weights = dict(weights)
         shift = weights.pop(BATCH_SHIFT, None)
         constants = Constants(
-            tuple(document.get("batches", ())), None if shift is None else shift.numpy()
+            tuple(document.get("batches", ())),
+            None if shift is None else shift.numpy(),
+            int(document.get("n_covariates", 0)),
         )
         program = TopicProgram(n_genes, n_replicates, shared["model"], likelihood, constants)
         program.load_state_dict(weights)

@@ -13,7 +13,9 @@ multinomial coefficient, here and in all derived numbers.
 
 With batches, a cell of batch s has the topics of the logits :math:`b_k + d_s`. The shifts d sum to
 0 over batches, so that :math:`b_k` is the topic without batch. They are point estimates with the
-prior Normal(0, ``batch_scale``); cells of no known batch have no shift.
+prior Normal(0, ``batch_scale``); cells of no known batch have no shift. The prior of a cell's
+logits can have a mean that is linear in covariates, and a full covariance
+(`topicell.model.priors.LearnedPrior`); the encoder does not see the covariates.
 
 References
 ----------
@@ -33,18 +35,18 @@ import pyro
 import scipy.sparse as sp
 import torch
 from pyro import poutine
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints, kl_divergence
 from torch.nn.functional import dropout, relu, softplus
 
-from topicell.config import ModelConfig
+from topicell.config import ModelConfig, PriorKind
 from topicell.counts import Counts
 from topicell.model.minibatches import Batch, Given
 from topicell.model.mixture import MIXTURE
-from topicell.model.priors import NormalPrior
+from topicell.model.priors import CellPrior, LearnedPrior, NormalPrior
 from topicell.model.ranks import Shards
 
 INITIAL_TOPIC_SCALE = -3.0
@@ -76,10 +78,13 @@ class Constants:
     batch_shift_SG
         First estimate of the shift of each batch (`topicell.model.batches`). The encoder reads
         counts from which it is removed.
+    n_covariates
+        D, number of covariates of the prior of cells.
     """
 
     batches: tuple[str, ...] = ()
     batch_shift_SG: np.ndarray | None = None
+    n_covariates: int = 0
 
 
 class Slopes(Protocol):
@@ -411,9 +416,13 @@ class TopicProgram(nn.Module):
         self.config = config
         self.likelihood = likelihood
         self.constants = constants
-        self.cell_prior = NormalPrior.dirichlet(config.cell_topic_prior, K, K)
+        base = NormalPrior.dirichlet(config.cell_topic_prior, K, K)
+        correlated = config.prior is PriorKind.correlated
+        self.cell_prior: CellPrior = base
+        if correlated or constants.n_covariates:
+            self.cell_prior = LearnedPrior(base, R, constants.n_covariates, correlated=correlated)
         self.topic_prior = NormalPrior.dirichlet(config.topic_gene_prior, G, K)
-        self.encoder = Encoder(R, G, config, constants, self.cell_prior)
+        self.encoder = Encoder(R, G, config, constants, base)
         self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
         self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
         self.batch_shift: nn.Parameter | None = None
@@ -446,14 +455,18 @@ class TopicProgram(nn.Module):
             self.n_genes, n_replicates, self.config, self.likelihood, self.constants
         )
 
-    def given(self, counts: Counts) -> Given | None:
-        """Return what the model knows of cells besides their counts; None without batches."""
+    def given(self, counts: Counts) -> Given:
+        """Return what the model knows of cells besides their counts.
+
+        Cells without covariates have those of the mean cell, which are 0.
+        """
+        design_ND = counts.design if self.constants.n_covariates else None
         if self.encoder.factor_SG is None:
-            return None
+            return Given(design_ND=design_ND)
         assert counts.batch is not None
         number = {name: s for s, name in enumerate(self.constants.batches)}
         batch_N = np.array([number.get(name, len(number)) for name in counts.batch], dtype=int)
-        return Given(batch_N, self.encoder.factor_SG.cpu().numpy())
+        return Given(batch_N, self.encoder.factor_SG.cpu().numpy(), design_ND)
 
     def shifts(self) -> Tensor | None:
         """Return the shift of each batch, and 0 for cells of no known batch, shape (R, S, G)."""
@@ -463,11 +476,11 @@ class TopicProgram(nn.Module):
         return torch.cat([centred_RSG, torch.zeros_like(centred_RSG[:, :1])], 1)
 
     def penalty(self) -> Tensor:
-        """Return minus the log-density of the shifts, relative to its maximum, nats, shape (R,)."""
+        """Return minus the log-density of point estimates, relative to its maximum, (R,), nats."""
+        penalty_R = self.topic_mean.new_zeros(self.n_replicates) + self.cell_prior.penalty()
         shift_RSG = self.shifts()
-        if shift_RSG is None:
-            return self.topic_mean.new_zeros(self.n_replicates)
-        penalty_R: Tensor = (shift_RSG / self.config.batch_scale).square().sum((1, 2)) / 2
+        if shift_RSG is not None:
+            penalty_R = penalty_R + (shift_RSG / self.config.batch_scale).square().sum((1, 2)) / 2
         return penalty_R
 
     def topic_posterior(self, batch: int | None = None) -> tuple[Tensor, Tensor]:
@@ -487,6 +500,7 @@ class TopicProgram(nn.Module):
         n_cells: int,
         kl_weight: Tensor | float = 1.0,
         one_hot_BS: Tensor | None = None,
+        design_BD: Tensor | None = None,
     ) -> None:
         """Sample from p(x, t, b) for a mini-batch that represents `n_cells` cells."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
@@ -495,16 +509,24 @@ class TopicProgram(nn.Module):
             with topics, annealed:
                 prior_b = Normal(self.topic_prior.mean, self.topic_prior.scale).to_event(1)
                 b_RKG = pyro.sample("topic_logits", prior_b)
-            if self.batch_shift is not None:
-                with annealed:
-                    pyro.factor("batch_shift", -self.penalty().unsqueeze(-1))
+            with annealed:
+                pyro.factor("point_estimates", -self.penalty().unsqueeze(-1))
             with cells:
                 with annealed:
-                    prior_t = Normal(self.cell_prior.mean, self.cell_prior.scale).to_event(1)
-                    t_RBK = pyro.sample("cell_logits", prior_t)
+                    t_RBK = pyro.sample("cell_logits", self._cell_prior(design_BD))
                 theta_RBK = t_RBK.softmax(-1)
                 log_p_RBG = self._log_proportions(theta_RBK, b_RKG, one_hot_BS)
                 pyro.sample("counts", BagOfWords(log_p_RBG), obs=x_BG)
+
+    def _cell_prior(self, design_BD: Tensor | None) -> Any:
+        """Return the prior of the topic logits of cells as a distribution."""
+        prior = self.cell_prior
+        if isinstance(prior, NormalPrior):
+            return Normal(prior.mean, prior.scale).to_event(1)
+        mean_RBK, effect_RDK = prior.base.mean, prior.effects()
+        if effect_RDK is not None and design_BD is not None:
+            mean_RBK = mean_RBK + design_BD @ effect_RDK
+        return MultivariateNormal(mean_RBK, scale_tril=prior.cholesky().unsqueeze(1))
 
     def _log_proportions(
         self, theta_RBK: Tensor, b_RKG: Tensor, one_hot_BS: Tensor | None
@@ -524,6 +546,7 @@ class TopicProgram(nn.Module):
         n_cells: int,
         kl_weight: Tensor | float = 1.0,
         one_hot_BS: Tensor | None = None,
+        design_BD: Tensor | None = None,
     ) -> None:
         """Sample from the posterior q(b) q(t | x) of the same mini-batch."""
         cells, topics, replicates = self._plates(x_BG, n_cells)
@@ -567,7 +590,6 @@ class TopicELBO(TraceMeanField_ELBO):  # type: ignore[misc]  # pyro is untyped
             "kl_cells": kl("cell_logits"),
             "kl_topics": kl("topic_logits"),
         }
-        if "batch_shift" in model_trace.nodes:
-            penalty = model_trace.nodes["batch_shift"]["unscaled_log_prob"]
-            self.terms["kl_topics"] = self.terms["kl_topics"] - penalty.sum(-1).detach()
+        penalty = model_trace.nodes["point_estimates"]["unscaled_log_prob"]
+        self.terms["kl_topics"] = self.terms["kl_topics"] - penalty.sum(-1).detach()
         return super()._differentiable_loss_particle(model_trace, guide_trace)

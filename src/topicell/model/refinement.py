@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from topicell.model.minibatches import Batch
-from topicell.model.priors import NormalPrior, softmax
+from topicell.model.priors import CellNormal, NormalPrior, softmax
 from topicell.model.program import Likelihood
 
 STEPS = 80
@@ -62,7 +62,12 @@ def quasi_normal(n_samples: int, n: int, seed: int, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def refine(
-    batch: Batch, topics_KG: Tensor, prior: NormalPrior, likelihood: Likelihood, *, seed: int
+    batch: Batch,
+    topics_KG: Tensor,
+    prior: NormalPrior | CellNormal,
+    likelihood: Likelihood,
+    *,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Optimise q(t) of each cell separately, starting at the mode of the likelihood.
 
@@ -102,7 +107,7 @@ def refine(
             torch.lerp(precision_BK, prior.precision + curvature_BK.clamp_min(0), size),
             LARGEST_RISE * precision_BK,
         )
-        uphill_BK = slope_BK - (mean_BK - prior.mean) * prior.precision
+        uphill_BK = slope_BK - prior.pull(mean_BK)
         move_BK = size * uphill_BK / precision_BK
         mean_BK = mean_BK + move_BK.clamp(-LONGEST_MOVE, LONGEST_MOVE)
         mean_BK = _centred(mean_BK, prior)
@@ -112,14 +117,13 @@ def refine(
     return total_mean / AVERAGED_STEPS, (total_precision / AVERAGED_STEPS).rsqrt()
 
 
-def _centred(mean_BK: Tensor, prior: NormalPrior) -> Tensor:
+def _centred(mean_BK: Tensor, prior: NormalPrior | CellNormal) -> Tensor:
     """Shift all means of a cell by one number, to the most likely point of the prior.
 
     The likelihood does not depend on this shift. Without the shift, the means reach that point only
     as fast as the most precise mean.
     """
-    pull_B1 = ((mean_BK - prior.mean) * prior.precision).sum(1, keepdim=True)
-    return mean_BK - pull_B1 / prior.precision.sum()
+    return mean_BK - prior.pull(mean_BK).sum(1, keepdim=True) / prior.total_precision
 
 
 @torch.no_grad()
@@ -127,7 +131,7 @@ def cell_elbo(
     batch: Batch,
     m_RBK: Tensor,
     s_RBK: Tensor,
-    prior: NormalPrior,
+    prior: NormalPrior | CellNormal,
     likelihood: Likelihood,
     noise_SK: Tensor,
     topics_SRKG: Iterable[Tensor],

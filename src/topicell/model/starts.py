@@ -11,10 +11,9 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from topicell.config import Init, ModelConfig
-from topicell.counts import Counts, Rows, corrected, late
+from topicell.counts import Counts, Rows, late
 from topicell.errors import InputError
 from topicell.model.batches import batch_shifts
-from topicell.model.minibatches import Given
 from topicell.model.program import Constants, TopicProgram
 from topicell.model.search import search_topics
 
@@ -32,15 +31,23 @@ SMOOTHING = 0.05
 
 
 def constants_of(counts: Counts, model: ModelConfig, seed: int) -> Constants:
-    """Return the values of a program that the training cells determine: its batches.
+    """Return the values of a program that the training cells determine: batches, covariates.
 
     Raises
     ------
     InputError
         There is only one batch.
     """
+    n_covariates = 0
+    if model.prevalence is not None:
+        if counts.design is None:
+            raise InputError(
+                f"model.prevalence = {model.prevalence!r}: these cells have no covariates; give an "
+                "AnnData with these columns of obs"
+            )
+        n_covariates = counts.design.shape[1]
     if model.batch_key is None:
-        return Constants()
+        return Constants(n_covariates=n_covariates)
     require_batches(counts, model)
     batches, batch_N = np.unique(np.asarray(counts.batch, dtype=str), return_inverse=True)
     seeds = np.random.default_rng(seed)
@@ -48,7 +55,7 @@ def constants_of(counts: Counts, model: ModelConfig, seed: int) -> Constants:
     shift_SG = batch_shifts(
         counts.rows[rows], batch_N[rows], len(batches), model.n_topics, model.batch_scale, seeds
     )
-    return Constants(tuple(map(str, batches)), shift_SG.astype(np.float32))
+    return Constants(tuple(map(str, batches)), shift_SG.astype(np.float32), n_covariates)
 
 
 def require_batches(counts: Counts, model: ModelConfig) -> None:
@@ -79,13 +86,6 @@ def require_batches(counts: Counts, model: ModelConfig) -> None:
         )
 
 
-def without_shifts(x_NG: sp.csr_matrix, given: Given | None, rows: np.ndarray) -> sp.csr_matrix:
-    """Return counts of cells, divided by the factors of their batches if there are any."""
-    if given is None:
-        return x_NG
-    return corrected(x_NG, given.batch_N[rows], given.factor_SG)
-
-
 def initial_topics(
     counts: Counts, program: TopicProgram, init: Init, n_starts: int, seed: int
 ) -> torch.Tensor:
@@ -110,7 +110,7 @@ def initial_topics(
     else:
         seeds = np.random.default_rng(seed)
         rows = np.sort(seeds.permutation(x_NG.shape[0])[: CELLS_PER_CLUSTER * K])
-        x = without_shifts(x_NG[rows], program.given(counts), rows)
+        x = program.given(counts).without_factors(x_NG[rows], rows)
         z = leading_axes(x, seeds)
         profiles_RKG = np.stack(
             [best_clusters(x, z, K, frequency_G, n_starts, seeds) for _ in range(R)]
@@ -129,7 +129,7 @@ def searched_topics(counts: Counts, program: TopicProgram, seed: int) -> torch.T
     found = []
     for seeds in np.random.default_rng(seed).spawn(program.n_replicates):
         rows = np.sort(seeds.permutation(x_NG.shape[0])[: SEARCHED_CELLS_PER_CLUSTER * K])
-        x = without_shifts(x_NG[rows], given, rows)
+        x = given.without_factors(x_NG[rows], rows)
         found.append(search_topics(x, K, frequency_G, seeds))
     b_LRKG = torch.tensor(np.log(np.stack(found, axis=1)), dtype=torch.float32)
     return centred(b_LRKG, program)
