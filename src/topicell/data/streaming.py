@@ -25,7 +25,7 @@ from topicell.data import mapped
 from topicell.data.features import POSITION
 
 if TYPE_CHECKING:
-    from topicell.data.stored import Over, StoredCounts, StoredMatrix
+    from topicell.data.stored import JoinedMatrix, Over, StoredCounts, StoredMatrix
 
 
 N_EXPRESSED = "topicell_n_expressed"
@@ -112,7 +112,7 @@ def first_pass(
 
 
 def _totals_and_moments(
-    matrix: StoredMatrix, batch_N: np.ndarray, min_counts: float, n_batches: int
+    matrix: StoredMatrix | JoinedMatrix, batch_N: np.ndarray, min_counts: float, n_batches: int
 ) -> Iterator[tuple[np.ndarray, Moments, int, int]]:
     """Yield totals and moments, and the numbers of repeated and of rounded values."""
     n_genes = len(matrix.columns)
@@ -190,7 +190,7 @@ class Selection:
 
 
 def _clipped_sums(
-    matrix: StoredMatrix,
+    matrix: StoredMatrix | JoinedMatrix,
     cells: np.ndarray,
     batch_N: np.ndarray,
     candidates: np.ndarray,
@@ -260,7 +260,7 @@ def write_selected(
 
 
 def _library_sizes(
-    matrix: StoredMatrix, cells: np.ndarray, expressed: np.ndarray
+    matrix: StoredMatrix | JoinedMatrix, cells: np.ndarray, expressed: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Yield the totals of the kept cells of each chunk."""
     for chunk in matrix.chunks():
@@ -269,7 +269,7 @@ def _library_sizes(
 
 
 def _selected(
-    matrix: StoredMatrix,
+    matrix: StoredMatrix | JoinedMatrix,
     cells: np.ndarray,
     expressed: np.ndarray,
     places: np.ndarray,
