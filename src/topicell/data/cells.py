@@ -88,3 +88,9 @@ class PreparedCells:
         """The known cell types, if the data have any."""
         key = column(self.source["label_key"])
         return self.adata.obs[key] if key else None
+
+    @property
+    def samples(self) -> pd.Series | None:
+        """The sample of each cell, if the data have samples."""
+        key = column(self.source.get("sample_key", ""))
+        return self.adata.obs[key] if key else None

@@ -220,7 +220,9 @@ def _groupings(adata: AnnData, mapped_M: np.ndarray) -> list[dict[str, Any]]:
         }
     ]
     label_key = adata.uns["topicell"]["label_key"]
+    sample_key = adata.uns["topicell"].get("sample_key")
     columns = ([("Label", label_key)] if label_key else []) + [("Leiden cluster", "leiden")]
+    columns += [("Sample", sample_key)] if sample_key else []
     for name, key in columns:
         codes_N, names = figures.category_codes(folded(adata.obs[key]).iloc[mapped_M])
         found.append(
