@@ -280,6 +280,7 @@ def test_the_key_of_samples_is_a_setting():
     assert found.uns["topicell_source"]["sample_key"] == "donor"
     assert found.obs.groupby("donor", observed=True).size().tolist() == [190, 170]
     assert load(config(path="a.h5ad", sample_key="kind")).uns["topicell_source"]["sample_key"]
+    assert "sample_key" not in load(config(path="a.h5ad")).uns["topicell_source"]
     with pytest.raises(InputError, match=r"data\.sample_key = 'x': obs has no such column"):
         load(config(path="a.h5ad", sample_key="x"))
 
@@ -435,17 +436,12 @@ def test_a_run_of_samples_has_their_table_figure_and_report(run_here, small):
     assert code == 0, err
     assert "the run had already ended" in out
 
-    # A list, and no samples in a single file.
     listed = ["data.path=[a.h5ad,b.h5ad]", "hydra.run.dir=listed", "report=off"]
     code, _, err = run_here("train", *settings, *listed)
     assert code == 0, err
     assert len(pd.read_csv("listed/cells/samples.csv")) == 2
     code, out, err = run_here("train", *settings, *listed, "resume=listed")
     assert code == 0, err
-    single = ["data.path=a.h5ad", "hydra.run.dir=single", "report=off"]
-    code, _, err = run_here("train", *settings, *single)
-    assert code == 0, err
-    assert not Path("single/cells/samples.csv").exists()
     code, _, err = run_here("compare", "runs=[run,listed]", "output=compared", "tracking=off")
     assert code == 0, err
     code, _, err = run_here(

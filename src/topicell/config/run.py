@@ -156,6 +156,8 @@ class DataConfig(ReadConfig):
         )
         if paths:
             self.path = list(map(str, paths)) if several else str(self.path)
+        if self.samples is not None:
+            self.samples = str(self.samples)
         require(
             self.name != "file" or bool(self.path) or bool(self.samples),
             "data.path",

@@ -40,7 +40,7 @@ MISSING = ("", "NA", "NaN", "nan", "<NA>")
 NUMBER = r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?"
 """Regular expression of a number; ``01`` is a name."""
 MANY = 10
-"""Largest number of files in a message."""
+"""Largest number of files or columns in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _from_table(path: Path) -> Samples:
 
 def _require_columns(names: pd.Index) -> None:
     """Reject a table without the two columns, or with names that obs cannot have."""
-    here = ", ".join(filter(None, names)) or "none"
+    here = ", ".join(list(filter(None, names))[:MANY]) + (", …" if len(names) > MANY else "")
     missing = [name for name in (PATH, SAMPLE) if name not in names]
     if missing:
         raise InputError(

@@ -100,8 +100,15 @@ def _bars(axes: Axes, heading: str, value_S: np.ndarray) -> None:
     for row, value in enumerate(value_S):
         if np.isfinite(value):
             axes.barh(row, value, color=FAINT, height=0.62, linewidth=0)
-            text = f" {value:,.0f}"
-            axes.text(value, row, text, va="center", ha="left", fontsize=SMALL, color=INK)
+            axes.annotate(
+                f"{value:,.0f}",
+                (value, row),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=SMALL,
+                color=INK,
+            )
     axes.set_xlim(0, 1.45 * largest)
     axes.set_xticks([])
     axes.tick_params(axis="y", length=0)
