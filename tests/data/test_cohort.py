@@ -448,3 +448,21 @@ def test_a_run_of_samples_has_their_table_figure_and_report(run_here, small):
         "transform", "run=listed", "input=c.h5ad", "output=c.csv", "tracking.enabled=false"
     )
     assert code == 0, err
+
+
+def test_rounded_values_are_counted_in_all_files():
+    one, two, three = split(cells())
+    for part in (one, two, three):
+        part.X.data[:5] += 0.4
+    write([one, two])
+    three.to_df().to_csv("c.csv")
+    paths = ["a.h5ad", "b.h5ad", "c.csv"]
+    for backed in (False, True):
+        data = config(path=paths, round=True, backed=backed)
+        found, _ = quiet(
+            lambda data: prepared(
+                lambda: load_or_open(data), "", PreprocessConfig(cache=False, n_variable_genes=20)
+            ),
+            data,
+        )
+        assert found.uns["topicell_rounded"] == 15
