@@ -196,8 +196,8 @@ class JoinedMatrix:
             x = x[:, kept]
         shape = (x.shape[0], len(self.columns))
         x = sp.csr_matrix((x.data, place_G[kept][x.indices], x.indptr), shape=shape)
-        x.sort_indices()
-        return x
+        # Faster than to sort each row.
+        return x if x.has_sorted_indices else x.tocsc().tocsr()
 
 
 class Over(Protocol):
