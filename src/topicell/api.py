@@ -31,7 +31,8 @@ def load_dataset(name: str = "pbmc68k", **settings: Any) -> AnnData:
     ----------
     name
         ``pbmc68k`` (needs no network), ``pbmc3k``, ``pbmc5k``, ``pbmc10k``, ``pbmc_facs``,
-        ``simulated``, or ``file`` with ``path=…``.
+        ``simulated``, or ``file`` with ``path=…`` (a file, or a list of files of several samples)
+        or ``samples=…`` (a table of such files).
     settings
         Further fields of `topicell.config.DataConfig`.
     """

@@ -290,23 +290,41 @@ class Counts:
     def _places(
         self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None
     ) -> np.ndarray:
-        """Return the position of each gene, -1 if it is missing, shape (len(genes),)."""
-        best = np.full(len(genes), -1)
-        # If both ways find equally many genes, the first is used: names before identifiers.
-        for wanted, here in product((genes, ids), (self.genes, self.ids)):
-            if wanted is None or here is None:
-                continue
-            position = {
-                without_version(str(name)): i for i, name in reversed(list(enumerate(here)))
-            }
-            position |= {str(name): i for i, name in reversed(list(enumerate(here)))}
-            places = np.array(
-                [position.get(n, position.get(without_version(n), -1)) for n in map(str, wanted)]
-            )
-            found = places[places >= 0]
-            if len(np.unique(found)) == len(found) > (best >= 0).sum():
-                best = places
-        return best
+        return gene_places(genes, ids, self.genes, self.ids)
+
+
+Names: TypeAlias = Sequence[str] | np.ndarray
+"""Names or identifiers of genes; an empty one is not known."""
+
+
+def gene_places(genes: Names, ids: Names | None, here: Names, ids_here: Names | None) -> np.ndarray:
+    """Return the position of each gene among those of other data, -1 if it is missing, shape (G,).
+
+    Genes are matched by name or by identifier, whichever finds more; versions of identifiers may
+    differ.
+
+    Parameters
+    ----------
+    genes, ids
+        Names of the genes, and their identifiers if they are known.
+    here, ids_here
+        Those of the other data.
+    """
+    best = np.full(len(genes), -1)
+    # If both ways find equally many genes, the first is used: names before identifiers.
+    for wanted, names in product((genes, ids), (here, ids_here)):
+        if wanted is None or names is None:
+            continue
+        position = {without_version(str(name)): i for i, name in reversed(list(enumerate(names)))}
+        position |= {str(name): i for i, name in reversed(list(enumerate(names)))}
+        position.pop("", None)
+        places = np.array(
+            [position.get(n, position.get(without_version(n), -1)) for n in map(str, wanted)]
+        )
+        found = places[places >= 0]
+        if len(np.unique(found)) == len(found) > (best >= 0).sum():
+            best = places
+    return best
 
 
 def corrected(x_NG: sp.csr_matrix, batch_N: np.ndarray, factor_SG: np.ndarray) -> sp.csr_matrix:

@@ -124,6 +124,7 @@ def conclude(
         "scores": json.dumps(scores),
         "run_id": tracker.run_id,
         "label_key": column(cells.source["label_key"]),
+        "sample_key": column(cells.source.get("sample_key", "")),
         "data": cells.source["name"],
         "source": cells.source["source"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

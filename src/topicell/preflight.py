@@ -53,20 +53,24 @@ def check_report(cells: PreparedCells, config: ReportConfig) -> None:
     if config.enabled:
         report.require_enough_cells(cells.adata)
         report.require_gene_sets(cells.adata, config)
-    if cells.labels is not None:
-        if TOPIC_COLUMN.fullmatch(str(cells.labels.name)):
+    for setting, column in (("data.label_key", cells.labels), ("data.sample_key", cells.samples)):
+        if column is None:
+            continue
+        if TOPIC_COLUMN.fullmatch(str(column.name)):
             raise InputError(
-                f"data.label_key = {cells.labels.name!r}: the run stores its topics under this "
-                "name; rename the column of labels"
+                f"{setting} = {column.name!r}: the run stores its topics under this name; rename "
+                "the column"
             )
-        require_labels(cells.labels)
+        require_labels(column, setting)
 
 
-def require_labels(labels: pd.Series) -> None:
+def require_labels(labels: pd.Series, setting: str = "data.label_key") -> None:
     """Reject a column of cell names or measurements, because it would agree with any topics."""
     n_labels = labels.nunique()
     if n_labels > max(len(labels) / 2, 2):
+        what = "labels" if setting == "data.label_key" else "samples"
+        kind = "cell types" if setting == "data.label_key" else "samples"
         raise InputError(
-            f"data.label_key = {labels.name!r}: {n_labels} different values for {len(labels)} "
-            "cells cannot be labels; name a column of cell types, or leave this setting out"
+            f"{setting} = {labels.name!r}: {n_labels} different values for {len(labels)} "
+            f"cells cannot be {what}; name a column of {kind}, or leave this setting out"
         )

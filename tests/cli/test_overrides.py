@@ -154,24 +154,50 @@ def test_a_file_of_any_name_is_read(name, run_here, of_a_file):
 
 
 @pytest.mark.parametrize(
+    ("written", "files"),
+    [
+        ("[a.h5ad,b.h5ad]", ["a.h5ad", "b.h5ad"]),
+        ('["a.h5ad", "b.h5ad"]', ["a.h5ad", "b.h5ad"]),
+        ("[a b.h5ad,é(1,2).h5ad]", ["a b.h5ad", "é(1,2).h5ad"]),
+        ("[~/a.h5ad,'x,y.h5ad']", [f"{Path.home()}/a.h5ad", "x,y.h5ad"]),
+        ("[a.h5ad]", ["a.h5ad"]),
+        ("[there].h5ad", "[there].h5ad"),
+    ],
+)
+def test_a_list_in_brackets_names_several_files(written, files):
+    Path("[there].h5ad").touch()
+    assert value_of(f"data.path={written}") == files
+    assert value_of(f"data.path={written}", multirun=True) == files
+
+
+def test_several_lists_with_m_are_a_sweep():
+    found = value_of("data.path=[a,b c],[d],e", multirun=True)
+    assert found == [["a", "b c"], ["d"], "e"]
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
-        ["train", "data=file", "data.path=[a.h5ad,b.h5ad]"],
-        ["train", "data=file", "data.path=a.h5ad,b.h5ad"],
-        ["train", "data=file", 'data.path=["a.h5ad", "b.h5ad"]'],
-        ["train", "-m", "data=file", "data.path=[a.h5ad,b.h5ad]", "seed=0,1"],
         ["evaluate", "theta=t.csv", "beta=b.csv", "data=[a.h5ad,b.h5ad]"],
         ["transform", "run=x", "input=a.h5ad,b.h5ad", "output=o.csv"],
     ],
     ids=" ".join,
 )
-def test_several_files_are_refused_and_anndata_concat_is_advised(arguments, run_here):
+def test_several_files_are_refused_by_commands_that_take_one(arguments, run_here):
     for name in ("a.h5ad", "b.h5ad"):
         Path(name).touch()
     code, _, err = run_here(*arguments)
     assert code == 2
     assert "takes one file, found a list of 2" in err
-    assert "anndata.concat(" in err
+    assert "topicell.load_dataset('file', path=files).write_h5ad(" in err
+
+
+def test_several_files_without_brackets_are_refused(run_here):
+    for name in ("a.h5ad", "b.h5ad"):
+        Path(name).touch()
+    code, _, err = run_here("train", "data=file", "data.path=a.h5ad,b.h5ad")
+    assert code == 2
+    assert "write data.path=[a.h5ad,b.h5ad]; for one run of each, topicell train -m" in err
 
 
 @pytest.mark.slow

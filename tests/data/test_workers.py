@@ -206,7 +206,7 @@ def test_workers_with_other_code_are_rejected(address, tmp_path, monkeypatch):
 
 
 def test_workers_without_topicell_are_rejected(tmp_path):
-    matrix = SimpleNamespace(file=write(make(), tmp_path))
+    matrix = SimpleNamespace(files=(write(make(), tmp_path),))
     missing = ModuleNotFoundError("No module named 'topicell'")
     client = SimpleNamespace(run=lambda *_, **__: {"tcp://a": None, "tcp://b": missing})
     with pytest.raises(InputError, match=r"the worker tcp://b cannot run this version .* \(1 of 2"):

@@ -93,6 +93,7 @@ def written(tmp_path_factory):
         topic_support=np.array([3, 1, 2]),
         topic_matches=np.array([[0.9, 0.6, 0.8], [1.0, 1.0, 1.0], [0.9, 0.7, 0.8]]),
         shown=1,
+        sample_key="kind",
     )
     gap = np.random.default_rng(0).exponential(3.0, adata.n_obs)
     adata.obs["amortization_gap"] = np.where(np.arange(adata.n_obs) < 50, gap, np.nan)

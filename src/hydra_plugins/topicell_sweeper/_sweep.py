@@ -133,7 +133,7 @@ def make_plan(context: HydraContext, config: DictConfig, arguments: Sequence[str
             "preprocess.split.valid = 0: trials are compared on validation cells; give a share "
             "above 0"
         )
-    unused = ("train.progress", "data.path", *written)
+    unused = ("train.progress", "data.path", "data.samples", *written)
     definition = {
         name: value
         for name, value in dotted(base).items()

@@ -24,12 +24,14 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 """Settings of Hydra itself that name a folder; each run or grid has one."""
 PATHS = (
     *FOLDERS,
-    *("data.path", "report.gene_sets", "resume"),
+    *("data.path", "data.samples", "report.gene_sets", "resume"),
     *("run", "input", "output", "theta", "beta", "data", "held_out"),
 )
 """Settings that name files, of ``train`` and of the other commands."""
-ONE_FILE = ("data.path", "data", "input")
-"""Settings that name the file of the cells."""
+FILES = "data.path"
+"""The setting that names the file of the cells, or a list of files."""
+ONE_FILE = (FILES, "data", "input")
+"""Settings that name the file of the cells; a list of files has brackets and needs `FILES`."""
 SWEEP = re.compile(r"(choice|glob|shuffle|sort|range|interval|tag|str)\(.*\)", re.DOTALL)
 """Calls of Hydra's functions that give one setting several values."""
 INTERPOLATION = re.compile(
@@ -84,7 +86,9 @@ def _literal(argument: str, known: Mapping[str, str], *, multirun: bool) -> str:
     kind = known.get(setting)
     if not equals or value.strip().lower() in ("", "null"):
         return argument
-    if kind in TEXT:
+    if setting == FILES and not _exists(value) and "[" in value:
+        return f"{name}={_files(argument, value, multirun=multirun)}"
+    if kind in TEXT or setting == FILES:
         return f"{name}={_text(setting, value, multirun=multirun and setting not in FOLDERS)}"
     if kind == TEXTS:
         return f"{name}={_texts(argument, value, multirun=multirun)}"
@@ -100,6 +104,22 @@ def _text(name: str, value: str, *, multirun: bool) -> str:
         if len(parts) > 1:
             return ",".join(quoted(plain(name, part, resolved=True)) for part in parts)
     return quoted(plain(name, value, resolved=True))
+
+
+def _files(argument: str, value: str, *, multirun: bool) -> str:
+    """Write a list of files as Hydra's list of quoted ones; with ``multirun``, each of several."""
+    parts = [part.strip() for part in _split(value)]
+    if len(parts) == 1 or multirun:
+        written = []
+        for part in parts:
+            if _inside(part) is None:
+                _require_end(argument, part)
+                written.append(_text(FILES, part, multirun=multirun))
+                continue
+            items = [quoted(plain(FILES, one, resolved=True)) for one in listed(argument, part)]
+            written.append(f"[{','.join(items)}]")
+        return ",".join(written)
+    return _text(FILES, value, multirun=multirun)
 
 
 def plain(name: str, value: str, *, resolved: bool = False) -> str:
@@ -135,13 +155,15 @@ def _require_one_file(name: str, value: str) -> None:
         return
     if len(parts) == 1:
         raise InputError(f"{name} takes one file, found a list of 1; give {name}={parts[0]}")
-    separate = (
-        "; or make one run of each: topicell train -m data.path=A,B" if name == "data.path" else ""
-    )
+    if name == FILES:
+        raise InputError(
+            f"{name} takes one file or a list in brackets, found {len(parts)} files; to model them "
+            f"together, write {name}=[{','.join(parts)}]; for one run of each, topicell train -m "
+            f"{name}={','.join(parts)}"
+        )
     raise InputError(
         f"{name} takes one file, found a list of {len(parts)}; join them first: "
-        "anndata.concat([anndata.read_h5ad(file) for file in files], label='sample', "
-        f"index_unique='-').write_h5ad('all.h5ad'){separate}"
+        "topicell.load_dataset('file', path=files).write_h5ad('all.h5ad')"
     )
 
 

@@ -94,15 +94,34 @@ class ReadConfig:
         check_fields("", self)
 
 
+class Join(Enum):
+    """Which genes of several files are modelled."""
+
+    inner = "inner"
+    """Those that all files have."""
+    outer = "outer"
+    """Those that any file has; a gene that a file does not have has no counts in its cells."""
+
+
 @dataclass(kw_only=True, slots=True)
 class DataConfig(ReadConfig):
-    """The cells: a named data set, a simulated corpus, or a file."""
+    """The cells: a named data set, a simulated corpus, or files."""
 
     name: str = "pbmc68k"
     """A data set of the catalogue, ``simulated``, or ``file``."""
-    path: str | None = None
+    path: Any = None
     """With ``name: file``: h5ad, 10x h5, 10x mtx folder or a file in it, zarr, an annbatch
-    collection, h5mu, loom, csv or tsv."""
+    collection, h5mu, loom, csv or tsv; a list of such files is read as samples of one study."""
+    samples: str | None = None
+    """With ``name: file``, instead of `path`: a table (csv or tsv) with one row for each file and
+    the columns ``path`` (relative to the table), ``sample`` (its name), and any others, such as
+    donor, batch or condition, which become columns of obs."""
+    sample_key: str | None = None
+    """Column of obs with the sample of each cell. Several files: the column that receives the
+    samples, null means ``sample``; or a column of the table, such as ``donor``, if a sample has
+    several files. Other data: an existing column, null means none."""
+    join: Join = Join.inner
+    """Which genes of several files are modelled."""
     label_key: str | None = None
     """Column of obs with known cell types; null uses that of the catalogue, if there is one."""
     backed: bool = False
@@ -116,23 +135,48 @@ class DataConfig(ReadConfig):
 
     @property
     def title(self) -> str:
-        """The name of the data set or the file."""
-        return PurePath(self.path).stem if self.path else self.name
+        """The name of the data set, the file or the table; of several files, the first name."""
+        if isinstance(self.path, list):
+            n_others = len(self.path) - 1
+            others = f" and {n_others} other file{'s' * (n_others > 1)}" if n_others else ""
+            return PurePath(self.path[0]).stem + others
+        path = self.samples or self.path
+        return PurePath(path).stem if path else self.name
 
     def __post_init__(self) -> None:
         check_fields("data", self)
+        several = isinstance(self.path, (list, tuple))
+        paths = [] if self.path is None else list(self.path) if several else [self.path]
         require(
-            self.name != "file" or bool(self.path),
+            all(isinstance(path, (str, PurePath)) for path in paths)
+            and (not several or (len(paths) > 0 and all(map(str, paths)))),
             "data.path",
             self.path,
-            "data=file needs data.path=FILE",
+            "give a file, or a list of files: data.path=[A,B]",
         )
+        if paths:
+            self.path = list(map(str, paths)) if several else str(self.path)
+        if self.samples is not None:
+            self.samples = str(self.samples)
         require(
-            self.name == "file" or self.path is None,
+            self.name != "file" or bool(self.path) or bool(self.samples),
             "data.path",
             self.path,
-            f"only data=file reads a path, but data.name is {self.name!r}",
+            "data=file needs data.path=FILE, data.path=[FILE,FILE] or data.samples=TABLE",
         )
+        require(
+            self.path is None or self.samples is None,
+            "data.samples",
+            self.samples,
+            "the table names the files, so leave data.path out",
+        )
+        for name, value in (("path", self.path), ("samples", self.samples)):
+            require(
+                self.name == "file" or value is None,
+                f"data.{name}",
+                value,
+                f"only data=file reads files, but data.name is {self.name!r}",
+            )
 
 
 class Flavor(Enum):

@@ -43,8 +43,9 @@ def with_source_counts(adata: AnnData, data: DataConfig, config: PreprocessConfi
     names = (found.obs_names, adata.obs_names), (found.var_names, adata.var_names)
     if digests[0] != digests[1] or not all(now.equals(then) for now, then in names):
         raise InputError(
-            f"the run does not keep its counts (data.keep_counts), and {data.path or data.name} "
-            "has changed since the run; restore the source"
+            "the run does not keep its counts (data.keep_counts), and "
+            f"{data.samples or data.path or data.name} has changed since the run; restore the "
+            "source"
         )
     found.obs, found.var, found.uns = adata.obs, adata.var, adata.uns
     for name in ("obsm", "varm"):
@@ -98,4 +99,10 @@ class PreparedCells:
     def labels(self) -> pd.Series | None:
         """The known cell types, if the data have any."""
         key = column(self.source["label_key"])
+        return self.adata.obs[key] if key else None
+
+    @property
+    def samples(self) -> pd.Series | None:
+        """The sample of each cell, if the data have samples."""
+        key = column(self.source.get("sample_key", ""))
         return self.adata.obs[key] if key else None

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import replace
 from importlib.metadata import version
@@ -57,6 +57,8 @@ EMPTY_SHARE = 0.8
 fewer counts than this, and the largest cells have far more counts."""
 WARNINGS = "topicell_warnings"
 """Key of uns under which the cache stores warnings, so that they are given again."""
+DEPTH = "topicell_depth"
+"""Key of uns with the medians of counts and of genes per cell, over all genes, of each sample."""
 _CACHED = re.compile(r"[0-9a-f]{32}\.h5ad")
 _UNFINISHED = re.compile(r"tmp[a-z0-9_]{8}\.h5ad")
 _STALE_SECONDS = 86_400
@@ -135,9 +137,11 @@ def _choose(
     counts = adata.layers["counts"]
     total_N = np.asarray(counts.sum(1)).ravel()
     cells = total_N >= config.min_counts_per_cell
-    n_cells_G = np.asarray((counts[cells] > 0).sum(0)).ravel()
+    there_NG = counts[cells] > 0
+    n_cells_G, n_genes_N = (np.asarray(there_NG.sum(axis)).ravel() for axis in (0, 1))
     expressed = _filtered(total_N, cells, n_cells_G, config)
     adata = adata[cells, expressed].copy()
+    _add_depth(adata.uns, adata.obs, total_N[cells], n_genes_N)
 
     adata.X = adata.layers["counts"].copy()
     sc.pp.normalize_total(adata, target_sum=config.target_sum)
@@ -163,9 +167,12 @@ def _choose_from_file(
     if config.batch_key is not None:
         # −1 for cells without a batch, which may be left out.
         batch_N = outline.obs[config.batch_key].astype("category").cat.codes.to_numpy(dtype=int)
-    total_N, moments = streaming.first_pass(stored, over, config.min_counts_per_cell, batch_N)
+    total_N, n_genes_N, moments = streaming.first_pass(
+        stored, over, config.min_counts_per_cell, batch_N
+    )
     cells = total_N >= config.min_counts_per_cell
     expressed = _filtered(total_N, cells, moments.n_cells_G, config)
+    _add_depth(outline.uns, outline.obs[cells], total_N[cells], n_genes_N[cells])
     genes_left = np.flatnonzero(expressed)
     kept = _not_dropped(outline.var_names[genes_left], config)
     chosen = genes_left[kept]
@@ -191,6 +198,20 @@ def _choose_from_file(
     adata = mapped.read(path)
     _warn_of_empty_cells(adata)
     return adata
+
+
+def _add_depth(
+    uns: MutableMapping[str, object], obs: pd.DataFrame, total_N: np.ndarray, n_genes_N: np.ndarray
+) -> None:
+    """Store the depth of each sample in uns, from the counts of all genes, if there are samples."""
+    import pandas as pd
+
+    source = uns.get("topicell_source")
+    key = source.get("sample_key") if isinstance(source, Mapping) else None
+    if key:
+        depth = pd.DataFrame({"median_counts": total_N, "median_genes": n_genes_N})
+        sample_N = obs[key].astype(str).to_numpy()
+        uns[DEPTH] = depth.groupby(sample_N).median().astype(float).rename_axis("sample")
 
 
 def _filtered(

@@ -15,7 +15,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from topicell.config import DataConfig, ReadConfig, as_dict
 from topicell.counts import Counts, locate, require_sound
 from topicell.data import stored
 from topicell.data.catalogue import CATALOGUE, fetch, load_pbmc68k, load_pbmc_facs
+from topicell.data.cohort import Samples, joined, samples_of
 from topicell.data.features import oriented, with_features
 from topicell.data.formats import BY_ROWS, files_of, recognise
 from topicell.data.formats.damage import named_errors
@@ -48,6 +49,8 @@ SHARED = "preprocess.dask"
 """The setting that needs a file in parts whatever its size."""
 N_DIGESTED = 10_000_000
 """Number of values that are digested at a time."""
+N_FIRST = 100
+"""Number of cells of a file that are read to see whether it holds counts."""
 
 
 def load(config: DataConfig) -> AnnData:
@@ -65,12 +68,12 @@ def load_or_open(config: DataConfig, *, shared: bool = False) -> AnnData | Store
     If the counts are `shared` by several processes (``preprocess.dask``), they stay in their file.
 
     ``uns["topicell_source"]["label_key"]`` is the label column of the configuration, else that of
-    the catalogue, else empty.
+    the catalogue, else empty; ``["sample_key"]`` is the column with the samples, if there is one.
 
     Returns
     -------
-    The cells in memory; or, if `shared`, with ``backed``, for `LARGE` matrices of an h5ad file or a
-    zarr folder, or for an annbatch collection, what is known without reading the counts.
+    The cells in memory; or, if `shared`, with ``backed``, for `LARGE` matrices of h5ad files or
+    zarr folders, or for an annbatch collection, what is known without reading the counts.
 
     Raises
     ------
@@ -83,7 +86,11 @@ def load_or_open(config: DataConfig, *, shared: bool = False) -> AnnData | Store
 
 def _load(config: DataConfig, *, opens: bool, shared: bool = False) -> AnnData | StoredCounts:
     """Return the cells that a configuration names; with `opens`, large ones without counts."""
-    if config.name == "file":
+    sample_key = config.sample_key
+    if _are_several(config):
+        found = _read_samples(config, opens=opens, shared=shared)
+        sample_key = sample_key or "sample"
+    elif config.name == "file":
         assert config.path is not None, "DataConfig with name='file' needs a path"
         options = ReadConfig(**_options(config))
         found = _read(config.path, config.backed, "data.", options, opens=opens, shared=shared)
@@ -108,15 +115,114 @@ def _load(config: DataConfig, *, opens: bool, shared: bool = False) -> AnnData |
             "label_key": dataset.label_key or "",
         }
     adata = _outline(found)
-    if config.label_key is not None:
-        if config.label_key not in adata.obs:
+    for setting, key in (("label_key", config.label_key), ("sample_key", sample_key)):
+        if key is None:
+            continue
+        if key not in adata.obs:
             here = ", ".join(map(str, adata.obs.columns))
             raise InputError(
-                f"data.label_key = {config.label_key!r}: obs has no such column; "
+                f"data.{setting} = {key!r}: obs has no such column; "
                 + (f"found: {here}" if here else "it has no columns at all")
             )
-        adata.uns["topicell_source"]["label_key"] = config.label_key
+        if setting == "sample_key" and (n_missing := int(adata.obs[key].isna().sum())):
+            raise InputError(
+                f"data.sample_key = {key!r}: {n_missing} of {adata.n_obs} cells have no value "
+                "there; fill the column"
+            )
+        adata.uns["topicell_source"][setting] = key
     return found
+
+
+def _are_several(config: DataConfig) -> bool:
+    return config.samples is not None or isinstance(config.path, list)
+
+
+def _samples(config: DataConfig) -> Samples:
+    """Return the files of a configuration, which exist."""
+    if config.samples is not None:
+        _require_readable(Path(config.samples).expanduser())
+    samples = samples_of(config)
+    for path, place in zip(samples.paths, samples.places, strict=True):
+        try:
+            _require_readable(path)
+        except InputError as error:
+            raise InputError(f"{place}{error}") from error
+    return samples
+
+
+def _read_samples(config: DataConfig, *, opens: bool, shared: bool) -> AnnData | StoredCounts:
+    """Return the cells of several files, one below the other.
+
+    With `opens`, if they are large together, counts stay in the files from which some of the cells
+    can be read alone; those of the others are in memory.
+    """
+    samples, options = _samples(config), ReadConfig(**_options(config))
+    known = [size for path in samples.paths if (size := size_of(path, config.layer)) is not None]
+    size = Size(
+        sum(of.n_cells for of in known),
+        max((of.n_genes for of in known), default=0),
+        sum(of.n_values for of in known),
+        dense_bytes=sum(of.dense_bytes for of in known),
+    )
+    in_parts = config.backed or shared or (opens and size.n_values > stored.LARGE)
+    fix = stored.how_to_fit(size, in_parts=in_parts, can_stay=True)
+    if lack := shortage(size, in_parts=in_parts, fix=fix):
+        warnings.warn(f"{config.title}: {lack}", stacklevel=4)
+    found = [
+        _read(path, False, "data.", options, opens=opens, shared=shared, stays=in_parts)
+        for path in samples.paths
+    ]
+    for part in found:
+        if isinstance(part, StoredCounts):
+            # Values that are not counts are found before the first pass, not in its last file.
+            first = range(min(N_FIRST, part.outline.n_obs))
+            next(replace(part.matrix, rows=first).chunks(), None)
+    held = {
+        str(path): int(part.layers["counts"].nnz)
+        for path, part in zip(samples.paths, found, strict=True)
+        if in_parts and not isinstance(part, StoredCounts)
+    }
+    if sum(held.values()) > stored.LARGE:
+        warnings.warn(
+            f"the counts of {len(held)} of {len(found)} files, such as {next(iter(held))}, stay in "
+            f"memory ({8 * sum(held.values()) / 2**30:.1f} GiB), because only h5ad and zarr with "
+            "cells in rows (CSR) can be read in parts; topicell.load_dataset('file', "
+            "path=FILE).write_h5ad('FILE.h5ad') writes a file as h5ad",
+            stacklevel=4,
+        )
+    cells = joined(samples, found, config)
+    outline = cells.outline
+    plain(outline)
+    outline.obs_names = _unique(outline.obs_names, "cell", config.title)
+    outline.var_names = _unique(outline.var_names, "gene", config.title)
+    outline.uns["topicell_source"] = {
+        "name": config.title,
+        "source": ", ".join(str(path.resolve()) for path in samples.paths),
+        "sha256": _digest_of_samples(samples),
+        "label_key": "",
+    }
+    if not in_parts:
+        return cells.in_memory()
+    cells.size = size
+    return cells
+
+
+def _digest_of_samples(samples: Samples) -> str:
+    """Return a sha256 of the contents of the files, the names of the samples and their columns.
+
+    Warns
+    -----
+    UserWarning
+        Files have the same contents.
+    """
+    digests = [_digest_of_path(path) for path in samples.paths]
+    for path, digest in zip(samples.paths, digests, strict=True):
+        first = samples.paths[digests.index(digest)]
+        if path != first:
+            warnings.warn(f"{first} and {path} have the same contents", stacklevel=5)
+    table = samples.columns.astype(object).where(samples.columns.notna(), None)
+    what = [digests, samples.names, list(table.columns), table.to_numpy().tolist()]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _outline(found: AnnData | StoredCounts) -> AnnData:
@@ -166,8 +272,12 @@ def _read(
     *,
     opens: bool,
     shared: bool = False,
+    stays: bool | None = None,
 ) -> AnnData | StoredCounts:
-    """Read cells as `read` does; with `opens`, only open a large file; with `shared`, any."""
+    """Read cells as `read` does; with `opens`, only open a large file; with `shared`, any.
+
+    `stays` is set for one of several files: whether it is only opened, if that is possible.
+    """
     setting = SHARED if shared else "backed=true"
     path = Path(path).expanduser()
     _require_readable(path)
@@ -186,7 +296,10 @@ def _read(
                 f"{path}: {SHARED} needs cells in rows, but the matrix is stored by columns (CSC); "
                 "write it again with rows (CSR)"
             )
-        in_parts |= opens and can_stay and size.n_values > stored.LARGE
+        large = opens and size.n_values > stored.LARGE
+        in_parts |= can_stay and (large if stays is None else stays)
+    if stays is not None:
+        size = None  # the caller has all sizes
     if in_parts:
         try:
             return _named(
@@ -196,7 +309,7 @@ def _read(
                 config,
                 prefix,
                 in_parts=True,
-                alone=backed or form == COLLECTION,
+                alone=backed or form == COLLECTION or stays is not None,
                 size=size,
                 setting=setting,
             )
@@ -291,14 +404,19 @@ def source_digest(config: DataConfig) -> str:
 
     It covers the bytes of the file (or of every file of a folder, with their names), or the fixed
     checksum of a named data set, or scanpy's version, or the settings of a simulation; also the
-    settings for reading, the label column, and the path of a file.
+    settings for reading, the label column, and the path of a file. Of several files it covers all,
+    their names and columns, and the join.
 
     Raises
     ------
     InputError
         The name is unknown, or the path does not exist.
     """
-    if config.name == "file":
+    if _are_several(config):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `load` gives them
+            identity = _digest_of_samples(_samples(config))
+    elif config.name == "file":
         assert config.path is not None, "DataConfig with name='file' needs a path"
         path = Path(config.path).expanduser()
         _require_readable(path)
@@ -310,7 +428,8 @@ def source_digest(config: DataConfig) -> str:
         pinned = CATALOGUE[config.name].sha256
         identity = pinned if pinned is not None else f"{config.name} {_version_of_scanpy()}"
     options = as_dict(ReadConfig(**_options(config)))
-    what = json.dumps([identity, options, config.backed, config.label_key, config.path])
+    files = [config.path, config.samples, config.sample_key, config.join.value]
+    what = json.dumps([identity, options, config.backed, config.label_key, *files])
     return hashlib.sha256(what.encode()).hexdigest()
 
 
@@ -380,7 +499,7 @@ def _digest_of_path(path: Path) -> str:
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1000)
 def _digest_of_file(path: Path, size: int, changed: int) -> str:
     """Return the sha256 of a file, which a run needs twice; large files take a while."""
     with path.open("rb") as file:
@@ -398,7 +517,7 @@ def _require_names(names: pd.Index, kind: str) -> None:
             )
 
 
-def _unique(names: pd.Index, kind: str, path: Path) -> pd.Index:
+def _unique(names: pd.Index, kind: str, path: Path | str) -> pd.Index:
     n_repeated = int(names.duplicated().sum())
     if not n_repeated:
         return names

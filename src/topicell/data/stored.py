@@ -1,6 +1,7 @@
-"""Counts that stay in a file, h5ad or zarr, and are read in chunks of cells.
+"""Counts that stay in files, h5ad or zarr, and are read in chunks of cells.
 
-The cells of an annbatch collection are those of its datasets, one after the other.
+The cells of an annbatch collection are those of its datasets, one after the other; several files
+are read one after the other too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,8 +68,10 @@ class StoredMatrix:
     ----------
     path, file
         The file or the zarr folder, as the user wrote it for messages, and from the root.
-    where, element, round_values, form
-        As in `StoredCounts`.
+    where, element
+        Name of the matrix in AnnData, for messages, and its place in the file.
+    round_values, form
+        As in `StoredCounts.of`.
     names
         Names of all columns of the matrix, for messages.
     columns
@@ -89,6 +92,11 @@ class StoredMatrix:
     columns: np.ndarray
     rows: range
     n_rows: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, from the root."""
+        return (self.file,)
 
     def chunks(self, *, repairs: bool = False) -> Iterator[Chunk]:
         """Read the counts of the selected genes.
@@ -125,8 +133,75 @@ class StoredMatrix:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedMatrix:
+    """The counts of several files, one below the other, with the same genes.
+
+    Attributes
+    ----------
+    path
+        Name of all files together, for messages.
+    parts
+        For each file, where its counts are, or the counts if they are in memory.
+    places
+        For each file, the column of the result for each of its genes; -1 for those left out.
+    columns
+        Positions of the genes of the result: 0, 1, 2, …
+    rows
+        Positions of the cells among those of all files.
+    n_rows
+        Number of cells that are read at a time.
+    """
+
+    path: str
+    parts: tuple[StoredMatrix | sp.csr_matrix, ...]
+    places: tuple[np.ndarray, ...]
+    columns: np.ndarray
+    rows: range
+    n_rows: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files whose counts are not in memory, from the root."""
+        return tuple(f for part in self.parts if isinstance(part, StoredMatrix) for f in part.files)
+
+    @property
+    def where(self) -> str:
+        """Names of the matrices in AnnData, for messages."""
+        return ", ".join(dict.fromkeys(p.where for p in self.parts if isinstance(p, StoredMatrix)))
+
+    def chunks(self, *, repairs: bool = False) -> Iterator[Chunk]:
+        """Read the counts file by file; see `StoredMatrix.chunks`."""
+        start = 0
+        for part, place_G in zip(self.parts, self.places, strict=True):
+            n_cells = len(part.rows) if isinstance(part, StoredMatrix) else part.shape[0]
+            first = max(self.rows.start - start, 0)
+            rows = range(first, min(self.rows.stop - start, n_cells))
+            if isinstance(part, StoredMatrix):
+                found = replace(part, rows=rows, n_rows=self.n_rows).chunks(repairs=repairs)
+            else:
+                found = (
+                    Chunk(row - first, part[row : min(row + self.n_rows, rows.stop)])
+                    for row in rows[:: self.n_rows]
+                )
+            for chunk in found:
+                place = start + first + chunk.first - self.rows.start
+                yield replace(chunk, first=place, x=self._placed(chunk.x, place_G))
+            start += n_cells
+
+    def _placed(self, x: sp.csr_matrix, place_G: np.ndarray) -> sp.csr_matrix:
+        """Return counts of the genes of one file as counts of the genes of the result."""
+        kept = np.flatnonzero(place_G >= 0)
+        if len(kept) < len(place_G):
+            x = x[:, kept]
+        shape = (x.shape[0], len(self.columns))
+        x = sp.csr_matrix((x.data, place_G[kept][x.indices], x.indptr), shape=shape)
+        # Faster than to sort each row.
+        return x if x.has_sorted_indices else x.tocsc().tocsr()
+
+
 class Over(Protocol):
-    """How a function is computed for all cells of a file: by this process, or by several.
+    """How a function is computed for all cells: by this process, or by several.
 
     The function takes some rows of the matrix, the same rows of the arrays `of_cells`, and the
     other arguments. What it yields for all rows comes in the order of the file.
@@ -140,33 +215,19 @@ class Over(Protocol):
 
 @dataclass(slots=True)
 class StoredCounts:
-    """The cells of a file without their counts, and where the counts are.
+    """The cells of files without their counts, and where the counts are.
 
     Attributes
     ----------
     outline
         Cells × genes with obs and var, and zeros instead of counts. Genes may be selected and
-        renamed: `POSITION` of var has their columns in the file.
-    path
-        The file, or the zarr folder.
-    where
-        Name of the matrix in AnnData, for messages; ``element`` is its place in the file.
-    element
-        Place of the matrix in the file.
-    round_values
-        As in `topicell.counts.as_counts`.
-    form
-        Name of the format, for messages.
+        renamed: `POSITION` of var has their columns in the matrix.
+    stored
+        The counts of all cells; `matrix` has those of the selected genes.
     """
 
     outline: AnnData
-    path: Path
-    where: str
-    element: str
-    round_values: bool
-    form: str
-    columns: np.ndarray
-    """Names of all columns of the matrix, for messages."""
+    stored: StoredMatrix | JoinedMatrix
     size: Size | None = None
     """What is known of the size of the matrix."""
 
@@ -191,8 +252,10 @@ class StoredCounts:
             As in `topicell.counts.locate`.
         alone
             Leave out obsm, varm and uns.
-        round_values, form
-            As in the attributes.
+        round_values
+            As in `topicell.counts.as_counts`.
+        form
+            Name of the format, for messages.
         setting
             What asks for a file in parts, for messages.
 
@@ -220,25 +283,25 @@ class StoredCounts:
                     "set layer to one that all datasets have"
                 )
         outline = _joined({name: part for name, (_, _, part) in found.items()})
-        columns = outline.var_names.astype(str).to_numpy()
         outline.var[POSITION] = np.arange(outline.n_vars)
-        return cls(outline, path, where, place, round_values, form, columns)
-
-    @property
-    def matrix(self) -> StoredMatrix:
-        """The counts of all cells and the selected genes."""
-        return StoredMatrix(
-            path=self.path,
-            file=self.path.absolute(),
-            where=self.where,
-            element=self.element,
-            round_values=self.round_values,
-            form=self.form,
-            names=self.columns,
-            columns=self.outline.var[POSITION].to_numpy(),
-            rows=range(self.outline.n_obs),
+        matrix = StoredMatrix(
+            path=path,
+            file=path.absolute(),
+            where=where,
+            element=place,
+            round_values=round_values,
+            form=form,
+            names=outline.var_names.astype(str).to_numpy(),
+            columns=outline.var[POSITION].to_numpy(),
+            rows=range(outline.n_obs),
             n_rows=N_ROWS,
         )
+        return cls(outline, matrix)
+
+    @property
+    def matrix(self) -> StoredMatrix | JoinedMatrix:
+        """The counts of all cells and the selected genes."""
+        return replace(self.stored, columns=self.outline.var[POSITION].to_numpy())
 
     def over(
         self, function: Callable[..., Iterator[Any]], of_cells: Sequence[np.ndarray], *others: Any
@@ -248,8 +311,13 @@ class StoredCounts:
 
     def warn_of_repairs(self, repeated: int, rounded: int) -> None:
         """Warn of values that were added to others, and of values that were rounded."""
-        warn_of_repeats(repeated, self.where)
-        warn_of_rounded(rounded, self.where, self.outline)
+        warn_of_repeats(repeated, self.stored.where)
+        of_others = 0
+        if isinstance(self.stored, JoinedMatrix):  # files that were read to memory before
+            of_others = self.outline.uns.pop(ROUNDED, 0)
+        warn_of_rounded(rounded, self.stored.where, self.outline)
+        if of_others:
+            self.outline.uns[ROUNDED] = rounded + of_others
 
     def in_memory(self) -> AnnData:
         """Read all counts, and return the cells with them."""
@@ -257,7 +325,7 @@ class StoredCounts:
         if self.size is not None:
             fix = "preprocess.flavor=seurat_v3 can prepare them in parts"
             if lack := shortage(self.size, in_parts=False, fix=fix):
-                warnings.warn(f"{self.path}: {lack}", stacklevel=2)
+                warnings.warn(f"{self.stored.path}: {lack}", stacklevel=2)
         chunks = list(self.matrix.chunks(repairs=True))
         self.warn_of_repairs(
             sum(chunk.n_repeated for chunk in chunks), sum(chunk.n_rounded for chunk in chunks)

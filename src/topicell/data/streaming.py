@@ -25,7 +25,7 @@ from topicell.data import mapped
 from topicell.data.features import POSITION
 
 if TYPE_CHECKING:
-    from topicell.data.stored import Over, StoredCounts, StoredMatrix
+    from topicell.data.stored import JoinedMatrix, Over, StoredCounts, StoredMatrix
 
 
 N_EXPRESSED = "topicell_n_expressed"
@@ -88,8 +88,8 @@ class Moments:
 
 def first_pass(
     stored: StoredCounts, over: Over, min_counts: float, batch_N: np.ndarray
-) -> tuple[np.ndarray, Moments]:
-    """Return the total of each cell, and the moments of the cells with enough counts.
+) -> tuple[np.ndarray, np.ndarray, Moments]:
+    """Return the total and the number of genes of each cell, and the moments of the kept cells.
 
     Parameters
     ----------
@@ -101,27 +101,29 @@ def first_pass(
         Number of the batch of each cell, from 0; −1 for cells without one.
     """
     n_batches = int(batch_N.max(initial=0)) + 1
-    totals, moments = [], Moments.zero(n_batches, stored.outline.n_vars)
+    depths, moments = [], Moments.zero(n_batches, stored.outline.n_vars)
     repeated = rounded = 0
     for part in over(_totals_and_moments, (batch_N,), min_counts, n_batches):
-        totals.append(part[0])
+        depths.append(part[0])
         moments.add(part[1])
         repeated, rounded = repeated + part[2], rounded + part[3]
     stored.warn_of_repairs(repeated, rounded)
-    return np.concatenate(totals), moments
+    total_N, n_genes_N = np.concatenate(depths, axis=1)
+    return total_N, n_genes_N, moments
 
 
 def _totals_and_moments(
-    matrix: StoredMatrix, batch_N: np.ndarray, min_counts: float, n_batches: int
+    matrix: StoredMatrix | JoinedMatrix, batch_N: np.ndarray, min_counts: float, n_batches: int
 ) -> Iterator[tuple[np.ndarray, Moments, int, int]]:
-    """Yield totals and moments, and the numbers of repeated and of rounded values."""
+    """Yield totals and numbers of genes, moments, and numbers of repeated and rounded values."""
     n_genes = len(matrix.columns)
-    total_N, moments = np.zeros(len(matrix.rows)), Moments.zero(n_batches, n_genes)
+    depth_2N, moments = np.zeros((2, len(matrix.rows))), Moments.zero(n_batches, n_genes)
+    total_N = depth_2N[0]
     repeated = rounded = 0
     for chunk in matrix.chunks(repairs=True):
         x, rows = chunk.x, slice(chunk.first, chunk.first + chunk.x.shape[0])
         repeated, rounded = repeated + chunk.n_repeated, rounded + chunk.n_rounded
-        total_N[rows] = np.asarray(x.sum(1)).ravel()
+        depth_2N[:, rows] = np.asarray(x.sum(1)).ravel(), np.diff(x.indptr)
         kept = total_N[rows] >= min_counts
         x, batch = x[kept], batch_N[rows][kept]
         moments.greatest = max(moments.greatest, int(x.data.max(initial=0)))
@@ -132,7 +134,7 @@ def _totals_and_moments(
             moments.n_B[number] += of_batch.shape[0]
             for sums_BG, added in ((moments.sum_BG, values), (moments.squares_BG, values**2)):
                 sums_BG[number] += np.bincount(of_batch.indices, added, minlength=n_genes)
-    yield total_N, moments, repeated, rounded
+    yield depth_2N, moments, repeated, rounded
 
 
 @dataclass(slots=True)
@@ -190,7 +192,7 @@ class Selection:
 
 
 def _clipped_sums(
-    matrix: StoredMatrix,
+    matrix: StoredMatrix | JoinedMatrix,
     cells: np.ndarray,
     batch_N: np.ndarray,
     candidates: np.ndarray,
@@ -260,7 +262,7 @@ def write_selected(
 
 
 def _library_sizes(
-    matrix: StoredMatrix, cells: np.ndarray, expressed: np.ndarray
+    matrix: StoredMatrix | JoinedMatrix, cells: np.ndarray, expressed: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Yield the totals of the kept cells of each chunk."""
     for chunk in matrix.chunks():
@@ -269,7 +271,7 @@ def _library_sizes(
 
 
 def _selected(
-    matrix: StoredMatrix,
+    matrix: StoredMatrix | JoinedMatrix,
     cells: np.ndarray,
     expressed: np.ndarray,
     places: np.ndarray,

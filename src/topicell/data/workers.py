@@ -19,7 +19,7 @@ import signal
 import tempfile
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from multiprocessing import resource_tracker
@@ -35,7 +35,7 @@ from topicell.signals import held_interrupts
 if TYPE_CHECKING:
     from distributed import Client
 
-    from topicell.data.stored import Over, StoredCounts, StoredMatrix
+    from topicell.data.stored import JoinedMatrix, Over, StoredCounts, StoredMatrix
 
 LOCAL = "local"
 """Value of ``preprocess.dask`` for worker processes on this machine."""
@@ -74,7 +74,7 @@ def shared(stored: StoredCounts, dask: str | None) -> Iterator[Over]:
     Raises
     ------
     InputError
-        The workers cannot be reached, have other code, or do not find the file.
+        The workers cannot be reached, have other code, or do not find a file.
     """
     if dask is None:
         yield stored.over
@@ -93,7 +93,7 @@ class OverWorkers:
     """Compute functions of the counts with the workers of a client; see `Over`."""
 
     client: Client
-    matrix: StoredMatrix
+    matrix: StoredMatrix | JoinedMatrix
 
     def __call__(
         self, function: Callable[..., Iterator[Any]], of_cells: Sequence[np.ndarray], *others: Any
@@ -117,7 +117,7 @@ def _part(
     function: Callable[..., Iterator[Any]],
     rows: range,
     of_rows: Sequence[np.ndarray],
-    common: tuple[str, StoredMatrix, tuple[Any, ...]],
+    common: tuple[str, StoredMatrix | JoinedMatrix, tuple[Any, ...]],
 ) -> list[Any] | Exception:
     """Return the partial results of some rows, in a worker.
 
@@ -126,7 +126,7 @@ def _part(
     theirs, matrix, others = common
     try:
         # A worker may have come after the others were checked.
-        if problem := _problem(theirs, str(matrix.file), None):
+        if problem := _problem(theirs, {str(file): None for file in matrix.files}):
             raise InputError(f"preprocess.dask: a worker {problem}")
         return list(function(replace(matrix, rows=rows), *of_rows, *others))
     except Exception as error:
@@ -157,22 +157,28 @@ def code() -> str:
     return ", ".join([own, *versions, "Python " + ".".join(platform.python_version_tuple()[:2])])
 
 
-def _problem(theirs: str, file: str, size: int | None) -> str | None:
-    """Return why this process cannot compute partial results; None if it can."""
+def _problem(theirs: str, sizes: Mapping[str, int | None]) -> str | None:
+    """Return why this process cannot compute partial results; None if it can.
+
+    `sizes` has the bytes of each file; None is not checked.
+    """
     if theirs != code():
         return f"has {code()}, whereas this process has {theirs}; install the same versions"
-    path = Path(file)
-    if not path.exists():
-        return f"does not find {file}; put the file on a disk that all workers have at this path"
-    if size is not None and path.stat().st_size != size:
-        return f"has another file at {file}, with {path.stat().st_size} bytes instead of {size}"
+    for file, size in sizes.items():
+        path = Path(file)
+        if not path.exists():
+            return (
+                f"does not find {file}; put the file on a disk that all workers have at this path"
+            )
+        if size is not None and path.stat().st_size != size:
+            return f"has another file at {file}, with {path.stat().st_size} bytes instead of {size}"
     return None
 
 
-def _require_same(client: Client, matrix: StoredMatrix, dask: str) -> None:
+def _require_same(client: Client, matrix: StoredMatrix | JoinedMatrix, dask: str) -> None:
     """Reject workers that have other code or other files than this process."""
-    size = matrix.file.stat().st_size if matrix.file.is_file() else None
-    problems = client.run(_problem, code(), str(matrix.file), size, on_error="return")
+    sizes = {str(file): file.stat().st_size if file.is_file() else None for file in matrix.files}
+    problems = client.run(_problem, code(), sizes, on_error="return")
     if not problems:
         raise InputError(
             f"preprocess.dask = {dask!r}: the scheduler has no workers; start some with "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from topicell.data.preprocessing import DEPTH
 from topicell.evaluation import ranking
 from topicell.evaluation.stability import little_support
 from topicell.report import figures
@@ -168,6 +169,12 @@ class ReportedRun:
         key = self.adata.uns["topicell"]["label_key"]
         return folded(self.adata.obs[key]) if key else None
 
+    @cached_property
+    def samples(self) -> Any:
+        """The sample of each cell, None without samples."""
+        key = self.adata.uns["topicell"].get("sample_key")
+        return folded(self.adata.obs[key].astype("category")) if key else None
+
     @property
     def groups(self) -> Any:
         """Labels; clusters if there are no labels."""
@@ -222,6 +229,11 @@ def _structure(run: ReportedRun) -> Any:
 def _topic_by_label(run: ReportedRun) -> Any:
     by = "Leiden cluster" if run.labels is None else "label"
     return figures.topic_by_label(run.theta_NK, run.groups, f"Topics by {by}", run.topics)
+
+
+def _samples(run: ReportedRun) -> Any:
+    depth = run.adata.uns[DEPTH]["median_counts"] if DEPTH in run.adata.uns else None
+    return figures.samples(run.theta_NK, run.samples, depth, run.topics)
 
 
 def _umap_by_topic(space: str, run: ReportedRun) -> Any:
@@ -342,6 +354,16 @@ FIGURES = {
             draw=_topic_by_label,
             caption="Mean proportion of each topic in the cells of each group.",
             alt="Heat map of the mean proportions of {n_topics} topics by group of cells",
+        ),
+        FigureSpec(
+            name="samples",
+            draw=_samples,
+            applies=lambda run: run.samples is not None and run.samples.nunique() > 1,
+            caption="Mean topic proportions of the cells of each sample, with its number of cells "
+            "and the median counts of a cell, of all genes. A topic that only one sample has, or "
+            "that follows the depth, may be technical.",
+            alt="Stacked bars of the mean proportions of {n_topics} topics in each sample, with "
+            "numbers of cells and median counts",
         ),
         FigureSpec(
             name="umap_counts_topics",

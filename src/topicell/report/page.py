@@ -220,8 +220,16 @@ def _groupings(adata: AnnData, mapped_M: np.ndarray) -> list[dict[str, Any]]:
         }
     ]
     run = adata.uns["topicell"]
-    named = {"Label": run["label_key"], "Batch": run.get("batch_key"), "Leiden cluster": "leiden"}
-    columns = [(name, key) for name, key in named.items() if key]
+    columns = [
+        (name, key)
+        for name, key in (
+            ("Label", run["label_key"]),
+            ("Batch", run.get("batch_key")),
+            ("Leiden cluster", "leiden"),
+            ("Sample", run.get("sample_key")),
+        )
+        if key
+    ]
     for name, key in columns:
         codes_N, names = figures.category_codes(folded(adata.obs[key]).iloc[mapped_M])
         found.append(

@@ -1,4 +1,4 @@
-"""The tables of a run, as csv: ranked genes, topics, consensus topics, cells."""
+"""The tables of a run, as csv: ranked genes, topics, consensus topics, cells, samples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from topicell.counts import LateRows
+from topicell.data.preprocessing import DEPTH, OWN_COLUMNS
 from topicell.evaluation.ranking import RANKINGS, gene_scores, top_genes
 from topicell.evaluation.stability import FOUND, Consensus
 from topicell.files import whole
@@ -32,7 +33,7 @@ def write_tables(
     adata: AnnData,
     folder: Path,
 ) -> None:
-    """Write ``topics/*.csv`` and ``cells/cell_topics.csv`` of the selected replicate.
+    """Write ``topics/*.csv`` and ``cells/*.csv`` of the selected replicate.
 
     Names are written as in the data, even if a spreadsheet reads them as a formula (``=1+1``),
     because cells and genes are matched by name when these tables are read again.
@@ -85,6 +86,8 @@ def _tables(
         yield "topics/differential_expression.csv", differential_table(adata)
     cells = pd.DataFrame(theta_NK, index=adata.obs_names, columns=fit.topic_names)
     yield "cells/cell_topics.csv", cells.rename_axis("cell")
+    if adata.uns["topicell"].get("sample_key"):
+        yield "cells/samples.csv", samples_table(adata)
 
 
 def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> pd.DataFrame:
@@ -129,6 +132,37 @@ def alignment_table(correlation_K: np.ndarray, names: Sequence[str]) -> pd.DataF
         },
         index=pd.Index(names, name="topic"),
     )
+
+
+def samples_table(adata: AnnData) -> pd.DataFrame:
+    """Return the columns, cells, depth and mean topic proportions of each sample of a run.
+
+    Its columns are those of obs with one value in each sample. Depth is the median over its cells
+    of the counts, and of the genes with counts, of all genes in the files.
+    """
+    obs, key = adata.obs, adata.uns["topicell"]["sample_key"]
+    sample_N = obs[key].astype("category").cat.remove_unused_categories()
+    grouped = obs.groupby(sample_N, observed=True)
+    others = [
+        name
+        for name in obs.columns
+        if name not in (key, *OWN_COLUMNS) and not str(name).startswith("lda_topic_")
+    ]
+    table = grouped[[name for name in others if _one_in_each(obs[name], sample_N)]].first()
+    table["n_cells"] = grouped.size()
+    if DEPTH in adata.uns:
+        depth = adata.uns[DEPTH].reindex(table.index.astype(str))
+        table[list(depth.columns)] = depth.to_numpy()
+    theta_NK = np.asarray(adata.obsm["X_lda"])
+    topics = [f"topic_{k}" for k in range(theta_NK.shape[1])]
+    mean = pd.DataFrame(theta_NK, index=obs.index, columns=topics)
+    table[topics] = mean.groupby(sample_N, observed=True).mean()
+    return pd.DataFrame(table).rename_axis(key)
+
+
+def _one_in_each(column: pd.Series, sample_N: pd.Series) -> bool:
+    """Return whether a column has one value in each sample."""
+    return bool(column.groupby(sample_N, observed=True).nunique(dropna=False).max() == 1)
 
 
 def gene_frequency(adata: AnnData) -> np.ndarray:
@@ -189,6 +223,9 @@ def of_page(
     yield "gene_topics", "genes × topics", genes.rename_axis("gene")
     cells = pd.DataFrame(np.asarray(adata.obsm["X_lda"]), index=adata.obs_names, columns=topics)
     yield "cell_topics", "cells × topics", cells.rename_axis("cell")
+    if adata.uns["topicell"].get("sample_key"):
+        meaning = "cells, depth and mean topic proportions of each sample"
+        yield "samples", meaning, samples_table(adata)
     if "lda_lfc" in adata.varm:
         table = differential_table(adata)
         n_drawn = adata.uns["topicell"].get("differential_cells")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from topicell.config import RunConfig, dotted
+from topicell.config import DataConfig, RunConfig, dotted
 from topicell.sweep import conclusion
 from topicell.sweep.tracker import VALIDATION
 from topicell.sweep.trials import INTERRUPTED, TOPICS, Sweep, Trial, now
@@ -75,8 +78,15 @@ def as_sweep(parent: Parent) -> Sweep:
 
 
 def _data(run: NestedRun) -> str:
-    path = run.params.get("data.path", "None")
-    return run.params.get("data.name", "") if path == "None" else Path(path).stem
+    """Return `DataConfig.title` of a run; MLflow has its settings as text."""
+    found = {name: run.params.get(f"data.{name}", "None") for name in ("path", "samples")}
+    given = {name: value for name, value in found.items() if value != "None"}
+    if not given:
+        return run.params.get("data.name", "")
+    path: Any = given.get("path")
+    with contextlib.suppress(ValueError, SyntaxError):  # a long list is not complete
+        path = ast.literal_eval(path) if str(path).startswith("[") else path
+    return DataConfig(name="file", **given | {"path": path}).title
 
 
 def _listed(values: Iterable[int | float | str]) -> str:

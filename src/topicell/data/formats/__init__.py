@@ -153,8 +153,8 @@ def _why_no_folder(path: Path) -> str:
     if inner := _inner_folders(path):
         here = _listed([str(f.relative_to(path)) for f in inner])
         return (
-            f"is a folder of several 10x mtx folders; give one of them as path: {here} (to model "
-            "them together, join them with anndata.concat)"
+            f"is a folder of several 10x mtx folders; give one of them as path: {here} (topicell "
+            "train models several together: data.path=[A,B])"
         )
     files = sorted(f.name for f in path.iterdir() if f.is_file() and _is_candidate(f))
     folders = sorted(f"{f.name}/" for f in path.iterdir() if f.is_dir())

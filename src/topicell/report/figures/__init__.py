@@ -30,6 +30,7 @@ from topicell.report.figures.matrices import (
     topic_correlation,
     topic_similarity,
 )
+from topicell.report.figures.samples import samples
 from topicell.report.figures.thumbnail import thumbnail
 from topicell.report.figures.topics import structure_plot
 from topicell.report.figures.training import gap_histogram, training_curves
@@ -44,6 +45,7 @@ __all__ = [
     "enrichment_bars",
     "gap_histogram",
     "marked",
+    "samples",
     "save",
     "stability_matrix",
     "structure_plot",
