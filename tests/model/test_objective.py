@@ -11,6 +11,7 @@ from topicell.model.mixture import MIXTURE
 from topicell.model.objective import _SparseProduct, encode, negative_elbo
 from topicell.model.prodlda import PRODUCT
 from topicell.model.program import Constants, TopicELBO, TopicProgram
+from topicell.model.seeds import Seeds
 
 R, B, G, K, N = 3, 30, 20, 4, 500
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -30,6 +31,9 @@ PROGRAMS = {
     "correlated": {"prior": "correlated", "cell_topic_prior": [0.1, 0.5, 2.0, 1.0]},
     "covariates": {"n_covariates": 2},
     "all": {"n_batches": 2, "n_covariates": 3, "prior": "correlated"},
+    "background": {"background": True, "background_scale": 0.7},
+    "seeds": {"topic_gene_prior": "seeds.gmt", "prior_scale": 0.4},
+    "seeds, background": {"topic_gene_prior": "seeds.gmt", "background": True},
 }
 
 
@@ -43,7 +47,16 @@ def x_BG():
 
 def make_program(likelihood=MIXTURE, n_batches=0, n_covariates=0, **settings):
     shift_SG = np.random.default_rng(2).normal(0, 0.5, (n_batches, G)) if n_batches else None
-    constants = Constants(tuple("abc"[:n_batches]), shift_SG, n_covariates)
+    logits = np.random.default_rng(4).normal(0, 1, (3, G))
+    constants = Constants(
+        tuple("abc"[:n_batches]),
+        shift_SG,
+        n_covariates,
+        background_G=logits[2] if "background" in settings else None,
+        seeds=Seeds(("one", "two"), logits[:2], logits[:2] > 0, True)
+        if "topic_gene_prior" in settings and isinstance(settings["topic_gene_prior"], str)
+        else None,
+    )
     model = ModelConfig(n_topics=K, n_hidden=6, **settings)
     program = TopicProgram(G, R, model, likelihood, constants)
     program.encoder.library_size.fill_(1e4)

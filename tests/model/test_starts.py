@@ -13,6 +13,7 @@ from topicell.config import Init, ModelConfig, TrainConfig
 from topicell.counts import Counts
 from topicell.errors import InputError
 from topicell.evaluation.stability import match_topics
+from topicell.model.minibatches import Given
 from topicell.model.priors import NormalPrior
 from topicell.model.starts import (
     background,
@@ -31,7 +32,7 @@ def test_each_init_has_its_topics(planted):
         n_replicates=2,
         n_topics=4,
         n_genes=counts.n_genes,
-        given=lambda counts: None,
+        given=lambda counts: Given(),
         topic_prior=NormalPrior(torch.zeros(counts.n_genes), torch.full((counts.n_genes,), 2.0)),
     )
     of_background = initial_topics(counts, program, Init.background, 1, 0)
@@ -96,7 +97,7 @@ def program_of(counts, n_topics):
         n_replicates=2,
         n_topics=n_topics,
         n_genes=counts.n_genes,
-        given=lambda counts: None,
+        given=lambda counts: Given(),
         topic_prior=NormalPrior(torch.zeros(counts.n_genes), torch.full((counts.n_genes,), 2.0)),
     )
 

@@ -12,9 +12,11 @@ from scipy.stats import hypergeom
 
 import topicell
 from topicell.errors import InputError
+from topicell.evaluation import gene_sets as reading
+from topicell.evaluation.gene_sets import read_gene_sets
 from topicell.evaluation.ranking import gene_scores, top_genes
 from topicell.report import enrichment as module
-from topicell.report.enrichment import enrichment, read_gene_sets
+from topicell.report.enrichment import enrichment
 
 GENES = [f"CD{i}" for i in range(40)]
 SETS = {
@@ -291,7 +293,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_blood_markers_are_well_formed():
-    lines = module.BLOOD_MARKERS.read_text(encoding="ascii").splitlines()
+    lines = reading.BLOOD_MARKERS.read_text(encoding="ascii").splitlines()
     rows = [line.split("\t") for line in lines]
     names = [row[0] for row in rows]
     assert len(set(names)) == len(names) >= 20
@@ -301,7 +303,7 @@ def test_blood_markers_are_well_formed():
         assert len(set(genes)) == len(genes) >= 5, name
         assert all(gene and gene == gene.strip() for gene in genes), name
     assert read_gene_sets("blood") == {name: genes for name, _, *genes in rows}
-    assert read_gene_sets("blood") == read_gene_sets(module.BLOOD_MARKERS)
+    assert read_gene_sets("blood") == read_gene_sets(reading.BLOOD_MARKERS)
 
 
 def test_topics_of_blood_are_enriched_for_its_cell_types():

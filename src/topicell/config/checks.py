@@ -87,6 +87,8 @@ def check_fields(prefix: str, config: Any) -> None:
         elif "bounds" in f.metadata:
             if value is not None or "None" not in str(f.type):
                 _require_number(name, value, f.metadata["bounds"], "float" not in str(f.type))
+        elif "text" in f.metadata and isinstance(value, str):
+            require(bool(value.strip()), name, value, "is empty; name a file, or use null")
         elif "concentrations" in f.metadata and value is not None:
             several = isinstance(value, Sequence) and not isinstance(value, str)
             values = value if several else [value]

@@ -299,8 +299,18 @@ class ModelConfig:
     topics in use."""
     cell_topic_prior: Any = field(default=None, metadata=CONCENTRATIONS)
     """Dirichlet concentration of θ: a number, K numbers, or null for 1/K."""
-    topic_gene_prior: Any = field(default=None, metadata=CONCENTRATIONS)
-    """Dirichlet concentration of β: a number, G numbers, or null for 1/K."""
+    topic_gene_prior: Any = field(default=None, metadata=CONCENTRATIONS | {"text": True})
+    """Dirichlet concentration of β: a number, G numbers, or null for 1/K. Or prior knowledge of the
+    first topics; the others are free: ``run=RUN_ID`` (or a folder) or a table of genes × topics
+    (csv) continues earlier topics; gene sets (a GMT file, or ``blood``) seed one topic each."""
+    prior_scale: float = setting(0.5, POSITIVE)
+    """How far the logit of a gene can move from prior knowledge: the standard deviation of its
+    prior. Smaller values hold it more strongly."""
+    background: bool = False
+    """Topics are sparse deviations from the gene frequencies of all cells: the prior of a logit is
+    a Laplace distribution around the background, instead of that of `topic_gene_prior`."""
+    background_scale: float = setting(1.0, POSITIVE)
+    """Scale of this Laplace distribution; smaller values make more deviations negligible."""
     batch_key: str | None = None
     """Column of obs with the batch of each cell (study, technology, donor). Each batch multiplies
     the proportion of each gene by a factor, the same in all topics; topics are without these

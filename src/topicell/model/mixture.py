@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from topicell.evaluation.perplexity import fold_in, perplexity
 from topicell.model.minibatches import Batch, DenseBatch, SparseBatch
-from topicell.model.priors import NormalPrior, logistic_normal
+from topicell.model.priors import TopicPrior
 
 LEAST_PROPORTION = 1e-28
 """Added to the proportion of each gene: single precision can underflow to 0 for a gene that no
@@ -39,10 +39,10 @@ class Mixture:
         return b.softmax(-1)
 
     def draw(
-        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: NormalPrior
+        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: TopicPrior
     ) -> tuple[Tensor, Tensor]:
         """Return a draw of β, (..., K, G), and the KL of q(b) from its prior, (..., K)."""
-        return logistic_normal(mean, rho, noise, prior)
+        return prior.draw(mean, rho, noise)
 
     def log_proportions(self, theta: Tensor, topics: Tensor) -> Tensor:
         """Return the log-proportion of each gene in each cell, shape (..., B, G)."""

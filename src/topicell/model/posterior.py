@@ -25,9 +25,10 @@ from topicell.model.fit import TopicFit, require_samples
 from topicell.model.mixture import MIXTURE
 from topicell.model.program import Constants, Likelihood, TopicProgram
 from topicell.model.ranks import Ranks
+from topicell.model.seeds import Seeds
 
-BATCH_SHIFT = "constants.batch_shift"
-"""Name of the first estimate of the shifts of batches among the saved weights."""
+CONSTANTS = "constants."
+"""Prefix of the names of `Constants` among the saved weights."""
 
 
 if TYPE_CHECKING:
@@ -95,7 +96,11 @@ class AmortizedFit(TopicFit):
         theta_RNK = mean_theta(program, Chunks(program, counts), n_samples=16, seed=seed)
         judged = valid if valid is not None and valid.n_cells else counts
         terms = elbo_terms(program, Chunks(program, judged), n_samples=2, seed=seed)
-        order_RK = np.argsort(-theta_RNK.mean(1), axis=1, kind="stable")
+        size_RK = theta_RNK.mean(1)
+        # Seeded topics keep their places, which are the first.
+        n_seeds = 0 if program.constants.seeds is None else len(program.constants.seeds.names)
+        size_RK[:, :n_seeds] = np.arange(n_seeds, 0, -1) + 1
+        order_RK = np.argsort(-size_RK, axis=1, kind="stable")
         return order_RK, terms.per_cell(counts.n_cells)
 
     @property
@@ -238,9 +243,16 @@ class AmortizedFit(TopicFit):
     def _weights(self) -> dict[str, Tensor]:
         state = self.program.state_dict()
         weights = {name: value.cpu().contiguous() for name, value in state.items()}
-        if self.program.constants.batch_shift_SG is not None:
-            weights[BATCH_SHIFT] = torch.from_numpy(self.program.constants.batch_shift_SG)
-        return weights
+        constants = self.program.constants
+        stored = {"batch_shift": constants.batch_shift_SG, "background": constants.background_G}
+        if constants.seeds is not None:
+            seeds = constants.seeds
+            stored |= {"seed_logit": seeds.logit_JG, "seed_known": seeds.known_JG}
+        return weights | {
+            CONSTANTS + name: torch.from_numpy(value)
+            for name, value in stored.items()
+            if value is not None
+        }
 
     def _document(self) -> dict[str, Any]:
         document: dict[str, Any] = {"order": self.order_RK.tolist()}
@@ -249,6 +261,9 @@ class AmortizedFit(TopicFit):
             document["batches"] = list(constants.batches)
         if constants.n_covariates:
             document["n_covariates"] = constants.n_covariates
+        if constants.seeds is not None:
+            seeds = constants.seeds
+            document["seeds"] = {"names": list(seeds.names), "of_sets": seeds.of_sets}
         return document
 
     @classmethod
@@ -261,12 +276,22 @@ class AmortizedFit(TopicFit):
     ) -> Self:
         """Return the fit that was saved."""
         n_genes, n_replicates = len(shared["genes"]), len(shared["selection_R"])
-        weights = dict(weights)
-        shift = weights.pop(BATCH_SHIFT, None)
+        stored = {
+            name.removeprefix(CONSTANTS): value.numpy()
+            for name, value in weights.items()
+            if name.startswith(CONSTANTS)
+        }
+        weights = {n: value for n, value in weights.items() if not n.startswith(CONSTANTS)}
+        seeds = document.get("seeds")
         constants = Constants(
-            tuple(document.get("batches", ())),
-            None if shift is None else shift.numpy(),
-            int(document.get("n_covariates", 0)),
+            batches=tuple(document.get("batches", ())),
+            batch_shift_SG=stored.get("batch_shift"),
+            n_covariates=int(document.get("n_covariates", 0)),
+            background_G=stored.get("background"),
+            seeds=seeds
+            and Seeds(
+                tuple(seeds["names"]), stored["seed_logit"], stored["seed_known"], seeds["of_sets"]
+            ),
         )
         program = TopicProgram(n_genes, n_replicates, shared["model"], likelihood, constants)
         program.load_state_dict(weights)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Laplace, Normal, kl_divergence
 from torch.nn.functional import softplus
 
 SLOWER = 0.3
@@ -51,6 +51,10 @@ class NormalPrior(nn.Module):
             K.
         """
         return cls(*laplace_prior(concentrations(concentration, length, n_topics)))
+
+    def distribution(self) -> Normal:
+        """Return the distribution of each logit."""
+        return Normal(self.mean, self.scale)
 
     @property
     def precision(self) -> Tensor:
@@ -101,6 +105,41 @@ class NormalPrior(nn.Module):
         """
         divergence = kl_divergence(Normal(mean, scale), Normal(self.mean, self.scale))
         return divergence.sum(tuple(range(-axes, 0)))
+
+
+class LaplacePrior(nn.Module):
+    """Independent Laplace distributions of logits, which make most distances from the mean small.
+
+    Parameters
+    ----------
+    mean, scale
+        Mean and scale of each logit, shape (n,) or (K, n). They are not part of a saved state.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def distribution(self) -> Laplace:
+        """Return the distribution of each logit."""
+        return Laplace(self.mean, self.scale)
+
+    def kl(self, mean: Tensor, scale: Tensor, *, axes: int = 1) -> Tensor:
+        """Return the KL of independent normals from this prior, in nats (`NormalPrior.kl`)."""
+        divergence = kl_divergence(Normal(mean, scale), self.distribution())
+        return divergence.sum(tuple(range(-axes, 0)))
+
+    def draw(self, mean: Tensor, rho: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a draw on the simplex, and the KL of its logits (`logistic_normal`)."""
+        scale = softplus(rho)
+        return softmax(torch.addcmul(mean, scale, noise)), self.kl(mean, scale)
+
+
+TopicPrior = NormalPrior | LaplacePrior
 
 
 @dataclass(frozen=True, slots=True)

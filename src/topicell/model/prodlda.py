@@ -25,7 +25,7 @@ from torch.nn.functional import softplus
 from topicell.evaluation.perplexity import elbo_perplexity
 from topicell.model.minibatches import Batch, DenseBatch, in_order
 from topicell.model.mixture import PSEUDO_COUNT
-from topicell.model.priors import NormalPrior
+from topicell.model.priors import TopicPrior
 
 NEWTON_STEPS = 50
 TOLERANCE = 1e-6
@@ -42,7 +42,7 @@ class ProductOfExperts:
         return b
 
     def draw(
-        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: NormalPrior
+        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: TopicPrior
     ) -> tuple[Tensor, Tensor]:
         """Return a draw of b, (..., K, G), and the KL of q(b) from its prior, (..., K)."""
         scale = softplus(rho)

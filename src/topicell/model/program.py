@@ -35,7 +35,7 @@ import pyro
 import scipy.sparse as sp
 import torch
 from pyro import poutine
-from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
+from pyro.distributions import Laplace, MultivariateNormal, Normal, TorchDistribution
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -46,8 +46,9 @@ from topicell.config import ModelConfig, PriorKind
 from topicell.counts import Counts
 from topicell.model.minibatches import Batch, Given
 from topicell.model.mixture import MIXTURE
-from topicell.model.priors import CellPrior, LearnedPrior, NormalPrior
+from topicell.model.priors import CellPrior, LaplacePrior, LearnedPrior, NormalPrior, TopicPrior
 from topicell.model.ranks import Shards
+from topicell.model.seeds import Seeds
 
 INITIAL_TOPIC_SCALE = -3.0
 """Initial ρ: softplus(−3) ≈ 0.05, so the posterior of β is narrow from the first step on."""
@@ -80,11 +81,35 @@ class Constants:
         counts from which it is removed.
     n_covariates
         D, number of covariates of the prior of cells.
+    background_G
+        Logarithms of the gene frequencies of all cells, if topics are deviations from them.
+    seeds
+        Prior knowledge of the first topics, if there is any.
     """
 
     batches: tuple[str, ...] = ()
     batch_shift_SG: np.ndarray | None = None
     n_covariates: int = 0
+    background_G: np.ndarray | None = None
+    seeds: Seeds | None = None
+
+
+def topic_prior(config: ModelConfig, constants: Constants, n_genes: int) -> TopicPrior:
+    """Return the prior of the topic logits: (G,), or (K, G) with prior knowledge."""
+    K, given = config.n_topics, config.topic_gene_prior
+    base = NormalPrior.dirichlet(None if isinstance(given, str) else given, n_genes, K)
+    mean_KG, scale_KG = base.mean, base.scale
+    if constants.background_G is not None:
+        mean_KG = torch.from_numpy(constants.background_G).to(mean_KG)
+        scale_KG = torch.full_like(mean_KG, config.background_scale)
+    if constants.seeds is not None:
+        J = len(constants.seeds.names)
+        logit_JG = torch.from_numpy(constants.seeds.logit_JG).to(mean_KG)
+        known_JG = torch.from_numpy(constants.seeds.known_JG)
+        mean_KG, scale_KG = mean_KG.repeat(K, 1), scale_KG.repeat(K, 1)
+        mean_KG[:J] = logit_JG - logit_JG.mean(1, keepdim=True) + mean_KG[:J].mean(1, keepdim=True)
+        scale_KG[:J] = torch.where(known_JG, config.prior_scale, scale_KG[:J])
+    return (LaplacePrior if config.background else NormalPrior)(mean_KG, scale_KG)
 
 
 class Slopes(Protocol):
@@ -111,7 +136,7 @@ class Likelihood(Protocol):
         ...
 
     def draw(
-        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: NormalPrior
+        self, mean: Tensor, rho: Tensor, noise: Tensor, prior: TopicPrior
     ) -> tuple[Tensor, Tensor]:
         """Return drawn topics and the KL divergence of q(b)."""
         ...
@@ -421,7 +446,7 @@ class TopicProgram(nn.Module):
         self.cell_prior: CellPrior = base
         if correlated or constants.n_covariates:
             self.cell_prior = LearnedPrior(base, R, constants.n_covariates, correlated=correlated)
-        self.topic_prior = NormalPrior.dirichlet(config.topic_gene_prior, G, K)
+        self.topic_prior = topic_prior(config, constants, G)
         self.encoder = Encoder(R, G, config, constants, base)
         self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
         self.topic_rho = nn.Parameter(torch.full((R, K, G), INITIAL_TOPIC_SCALE))
@@ -507,7 +532,8 @@ class TopicProgram(nn.Module):
         annealed = poutine.scale(scale=kl_weight)
         with replicates:
             with topics, annealed:
-                prior_b = Normal(self.topic_prior.mean, self.topic_prior.scale).to_event(1)
+                kind = Laplace if isinstance(self.topic_prior, LaplacePrior) else Normal
+                prior_b = kind(self.topic_prior.mean, self.topic_prior.scale).to_event(1)
                 b_RKG = pyro.sample("topic_logits", prior_b)
             with annealed:
                 pyro.factor("point_estimates", -self.penalty().unsqueeze(-1))

@@ -23,7 +23,9 @@ def check_sizes(counts: Counts, model: ModelConfig) -> None:
     if counts.n_genes < 2:
         raise InputError("only 1 gene is left to model, and topics need 2 at least")
     prior = model.topic_gene_prior
-    if prior is not None and not isinstance(prior, (int, float)) and len(prior) != counts.n_genes:
+    if prior is None or isinstance(prior, (int, float, str)):
+        return
+    if len(prior) != counts.n_genes:
         raise InputError(
             f"model.topic_gene_prior has {len(prior)} numbers for {counts.n_genes} genes; give one "
             "number for each gene, or one number for all"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +17,7 @@ from topicell.errors import InputError
 from topicell.model.batches import batch_shifts
 from topicell.model.program import Constants, TopicProgram
 from topicell.model.search import search_topics
+from topicell.model.seeds import matched_first, read_seeds, read_topics
 
 BACKGROUND_NOISE = 0.3
 """Standard deviation of the noise by which the topics of the background initialisation differ."""
@@ -31,31 +33,40 @@ SMOOTHING = 0.05
 
 
 def constants_of(counts: Counts, model: ModelConfig, seed: int) -> Constants:
-    """Return the values of a program that the training cells determine: batches, covariates.
+    """Return the values of a program that the training cells determine.
+
+    These are batches, covariates, background, and prior knowledge of topics.
 
     Raises
     ------
     InputError
-        There is only one batch.
+        There is only one batch, or the prior knowledge does not match the genes.
     """
-    n_covariates = 0
+    known: dict[str, Any] = {}
+    if model.background or isinstance(model.topic_gene_prior, str):
+        frequency_G = background(counts.rows)
+        known["seeds"] = read_seeds(counts, model, frequency_G)
+        if model.background:
+            logit_G = np.log(frequency_G)
+            known["background_G"] = (logit_G - logit_G.mean()).astype(np.float32)
     if model.prevalence is not None:
         if counts.design is None:
             raise InputError(
                 f"model.prevalence = {model.prevalence!r}: these cells have no covariates; give an "
                 "AnnData with these columns of obs"
             )
-        n_covariates = counts.design.shape[1]
+        known["n_covariates"] = counts.design.shape[1]
     if model.batch_key is None:
-        return Constants(n_covariates=n_covariates)
+        return Constants(**known)
     require_batches(counts, model)
     batches, batch_N = np.unique(np.asarray(counts.batch, dtype=str), return_inverse=True)
-    seeds = np.random.default_rng(seed)
-    rows = np.sort(seeds.permutation(counts.n_cells)[: SEARCHED_CELLS_PER_CLUSTER * model.n_topics])
+    random = np.random.default_rng(seed)
+    n_searched = SEARCHED_CELLS_PER_CLUSTER * model.n_topics
+    rows = np.sort(random.permutation(counts.n_cells)[:n_searched])
     shift_SG = batch_shifts(
-        counts.rows[rows], batch_N[rows], len(batches), model.n_topics, model.batch_scale, seeds
+        counts.rows[rows], batch_N[rows], len(batches), model.n_topics, model.batch_scale, random
     )
-    return Constants(tuple(map(str, batches)), shift_SG.astype(np.float32), n_covariates)
+    return Constants(tuple(map(str, batches)), shift_SG.astype(np.float32), **known)
 
 
 def require_batches(counts: Counts, model: ModelConfig) -> None:
@@ -161,42 +172,24 @@ def read_initial_topics(path: Path, counts: Counts, n_topics: int) -> tuple[np.n
     Raises
     ------
     InputError
-        The file is not a table of genes × K topics of numbers that are not negative, a gene is
-        there twice, or it lacks most of the modelled genes.
+        The table cannot be used (`topicell.model.seeds.read_topics`), or has not K topics.
     """
-    import pandas as pd
-
     name = f"model.init_topics = {str(path)!r}"
-    try:
-        # As text, so that genes named 007 or NA keep their names.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        table = table.set_index(table.columns[0])
-        values = table.to_numpy(dtype=float)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot be read as a table of numbers ({error})") from error
-    if table.shape[1] != n_topics:
-        raise InputError(
-            f"{name}: has {table.shape[1]} topics; use model.n_topics={table.shape[1]}"
-        )
-    if not (np.isfinite(values).all() and (values >= 0).all() and (values.sum(0) > 0).all()):
-        raise InputError(
-            f"{name}: gene proportions must be finite and not negative, and a topic needs a gene"
-        )
-    if table.index.has_duplicates:
-        twice = table.index[table.index.duplicated()][0]
-        raise InputError(f"{name}: gene {twice!r} is there twice")
-    place_G = table.index.get_indexer(pd.Index(counts.genes.astype(str)))
-    known_G = place_G >= 0
-    if 2 * known_G.sum() < len(known_G):
-        raise InputError(
-            f"{name}: has {known_G.sum()} of the {len(known_G)} modelled genes; it needs half of "
-            "them, by name"
-        )
-    beta_KG = np.where(known_G, values[place_G].T, 0)
-    empty = np.flatnonzero(beta_KG.sum(1) == 0)
-    if len(empty):
-        raise InputError(f"{name}: topic {empty[0]} has none of the modelled genes")
-    return beta_KG / beta_KG.sum(1, keepdims=True), known_G
+    names, beta_KG, known_G = read_topics(path, counts, name)
+    if len(names) != n_topics:
+        raise InputError(f"{name}: has {len(names)} topics; use model.n_topics={len(names)}")
+    return beta_KG, known_G
+
+
+def with_seeds(b_RKG: torch.Tensor, program: TopicProgram, counts: Counts) -> torch.Tensor:
+    """Return initial topics whose first ones are those of the prior knowledge, if there is any."""
+    seeds = program.constants.seeds
+    if seeds is None:
+        return b_RKG
+    frequency_G = background(counts.rows)
+    profiles_RKG = b_RKG.double().softmax(-1).numpy()
+    logits = [matched_first(profiles_KG, seeds, frequency_G) for profiles_KG in profiles_RKG]
+    return centred(torch.tensor(np.stack(logits), dtype=torch.float32), program)
 
 
 def background(x_NG: Rows) -> np.ndarray:

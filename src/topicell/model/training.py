@@ -51,7 +51,13 @@ from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.ranks import Ranks, Share, gpu_of_process
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.sizes import check_sizes
-from topicell.model.starts import constants_of, given_topics, initial_topics, searched_topics
+from topicell.model.starts import (
+    constants_of,
+    given_topics,
+    initial_topics,
+    searched_topics,
+    with_seeds,
+)
 from topicell.signals import Interrupt
 
 STEPS = 250
@@ -284,11 +290,13 @@ def begin(
     if model.init_topics is not None:
         topics_RKG = given_topics(Path(model.init_topics), counts, program)
     elif config.search and model.init is Init.kmeans:
-        topics_LRKG = searched_topics(counts, program, seed)
+        searched_LRKG = searched_topics(counts, program, seed)
+        topics_LRKG = torch.stack([with_seeds(b_RKG, program, counts) for b_RKG in searched_LRKG])
         best = best_candidate(counts, program, topics_LRKG, config, seed)
         topics_RKG = topics_LRKG[best]
     else:
         topics_RKG = initial_topics(counts, program, model.init, model.n_starts, seed)
+        topics_RKG = with_seeds(topics_RKG, program, counts)
     with torch.no_grad():
         program.topic_mean.copy_(topics_RKG)
 

@@ -70,7 +70,8 @@ def require_gene_sets(adata: AnnData, config: ReportConfig) -> None:
         ``report.gene_sets`` is invalid.
     """
     if config.gene_sets is not None:
-        from topicell.report.enrichment import read_gene_sets, restricted_sets
+        from topicell.evaluation.gene_sets import read_gene_sets
+        from topicell.report.enrichment import restricted_sets
 
         restricted_sets(read_gene_sets(config.gene_sets), adata.var_names)
 
@@ -307,7 +308,8 @@ def _enrichment(adata: AnnData, config: ReportConfig) -> pd.DataFrame | None:
     import numpy as np
 
     from topicell.evaluation import ranking
-    from topicell.report.enrichment import enrichment, read_gene_sets
+    from topicell.evaluation.gene_sets import read_gene_sets
+    from topicell.report.enrichment import enrichment
 
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     leading_KT = ranking.top_genes(ranking.frex(beta_KG), config.n_enrichment_genes)
