@@ -17,7 +17,7 @@ import numpy as np
 
 from topicell import report
 from topicell.agreement import Agreement
-from topicell.config import ExternalConfig, RunConfig, as_dict
+from topicell.config import ExternalConfig, PriorKind, RunConfig, as_dict
 from topicell.data.cells import PreparedCells
 from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import column
@@ -107,8 +107,6 @@ def conclude(
     fit, adata = estimates.fit, cells.adata
     annotate(adata, estimates.theta_RNK[fit.selected])
     adata.varm["lda_topics"] = estimates.beta_RKG[fit.selected].T.copy()
-    if fit.batches:
-        adata.varm["batch_factors"] = fit.batch_factors().T.to_numpy()
     values = values_of(measurements.by_split)
     scores = dict(summarized(values, next(iter(measurements.by_split)), fit.selected))
     if fit.has_encoder and config.evaluate.n_gap_cells:
@@ -130,11 +128,7 @@ def conclude(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("topicell"),
     } | _of_replicates(estimates)
-    if fit.batches:
-        adata.uns["topicell"] |= {
-            "batches": list(fit.batches),
-            "batch_key": column(fit.model.batch_key or ""),
-        }
+    _add_parts_of_model(adata, fit)
     if measurements.agreement is not None:
         adata.uns["topicell"] |= {
             "topic_support": measurements.agreement.support_C,
@@ -151,6 +145,21 @@ def conclude(
     write_scores(values, tracker.directory)
     error = _write_rest(estimates, cells, config, tracker)
     return Result(fit, scores, values, adata, error)
+
+
+def _add_parts_of_model(adata: AnnData, fit: TopicFit) -> None:
+    """Add what the optional parts of the model have learned: batches, background, seeds, prior."""
+    run = adata.uns["topicell"]
+    if fit.batches:
+        adata.varm["batch_factors"] = fit.batch_factors().T.to_numpy()
+        run["batches"] = list(fit.batches)
+        run["batch_key"] = column(fit.model.batch_key or "")
+    if fit.model.background:
+        adata.varm["lda_deviations"] = fit.deviations().T.copy()
+    if isinstance(fit.model.topic_gene_prior, str):
+        run["seeds"] = fit.seeds()
+    if fit.model.prior is PriorKind.correlated:
+        run["prior_correlation"] = fit.topic_correlations()
 
 
 def write_agreement(agreement: Agreement, refitted_K: np.ndarray | None, folder: Path) -> None:
@@ -307,7 +316,7 @@ def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
     adata.obs = adata.obs.drop(columns=stale)
     for name in ("X_umap_counts", "X_umap_topics"):
         adata.obsm.pop(name, None)
-    for name in ("lda_topics", "batch_factors", *report.DIFFERENTIAL):
+    for name in ("lda_topics", "lda_deviations", "batch_factors", *report.DIFFERENTIAL):
         adata.varm.pop(name, None)
     adata.obsm["X_lda"] = theta_NK
     for topic, proportion_N in enumerate(theta_NK.T):

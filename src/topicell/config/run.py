@@ -309,7 +309,7 @@ class ModelConfig:
     background: bool = False
     """Topics are sparse deviations from the gene frequencies of all cells: the prior of a logit is
     a Laplace distribution around the background, instead of that of `topic_gene_prior`."""
-    background_scale: float = setting(1.0, POSITIVE)
+    background_scale: float = setting(0.5, POSITIVE)
     """Scale of this Laplace distribution; smaller values make more deviations negligible."""
     batch_key: str | None = None
     """Column of obs with the batch of each cell (study, technology, donor). Each batch multiplies

@@ -138,6 +138,18 @@ class TopicFit(ABC):
         """
 
     @abstractmethod
+    def deviations(self, *, replicate: int | None = None) -> np.ndarray:
+        """Return how far logits are above the background at least, shape (K, G)."""
+
+    @abstractmethod
+    def seeds(self, *, replicate: int | None = None) -> pd.DataFrame:
+        """Return how far each seeded topic has moved from its prior knowledge."""
+
+    @abstractmethod
+    def topic_correlations(self, *, replicate: int | None = None) -> np.ndarray:
+        """Return the correlations of topics that the prior has learned, shape (K, K)."""
+
+    @abstractmethod
     def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
         """Return the factor of each gene in each batch, batches × genes."""
 
@@ -234,7 +246,7 @@ class TopicFit(ABC):
         self,
         n: int = 20,
         *,
-        by: str = "probability",
+        by: str | None = None,
         weight: float | None = None,
         replicate: int | None = None,
         n_samples: int = 256,
@@ -251,7 +263,9 @@ class TopicFit(ABC):
             Number of genes of each topic.
         by
             ``probability``, ``lift``, ``relevance`` or ``frex``
-            (`topicell.evaluation.ranking.gene_scores`).
+            (`topicell.evaluation.ranking.gene_scores`), or ``deviation`` for models with a
+            background (`AmortizedFit.deviations`). None takes ``deviation`` for these, else
+            ``probability``.
         weight
             λ of relevance, 0.6 by default; that of exclusivity in FREX, 0.5.
         replicate, n_samples, seed
@@ -263,6 +277,9 @@ class TopicFit(ABC):
             There is no such ranking, or the weight is out of range.
         """
         beta_KG = self.beta(n_samples=n_samples, seed=seed)[self._replicate(replicate)]
+        by = by or ("deviation" if self.model.background else "probability")
+        if by == "deviation":
+            return ranked_table(self.genes, beta_KG, self.deviations(replicate=replicate), n)
         try:
             score_KG = gene_scores(beta_KG, by, self.gene_frequency_G, weight)
         except ValueError as error:

@@ -134,6 +134,18 @@ class PointFit(TopicFit):
         """Return the gene proportions for one batch of all cells."""
         return self.beta_RKG[None], np.zeros(counts.n_cells, dtype=int)
 
+    def deviations(self, *, replicate: int | None = None) -> np.ndarray:
+        """Raise an error: these models have no background."""
+        raise InputError("this model has no background")
+
+    def seeds(self, *, replicate: int | None = None) -> pd.DataFrame:
+        """Raise an error: these models have no prior knowledge."""
+        raise InputError("this model has no seeded topics")
+
+    def topic_correlations(self, *, replicate: int | None = None) -> np.ndarray:
+        """Raise an error: these models learn no prior."""
+        raise InputError("the prior of this model is not learned")
+
     def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
         """Raise an error: these models have no batches."""
         raise InputError("this model has no batches")

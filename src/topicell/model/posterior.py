@@ -23,10 +23,15 @@ from topicell.model.estimates import (
 )
 from topicell.model.fit import TopicFit, require_samples
 from topicell.model.mixture import MIXTURE
+from topicell.model.priors import LearnedPrior
 from topicell.model.program import Constants, Likelihood, TopicProgram
 from topicell.model.ranks import Ranks
 from topicell.model.seeds import Seeds
 
+CREDIBLE = 1.96
+"""Standard deviations from the mean to an end of a 95 % interval."""
+LEADING = 20
+"""Number of genes of an earlier topic whose lift says how far the topic has moved."""
 CONSTANTS = "constants."
 """Prefix of the names of `Constants` among the saved weights."""
 
@@ -177,6 +182,96 @@ class AmortizedFit(TopicFit):
             raise InputError("this model has no batches; fit it with batch_key=COLUMN")
         factor_SG = shift_RSG[self._replicate(replicate), :-1].detach().exp().cpu().numpy()
         return pd.DataFrame(factor_SG, index=list(self.batches), columns=self.genes)
+
+    def deviations(self, *, replicate: int | None = None) -> np.ndarray:
+        """Return how far the logits of genes are above the background at least, shape (K, G).
+
+        It is the lower end of the 95 % interval of the posterior, so that genes whose deviation is
+        not certain do not lead. The deviations of a topic have the median 0.
+
+        Raises
+        ------
+        InputError
+            The model has no background.
+        """
+        background_G = self.program.constants.background_G
+        if background_G is None:
+            raise InputError("this model has no background; fit it with background=True")
+        r = self._replicate(replicate)
+        mean_KG, scale_KG = (
+            part[r].detach().cpu().numpy() for part in self.program.topic_posterior()
+        )
+        above_KG = mean_KG - background_G
+        above_KG = above_KG - np.median(above_KG, axis=1, keepdims=True)
+        lower_KG: np.ndarray = (above_KG - CREDIBLE * scale_KG)[self.order_RK[r]]
+        return lower_KG
+
+    def topic_correlations(self, *, replicate: int | None = None) -> np.ndarray:
+        """Return the correlations of topics that the prior has learned, shape (K, K).
+
+        They are those of the topic logits of a cell after subtracting their mean, on which
+        proportions do not depend.
+
+        Raises
+        ------
+        InputError
+            The prior of the model has no correlations.
+        """
+        prior = self.program.cell_prior
+        if not isinstance(prior, LearnedPrior) or prior.factor is None:
+            raise InputError("the prior of this model is independent; fit it with prior=correlated")
+        r, K = self._replicate(replicate), self.n_topics
+        centring_KK = np.eye(K) - 1 / K
+        covariance_KK = prior.covariance()[r].detach().cpu().numpy().astype(np.float64)
+        covariance_KK = centring_KK @ covariance_KK @ centring_KK
+        order, scale_K = self.order_RK[r], np.sqrt(np.diag(covariance_KK))
+        correlation_KK: np.ndarray = covariance_KK / np.outer(scale_K, scale_K)
+        return correlation_KK[np.ix_(order, order)]
+
+    def seeds(self, *, replicate: int | None = None) -> pd.DataFrame:
+        """Return how far each seeded topic has moved from its prior knowledge.
+
+        One row for each seeded topic: ``seed``; ``genes``, the number of its known genes;
+        ``prior_log2_lift`` and ``log2_lift``, the mean log2 lift (`topicell.evaluation.ranking`) of
+        its genes in the prior and in the topic, for an earlier topic of its `LEADING` genes;
+        ``correlation`` of the log lifts of all known genes in the prior and in the topic (NaN for
+        gene sets); ``highest_topic``, the topic in which the lift is highest.
+
+        Raises
+        ------
+        InputError
+            The model has no seeded topics.
+        """
+        import pandas as pd
+
+        seeds = self.program.constants.seeds
+        if seeds is None:
+            raise InputError("this model has no seeded topics; use topic_gene_prior=FILE")
+        beta_KG = self.beta()[self._replicate(replicate)]
+        frequency_G = np.maximum(self.gene_frequency_G, 1e-12)
+        lift_KG = np.log2(np.maximum(beta_KG, 1e-12) / frequency_G)
+        rows = []
+        for topic, name in enumerate(seeds.names):
+            known = np.flatnonzero(seeds.known_JG[topic])
+            p_G = np.exp(seeds.logit_JG[topic] - seeds.logit_JG[topic].max())
+            prior_G = np.log2(p_G / p_G.sum() / frequency_G)
+            leading, correlation = known, np.nan
+            if not seeds.of_sets:
+                leading = known[np.argsort(-prior_G[known], kind="stable")[:LEADING]]
+                correlation = np.corrcoef(prior_G[known], lift_KG[topic, known])[0, 1]
+            mean_K = lift_KG[:, leading].mean(1)
+            rows.append(
+                {
+                    "topic": f"topic_{topic}",
+                    "seed": name,
+                    "genes": len(known),
+                    "prior_log2_lift": prior_G[leading].mean(),
+                    "log2_lift": mean_K[topic],
+                    "correlation": correlation,
+                    "highest_topic": f"topic_{mean_K.argmax()}",
+                }
+            )
+        return pd.DataFrame(rows).set_index("topic")
 
     @property
     def likelihood(self) -> Likelihood:

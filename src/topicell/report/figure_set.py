@@ -252,11 +252,14 @@ def _umap_by_label(space: str, run: ReportedRun) -> Any:
 
 
 def _top_genes(run: ReportedRun) -> Any:
-    genes_KT = ranking.top_genes(run.beta_KG, run.config.n_top_genes)
+    above = run.adata.varm.get("lda_deviations")
+    score_KG = run.beta_KG if above is None else np.asarray(above).T
+    genes_KT = ranking.top_genes(score_KG, run.config.n_top_genes)
+    title = "Most probable genes" if above is None else "Genes that deviate from the background"
     return figures.top_genes(
         run.genes[genes_KT],
         np.take_along_axis(run.beta_KG, genes_KT, axis=1),
-        "Most probable genes of each topic",
+        f"{title} of each topic" if above is None else f"{title}, by topic",
         run.topics,
     )
 
@@ -393,9 +396,10 @@ FIGURES = {
             name="top_genes",
             draw=_top_genes,
             caption=(
-                "The most probable genes of each topic, all on one scale. Genes that every cell "
-                "expresses lead many topics; the topic cards above can also rank by FREX or "
-                "relevance."
+                "The leading genes of each topic, all on one scale: the most probable ones, or, if "
+                "the model has a background, those that deviate from it. Genes that every cell "
+                "expresses lead many topics by probability; the topic cards above can also rank by "
+                "FREX or relevance."
             ),
             alt="Bars of the proportions of the leading genes in each of {n_topics} topics",
         ),
@@ -442,6 +446,17 @@ FIGURES = {
             applies=_several_topics,
             caption="Topics that occur in the same cells: correlation of their proportions.",
             alt="Heat map of the correlations between {n_topics} topics over cells",
+        ),
+        FigureSpec(
+            name="prior_correlation",
+            draw=lambda run: figures.prior_correlation(
+                run.adata.uns["topicell"]["prior_correlation"], run.topics
+            ),
+            applies=lambda run: "prior_correlation" in run.adata.uns["topicell"],
+            caption="Topics that the model expects in the same cells (red) or in different cells "
+            "(blue): correlations of the learned prior, without the part that all topics share. "
+            "Wider lines are stronger correlations; weak ones are left out.",
+            alt="Graph of the prior correlations between {n_topics} topics",
         ),
         FigureSpec(
             name="topic_similarity",

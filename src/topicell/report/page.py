@@ -33,6 +33,7 @@ from topicell.report.warnings import (
     alignment_warnings,
     dominance,
     score_warnings,
+    seed_warnings,
     topic_warnings,
 )
 
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 RANKINGS = {
+    "deviation": (
+        "Deviation",
+        "Certainly more frequent than in the average cell: lower end of the 95 % interval of the "
+        "deviation from the background.",
+    ),
     "probability": ("Probability", "The most frequent genes, often shared by all topics."),
     "relevance": (
         "Relevance",
@@ -109,6 +115,7 @@ def render(
         warnings=[
             *topic_warnings(theta_NK, beta_KG, support_K, n_searches, adata.var_names),
             *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
+            *seed_warnings(run.get("seeds")),
             *score_warnings(
                 _n_test(adata),
                 replicated=n_searches > 1,
@@ -133,7 +140,8 @@ def render(
             for name, spec in FIGURES.items()
             if spec.caption and (name in figures or name in not_drawn)
         ],
-        rankings=RANKINGS,
+        rankings={by: RANKINGS[by] for by in _rankings(adata)},
+        ranking=_rankings(adata)[0] if "lda_deviations" in adata.varm else "frex",
         topics=_topics(adata, mapped_M, beta_KG, n_searches, n_genes, sets),
         tables=[
             (name, meaning, _packed(table))
@@ -255,8 +263,9 @@ def _cells(
     n_topics = len(beta_KG)
     # Leading genes of any ranking first, then genes by their share of all counts.
     leading = [
-        ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), N_LEADING_MAPPED).T.ravel()
-        for by in RANKINGS
+        ranking.top_genes(score_KG, N_LEADING_MAPPED).T.ravel()
+        for by, score_KG in tables.scores_of_genes(adata, beta_KG, frequency_G).items()
+        if by in RANKINGS
     ]
     order_G = pd.unique(np.concatenate([*leading, np.argsort(-frequency_G, kind="stable")]))
     return viewer.pack(
@@ -349,10 +358,9 @@ def _topics(
     theta_NK = np.asarray(adata.obsm["X_lda"])
     stability_K, support_K = run.get("topic_stability"), run.get("topic_support")
     frequency_G = tables.gene_frequency(adata)
-    leading = {
-        by: ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), n_genes)
-        for by in RANKINGS
-    }
+    scores = tables.scores_of_genes(adata, beta_KG, frequency_G)
+    leading = {by: ranking.top_genes(scores[by], n_genes) for by in _rankings(adata)}
+    seeds = run["seeds"]["seed"].to_dict() if "seeds" in run else {}
     dominance_K, mean_K = dominance(theta_NK), theta_NK.mean(axis=0)
     umap_M2 = np.asarray(adata.obsm["X_umap_counts"])[mapped_M]
     cards = []
@@ -379,6 +387,7 @@ def _topics(
             },
             "distinct": _distinct(adata, topic),
             "sets": [],
+            "seed": seeds.get(f"topic_{topic}", ""),
         }
         if sets is not None:
             of_topic = sets[(sets["topic"] == f"topic_{topic}") & (sets["q"] < tables.FDR)].head(4)
@@ -387,6 +396,11 @@ def _topics(
             ]
         cards.append(card)
     return cards
+
+
+def _rankings(adata: AnnData) -> list[str]:
+    """Return how the genes of topics are ranked on the page."""
+    return [by for by in RANKINGS if by != "deviation" or "lda_deviations" in adata.varm]
 
 
 def _distinct(adata: AnnData, topic: int, n: int = 6) -> list[tuple[str, str]]:

@@ -70,8 +70,17 @@ def _tables(
         name = "top_genes" if by == "probability" else f"top_genes_{by}"
         score_KG = gene_scores(beta_KG, by, fit.gene_frequency_G)
         yield f"topics/{name}.csv", ranked_table(fit.genes, beta_KG, score_KG, fit.n_genes)
+    if "lda_deviations" in adata.varm:
+        above_KG = np.asarray(adata.varm["lda_deviations"]).T
+        table = ranked_table(fit.genes, beta_KG, above_KG, fit.n_genes)
+        yield "topics/top_genes_deviation.csv", table
     genes = pd.DataFrame(beta_KG.T, index=fit.genes, columns=fit.topic_names)
     yield "topics/gene_topics.csv", genes.rename_axis("gene")
+    run = adata.uns["topicell"]
+    if "seeds" in run:
+        yield "topics/seeds.csv", run["seeds"]
+    if "prior_correlation" in run:
+        yield "topics/prior_correlation.csv", correlation_table(run["prior_correlation"])
     if agreed is not None:
         names = [f"consensus_{c}" for c in range(len(agreed.support_C))]
         agreed_GC = pd.DataFrame(agreed.beta_CG.T, index=fit.genes, columns=names)
@@ -106,6 +115,25 @@ def consensus_table(agreed: Consensus, fit: TopicFit, names: Sequence[str]) -> p
         },
         index=pd.Index(names, name="consensus"),
     )
+
+
+def scores_of_genes(
+    adata: AnnData, beta_KG: np.ndarray, frequency_G: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the scores by which the report ranks the genes of topics, each of shape (K, G).
+
+    The first is the default: deviations if the model has a background.
+    """
+    scores = {by: gene_scores(beta_KG, by, frequency_G) for by in RANKINGS}
+    if "lda_deviations" not in adata.varm:
+        return scores
+    return {"deviation": np.asarray(adata.varm["lda_deviations"]).T} | scores
+
+
+def correlation_table(correlation_KK: np.ndarray) -> pd.DataFrame:
+    """Return the correlations of topics that the prior has learned, topics × topics."""
+    names = [f"topic_{k}" for k in range(len(correlation_KK))]
+    return pd.DataFrame(correlation_KK, index=pd.Index(names, name="topic"), columns=names)
 
 
 def batch_table(adata: AnnData) -> pd.DataFrame:
@@ -211,9 +239,8 @@ def of_page(
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     topics = [f"topic_{k}" for k in range(len(beta_KG))]
     frequency_G = gene_frequency(adata)
-    for by in RANKINGS:
+    for by, score_KG in scores_of_genes(adata, beta_KG, frequency_G).items():
         name = "top_genes" if by == "probability" else f"top_genes_{by}"
-        score_KG = gene_scores(beta_KG, by, frequency_G)
         yield (
             name,
             f"the {N_RANKED} leading genes of each topic by {by}",
@@ -236,6 +263,12 @@ def of_page(
             f"changes{sample}",
             table[table["q"] < FDR],
         )
+    run = adata.uns["topicell"]
+    if "seeds" in run:
+        yield "seeds", "how far each seeded topic moved from its prior", run["seeds"]
+    if "prior_correlation" in run:
+        table = correlation_table(run["prior_correlation"])
+        yield "prior_correlation", "correlations of topics in the learned prior", table
     if "batch_factors" in adata.varm:
         yield (
             "batch_factors",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from topicell.evaluation import ranking
 from topicell.evaluation.stability import FOUND, little_support
 from topicell.genes import is_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEW_TEST_CELLS = 30
 USED_SHARE = 0.01
@@ -102,6 +106,31 @@ def alignment_warnings(alignment_K: np.ndarray | None, earlier: str) -> Iterator
             f"The topics are numbered as in run {earlier}, but these are new, or the correlation "
             f"of their proportions with those of that run (in brackets) is below {FOUND:g}: "
             f"{found}.",
+        )
+
+
+def seed_warnings(seeds: pd.DataFrame | None) -> Iterator[tuple[str, str]]:
+    """Yield warnings about seeded topics that are no longer those of their seed.
+
+    Parameters
+    ----------
+    seeds
+        Table of `topicell.model.posterior.AmortizedFit.seeds`, or None.
+    """
+    if seeds is None:
+        return
+    moved = seeds["highest_topic"] != seeds.index
+    lost = seeds[moved | (seeds["log2_lift"] < seeds["prior_log2_lift"] / 4)]
+    if len(lost):
+        listed = "; ".join(
+            f"{topic} ({row['seed']}): log2 lift {row['log2_lift']:.1f}, "
+            f"{row['prior_log2_lift']:.1f} in the prior, highest in {row['highest_topic']}"
+            for topic, row in lost.iterrows()
+        )
+        yield (
+            f"{len(lost)} of {len(seeds)} seeded topics moved away from their seed",
+            "Another topic has the genes of the seed more, or they lead no longer: the cells do "
+            f"not support the seed as a topic, or another topic took its cells. {listed}.",
         )
 
 

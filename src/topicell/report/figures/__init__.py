@@ -25,6 +25,7 @@ from topicell.report.figures.genes import (
 )
 from topicell.report.figures.maps import umap_by_category, umap_by_topic, umap_by_value
 from topicell.report.figures.matrices import (
+    prior_correlation,
     stability_matrix,
     topic_by_label,
     topic_correlation,
@@ -45,6 +46,7 @@ __all__ = [
     "enrichment_bars",
     "gap_histogram",
     "marked",
+    "prior_correlation",
     "samples",
     "save",
     "stability_matrix",

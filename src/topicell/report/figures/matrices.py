@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -37,6 +38,8 @@ from topicell.report.figures.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+WEAK = 0.25
+"""A correlation below this share of the strongest one has no line in the graph."""
 WRITTEN = 12
 """Matrices with up to this number of topics show their values as text."""
 
@@ -72,6 +75,52 @@ def topic_correlation(theta_NK: np.ndarray, topics: Topics = None) -> Figure:
         DIVERGING,
         Normalize(-strongest, strongest),
     )
+
+
+def prior_correlation(value_KK: np.ndarray, topics: Topics = None) -> Figure:
+    """Draw a graph of topics whose lines are the correlations of a learned prior.
+
+    Topics are on a circle, in the order of a tree, so that correlated topics are neighbours. Lines
+    below `WEAK` of the strongest correlation are left out.
+
+    Parameters
+    ----------
+    value_KK
+        Correlations of the topics.
+    topics
+        Numbers of the topics that are drawn; None draws all.
+    """
+    numbers, _ = drawn_topics(topics, len(value_KK))
+    value_KK = np.asarray(value_KK)[np.ix_(numbers, numbers)]
+    order = _order_of_likeness(value_KK)
+    value_KK = value_KK[np.ix_(order, order)]
+    names, colors = _numbers(np.array(numbers)[order], topics)
+    n = len(names)
+    figure = new_figure(5.6, 4.6, titled("Correlations of topics in the prior", topics))
+    axes = figure.add_subplot()
+    angle = np.pi / 2 - 2 * np.pi * np.arange(n) / max(n, 1)
+    xy_K2 = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    strongest = max(float(np.abs(_off_diagonal(value_KK)).max(initial=0)), 1e-6)
+    norm = Normalize(-strongest, strongest)
+    rows, columns = np.triu_indices(n, 1)
+    for pair in np.argsort(np.abs(value_KK[rows, columns])):
+        value = value_KK[rows[pair], columns[pair]]
+        if abs(value) < WEAK * strongest:
+            continue
+        ends = xy_K2[[rows[pair], columns[pair]]]
+        width = 5 * abs(value) / strongest
+        axes.plot(*ends.T, color=DIVERGING(norm(value)), linewidth=width, zorder=1)
+    size = max(340 - 6 * n, 150)
+    axes.scatter(xy_K2[:, 0], xy_K2[:, 1], s=size, c=colors, zorder=2, edgecolors="white")
+    for (x, y), name, color in zip(xy_K2, names, colors, strict=True):
+        axes.text(x, y, name, ha="center", va="center", fontsize=SMALL, color=readable_on(color))
+    axes.set_xlim(-1.2, 1.2)
+    axes.set_ylim(-1.2, 1.2)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    mappable = ScalarMappable(norm, DIVERGING)
+    value_bar(figure, mappable, axes, "correlation", shrink=0.6)
+    return figure
 
 
 def topic_similarity(beta_KG: np.ndarray, topics: Topics = None) -> Figure:
