@@ -303,7 +303,7 @@ def study(jobs: int, n_cohorts: int, *, quick: bool) -> pd.DataFrame:
         null, real, changed = null[:1] + null[4:5], [], changed[3:4]
     elif real:
         real_cells()  # the processes inherit it
-    calls = [(setting, n_cohorts, n_cohorts) for setting in null + real]
+    calls = [(setting, n_cohorts, n_cohorts // 4) for setting in null + real]
     calls += [(setting, n_cohorts // 2, 0) for setting in changed]
     rows: list[dict[str, object]] = []
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:

@@ -22,6 +22,7 @@ from topicell.data.cells import PreparedCells
 from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import column
 from topicell.errors import disk_is_full
+from topicell.evaluation.conditions import compare_conditions
 from topicell.evaluation.stability import match_topics, stability
 from topicell.files import whole
 from topicell.model.fit import TopicFit
@@ -190,6 +191,9 @@ def _write_rest(
                 report.add_differential_expression(
                     adata, config.evaluate.n_differential_cells, config.seed
                 )
+        if config.evaluate.conditions is not None:
+            with step("conditions"), _kept_going(failures):
+                add_conditions(adata, estimates.theta_RNK[estimates.fit.selected], config)
         with step("tables"):
             selected = estimates.fit.selected
             theta_NK, beta_KG = estimates.theta_RNK[selected], estimates.beta_RKG[selected]
@@ -230,6 +234,35 @@ def _stored(adata: AnnData, config: RunConfig | ExternalConfig) -> AnnData:
         varm=dict(adata.varm),
         layers={"counts": adata.layers["counts"]} if kept else None,
     )
+
+
+def add_conditions(
+    adata: AnnData, theta_NK: np.ndarray, config: RunConfig | ExternalConfig
+) -> None:
+    """Test which topics change with ``evaluate.conditions``: set ``uns["topicell"]["conditions"]``.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    theta_NK
+        Topic proportions of the cells, of a model that does not know the conditions.
+    config
+        The formula, the column of samples, and the seed.
+    """
+    data = config.data if isinstance(config, RunConfig) else config
+    assert not isinstance(data, str)
+    assert config.evaluate.conditions is not None
+    assert data.sample_key is not None
+    found = compare_conditions(
+        theta_NK,
+        adata.obs,
+        config.evaluate.conditions,
+        column(data.sample_key),
+        min_cells=config.evaluate.min_sample_cells,
+        seed=config.seed,
+    )
+    adata.uns["topicell"]["conditions"] = found.stored()
 
 
 def write_report(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topicell import report
-from topicell.config import Device, ReportConfig, RunConfig
+from topicell.config import Device, EvaluateConfig, ReportConfig, RunConfig
 from topicell.data.cells import PreparedCells
+from topicell.data.preprocessing import column
 from topicell.errors import InputError
+from topicell.evaluation.conditions import design_of, samples_of, warn_of_small_samples
 from topicell.model.engines import check_precision, resolve_device
 from topicell.model.registry import model_spec
 from topicell.model.sizes import check_sizes
@@ -43,6 +45,7 @@ def check_run(config: RunConfig, cells: PreparedCells) -> str:
     if spec.on_gpu:
         check_precision(config.train.precision, device)
     check_report(cells, config.report)
+    check_conditions(cells, config.evaluate, config.data.sample_key)
     return device.type
 
 
@@ -58,6 +61,41 @@ def check_report(cells: PreparedCells, config: ReportConfig) -> None:
                 "name; rename the column of labels"
             )
         require_labels(cells.labels)
+
+
+def check_conditions(
+    cells: PreparedCells,
+    config: EvaluateConfig,
+    sample_key: str | None,
+    name: str = "data.sample_key",
+) -> None:
+    """Reject a formula that cannot be tested with the samples; warn of samples with few cells.
+
+    Parameters
+    ----------
+    cells
+        The cells.
+    config
+        The formula, null if there is none.
+    sample_key
+        Column of obs with the sample of each cell.
+    name
+        Setting of the latter.
+    """
+    if config.conditions is None:
+        return
+    if sample_key is None:
+        raise InputError(
+            f"evaluate.conditions needs the sample of each cell; name its column with {name}=COLUMN"
+        )
+    try:
+        samples = samples_of(
+            cells.adata.obs, config.conditions, column(sample_key), config.min_sample_cells
+        )
+        warn_of_small_samples(samples.left_out, len(samples.table), config.min_sample_cells)
+        design_of(config.conditions, samples.table)
+    except InputError as error:
+        raise InputError(f"evaluate.conditions: {error}") from error
 
 
 def require_labels(labels: pd.Series) -> None:

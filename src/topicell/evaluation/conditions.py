@@ -7,11 +7,13 @@ arrangements of the samples.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -45,7 +47,9 @@ class Samples:
     Attributes
     ----------
     table
-        One row for each sample: ``n_cells`` and the columns that the formula uses.
+        The columns that the formula uses, one row for each sample.
+    size_S
+        Number of cells of each sample.
     code_N
         Row of the sample of each cell, -1 for cells of a sample that is left out.
     left_out
@@ -53,6 +57,7 @@ class Samples:
     """
 
     table: pd.DataFrame
+    size_S: np.ndarray
     code_N: np.ndarray
     left_out: Mapping[str, int]
 
@@ -81,7 +86,8 @@ class Design:
     @property
     def df_residual(self) -> int:
         """Return the number of samples that are left to estimate the variance."""
-        return self.x_SP.shape[0] - self.x_SP.shape[1]
+        n_samples, n_columns = self.x_SP.shape
+        return int(n_samples - n_columns)
 
     def ordered(self, term: str) -> tuple[list[int], list[int]]:
         """Return the columns with those of a term after the columns of the reduced model.
@@ -109,6 +115,36 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True)
+class TermEffects:
+    """What a figure shows of a term, all in log2 units.
+
+    Attributes
+    ----------
+    value_SK
+        Log-ratios of the samples, adjusted to the mean of the other terms.
+    position_S
+        Level of each sample, 0 for the reference; or its number.
+    levels
+        Names of the levels, the reference first; empty for a number.
+    base_K
+        Estimate for the reference, or for the number 0.
+    effect_LK, low_LK, high_LK
+        Effects of the other levels, or of one unit, with their intervals.
+    q_K
+        q of the term.
+    """
+
+    value_SK: np.ndarray
+    position_S: np.ndarray
+    levels: Sequence[str]
+    base_K: np.ndarray
+    effect_LK: np.ndarray
+    low_LK: np.ndarray
+    high_LK: np.ndarray
+    q_K: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """The result of `compare_conditions`.
 
@@ -123,8 +159,11 @@ class Conditions:
         ``df_residual``, ``p``, ``p_permutation`` and ``q`` of the term, the same for all its
         levels; ``n_samples``.
     samples
-        One row for each sample: ``n_cells``, the columns that the formula uses, and the mean
-        proportion of each topic as ``topic_0``, ``topic_1`` and so on.
+        The columns that the formula uses, one row for each sample.
+    size_S
+        Number of cells of each sample.
+    ratios
+        Log-ratios of the samples.
     left_out
         Number of cells of each sample that is left out because it has too few.
     smallest_p
@@ -134,8 +173,77 @@ class Conditions:
     formula: str
     table: pd.DataFrame
     samples: pd.DataFrame
+    size_S: np.ndarray
+    ratios: LogRatios
     left_out: Mapping[str, int]
     smallest_p: Mapping[str, float]
+
+    def stored(self) -> dict[str, Any]:
+        """Return all as an entry of ``uns``, from which `restored` makes the same again."""
+        return {
+            "formula": self.formula,
+            "table": self.table.set_index("topic"),
+            "samples": self.samples,
+            "n_cells": self.size_S,
+            "means": self.ratios.mean_SK,
+            "log_ratios": self.ratios.y_SK,
+            "errors": self.ratios.error_SK,
+            "left_out": json.dumps(self.left_out),
+            "smallest_p": json.dumps(self.smallest_p),
+        }
+
+    @classmethod
+    def restored(cls, entry: Mapping[str, Any]) -> Self:
+        """Return the result from an entry of ``uns``."""
+        return cls(
+            formula=str(entry["formula"]),
+            table=entry["table"].reset_index(names="topic"),
+            samples=entry["samples"],
+            size_S=np.asarray(entry["n_cells"]),
+            ratios=LogRatios(entry["means"], entry["log_ratios"], entry["errors"]),
+            left_out=json.loads(entry["left_out"]),
+            smallest_p=json.loads(entry["smallest_p"]),
+        )
+
+    def drawable(self) -> list[str]:
+        """Return the terms of which `of_term` can make a figure: single columns of obs."""
+        design = design_of(self.formula, self.samples)
+        return [
+            term
+            for term, columns in design.terms.items()
+            if len(design.factors[term]) == 1
+            and (len(columns) == 1 or all(design.level(column) for column in columns))
+        ]
+
+    def of_term(self, term: str) -> TermEffects:
+        """Return what a figure shows of a term."""
+        design = design_of(self.formula, self.samples)
+        y_SK, x_SP = self.ratios.y_SK, design.x_SP
+        weight_SK = weights(y_SK, self.ratios.error_SK, x_SP)
+        fitted = estimate(y_SK, weight_SK, design)
+        own = list(design.terms[term])
+        levels = [design.level(column) for column in own]
+        rest = [column for column in range(x_SP.shape[1]) if column not in own]
+        mean_P, coefficient_PK = x_SP[:, rest].mean(axis=0), fitted.coefficient_PK[rest]
+        value_SK = y_SK - (x_SP[:, rest] - mean_P) @ coefficient_PK
+        if any(levels):
+            position_S = x_SP[:, own] @ np.arange(1, len(own) + 1)
+            (column,) = _terms(self.formula)[term].values()
+            known = self.samples[column].astype("category").cat.categories.astype(str)
+            names = [*(name for name in known if name not in levels), *levels]
+        else:
+            position_S, names = x_SP[:, own[0]], []
+        of_topics = self.table[self.table["term"] == term].drop_duplicates("topic")
+        return TermEffects(
+            value_SK,
+            position_S,
+            names,
+            mean_P @ coefficient_PK,
+            fitted.coefficient_PK[own],
+            fitted.low_PK[own],
+            fitted.high_PK[own],
+            of_topics["q"].to_numpy(),
+        )
 
 
 def compare_conditions(
@@ -151,18 +259,20 @@ def compare_conditions(
 
     The mean proportions :math:`\bar\theta_{sk}` of the cells of a sample give centred log-ratios
     :math:`y_{sk} = \log_2 \bar\theta_{sk} - \frac1K \sum_j \log_2 \bar\theta_{sj}` (Aitchison
-    1986). Each topic has a linear model of `y` with the columns of the formula, and each term an F
-    test against the model without it. Cells of one sample are not independent, so they are no
-    replicates: the number of samples decides how sure a difference is.
+    1986). Each topic has a linear model of y with the columns of the formula, and each term an F
+    test against the model without it. Cells of one sample are not independent, so they are not
+    replicates: the number of samples decides how certain a difference is. A sample has as weight
+    the inverse of its variance, that between samples plus that of the mean of its cells.
 
     ``p`` is that of the F distribution. ``p_permutation`` permutes the residuals of the model
-    without the term (Freedman & Lane 1983): all distinct arrangements if there are at most 10,000,
-    else 9,999 random ones. It needs no normal distribution, but with few samples it cannot be
-    small: with 3 + 3 samples it is at least 0.1. ``q`` follows Benjamini and Hochberg, from ``p``
-    over the topics of a term.
+    without the term, without weights (Freedman & Lane 1983): all distinct arrangements of the
+    samples if there are at most 10,000, else 9,999 random ones. It assumes no distribution, but
+    that samples could be exchanged if there were no effect, also in their numbers of cells. With
+    few samples it cannot be small: with 3 + 3 samples it is at least 0.1. ``q`` is computed from
+    ``p``, over the topics of a term (Benjamini & Hochberg 1995).
 
-    A log-ratio compares a topic with the average topic: if one of K topics rises by `d`, the
-    effects of all others fall by `d` / K or so.
+    A log-ratio compares a topic with the average topic. If one of K topics rises by d, the effects
+    of all others fall by d / K.
 
     Parameters
     ----------
@@ -186,16 +296,12 @@ def compare_conditions(
     InputError
         The formula does not match `obs`, or there are too few samples.
     """
-    import pandas as pd
-
     samples = samples_of(obs, formula, sample_key, min_cells)
     design = design_of(formula, samples.table)
     ratios = log_ratios(theta_NK, samples.code_N)
     table, smallest = regress(ratios.y_SK, ratios.error_SK, design, seed)
-    names = [f"topic_{topic}" for topic in range(theta_NK.shape[1])]
-    means = pd.DataFrame(ratios.mean_SK, index=samples.table.index, columns=names)
     return Conditions(
-        formula, table, pd.concat([samples.table, means], axis=1), samples.left_out, smallest
+        formula, table, samples.table, samples.size_S, ratios, samples.left_out, smallest
     )
 
 
@@ -228,7 +334,7 @@ def samples_of(
     sample_N = key.astype(str)
     sizes = sample_N.value_counts().sort_index()
     kept = sizes[sizes >= min_cells].index
-    table = pd.DataFrame({"n_cells": sizes[kept].to_numpy()}, index=kept.rename("sample"))
+    table = pd.DataFrame(index=kept.rename("sample"))
     for name in names:
         of_kept = obs.loc[sample_N.isin(kept).to_numpy(), name]
         if of_kept.isna().any():
@@ -248,7 +354,18 @@ def samples_of(
         table[name] = _levels_or_numbers(by_sample.first().reindex(kept))
     code_N = pd.Categorical(sample_N, categories=kept).codes.astype(int)
     left_out = {str(name): int(n) for name, n in sizes[sizes < min_cells].items()}
-    return Samples(table, code_N, left_out)
+    return Samples(table, sizes[kept].to_numpy(), code_N, left_out)
+
+
+def warn_of_small_samples(left_out: Mapping[str, int], n_kept: int, min_cells: int) -> None:
+    """Warn of the samples that are left out."""
+    if left_out:
+        found = ", ".join(f"{name} ({n})" for name, n in left_out.items())
+        warnings.warn(
+            f"{len(left_out)} of {n_kept + len(left_out)} samples have fewer than {min_cells} "
+            f"cells and are left out of the test of conditions: {found}",
+            stacklevel=2,
+        )
 
 
 def columns_of(formula: str) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from topicell.evaluation import ranking
+from topicell.evaluation.conditions import Conditions
 from topicell.evaluation.stability import little_support
 from topicell.report import figures
 from topicell.report.embedding import mapped
@@ -168,6 +169,12 @@ class ReportedRun:
         key = self.adata.uns["topicell"]["label_key"]
         return folded(self.adata.obs[key]) if key else None
 
+    @cached_property
+    def conditions(self) -> Conditions | None:
+        """The test of conditions, if the run has one."""
+        entry = self.adata.uns["topicell"].get("conditions")
+        return None if entry is None else Conditions.restored(entry)
+
     @property
     def groups(self) -> Any:
         """Labels; clusters if there are no labels."""
@@ -301,6 +308,12 @@ def _stability(run: ReportedRun) -> Any:
     )
 
 
+def _conditions(run: ReportedRun) -> Any:
+    assert run.conditions is not None
+    term = run.conditions.drawable()[0]
+    return figures.condition_effects(run.conditions.of_term(term), term, run.topics)
+
+
 def _several_topics(run: ReportedRun) -> bool:
     return len(run.beta_KG) > 1
 
@@ -327,6 +340,17 @@ FIGURES = {
             draw=_topic_by_label,
             caption="Mean proportion of each topic in the cells of each group.",
             alt="Heat map of the mean proportions of {n_topics} topics by group of cells",
+        ),
+        FigureSpec(
+            name="conditions",
+            draw=_conditions,
+            applies=lambda run: run.conditions is not None and bool(run.conditions.drawable()),
+            caption="How topics change with the first term of the formula. Each point is a sample: "
+            "the log₂ ratio of its mean proportion of the topic to the average topic, adjusted for "
+            "the other terms, as difference to the first level or to the mean of a number. "
+            "Diamonds or lines are the estimated effects with 95 % confidence intervals. Topics "
+            "with q below 0.05 are bold.",
+            alt="Log-ratios of {n_topics} topics in the samples, by the first term of the formula",
         ),
         FigureSpec(
             name="umap_counts_topics",

@@ -81,6 +81,8 @@ def _tables(
         yield "topics/alignment.csv", alignment_table(correlation_K, fit.topic_names)
     if "lda_lfc" in adata.varm:
         yield "topics/differential_expression.csv", differential_table(adata)
+    if "conditions" in adata.uns["topicell"]:
+        yield "topics/conditions.csv", adata.uns["topicell"]["conditions"]["table"]
     cells = pd.DataFrame(theta_NK, index=adata.obs_names, columns=fit.topic_names)
     yield "cells/cell_topics.csv", cells.rename_axis("cell")
 
@@ -185,6 +187,12 @@ def of_page(
             f"genes that differ in a topic from every other topic (q < {FDR:g}), with fold "
             f"changes{sample}",
             table[table["q"] < FDR],
+        )
+    if "conditions" in adata.uns["topicell"]:
+        yield (
+            "conditions",
+            "changes of the topics with the conditions, with the sample as the unit",
+            adata.uns["topicell"]["conditions"]["table"],
         )
     if sets is not None:
         yield "enrichment", "gene sets among the leading genes", sets.set_index("topic")

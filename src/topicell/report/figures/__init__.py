@@ -5,6 +5,7 @@ A topic has the same colour in all figures (`topic_colors`); labels and clusters
 and `as_svg` write them.
 """
 
+from topicell.report.figures.conditions import condition_effects
 from topicell.report.figures.differential import volcano, volcanoes
 from topicell.report.figures.drawing import (
     MISSING,
@@ -39,6 +40,7 @@ __all__ = [
     "as_svg",
     "category_codes",
     "category_colors",
+    "condition_effects",
     "enrichment_bars",
     "gap_histogram",
     "marked",
