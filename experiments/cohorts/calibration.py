@@ -81,7 +81,9 @@ SETTINGS = [
     Setting("5 + 5, age", (5, 5), "condition + age", age=0.5),
     Setting("10 + 10, age", (10, 10), "condition + age", age=0.5),
     Setting("3 + 9, age", (3, 9), "condition + age", age=0.5),
-    Setting("5 + 5, similar samples", (5, 5), sd=0.15),
+    Setting("3 + 3, similar samples", (3, 3), sd=0.15),
+    Setting("10 + 10, similar samples", (10, 10), sd=0.15),
+    Setting("5 + 5, equal samples", (5, 5), sd=0),
     Setting("3 + 9, 100 and 1000 cells", (3, 9), n_cells=((100, 100), (1000, 1000))),
     Setting("3 + 9, 50 and 2000 cells", (3, 9), n_cells=((50, 50), (2000, 2000))),
     Setting("3 + 9, 2000 and 50 cells", (3, 9), n_cells=((2000, 2000), (50, 50))),
@@ -164,7 +166,7 @@ def unweighted(y_SK: np.ndarray, design: Design, term: str, *, moderated: bool) 
     s2_K = np.square(residual_SK).sum(axis=0) / df[1]
     f_K = f_statistic(y_SK, np.ones_like(y_SK), design, term)
     if not moderated:
-        return f_distribution.sf(f_K / s2_K, *df)
+        return f_distribution.sf(f_K, *df)
     e_K = np.log(s2_K) - digamma(df[1] / 2) + np.log(df[1] / 2)
     excess = e_K.var(ddof=1) - float(polygamma(1, df[1] / 2))
     if excess > 0:
@@ -175,7 +177,7 @@ def unweighted(y_SK: np.ndarray, design: Design, term: str, *, moderated: bool) 
         total = min(prior + df[1], K * df[1])
     else:
         posterior_K, total = np.full(K, np.exp(e_K.mean())), K * df[1]
-    return f_distribution.sf(f_K / posterior_K, df[0], total)
+    return f_distribution.sf(f_K * s2_K / posterior_K, df[0], total)
 
 
 def linear(theta_NK: np.ndarray, n_S: np.ndarray, design: Design) -> np.ndarray:

@@ -527,7 +527,7 @@ def weights(y_SK: np.ndarray, error_SK: np.ndarray, x_SP: np.ndarray) -> np.ndar
 
     The variance is `error_SK` plus that between samples, which has the value for which the weighted
     residual sum of squares is its expectation, the residual degrees of freedom, or 0 if this sum is
-    smaller (Paule & Mandel 1982). Without errors, all weights of a topic are the same.
+    always smaller (Paule & Mandel 1982). Without errors, all weights of a topic are the same.
     """
     df = x_SP.shape[0] - x_SP.shape[1]
     # With this variance, the sum cannot be greater than its expectation.
@@ -568,23 +568,25 @@ class Estimate:
 
 
 def estimate(y_SK: np.ndarray, weight_SK: np.ndarray, design: Design) -> Estimate:
-    """Return the weighted least-squares fit of each topic; weights are inverse variances."""
+    """Return the weighted least-squares fit of each topic; weights are relative."""
     from scipy.stats import t
 
     q_KSP, r_KPP, y_KS = _whitened(y_SK, weight_SK, design.x_SP)
     inverse_KPP = np.linalg.inv(r_KPP)
     beta_KP = (inverse_KPP @ (np.swapaxes(q_KSP, 1, 2) @ y_KS[..., None]))[..., 0]
-    se_KP = np.sqrt(np.square(inverse_KPP).sum(axis=2))
+    variance_K = _rss(y_SK, weight_SK, design.x_SP) / design.df_residual
+    se_KP = np.sqrt(np.square(inverse_KPP).sum(axis=2) * variance_K[:, None])
     margin_KP = t.ppf((1 + CONFIDENCE) / 2, design.df_residual) * se_KP
     return Estimate(beta_KP.T, (beta_KP - margin_KP).T, (beta_KP + margin_KP).T)
 
 
 def f_statistic(y_SK: np.ndarray, weight_SK: np.ndarray, design: Design, term: str) -> np.ndarray:
-    """Return the F statistic of a term for each topic; weights are inverse variances."""
+    """Return the F statistic of a term for each topic; weights are relative."""
     order, own = design.ordered(term)
     q_KSP, _, y_KS = _whitened(y_SK, weight_SK, design.x_SP[:, order])
     projected_KT = (np.swapaxes(q_KSP[..., own], 1, 2) @ y_KS[..., None])[..., 0]
-    statistic_K: np.ndarray = np.square(projected_KT).mean(axis=1)
+    variance_K = _rss(y_SK, weight_SK, design.x_SP) / design.df_residual
+    statistic_K: np.ndarray = np.square(projected_KT).mean(axis=1) / np.maximum(variance_K, TINY)
     return statistic_K
 
 
