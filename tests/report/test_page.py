@@ -105,7 +105,7 @@ def html(written):
 def test_every_figure_is_written_as_png_and_pdf(written):
     _, directory, paths = written
     maps = {f"umap_{s}_{by}" for s in ("counts", "topics") for by in ("topics", "leiden", "labels")}
-    figures = maps | ON_PAGE - {"enrichment"}
+    figures = maps | ON_PAGE - {"enrichment", "conditions"}
     assert set(paths) == {
         directory / "figures" / f"{name}.{kind}" for name in figures for kind in ("png", "pdf")
     } | {directory / "figures" / "preview.png", directory / "report.html"}

@@ -628,6 +628,7 @@ def regress(
             "q": false_discovery_control(p_K),
             "n_samples": n_samples,
         }
+        levels = []
         for column in columns:
             of_level = {
                 "topic": [f"topic_{topic}" for topic in range(n_topics)],
@@ -637,7 +638,8 @@ def regress(
                 "low": fitted.low_PK[column],
                 "high": fitted.high_PK[column],
             }
-            rows.append(pd.DataFrame(of_level | of_term))
+            levels.append(pd.DataFrame(of_level | of_term))
+        rows.append(pd.concat(levels).sort_index(kind="stable"))  # the levels of a topic together
     return pd.concat(rows, ignore_index=True), smallest
 
 

@@ -109,7 +109,7 @@ def _draw_levels(
     level_S = np.rint(of_term.position_S).astype(int)
     for level in range(len(of_term.levels)):
         value_S = of_term.value_SK[level_S == level, topic] - of_term.base_K[topic]
-        axes.scatter(level + _offsets(value_S), value_S, s=13, color=color, alpha=0.75, lw=0)
+        axes.scatter(level + _offsets(value_S), value_S, s=13, color=color, alpha=0.9, lw=0)
     for level, (effect, low, high) in enumerate(
         zip(
             of_term.effect_LK[:, topic],
@@ -140,7 +140,7 @@ def _draw_line(
     x_S, middle = of_term.position_S, of_term.position_S.mean()
     slope, low, high = (of[0, topic] for of in (of_term.effect_LK, of_term.low_LK, of_term.high_LK))
     value_S = of_term.value_SK[:, topic] - (of_term.base_K[topic] + slope * middle)
-    axes.scatter(x_S, value_S, s=13, color=color, alpha=0.75, lw=0)
+    axes.scatter(x_S, value_S, s=13, color=color, alpha=0.9, lw=0)
     x = np.linspace(x_S.min(), x_S.max(), 50)
     line, *bounds = (of * (x - middle) for of in (slope, low, high))
     ink = INK if significant else FAINT
