@@ -58,7 +58,7 @@ def condition_effects(of_term: TermEffects, name: str, topics: Topics = None) ->
     n_columns, n_rows = grid_shape(len(numbers))
     rotated = len(levels) > 2 or any(len(level) > 9 for level in levels)
     width = max(1.75, 0.42 * len(levels) + 0.75)
-    below = 0.065 * max(map(len, levels)) if levels and rotated else 0.0
+    below = 0.075 * max(map(len, levels)) if levels and rotated else 0.0
     figure = new_figure(
         width * n_columns + 0.5,
         1.75 * n_rows + 0.75 + below,
@@ -82,9 +82,7 @@ def condition_effects(of_term: TermEffects, name: str, topics: Topics = None) ->
             axes.set_xticks(range(len(levels)), levels, parse_math=False)
             axes.set_xlim(-0.55, len(levels) - 0.45)
             if rotated:
-                axes.tick_params(axis="x", rotation=50)
-                for label in axes.get_xticklabels():
-                    label.set(ha="right", rotation_mode="anchor")
+                axes.tick_params(axis="x", rotation=90)
         else:
             _draw_line(axes, of_term, topic, color, significant=significant)
             axes.xaxis.set_major_locator(MaxNLocator(4))
