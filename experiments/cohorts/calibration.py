@@ -62,8 +62,8 @@ class Setting:
     cells: str = "dirichlet"
     n_cells: tuple[tuple[int, int], ...] = ((50, 2000),)
     """Range of the number of cells of a sample, for all groups or for each."""
-    sd: float = 0.5
-    """Standard deviation of the logits between samples."""
+    sd: float | tuple[float, ...] = 0.5
+    """Standard deviation of the logits between samples, for all topics or for each."""
     age: float = 0.0
     """Change of the logits of half of the topics with age, which differs between the groups."""
     effect: float = 0.0
@@ -71,6 +71,7 @@ class Setting:
 
 
 SIZES = ((3, 3), (5, 5), (10, 10), (20, 20), (3, 9))
+UNEQUAL = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 0.25)
 SETTINGS = [
     *(
         Setting(f"{a} + {b}", (a, b), cells=cells)
@@ -84,6 +85,8 @@ SETTINGS = [
     Setting("3 + 3, similar samples", (3, 3), sd=0.15),
     Setting("10 + 10, similar samples", (10, 10), sd=0.15),
     Setting("5 + 5, equal samples", (5, 5), sd=0),
+    Setting("3 + 3, unequal topics", (3, 3), sd=UNEQUAL),
+    Setting("5 + 5, unequal topics", (5, 5), sd=UNEQUAL),
     Setting("3 + 9, 100 and 1000 cells", (3, 9), n_cells=((100, 100), (1000, 1000))),
     Setting("3 + 9, 50 and 2000 cells", (3, 9), n_cells=((50, 50), (2000, 2000))),
     Setting("3 + 9, 2000 and 50 cells", (3, 9), n_cells=((2000, 2000), (50, 50))),
@@ -105,7 +108,7 @@ def cohort(setting: Setting, rng: np.random.Generator) -> tuple[pd.DataFrame, li
             "age": rng.normal(0.5 * group_S),
         }
     )
-    logit_SK = np.log(MEAN_K) + setting.sd * rng.normal(size=(len(group_S), K))
+    logit_SK = np.log(MEAN_K) + np.array(setting.sd) * rng.normal(size=(len(group_S), K))
     logit_SK[:, ::2] += setting.age * table["age"].to_numpy()[:, None]
     logit_SK[:, CHANGED] += setting.effect * np.log(2) * (group_S == 1)
     share_SK = np.exp(logit_SK) / np.exp(logit_SK).sum(axis=1, keepdims=True)
@@ -235,7 +238,7 @@ def drawn(setting: Setting, rng: np.random.Generator) -> tuple[pd.DataFrame, lis
     for _ in group_S:
         (low, high) = setting.n_cells[0]
         n_cells = round(np.exp(rng.uniform(np.log(low), np.log(high))))
-        odds_T = share_T * np.exp(setting.sd * rng.normal(size=len(share_T)))
+        odds_T = share_T * np.exp(np.array(setting.sd) * rng.normal(size=len(share_T)))
         n_T = rng.multinomial(n_cells, odds_T / odds_T.sum())
         rows = [rng.choice(np.flatnonzero(type_N == t), n) for t, n in enumerate(n_T) if n]
         cells.append(theta_NK[np.concatenate(rows)])
@@ -279,31 +282,38 @@ def rates(setting: Setting, n_cohorts: int, n_of_cells: int) -> list[dict[str, o
         if not n:
             continue
         below_CMK = simulate(setting, methods, n) < LEVEL
-        below_CM = below_CMK[:, :, CHANGED] if setting.effect else below_CMK.mean(axis=2)
-        rows += [
-            {
-                "setting": setting.name,
-                "cells": setting.cells,
-                "effect": setting.effect,
-                "method": method,
-                "share": share,
-                "error": error,
-                "cohorts": n,
-            }
-            for method, share, error in zip(
-                methods, below_CM.mean(axis=0), below_CM.std(axis=0) / np.sqrt(n), strict=True
-            )
-        ]
+        topics = {setting.name: [CHANGED] if setting.effect else list(range(K))}
+        if isinstance(setting.sd, tuple):
+            topics[f"{setting.name}: the least variable"] = [int(np.argmin(setting.sd))]
+            topics[f"{setting.name}: the most variable"] = [int(np.argmax(setting.sd))]
+        for name, of_topics in topics.items():
+            below_CM = below_CMK[:, :, of_topics].mean(axis=2)
+            error_M = below_CM.std(axis=0) / np.sqrt(n)
+            rows += [
+                {
+                    "setting": name,
+                    "cells": setting.cells,
+                    "effect": setting.effect,
+                    "method": method,
+                    "share": share,
+                    "error": error,
+                    "cohorts": n,
+                }
+                for method, share, error in zip(
+                    methods, below_CM.mean(axis=0), error_M, strict=True
+                )
+            ]
     return rows
 
 
-def study(jobs: int, n_cohorts: int, *, quick: bool) -> pd.DataFrame:
-    """Return the shares of all settings and methods."""
+def study(jobs: int, n_cohorts: int, only: str, *, quick: bool) -> pd.DataFrame:
+    """Return the shares of all settings whose name contains `only`, and of all methods."""
     null, real = SETTINGS, REAL
     changed = [Setting(f"{a} + {b}", (a, b), effect=effect) for a, b in SIZES for effect in EFFECTS]
     if quick:
         null, real, changed = null[:1] + null[4:5], [], changed[3:4]
-    elif real:
+    null, real, changed = ([s for s in some if only in s.name] for some in (null, real, changed))
+    if real:
         real_cells()  # the processes inherit it
     calls = [(setting, n_cohorts, n_cohorts // 4) for setting in null + real]
     calls += [(setting, n_cohorts // 2, 0) for setting in changed]
@@ -385,20 +395,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few settings and cohorts; checks")
     parser.add_argument("--cohorts", type=int, default=2000)
+    parser.add_argument("--only", default="", help="part of the names of settings")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=HERE)
     asked = parser.parse_args()
     start = time.time()
     if asked.quick:
-        results = study(1, 200, quick=True).set_index(["setting", "effect", "method"])["share"]
+        results = study(1, 200, "", quick=True).set_index(["setting", "effect", "method"])["share"]
         for (name, effect, method), share in results.items():
             if not effect and method == "F":
                 assert 0.02 < share < 0.08, (name, share)
             if not effect and method == "linear":
                 assert share > 0.3, (name, share)
     else:
-        results = study(asked.jobs, asked.cohorts, quick=False)
-        results.to_csv(asked.folder / "results.csv", index=False, float_format="%.5g")
+        results = study(asked.jobs, asked.cohorts, asked.only, quick=False)
+        path = asked.folder / "calibration.csv"
+        if asked.only and path.exists():
+            before = pd.read_csv(path)
+            others = before[~before["setting"].str.contains(asked.only, regex=False)]
+            results = pd.concat([others, results])
+        results.to_csv(path, index=False, float_format="%.5g")
         draw(results, asked.folder)
     print(f"{time.time() - start:.0f} s")
 
