@@ -325,7 +325,7 @@ def study(jobs: int, n_cohorts: int, only: str, *, quick: bool) -> pd.DataFrame:
                 share = f"{100 * float(row['share']):5.1f} ± {100 * float(row['error']):.1f} %"
                 effect = f"log2 FC {row['effect']:g}"
                 print(
-                    f"{row['setting']:<28}{row['cells']:<17}{effect:<14}{row['method']:<13}{share}",
+                    f"{row['setting']:<42}{row['cells']:<17}{effect:<14}{row['method']:<13}{share}",
                     flush=True,
                 )
     return pd.DataFrame(rows)
