@@ -31,7 +31,7 @@ from topicell.evaluation.perplexity import perplexity
 from topicell.model.engines import cpu_threads
 from topicell.model.points import PointFit
 from topicell.outputs import Measurements, Result, conclude
-from topicell.preflight import check_report
+from topicell.preflight import check_conditions, check_report
 from topicell.progress import step
 from topicell.run import measure_split, recorded
 from topicell.scoring import Estimates
@@ -65,6 +65,7 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         name=config.data if named else "file",
         path=None if named else config.data,
         label_key=config.label_key,
+        sample_key=config.sample_key,
         **{f.name: getattr(config, f.name) for f in fields(ReadConfig)},
     )
     whole = load(data)
@@ -94,6 +95,7 @@ def evaluate(config: ExternalConfig, tracker: Tracker) -> Result:
         adata.obs["split"] = np.where(held, "test", "train")
     cells = PreparedCells(adata)
     check_report(cells, config.report)
+    check_conditions(cells, config.evaluate, "sample_key")
     beta_RKG = np.maximum(topics.beta_KG, config.floor)[None]
     beta_RKG = beta_RKG / beta_RKG.sum(-1, keepdims=True)
     fit = external_fit(beta_RKG, cells)

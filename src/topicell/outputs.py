@@ -22,6 +22,7 @@ from topicell.data.cells import PreparedCells
 from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import column
 from topicell.errors import disk_is_full
+from topicell.evaluation.conditions import compare_conditions
 from topicell.evaluation.stability import match_topics, stability
 from topicell.files import whole
 from topicell.model.fit import TopicFit
@@ -207,6 +208,9 @@ def _write_rest(
                 report.add_differential_expression(
                     adata, config.evaluate.n_differential_cells, config.seed
                 )
+        if config.evaluate.conditions is not None:
+            with step("conditions"), _kept_going(failures):
+                add_conditions(adata, tested_proportions(adata), config)
         with step("tables"):
             selected = estimates.fit.selected
             theta_NK, beta_KG = estimates.theta_RNK[selected], estimates.beta_RKG[selected]
@@ -247,6 +251,41 @@ def _stored(adata: AnnData, config: RunConfig | ExternalConfig) -> AnnData:
         varm=dict(adata.varm),
         layers={"counts": adata.layers["counts"]} if kept else None,
     )
+
+
+def tested_proportions(adata: AnnData) -> np.ndarray:
+    """Return the topic proportions with which conditions are tested, shape (N, K).
+
+    They are those of the run; if its model knows covariates (``model.prevalence``), those by EM
+    with fixed topics, which do not depend on the covariates.
+    """
+    return np.asarray(adata.obsm["X_lda_folded" if "X_lda_folded" in adata.obsm else "X_lda"])
+
+
+def add_conditions(
+    adata: AnnData, theta_NK: np.ndarray, config: RunConfig | ExternalConfig
+) -> None:
+    """Test which topics change with ``evaluate.conditions``: set ``uns["topicell"]["conditions"]``.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    theta_NK
+        Topic proportions of the cells, of a model that does not know the conditions.
+    config
+        The formula, the column of samples, and the seed.
+    """
+    assert config.evaluate.conditions is not None
+    found = compare_conditions(
+        theta_NK,
+        adata.obs,
+        config.evaluate.conditions,
+        adata.uns["topicell"]["sample_key"],
+        min_cells=config.evaluate.min_sample_cells,
+        seed=config.seed,
+    )
+    adata.uns["topicell"]["conditions"] = found.stored()
 
 
 def write_report(
@@ -314,7 +353,7 @@ def annotate(adata: AnnData, theta_NK: np.ndarray) -> None:
             stacklevel=2,
         )
     adata.obs = adata.obs.drop(columns=stale)
-    for name in ("X_umap_counts", "X_umap_topics"):
+    for name in ("X_umap_counts", "X_umap_topics", "X_lda_folded"):
         adata.obsm.pop(name, None)
     for name in ("lda_topics", "lda_deviations", "batch_factors", *report.DIFFERENTIAL):
         adata.varm.pop(name, None)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topicell import report
-from topicell.config import Device, ReportConfig, RunConfig
+from topicell.config import Device, EvaluateConfig, ReportConfig, RunConfig
 from topicell.data.cells import PreparedCells
 from topicell.errors import InputError
+from topicell.evaluation.conditions import design_of, samples_of, warn_of_small_samples
 from topicell.model.engines import check_precision, resolve_device
 from topicell.model.registry import model_spec
 from topicell.model.sizes import check_sizes
@@ -45,6 +46,7 @@ def check_run(config: RunConfig, cells: PreparedCells) -> str:
     if spec.on_gpu:
         check_precision(config.train.precision, device)
     check_report(cells, config.report)
+    check_conditions(cells, config.evaluate)
     return device.type
 
 
@@ -53,15 +55,50 @@ def check_report(cells: PreparedCells, config: ReportConfig) -> None:
     if config.enabled:
         report.require_enough_cells(cells.adata)
         report.require_gene_sets(cells.adata, config)
-    for setting, column in (("data.label_key", cells.labels), ("data.sample_key", cells.samples)):
-        if column is None:
+    for setting, groups in (("data.label_key", cells.labels), ("data.sample_key", cells.samples)):
+        if groups is None:
             continue
-        if TOPIC_COLUMN.fullmatch(str(column.name)):
+        if TOPIC_COLUMN.fullmatch(str(groups.name)):
             raise InputError(
-                f"{setting} = {column.name!r}: the run stores its topics under this name; rename "
+                f"{setting} = {groups.name!r}: the run stores its topics under this name; rename "
                 "the column"
             )
-        require_labels(column, setting)
+        require_labels(groups, setting)
+
+
+def check_conditions(
+    cells: PreparedCells,
+    config: EvaluateConfig,
+    name: str = "data.sample_key",
+) -> None:
+    """Reject a formula that cannot be tested with the samples; warn of samples with few cells.
+
+    Parameters
+    ----------
+    cells
+        The cells.
+    config
+        The formula, null if there is none.
+    name
+        Setting that names the column of samples.
+    """
+    if config.conditions is None:
+        return
+    if cells.samples is None:
+        raise InputError(
+            f"evaluate.conditions needs the sample of each cell; name its column with {name}=COLUMN"
+        )
+    try:
+        samples = samples_of(
+            cells.adata.obs,
+            config.conditions,
+            str(cells.samples.name),
+            config.min_sample_cells,
+        )
+        warn_of_small_samples(samples.left_out, len(samples.table), config.min_sample_cells)
+        design_of(config.conditions, samples.table)
+    except InputError as error:
+        raise InputError(f"evaluate.conditions: {error}") from error
 
 
 def require_labels(labels: pd.Series, setting: str = "data.label_key") -> None:

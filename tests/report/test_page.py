@@ -20,12 +20,15 @@ from webpage import EVIL, Page, assert_self_contained
 from topicell import report
 from topicell.config import ReportConfig
 from topicell.evaluation import ranking
+from topicell.evaluation.conditions import compare_conditions
 from topicell.evaluation.metrics import METRICS, Metric
 from topicell.report import figure_set, figures, page, tables
 from topicell.report.figures.drawing import LITTLE_SUPPORT
 from topicell.report.summary import summary
 
 ON_PAGE = {name for name, spec in figure_set.FIGURES.items() if spec.caption}
+DRAWN = ON_PAGE - {"enrichment", "conditions"}
+"""Figures of a run without gene sets and conditions."""
 HISTORY = [
     {
         "epoch": epoch,
@@ -111,7 +114,7 @@ def test_every_figure_is_written_as_png_and_pdf(written):
     _, directory, paths = written
     by = ("topics", "leiden", "labels", "batches")
     maps = {f"umap_{space}_{name}" for space in ("counts", "topics") for name in by}
-    figures = maps | ON_PAGE - {"enrichment"}
+    figures = maps | DRAWN
     assert set(paths) == {
         directory / "figures" / f"{name}.{kind}" for name in figures for kind in ("png", "pdf")
     } | {directory / "figures" / "preview.png", directory / "report.html"}
@@ -149,7 +152,7 @@ def test_a_figure_is_added_by_one_row(written, tmp_path, monkeypatch):
 def test_every_figure_has_alternative_text_and_caption(html):
     tags = Page(html).tags
     sheets = [attrs for _, attrs in tags if attrs.get("class") == "sheet"]
-    assert len(sheets) == len({sheet["aria-label"] for sheet in sheets}) == len(ON_PAGE) - 1
+    assert len(sheets) == len({sheet["aria-label"] for sheet in sheets}) == len(DRAWN)
     assert all(len(s["aria-label"]) > 20 and "{" not in s["aria-label"] for s in sheets)
     assert sum(tag == "figcaption" for tag, _ in tags) == len(sheets) + 2  # two maps
     assert sum(tag == "svg" for tag, _ in tags) == len(sheets)
@@ -287,6 +290,31 @@ def test_gene_sets_have_a_table_and_a_figure(written, tmp_path, monkeypatch):
     html = paths[-1].read_text(encoding="utf-8")
     assert 'id="enrichment"' in html
     assert len(table_of(html, "enrichment")) == 6
+
+
+def test_conditions_have_a_section_a_table_and_a_figure(written, tmp_path, monkeypatch):
+    adata = written[0].copy()
+    adata.obs["donor"] = [f"d{i % 7}" for i in range(adata.n_obs)]
+    adata.obs["state"] = np.where(np.arange(adata.n_obs) % 7 < 3, "well", EVIL)
+    found = compare_conditions(
+        np.asarray(adata.obsm["X_lda"]), adata.obs, "state", "donor", min_cells=8
+    )
+    adata.uns["topicell"] = adata.uns["topicell"] | {"conditions": found.stored()}
+    for module in (figure_set, page):
+        monkeypatch.setattr(module, "FIGURES", {"conditions": module.FIGURES["conditions"]})
+    adata.write_h5ad(tmp_path / "adata.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "adata.h5ad")
+    *_, path = report.write(adata, HISTORY, tmp_path / "out", ReportConfig(), seed=0)
+    html = path.read_text(encoding="utf-8")
+    assert 'id="conditions"' in html
+    assert EVIL not in html
+    table = table_of(html, "conditions")
+    np.testing.assert_allclose(table["effect"], found.table["effect"], rtol=1e-5)
+    text = Page(html).text
+    assert "Which topics change with state, tested with 7 samples" in " ".join(text.split())
+    assert f"{found.table['q'].min():.2g}" in text
+    assert "cannot be below" not in text  # 35 arrangements
+    assert "Conditions" not in Page(page.render(written[0], HISTORY, {})).text
 
 
 def test_the_report_of_a_stored_run_is_the_same(written, html, tmp_path):

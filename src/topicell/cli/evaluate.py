@@ -15,7 +15,7 @@ from topicell.cli.overrides import unquoted
 from topicell.config import ExternalConfig, ReadConfig
 from topicell.errors import InputError
 
-OF_DATA = ("label_key", *(field.name for field in fields(ReadConfig)))
+OF_DATA = ("label_key", "sample_key", *(field.name for field in fields(ReadConfig)))
 """Settings that are written as in ``topicell train``, ``data.NAME``, or as NAME alone."""
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "topicell.cli.report",
     "compare": "topicell.cli.compare",
     "consensus": "topicell.cli.consensus",
+    "conditions": "topicell.cli.conditions",
     "transform": "topicell.cli.transform",
     "evaluate": "topicell.cli.evaluate",
     "sync": "topicell.cli.sync",

@@ -519,6 +519,11 @@ class EvaluateConfig:
     n_splits: int = setting(1, POSITIVE)
     """Number of splits of the cells, each with its own fits, for error bars over splits and
     replicates. The artifacts show the first split."""
+    conditions: str | None = None
+    """Formula of columns of obs, such as ``condition + age``: test which topics change with its
+    terms, with the sample as the unit. Needs ``data.sample_key``."""
+    min_sample_cells: int = setting(20, POSITIVE)
+    """Samples with fewer cells are left out of this test, with a warning."""
 
     def __post_init__(self) -> None:
         check_fields("evaluate", self)
@@ -617,6 +622,8 @@ class ExternalConfig(ReadConfig):
     """The cells: a data set of the catalogue, or a file or folder as with ``data=file``."""
     label_key: str | None = None
     """Column of obs with known cell types; null uses that of the catalogue, if there is one."""
+    sample_key: str | None = None
+    """Column of obs with the sample of each cell."""
     held_out: str | None = None
     """Cells that the topics were not fitted to: a file with one name per line, or a column of
     obs that is true or ``test`` for these cells."""

@@ -16,6 +16,7 @@ import pandas as pd
 
 from topicell.data.preprocessing import DEPTH
 from topicell.evaluation import ranking
+from topicell.evaluation.conditions import Conditions
 from topicell.evaluation.stability import little_support
 from topicell.report import figures
 from topicell.report.embedding import mapped
@@ -175,6 +176,12 @@ class ReportedRun:
         key = self.adata.uns["topicell"].get("sample_key")
         return folded(self.adata.obs[key].astype("category")) if key else None
 
+    @cached_property
+    def conditions(self) -> Conditions | None:
+        """The test of conditions, if the run has one."""
+        entry = self.adata.uns["topicell"].get("conditions")
+        return None if entry is None else Conditions.restored(entry)
+
     @property
     def groups(self) -> Any:
         """Labels; clusters if there are no labels."""
@@ -331,6 +338,12 @@ def _stability(run: ReportedRun) -> Any:
     )
 
 
+def _conditions(run: ReportedRun) -> Any:
+    assert run.conditions is not None
+    term = run.conditions.drawable()[0]
+    return figures.condition_effects(run.conditions.of_term(term), term, run.topics)
+
+
 def _several_topics(run: ReportedRun) -> bool:
     return len(run.beta_KG) > 1
 
@@ -367,6 +380,17 @@ FIGURES = {
             "that follows the depth, may be technical.",
             alt="Stacked bars of the mean proportions of {n_topics} topics in each sample, with "
             "numbers of cells and median counts",
+        ),
+        FigureSpec(
+            name="conditions",
+            draw=_conditions,
+            applies=lambda run: run.conditions is not None and bool(run.conditions.drawable()),
+            caption="How topics change with the first term of the formula. Each point is a sample: "
+            "the log₂ ratio of its mean proportion of the topic to the average topic, adjusted for "
+            "the other terms, as difference to the first level or to the mean of a number. "
+            "Diamonds or lines are the estimated effects with 95 % confidence intervals. Topics "
+            "with q below 0.05 are bold.",
+            alt="Log-ratios of {n_topics} topics in the samples, by the first term of the formula",
         ),
         FigureSpec(
             name="umap_counts_topics",

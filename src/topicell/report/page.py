@@ -15,6 +15,7 @@ import pandas as pd
 
 from topicell.config import dotted
 from topicell.evaluation import ranking
+from topicell.evaluation.conditions import Conditions
 from topicell.evaluation.metrics import ordered
 from topicell.model.registry import model_spec
 from topicell.report import tables, viewer
@@ -56,6 +57,8 @@ RANKINGS = {
 """How genes can be ranked: heading and meaning."""
 N_LEADING_MAPPED = 100
 """Number of leading genes of each topic and ranking whose expression is stored first."""
+MAX_EFFECTS = 60
+"""Largest number of effects of conditions in the table on the page."""
 MAX_TABLE_VALUES = 500_000
 """A table with more values than this is only in the run folder, and the page says so."""
 
@@ -142,6 +145,7 @@ def render(
         ],
         rankings={by: RANKINGS[by] for by in _rankings(adata)},
         ranking=_rankings(adata)[0] if "lda_deviations" in adata.varm else "frex",
+        conditions=_conditions(run.get("conditions")),
         topics=_topics(adata, mapped_M, beta_KG, n_searches, n_genes, sets),
         tables=[
             (name, meaning, _packed(table))
@@ -151,6 +155,35 @@ def render(
         versions=_versions(),
     )
     return html
+
+
+def _conditions(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the contents of the section about conditions; None without a test."""
+    if entry is None:
+        return None
+    found = Conditions.restored(entry)
+    table = found.table.sort_values("p", kind="stable")
+    return {
+        "formula": found.formula,
+        "n_samples": len(found.samples),
+        "left_out": found.left_out,
+        "smallest_p": {term: p for term, p in found.smallest_p.items() if p > tables.FDR},
+        "n_rows": len(table),
+        "rows": [
+            {
+                "topic": row["topic"].replace("topic_", "Topic "),
+                "term": row["term"],
+                "level": row["level"],
+                "effect": f"{row['effect']:+.2f}".replace("-", "−"),
+                "interval": f"{row['low']:+.2f} to {row['high']:+.2f}".replace("-", "−"),
+                "p": f"{row['p']:.2g}",
+                "permutation": f"{row['p_permutation']:.2g}",
+                "q": f"{row['q']:.2g}",
+                "significant": row["q"] < tables.FDR,
+            }
+            for row in table.head(MAX_EFFECTS).to_dict("records")
+        ],
+    }
 
 
 def _packed(table: pd.DataFrame) -> str:

@@ -93,6 +93,8 @@ def _tables(
         yield "topics/alignment.csv", alignment_table(correlation_K, fit.topic_names)
     if "lda_lfc" in adata.varm:
         yield "topics/differential_expression.csv", differential_table(adata)
+    if "conditions" in adata.uns["topicell"]:
+        yield "topics/conditions.csv", adata.uns["topicell"]["conditions"]["table"]
     cells = pd.DataFrame(theta_NK, index=adata.obs_names, columns=fit.topic_names)
     yield "cells/cell_topics.csv", cells.rename_axis("cell")
     if adata.uns["topicell"].get("sample_key"):
@@ -274,6 +276,12 @@ def of_page(
             "batch_factors",
             "factors by which the batches multiply the proportions of genes",
             batch_table(adata),
+        )
+    if "conditions" in run:
+        yield (
+            "conditions",
+            "changes of the topics with the conditions, with the sample as the unit",
+            run["conditions"]["table"],
         )
     if sets is not None:
         yield "enrichment", "gene sets among the leading genes", sets.set_index("topic")

@@ -6,6 +6,7 @@ and `as_svg` write them.
 """
 
 from topicell.report.figures.batches import batch_factors
+from topicell.report.figures.conditions import condition_effects
 from topicell.report.figures.differential import volcano, volcanoes
 from topicell.report.figures.drawing import (
     MISSING,
@@ -43,6 +44,7 @@ __all__ = [
     "batch_factors",
     "category_codes",
     "category_colors",
+    "condition_effects",
     "enrichment_bars",
     "gap_histogram",
     "marked",
