@@ -123,6 +123,10 @@ def fit(
     counts = Counts.of(adata, layer)
     if model.batch_key is not None and counts.batch is None:
         counts = counts.with_batches(adata.obs, model.batch_key)
+    if model.prevalence is not None and counts.design is None:
+        from topicell.data.cells import with_covariates
+
+        counts = with_covariates(counts, adata.obs, model.prevalence)
     if not 0 <= valid_share < 1:
         raise InputError(f"valid_share = {valid_share}: must be at least 0 and less than 1")
     shuffled = np.random.default_rng(seed).permutation(counts.n_cells)

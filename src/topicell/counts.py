@@ -125,8 +125,8 @@ class Counts:
         None.
     batch
         Name of the batch of each cell, shape (N,), or None.
-    design
-        Values of the covariates of each cell, shape (N, D), or None.
+    design, covariates
+        Values of the covariates of each cell, shape (N, D), and their names; or None.
     """
 
     rows: Rows
@@ -135,6 +135,7 @@ class Counts:
     ids: np.ndarray | None = None
     batch: np.ndarray | None = None
     design: np.ndarray | None = None
+    covariates: tuple[str, ...] = ()
 
     @property
     def x(self) -> sp.csr_matrix:

@@ -26,6 +26,7 @@ from topicell.evaluation.conditions import compare_conditions
 from topicell.evaluation.stability import match_topics, stability
 from topicell.files import whole
 from topicell.model.fit import TopicFit
+from topicell.model.posterior import AmortizedFit
 from topicell.preflight import TOPIC_COLUMN
 from topicell.progress import step
 from topicell.report.summary import summary
@@ -129,7 +130,7 @@ def conclude(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("topicell"),
     } | _of_replicates(estimates)
-    _add_parts_of_model(adata, fit)
+    _add_parts_of_model(adata, fit, cells)
     if measurements.agreement is not None:
         adata.uns["topicell"] |= {
             "topic_support": measurements.agreement.support_C,
@@ -148,8 +149,10 @@ def conclude(
     return Result(fit, scores, values, adata, error)
 
 
-def _add_parts_of_model(adata: AnnData, fit: TopicFit) -> None:
+def _add_parts_of_model(adata: AnnData, fit: TopicFit, cells: PreparedCells) -> None:
     """Add what the optional parts of the model have learned: batches, background, seeds, prior."""
+    if not isinstance(fit, AmortizedFit):
+        return
     run = adata.uns["topicell"]
     if fit.batches:
         adata.varm["batch_factors"] = fit.batch_factors().T.to_numpy()
@@ -161,6 +164,9 @@ def _add_parts_of_model(adata: AnnData, fit: TopicFit) -> None:
         run["seeds"] = fit.seeds()
     if fit.model.prior is PriorKind.correlated:
         run["prior_correlation"] = fit.topic_correlations()
+    if fit.model.prevalence is not None:
+        run["prevalence"] = fit.prevalence()
+        adata.obsm["X_lda_folded"] = fit.folded(cells.counts)
 
 
 def write_agreement(agreement: Agreement, refitted_K: np.ndarray | None, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from topicell.errors import InputError
 from topicell.evaluation.conditions import design_of, samples_of, warn_of_small_samples
 from topicell.model.engines import check_precision, resolve_device
 from topicell.model.registry import model_spec
+from topicell.model.seeds import EarlierTopics, read_seeds
 from topicell.model.sizes import check_sizes
-from topicell.model.starts import read_initial_topics, require_batches
+from topicell.model.starts import background, read_initial_topics, require_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +25,7 @@ TOPIC_COLUMN = re.compile(r"lda_topic_\d+", re.ASCII)
 """Columns of obs that a run writes: the proportion of each topic."""
 
 
-def check_run(config: RunConfig, cells: PreparedCells) -> str:
+def check_run(config: RunConfig, cells: PreparedCells, prior: EarlierTopics | None = None) -> str:
     """Reject a run that cannot be fitted, scored or reported.
 
     Returns
@@ -39,6 +41,11 @@ def check_run(config: RunConfig, cells: PreparedCells) -> str:
     check_sizes(cells.parts["train"], config.model)
     if config.model.batch_key is not None:
         require_batches(cells.parts["train"], config.model)
+    if isinstance(config.model.topic_gene_prior, str):
+        train = cells.parts["train"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the fit gives them
+            read_seeds(train, config.model, background(train.rows), prior)
     if config.model.init_topics is not None:
         path = Path(config.model.init_topics)
         read_initial_topics(path, cells.parts["train"], config.model.n_topics)

@@ -27,6 +27,7 @@ from topicell.model.fit import EpochMetrics, TopicFit
 from topicell.model.loading import load_fit
 from topicell.model.ranks import Ranks
 from topicell.model.registry import fit_model, require_model, require_together
+from topicell.model.seeds import RUN, EarlierTopics
 from topicell.outputs import Measurements, Result, conclude
 from topicell.preflight import check_run
 from topicell.progress import step
@@ -68,13 +69,14 @@ def run(
     require_distributed(config.preprocess.dask)
     earlier = earlier_fit(config)
     cells = cells_of(config)
+    prior = earlier_topics(config)
     if earlier is not None:
         with named_setting("model.align_to"):
             earlier.require_alignable(config.model.n_topics, cells.counts)
     if ranks.size > 1:
         ranks.first("prepared")  # the others find the cells in the cache
         require_same_cells(cells, ranks)
-    device = check_run(config, cells)
+    device = check_run(config, cells, prior)
     with (
         recorded(config, tracker, cells, {"device": device}) as last_tags,
         # Use the same number of threads for all estimates, because the last digits of sums depend
@@ -84,7 +86,7 @@ def run(
         # Tell the other processes which split comes next, when they are ready.
         ranks.first(config.seed)
         checkpoints = checkpoints_of(config, tracker, config.seed)
-        fit = fit_parts(config, cells.parts, config.seed, checkpoints, tracker, ranks)
+        fit = fit_parts(config, cells.parts, config.seed, checkpoints, tracker, ranks, prior)
         # Stop the time here, because the metrics do not belong to the fit.
         known = {"speed/fit_seconds": checkpoints.seconds}
         alignment_K = None if earlier is None else fit.align_to(earlier, cells.counts)
@@ -99,7 +101,7 @@ def run(
             with step("measures"):
                 measured[own] = measure_split(estimates, cells, cells.parts, config, config.seed)
             tracker.log_split(own, measured[own])
-        for seed, of_split in further_splits(cells, config, tracker, ranks):
+        for seed, of_split in further_splits(cells, config, tracker, ranks, prior):
             measured[seed] = of_split
             tracker.log_split(seed, of_split)
         ranks.first(None)  # there is no further split
@@ -119,13 +121,15 @@ def follow(config: RunConfig, ranks: Ranks) -> None:
         warnings.simplefilter("ignore")  # the first process gives them
         cells = cells_of(config)
         require_same_cells(cells, ranks)
-        check_run(config, cells)
+        prior = earlier_topics(config)
+        check_run(config, cells, prior)
         with cpu_threads(config.train.threads):
             # A resumed run has already scored some splits.
             seed = ranks.first(None)
             while seed is not None:
                 parts = cells.divided(split(cells.adata, config.preprocess.split, seed=seed))
-                fit_parts(config, parts, seed, Checkpoints(Path(), None), ranks=ranks)
+                none = Checkpoints(Path(), None)
+                fit_parts(config, parts, seed, none, ranks=ranks, prior=prior)
                 seed = ranks.first(None)
 
 
@@ -136,6 +140,18 @@ def earlier_fit(config: RunConfig) -> TopicFit | None:
     with named_setting("model.align_to"), tempfile.TemporaryDirectory() as scratch:
         folder, _ = fetch_run(config.model.align_to, config.tracking, Path(scratch), ("model",))
         return load_fit(folder / "model")
+
+
+def earlier_topics(config: RunConfig) -> EarlierTopics | None:
+    """Return the topics of the run that ``model.topic_gene_prior`` names; None if it names none."""
+    setting = config.model.topic_gene_prior
+    if not isinstance(setting, str) or not setting.startswith(RUN):
+        return None
+    with named_setting("model.topic_gene_prior"), tempfile.TemporaryDirectory() as scratch:
+        name = setting.removeprefix(RUN)
+        folder, _ = fetch_run(name, config.tracking, Path(scratch), ("model",))
+        fit = load_fit(folder / "model")
+        return EarlierTopics(fit.beta()[fit.selected], fit.genes, fit.gene_ids)
 
 
 @contextlib.contextmanager
@@ -157,7 +173,8 @@ def cells_of(config: RunConfig) -> PreparedCells:
             config.preprocess,
             seed=config.seed,
         )
-    return PreparedCells(adata, config.model.batch_key, config.preprocess.batch_key)
+    model, measured = config.model, config.preprocess.batch_key
+    return PreparedCells(adata, model.batch_key, measured, model.prevalence)
 
 
 def require_same_cells(cells: PreparedCells, ranks: Ranks) -> None:
@@ -191,6 +208,7 @@ def fit_parts(
     checkpoints: Checkpoints,
     tracker: Tracker | None = None,
     ranks: Ranks | None = None,
+    prior: EarlierTopics | None = None,
 ) -> TopicFit:
     """Fit the training cells of a split; with a tracker, log every epoch."""
 
@@ -208,6 +226,7 @@ def fit_parts(
         on_epoch=log,
         checkpoints=checkpoints,
         ranks=ranks,
+        prior=prior,
     )
 
 
@@ -229,7 +248,11 @@ def measure_split(
 
 
 def further_splits(
-    cells: PreparedCells, config: RunConfig, tracker: Tracker, ranks: Ranks
+    cells: PreparedCells,
+    config: RunConfig,
+    tracker: Tracker,
+    ranks: Ranks,
+    prior: EarlierTopics | None,
 ) -> Iterator[tuple[str, Measured]]:
     """Fit and score the splits after the first: yield the seed and the values of each."""
     for seed in split_seeds(config.seed, config.evaluate.n_splits)[1:]:
@@ -237,7 +260,8 @@ def further_splits(
             continue
         parts = cells.divided(split(cells.adata, config.preprocess.split, seed=seed))
         ranks.first(seed)
-        fit = fit_parts(config, parts, seed, checkpoints_of(config, tracker, seed), ranks=ranks)
+        checkpoints = checkpoints_of(config, tracker, seed)
+        fit = fit_parts(config, parts, seed, checkpoints, ranks=ranks, prior=prior)
         estimates = estimates_of(fit, cells, config, seed)
         yield str(seed), measure_split(estimates, cells, parts, config, seed)
 

@@ -28,6 +28,7 @@ from topicell.config import (
     TrainConfig,
 )
 from topicell.counts import Counts
+from topicell.data.cells import with_covariates
 from topicell.errors import InputError
 from topicell.model.engines import resolve_device
 from topicell.model.fit import write_folder
@@ -253,9 +254,12 @@ class AmortizedLDA:
     cell_topic_prior
         Dirichlet concentration of θ: a number, K numbers, or None for 1/K.
     topic_feature_prior
-        Dirichlet concentration of β: a number, G numbers, or None for 1/K.
+        Dirichlet concentration of β: a number, G numbers, or None for 1/K; or a file of prior
+        knowledge, as ``topic_gene_prior`` of `topicell.fit`.
     seed
         Seed of the initial topics, mini-batches, noise, and held-out cells.
+    prior, background, prior_scale, prevalence
+        As in `topicell.fit`; batches are named by ``setup_anndata(batch_key=…)``.
 
     Attributes
     ----------
@@ -273,6 +277,10 @@ class AmortizedLDA:
         topic_feature_prior: float | Sequence[float] | None = None,
         *,
         seed: int = 0,
+        prior: str = "independent",
+        background: bool = False,
+        prior_scale: float = ModelConfig().prior_scale,
+        prevalence: str | None = None,
     ) -> None:
         if SETUP not in adata.uns:
             raise InputError("call AmortizedLDA.setup_anndata(adata, layer=…) first")
@@ -285,6 +293,10 @@ class AmortizedLDA:
             cell_topic_prior=_as_list(cell_topic_prior),
             topic_gene_prior=_as_list(topic_feature_prior),
             batch_key=adata.uns[SETUP].get("batch_key"),
+            prior=prior,  # type: ignore[arg-type]  # the configuration takes its name
+            background=background,
+            prior_scale=prior_scale,
+            prevalence=prevalence,
         )
         self.fit_: AmortizedFit | None = None
         self.train_indices: np.ndarray | None = None
@@ -417,6 +429,7 @@ class AmortizedLDA:
         chosen = _device_of(accelerator)
         counts = Counts.of(self.adata, self.layer)
         counts = counts.with_batches(self.adata.obs, self.model.batch_key)
+        counts = with_covariates(counts, self.adata.obs, self.model.prevalence)
         rows = self._split(
             counts.n_cells,
             train_size,

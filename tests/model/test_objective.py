@@ -51,7 +51,7 @@ def make_program(likelihood=MIXTURE, n_batches=0, n_covariates=0, **settings):
     constants = Constants(
         tuple("abc"[:n_batches]),
         shift_SG,
-        n_covariates,
+        tuple("xyz"[:n_covariates]),
         background_G=logits[2] if "background" in settings else None,
         seeds=Seeds(("one", "two"), logits[:2], logits[:2] > 0, True)
         if "topic_gene_prior" in settings and isinstance(settings["topic_gene_prior"], str)
@@ -69,7 +69,8 @@ def make_program(likelihood=MIXTURE, n_batches=0, n_covariates=0, **settings):
 def given(program):
     """Return batches and covariates of the cells; one cell has no known batch."""
     random, constants = np.random.default_rng(3), program.constants
-    design_ND = random.normal(0, 1, (B, constants.n_covariates)) if constants.n_covariates else None
+    n_covariates = len(constants.covariates)
+    design_ND = random.normal(0, 1, (B, n_covariates)) if n_covariates else None
     if not constants.batches:
         return Given(design_ND=design_ND)
     batch_N = random.integers(0, len(constants.batches), B)

@@ -25,9 +25,13 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 PATHS = (
     *FOLDERS,
     *("data.path", "data.samples", "report.gene_sets", "resume"),
+    *("model.topic_gene_prior", "model.init_topics"),
     *("run", "input", "output", "theta", "beta", "data", "held_out"),
 )
 """Settings that name files, of ``train`` and of the other commands."""
+PRIOR = "model.topic_gene_prior"
+"""A setting of numbers, or of a file or a run."""
+NUMBER = re.compile(r"[+-]?[\d_.]+([eE][+-]?\d+)?")
 FILES = "data.path"
 """The setting that names the file of the cells, or a list of files."""
 ONE_FILE = (FILES, "data", "input")
@@ -88,6 +92,8 @@ def _literal(argument: str, known: Mapping[str, str], *, multirun: bool) -> str:
         return argument
     if setting == FILES and not _exists(value) and "[" in value:
         return f"{name}={_files(argument, value, multirun=multirun)}"
+    if setting == PRIOR:
+        return f"{name}={_numbers_or_text(value, multirun=multirun)}"
     if kind in TEXT or setting == FILES:
         return f"{name}={_text(setting, value, multirun=multirun and setting not in FOLDERS)}"
     if kind == TEXTS:
@@ -104,6 +110,20 @@ def _text(name: str, value: str, *, multirun: bool) -> str:
         if len(parts) > 1:
             return ",".join(quoted(plain(name, part, resolved=True)) for part in parts)
     return quoted(plain(name, value, resolved=True))
+
+
+def _numbers_or_text(value: str, *, multirun: bool) -> str:
+    """Quote a text that is no number and no list of numbers; with ``multirun``, each of several."""
+    if SWEEP.fullmatch(value):
+        return value
+    parts = [part.strip() for part in _split(value)] if multirun and not _exists(value) else [value]
+    written = [
+        part
+        if _inside(part) is not None or NUMBER.fullmatch(part) or part == "null"
+        else _text(PRIOR, part, multirun=False)
+        for part in parts
+    ]
+    return ",".join(written)
 
 
 def _files(argument: str, value: str, *, multirun: bool) -> str:

@@ -15,6 +15,7 @@ from topicell.counts import Counts, LateRows
 from topicell.data.preprocessing import PARTS, column, prepared, settings_of_data
 from topicell.data.reading import load_or_open, source_digest
 from topicell.errors import InputError
+from topicell.evaluation.conditions import cell_design
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +54,23 @@ def with_source_counts(adata: AnnData, data: DataConfig, config: PreprocessConfi
     return found
 
 
+def with_covariates(counts: Counts, obs: pd.DataFrame, formula: str | None) -> Counts:
+    """Return the same cells with the covariates of a formula; None leaves them as they are.
+
+    Raises
+    ------
+    InputError
+        The formula does not match `obs`.
+    """
+    if formula is None:
+        return counts
+    try:
+        names, design_ND = cell_design(formula, obs)
+    except InputError as error:
+        raise InputError(f"model.prevalence: {error}") from error
+    return replace(counts, design=design_ND, covariates=names)
+
+
 @dataclass(frozen=True)
 class PreparedCells:
     """The result of `topicell.data.preprocessing.preprocess`, in the form that a run uses."""
@@ -62,6 +80,8 @@ class PreparedCells:
     """Column of obs with the batches that the model knows, or None."""
     measured_key: str | None = None
     """Column of obs with the batches whose separation is measured, or None."""
+    prevalence: str | None = None
+    """Formula of the covariates that the model knows, or None."""
 
     @property
     def source(self) -> Mapping[str, Any]:
@@ -77,7 +97,8 @@ class PreparedCells:
         cells, genes = (np.asarray(of, dtype=object) for of in names)
         ids = None if ids is None else np.asarray(ids, dtype=object)
         counts = Counts(LateRows(self.adata.layers["counts"]), cells, genes, ids)
-        return counts.with_batches(self.adata.obs, self.batch_key and column(self.batch_key))
+        counts = counts.with_batches(self.adata.obs, self.batch_key and column(self.batch_key))
+        return with_covariates(counts, self.adata.obs, self.prevalence)
 
     @cached_property
     def parts(self) -> dict[str, Counts]:

@@ -432,7 +432,49 @@ def _levels_or_numbers(column: pd.Series) -> pd.Series:
     return column.astype(str).astype("category")
 
 
-def design_of(formula: str, table: pd.DataFrame) -> Design:
+def cell_design(formula: str, obs: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the covariates of cells by a formula: names of D columns, and values, (N, D).
+
+    Columns have the mean 0 over the cells; those of a number also the standard deviation 1. There
+    is no intercept.
+
+    Parameters
+    ----------
+    formula
+        Wilkinson formula of columns of `obs`.
+    obs
+        Annotation of the cells, N rows.
+
+    Raises
+    ------
+    InputError
+        The formula is invalid, a column is missing or has missing values, or terms determine each
+        other.
+    """
+    import pandas as pd
+
+    names = columns_of(formula)
+    for name in names:
+        if name not in obs:
+            raise InputError(
+                f"obs has no column {name!r}; found: {', '.join(map(str, obs.columns))}"
+            )
+        if obs[name].isna().any():
+            raise InputError(
+                f"obs[{name!r}] has no value for {int(obs[name].isna().sum())} of {len(obs)} "
+                "cells; fill it, or remove these cells"
+            )
+    table = pd.DataFrame({name: _levels_or_numbers(obs[name]) for name in names})
+    design = design_of(formula, table.reset_index(drop=True), "cells")
+    kept = sorted(c for columns in design.terms.values() for c in columns)
+    z_ND = design.x_SP[:, kept]
+    z_ND = z_ND - z_ND.mean(0)
+    numbers = np.array([not design.level(c) for c in kept])
+    z_ND[:, numbers] /= z_ND[:, numbers].std(0)
+    return tuple(design.columns[c] for c in kept), z_ND.astype(np.float32)
+
+
+def design_of(formula: str, table: pd.DataFrame, rows: str = "samples with enough cells") -> Design:
     """Return the design of a formula for the rows of a table.
 
     Raises
@@ -448,8 +490,7 @@ def design_of(formula: str, table: pd.DataFrame) -> Design:
         if table[name].nunique() < 2:
             value = f"the same value ({table[name].iloc[0]})" if len(table) else "no value"
             raise InputError(
-                f"obs[{name!r}] has {value} in all {len(table)} samples with enough cells; leave "
-                "it out of the formula"
+                f"obs[{name!r}] has {value} in all {len(table)} {rows}; leave it out of the formula"
             )
     try:
         matrix = Formula(formula).get_model_matrix(table, context={}, na_action="raise")
@@ -462,12 +503,12 @@ def design_of(formula: str, table: pd.DataFrame) -> Design:
     n_samples, n_columns = x_SP.shape
     if n_samples - n_columns < 1:
         raise InputError(
-            f"{n_samples} samples with enough cells are too few for the {n_columns} coefficients "
+            f"{n_samples} {rows} are too few for the {n_columns} coefficients "
             f"of {formula!r}; at least {n_columns + 1} are needed: use fewer terms"
         )
     if np.linalg.matrix_rank(x_SP / np.linalg.norm(x_SP, axis=0)) < n_columns:
         raise InputError(
-            f"the terms of {formula!r} determine each other in these samples (as if all treated "
+            f"the terms of {formula!r} determine each other in these {rows} (as if all treated "
             "samples were of one batch), so their effects cannot be told apart; use fewer terms"
         )
     indices = matrix.model_spec.term_indices

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the format of saved fits."""
 
+FOLDED = 20_000
+"""Number of cells whose proportions are computed by EM at a time."""
 UNKNOWN_BATCHES = ("refuse", "mean")
 """Values of ``unknown_batches`` in `TopicFit.transform`."""
 ALIGNED_CELLS = 5000
@@ -140,18 +142,6 @@ class TopicFit(ABC):
     @abstractmethod
     def deviations(self, *, replicate: int | None = None) -> np.ndarray:
         """Return how far logits are above the background at least, shape (K, G)."""
-
-    @abstractmethod
-    def seeds(self, *, replicate: int | None = None) -> pd.DataFrame:
-        """Return how far each seeded topic has moved from its prior knowledge."""
-
-    @abstractmethod
-    def topic_correlations(self, *, replicate: int | None = None) -> np.ndarray:
-        """Return the correlations of topics that the prior has learned, shape (K, K)."""
-
-    @abstractmethod
-    def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
-        """Return the factor of each gene in each batch, batches × genes."""
 
     @property
     @abstractmethod
@@ -398,6 +388,19 @@ class TopicFit(ABC):
                 f"{n_missing} of the {self.n_genes} genes of {name} are not among the modelled "
                 "genes, so its topics cannot be found; use a run of the same data"
             )
+
+    def folded(self, cells: Counts) -> np.ndarray:
+        """Return topic proportions of cells by EM with fixed topics, (N, K), selected replicate.
+
+        They depend on no prior, and therefore on no covariate.
+        """
+        topics_SRKG, batch_N = self.topics_by_batch(cells)
+        theta_NK = np.zeros((cells.n_cells, self.n_topics))
+        for s, topics_RKG in enumerate(topics_SRKG):
+            for rows in np.array_split(np.flatnonzero(batch_N == s), -(-cells.n_cells // FOLDED)):
+                x = cells[rows].x
+                theta_NK[rows] = self.likelihood.fold_in(x, topics_RKG[self.selected])
+        return theta_NK
 
     @abstractmethod
     def _reorder(self, order_RK: np.ndarray) -> None:

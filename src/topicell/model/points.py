@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,9 +17,6 @@ from topicell.model.estimates import theta_given
 from topicell.model.fit import TopicFit, require_samples
 from topicell.model.mixture import MIXTURE
 from topicell.model.program import Likelihood
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Inference = Callable[[sp.csr_matrix], np.ndarray]
 """A library's own way from counts (N, G) to topic proportions (N, K)."""
@@ -137,18 +134,6 @@ class PointFit(TopicFit):
     def deviations(self, *, replicate: int | None = None) -> np.ndarray:
         """Raise an error: these models have no background."""
         raise InputError("this model has no background")
-
-    def seeds(self, *, replicate: int | None = None) -> pd.DataFrame:
-        """Raise an error: these models have no prior knowledge."""
-        raise InputError("this model has no seeded topics")
-
-    def topic_correlations(self, *, replicate: int | None = None) -> np.ndarray:
-        """Raise an error: these models learn no prior."""
-        raise InputError("the prior of this model is not learned")
-
-    def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
-        """Raise an error: these models have no batches."""
-        raise InputError("this model has no batches")
 
     @property
     def batches(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from topicell.model.mixture import MIXTURE
 from topicell.model.priors import LearnedPrior
 from topicell.model.program import Constants, Likelihood, TopicProgram
 from topicell.model.ranks import Ranks
+from topicell.model.refinement import quasi_normal
 from topicell.model.seeds import Seeds
 
 CREDIBLE = 1.96
@@ -228,6 +229,55 @@ class AmortizedFit(TopicFit):
         correlation_KK: np.ndarray = covariance_KK / np.outer(scale_K, scale_K)
         return correlation_KK[np.ix_(order, order)]
 
+    def prevalence(
+        self, *, replicate: int | None = None, n_samples: int = 4096, seed: int = 0
+    ) -> pd.DataFrame:
+        """Return how covariates change the topics that the prior expects.
+
+        One row for each topic and covariate: ``effect``, the change of the topic's logit by the
+        covariate (by one level, or one standard deviation of a number), with sum 0 over topics;
+        ``proportion`` and ``proportion_with``, the mean proportion that the prior expects in the
+        mean cell, and after this change.
+
+        Raises
+        ------
+        InputError
+            The model has no covariates.
+        """
+        import pandas as pd
+
+        prior = self.program.cell_prior
+        effect_RDK = prior.effects() if isinstance(prior, LearnedPrior) else None
+        if effect_RDK is None:
+            raise InputError("this model has no covariates; fit it with prevalence=FORMULA")
+        r = self._replicate(replicate)
+        order = self.order_RK[r]
+        effect_DK = effect_RDK[r].detach().cpu().numpy()[:, order]
+        normal = prior.given(None).of(r)
+        noise_SK = quasi_normal(n_samples, self.n_topics, seed, normal.mean)
+        factor_KK = torch.linalg.inv(normal.inverse)
+        logit_SK = (normal.mean + noise_SK @ factor_KK.mT).detach().cpu().numpy()[:, order]
+
+        def expected(change_K: np.ndarray | float) -> np.ndarray:
+            odds_SK = np.exp(logit_SK + change_K - (logit_SK + change_K).max(1, keepdims=True))
+            mean_K: np.ndarray = (odds_SK / odds_SK.sum(1, keepdims=True)).mean(0)
+            return mean_K
+
+        before_K = expected(0.0)
+        tables = [
+            pd.DataFrame(
+                {
+                    "topic": self.topic_names,
+                    "covariate": name,
+                    "effect": effect_K,
+                    "proportion": before_K,
+                    "proportion_with": expected(effect_K),
+                }
+            )
+            for name, effect_K in zip(self.program.constants.covariates, effect_DK, strict=True)
+        ]
+        return pd.concat(tables, ignore_index=True)
+
     def seeds(self, *, replicate: int | None = None) -> pd.DataFrame:
         """Return how far each seeded topic has moved from its prior knowledge.
 
@@ -354,8 +404,8 @@ class AmortizedFit(TopicFit):
         constants = self.program.constants
         if constants.batches:
             document["batches"] = list(constants.batches)
-        if constants.n_covariates:
-            document["n_covariates"] = constants.n_covariates
+        if constants.covariates:
+            document["covariates"] = list(constants.covariates)
         if constants.seeds is not None:
             seeds = constants.seeds
             document["seeds"] = {"names": list(seeds.names), "of_sets": seeds.of_sets}
@@ -381,7 +431,7 @@ class AmortizedFit(TopicFit):
         constants = Constants(
             batches=tuple(document.get("batches", ())),
             batch_shift_SG=stored.get("batch_shift"),
-            n_covariates=int(document.get("n_covariates", 0)),
+            covariates=tuple(document.get("covariates", ())),
             background_G=stored.get("background"),
             seeds=seeds
             and Seeds(

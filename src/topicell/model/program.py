@@ -79,8 +79,8 @@ class Constants:
     batch_shift_SG
         First estimate of the shift of each batch (`topicell.model.batches`). The encoder reads
         counts from which it is removed.
-    n_covariates
-        D, number of covariates of the prior of cells.
+    covariates
+        Names of the D covariates of the prior of cells.
     background_G
         Logarithms of the gene frequencies of all cells, if topics are deviations from them.
     seeds
@@ -89,7 +89,7 @@ class Constants:
 
     batches: tuple[str, ...] = ()
     batch_shift_SG: np.ndarray | None = None
-    n_covariates: int = 0
+    covariates: tuple[str, ...] = ()
     background_G: np.ndarray | None = None
     seeds: Seeds | None = None
 
@@ -444,8 +444,9 @@ class TopicProgram(nn.Module):
         base = NormalPrior.dirichlet(config.cell_topic_prior, K, K)
         correlated = config.prior is PriorKind.correlated
         self.cell_prior: CellPrior = base
-        if correlated or constants.n_covariates:
-            self.cell_prior = LearnedPrior(base, R, constants.n_covariates, correlated=correlated)
+        if correlated or constants.covariates:
+            n_covariates = len(constants.covariates)
+            self.cell_prior = LearnedPrior(base, R, n_covariates, correlated=correlated)
         self.topic_prior = topic_prior(config, constants, G)
         self.encoder = Encoder(R, G, config, constants, base)
         self.topic_mean = nn.Parameter(torch.zeros(R, K, G))
@@ -485,7 +486,7 @@ class TopicProgram(nn.Module):
 
         Cells without covariates have those of the mean cell, which are 0.
         """
-        design_ND = counts.design if self.constants.n_covariates else None
+        design_ND = counts.design if self.constants.covariates else None
         if self.encoder.factor_SG is None:
             return Given(design_ND=design_ND)
         assert counts.batch is not None

@@ -25,6 +25,7 @@ from topicell.model.points import PointFit
 from topicell.model.posterior import AmortizedFit
 from topicell.model.prodlda import PRODUCT
 from topicell.model.ranks import Ranks
+from topicell.model.seeds import EarlierTopics
 from topicell.model.training import train
 
 
@@ -195,6 +196,11 @@ def require_model(model: ModelConfig, train: TrainConfig) -> ModelSpec:
                 f"{name} = {as_dict(value)!r}: model.kind={spec.name} has no such setting; leave "
                 "it out"
             )
+    if isinstance(model.topic_gene_prior, str) and spec.settings is not None:
+        raise InputError(
+            f"model.topic_gene_prior = {model.topic_gene_prior!r}: model.kind={spec.name} takes a "
+            "number; prior knowledge needs model.kind=amortized_lda or prodlda"
+        )
     if spec.library and importlib.util.find_spec(spec.library) is None:
         raise InputError(
             f"model.kind = {spec.name!r} needs {spec.library}, which is not installed; "
@@ -213,6 +219,7 @@ def fit_model(
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     checkpoints: Checkpoints | None = None,
     ranks: Ranks | None = None,
+    prior: EarlierTopics | None = None,
 ) -> TopicFit:
     """Fit the model that ``model.kind`` names.
 
@@ -224,7 +231,9 @@ def fit_model(
         The model is not available, does not accept its settings, or the data are too small for it.
     """
     spec = require_model(model, config)
-    more = {"ranks": ranks} if ranks is not None and ranks.size > 1 else {}
+    more: dict[str, Any] = {"ranks": ranks} if ranks is not None and ranks.size > 1 else {}
+    if prior is not None:
+        more["prior"] = prior
     return spec.fit(
         counts, valid, model, config, seed=seed, on_epoch=on_epoch, checkpoints=checkpoints, **more
     )

@@ -8,6 +8,7 @@ in the average cell. How far the data can move these logits is the setting ``mod
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ FLOOR = 0.01
 """Smallest proportion of a gene in an earlier topic, as a share of its background frequency."""
 GENE_SETS = (".gmt", ".gmt.gz")
 NAME = "model.topic_gene_prior"
+RUN = "run="
+"""Prefix of a run in this setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,39 @@ class Seeds:
     of_sets: bool
 
 
-def read_seeds(counts: Counts, model: ModelConfig, frequency_G: np.ndarray) -> Seeds | None:
+@dataclass(frozen=True, slots=True)
+class EarlierTopics:
+    """The topics of an earlier fit: gene proportions, shape (J, G), with names and ids of genes."""
+
+    beta_JG: np.ndarray
+    genes: np.ndarray
+    ids: np.ndarray | None
+
+    def for_genes(self, counts: Counts, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return proportions of the modelled genes, (J, G), and which genes are known, (G,).
+
+        Raises
+        ------
+        InputError
+            Most of the modelled genes are not known.
+        """
+        place_G = gene_places(counts.genes, counts.ids, self.genes, self.ids)
+        known_G = place_G >= 0
+        if 2 * known_G.sum() < len(known_G):
+            raise InputError(
+                f"{where}: has {known_G.sum()} of the {len(known_G)} modelled genes; it needs half "
+                "of them, by name or identifier"
+            )
+        beta_JG = np.where(known_G, self.beta_JG[:, place_G], 0)
+        return beta_JG / np.maximum(beta_JG.sum(1, keepdims=True), 1e-300), known_G
+
+
+def read_seeds(
+    counts: Counts,
+    model: ModelConfig,
+    frequency_G: np.ndarray,
+    earlier: EarlierTopics | None = None,
+) -> Seeds | None:
     """Return the prior knowledge that a setting names; None if it names none.
 
     Parameters
@@ -62,6 +97,8 @@ def read_seeds(counts: Counts, model: ModelConfig, frequency_G: np.ndarray) -> S
         The settings.
     frequency_G
         Background frequencies of the genes, all above 0.
+    earlier
+        The topics of the run that the setting names.
 
     Raises
     ------
@@ -72,20 +109,40 @@ def read_seeds(counts: Counts, model: ModelConfig, frequency_G: np.ndarray) -> S
         return None
     path = model.topic_gene_prior
     of_sets = path == BLOOD or path.lower().endswith(GENE_SETS)
-    names, p_JG, known_JG = _sets(path, counts) if of_sets else _table(path, counts)
+    if path.startswith(RUN):
+        if earlier is None:
+            raise InputError(
+                f"{NAME} = {path!r}: only topicell train reads runs; give a file, such as "
+                "topics/gene_topics.csv of the run"
+            )
+        p_JG, known_G = earlier.for_genes(counts, f"{NAME} = {path!r}")
+        names = tuple(f"topic_{j}" for j in range(len(p_JG)))
+        known_JG = np.tile(known_G, (len(names), 1))
+    else:
+        names, p_JG, known_JG = _sets(path, counts) if of_sets else _table(path, counts)
+    kept = known_JG.sum(1) >= LEAST_GENES
+    if not kept.all():
+        few = [f"{name} ({n})" for name, n in zip(names, known_JG.sum(1), strict=True)]
+        few = [text for text, enough in zip(few, kept, strict=True) if not enough]
+        listed = ", ".join(few[:6]) + (", …" if len(few) > 6 else "")
+        problem = (
+            f"{NAME} = {path!r}: {len(few)} of {len(names)} {'sets' if of_sets else 'topics'} have "
+            f"fewer than {LEAST_GENES} of the {counts.n_genes} modelled genes ({listed})"
+        )
+        if not (of_sets and kept.any()):
+            raise InputError(
+                f"{problem}; check the kind of gene names, or model more genes "
+                "(preprocess.n_variable_genes)"
+            )
+        warnings.warn(f"{problem}; they seed no topic", stacklevel=2)
+        names = tuple(name for name, enough in zip(names, kept, strict=True) if enough)
+        p_JG, known_JG = p_JG[kept], known_JG[kept]
     if len(names) > model.n_topics:
         raise InputError(
             f"{NAME} = {path!r}: has {len(names)} {'sets' if of_sets else 'topics'} for "
             f"{model.n_topics} topics; use model.n_topics={len(names)} or more, or fewer "
             f"{'sets' if of_sets else 'topics'}"
         )
-    for name, known_G in zip(names, known_JG, strict=True):
-        if known_G.sum() < LEAST_GENES:
-            raise InputError(
-                f"{NAME} = {path!r}: {name!r} has {known_G.sum()} of the {counts.n_genes} modelled "
-                f"genes, and at least {LEAST_GENES} are needed; check the kind of gene names, "
-                "model more genes (preprocess.n_variable_genes), or leave it out"
-            )
     if of_sets:
         logit_JG = np.log(frequency_G) + np.log(FOLD) * known_JG
     else:

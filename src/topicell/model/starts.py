@@ -17,7 +17,7 @@ from topicell.errors import InputError
 from topicell.model.batches import batch_shifts
 from topicell.model.program import Constants, TopicProgram
 from topicell.model.search import search_topics
-from topicell.model.seeds import matched_first, read_seeds, read_topics
+from topicell.model.seeds import EarlierTopics, matched_first, read_seeds, read_topics
 
 BACKGROUND_NOISE = 0.3
 """Standard deviation of the noise by which the topics of the background initialisation differ."""
@@ -32,7 +32,9 @@ SMOOTHING = 0.05
 """Background counts added to a cluster, as a share of the counts of a cluster of mean size."""
 
 
-def constants_of(counts: Counts, model: ModelConfig, seed: int) -> Constants:
+def constants_of(
+    counts: Counts, model: ModelConfig, seed: int, prior: EarlierTopics | None = None
+) -> Constants:
     """Return the values of a program that the training cells determine.
 
     These are batches, covariates, background, and prior knowledge of topics.
@@ -45,7 +47,7 @@ def constants_of(counts: Counts, model: ModelConfig, seed: int) -> Constants:
     known: dict[str, Any] = {}
     if model.background or isinstance(model.topic_gene_prior, str):
         frequency_G = background(counts.rows)
-        known["seeds"] = read_seeds(counts, model, frequency_G)
+        known["seeds"] = read_seeds(counts, model, frequency_G, prior)
         if model.background:
             logit_G = np.log(frequency_G)
             known["background_G"] = (logit_G - logit_G.mean()).astype(np.float32)
@@ -55,7 +57,7 @@ def constants_of(counts: Counts, model: ModelConfig, seed: int) -> Constants:
                 f"model.prevalence = {model.prevalence!r}: these cells have no covariates; give an "
                 "AnnData with these columns of obs"
             )
-        known["n_covariates"] = counts.design.shape[1]
+        known["covariates"] = counts.covariates
     if model.batch_key is None:
         return Constants(**known)
     require_batches(counts, model)

@@ -50,6 +50,7 @@ from topicell.model.posterior import AmortizedFit
 from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.ranks import Ranks, Share, gpu_of_process
 from topicell.model.schedules import annealing_weight, learning_rate
+from topicell.model.seeds import EarlierTopics
 from topicell.model.sizes import check_sizes
 from topicell.model.starts import (
     constants_of,
@@ -87,6 +88,7 @@ def train(
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     checkpoints: Checkpoints | None = None,
     ranks: Ranks | None = None,
+    prior: EarlierTopics | None = None,
 ) -> AmortizedFit:
     """Fit R replicates of amortized LDA.
 
@@ -116,6 +118,8 @@ def train(
         The processes that fit together; they are called with the same arguments, and return the
         fit of a single process, up to rounding. The first one reads and writes the checkpoints,
         which are then written at the end of epochs only.
+    prior
+        Topics of an earlier fit, if ``model.topic_gene_prior`` names a run instead of a file.
 
     Returns
     -------
@@ -171,7 +175,7 @@ def train(
         progress_bar(n_epochs, shown=config.progress) as bar,
     ):
         constants = (
-            (constants_of(counts, model, seed) if start is None else start.program.constants)
+            (constants_of(counts, model, seed, prior) if start is None else start.program.constants)
             if ranks.rank == 0
             else None
         )

@@ -77,6 +77,8 @@ def _tables(
     genes = pd.DataFrame(beta_KG.T, index=fit.genes, columns=fit.topic_names)
     yield "topics/gene_topics.csv", genes.rename_axis("gene")
     run = adata.uns["topicell"]
+    if "prevalence" in run:
+        yield "topics/prevalence.csv", run["prevalence"].set_index("topic")
     if "seeds" in run:
         yield "topics/seeds.csv", run["seeds"]
     if "prior_correlation" in run:
@@ -266,6 +268,9 @@ def of_page(
             table[table["q"] < FDR],
         )
     run = adata.uns["topicell"]
+    if "prevalence" in run:
+        table = run["prevalence"].set_index("topic")
+        yield "prevalence", "topics that the prior expects, by covariates", table
     if "seeds" in run:
         yield "seeds", "how far each seeded topic moved from its prior", run["seeds"]
     if "prior_correlation" in run:
