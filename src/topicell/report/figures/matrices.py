@@ -38,6 +38,8 @@ from topicell.report.figures.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LINES = 2
+"""Number of lines of the graph, for each topic."""
 WEAK = 0.25
 """A correlation below this share of the strongest one has no line in the graph."""
 WRITTEN = 12
@@ -80,8 +82,9 @@ def topic_correlation(theta_NK: np.ndarray, topics: Topics = None) -> Figure:
 def prior_correlation(value_KK: np.ndarray, topics: Topics = None) -> Figure:
     """Draw a graph of topics whose lines are the correlations of a learned prior.
 
-    Topics are on a circle, in the order of a tree, so that correlated topics are neighbours. Lines
-    below `WEAK` of the strongest correlation are left out.
+    Topics are on a circle, in the order of a tree, so that correlated topics are neighbours. Only
+    the strongest correlations have a line: `LINES` for each topic, and none below `WEAK` of the
+    strongest.
 
     Parameters
     ----------
@@ -103,12 +106,13 @@ def prior_correlation(value_KK: np.ndarray, topics: Topics = None) -> Figure:
     strongest = max(float(np.abs(_off_diagonal(value_KK)).max(initial=0)), 1e-6)
     norm = Normalize(-strongest, strongest)
     rows, columns = np.triu_indices(n, 1)
-    for pair in np.argsort(np.abs(value_KK[rows, columns])):
+    # The strongest lines are drawn last.
+    for pair in np.argsort(np.abs(value_KK[rows, columns]))[-LINES * n :]:
         value = value_KK[rows[pair], columns[pair]]
         if abs(value) < WEAK * strongest:
             continue
         ends = xy_K2[[rows[pair], columns[pair]]]
-        width = 5 * abs(value) / strongest
+        width = 4 * abs(value) / strongest
         axes.plot(*ends.T, color=DIVERGING(norm(value)), linewidth=width, zorder=1)
     size = max(340 - 6 * n, 150)
     axes.scatter(xy_K2[:, 0], xy_K2[:, 1], s=size, c=colors, zorder=2, edgecolors="white")
