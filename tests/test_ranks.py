@@ -110,6 +110,27 @@ def test_several_processes_give_the_run_of_one(n_processes, per_process, alone, 
         assert store.execute("select status from runs").fetchall() == [("FINISHED",)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("per_process", [None, 4], ids=["replicates", "cells"])
+def test_several_processes_fit_batches_and_learned_priors_as_one(per_process, tmp_path):
+    parts = (
+        *("model.batch_key=dominant_topic", "model.prevalence=dominant_topic"),
+        *("model.prior=correlated", "model.background=true", "evaluate.n_splits=1"),
+    )
+    runs = []
+    for n_processes in (1, 2):
+        folder = tmp_path / str(n_processes)
+        folder.mkdir()
+        more = [] if per_process is None or n_processes == 1 else [
+            f"train.replicates_per_device={per_process}"
+        ]  # fmt: skip
+        process = started(n_processes, folder, *parts, *more)
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        runs.append(folder / "run")
+    require_same_run(*reversed(runs))
+
+
 def followers(torchrun):
     """Return the processes that torchrun has started, but for the first."""
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()

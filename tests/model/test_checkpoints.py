@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,20 @@ from topicell.model.engines import Optimizer
 from topicell.model.training import Validation, train
 
 MODEL = ModelConfig(n_topics=4, n_hidden=16, dropout=0.1)
+
+
+GROUPED = ModelConfig(
+    n_topics=4, n_hidden=16, batch_key="lab", prevalence="x", prior="correlated", background=True
+)
+
+
+@pytest.fixture
+def grouped(planted):
+    """Return the planted cells with batches and a covariate."""
+    counts, generator = planted[0], np.random.default_rng(0)
+    n = counts.n_cells
+    lab, x_ND = generator.choice(["a", "b"], n).astype(object), generator.normal(0, 1, (n, 1))
+    return (replace(counts, batch=lab, design=x_ND.astype(np.float32), covariates=("x",)),)
 
 
 def fit(counts, valid=None, checkpoints=None, model=MODEL, **settings):
@@ -67,6 +82,7 @@ class Always(Checkpoints):
         ("shallow", {}),
         ("planted", {"engine": Engine.pyro, "epochs": 3}),
         ("planted", {"max_steps": 10}),
+        ("grouped", {"model": GROUPED}),
         (
             "planted",
             {
@@ -75,7 +91,7 @@ class Always(Checkpoints):
             },
         ),
     ],
-    ids=["dense", "sparse", "pyro", "max_steps", "early_stopping"],
+    ids=["dense", "sparse", "pyro", "max_steps", "cohort", "early_stopping"],
 )
 def test_a_fit_from_any_checkpoint_ends_with_the_same_bytes(
     cells, settings, request, tmp_path, monkeypatch
