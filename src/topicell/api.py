@@ -19,6 +19,7 @@ from topicell.errors import InputError
 from topicell.model.fit import TopicFit
 from topicell.model.loading import load_fit
 from topicell.model.registry import fit_model
+from topicell.model.starts import require_batches
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,8 +132,11 @@ def fit(
         raise InputError(f"valid_share = {valid_share}: must be at least 0 and less than 1")
     shuffled = np.random.default_rng(seed).permutation(counts.n_cells)
     n_valid = round(valid_share * counts.n_cells)
+    training = counts[np.sort(shuffled[n_valid:])]
+    if model.batch_key is not None:
+        require_batches(training, model, counts)
     fitted = fit_model(
-        counts[np.sort(shuffled[n_valid:])],
+        training,
         counts[np.sort(shuffled[:n_valid])],
         model,
         TrainConfig(n_replicates=n_replicates, **train_settings),

@@ -40,7 +40,7 @@ def check_run(config: RunConfig, cells: PreparedCells, prior: EarlierTopics | No
     spec = model_spec(config.model.kind)
     check_sizes(cells.parts["train"], config.model)
     if config.model.batch_key is not None:
-        require_batches(cells.parts["train"], config.model)
+        require_batches(cells.parts["train"], config.model, cells.counts)
     if isinstance(config.model.topic_gene_prior, str):
         train = cells.parts["train"]
         with warnings.catch_warnings():

@@ -65,12 +65,13 @@ class Chunks:
                 np.flatnonzero(self.given.batch_N == s) for s in np.unique(self.given.batch_N)
             ]
             self.parts = [g[part] for g in groups for part in in_order(len(g), CHUNK)]
-        self.held = list(self) if held else None
+        self.held: list[Batch] | None = None
+        if held:
+            self.held = list(self)
 
     def __iter__(self) -> Iterator[Batch]:
-        held = getattr(self, "held", None)
-        if held is not None:
-            return iter(held)
+        if self.held is not None:
+            return iter(self.held)
         return _made(self.rows, self.parts, self.device, self.library_size, self.given)
 
     def joined(self, of_chunks: Sequence[np.ndarray]) -> np.ndarray:

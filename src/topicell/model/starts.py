@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +72,32 @@ def constants_of(
     return Constants(tuple(map(str, batches)), shift_SG.astype(np.float32), **known)
 
 
-def require_batches(counts: Counts, model: ModelConfig) -> None:
-    """Reject training cells of a single batch.
+def require_batches(counts: Counts, model: ModelConfig, whole: Counts | None = None) -> None:
+    """Reject training cells of a single batch, and batches with few of them.
+
+    Parameters
+    ----------
+    counts
+        The training cells.
+    model
+        The settings.
+    whole
+        All cells; each of their batches needs training cells.
 
     Raises
     ------
     InputError
-        There is only one batch, or none is known.
+        There is only one batch, none is known, or a batch has too few cells.
     """
     if counts.batch is None:
         raise InputError(
             f"model.batch_key = {model.batch_key!r}: these cells have no batches; give an AnnData "
             "with this column of obs"
         )
-    found, sizes = np.unique(np.asarray(counts.batch, dtype=str), return_counts=True)
-    names = [str(name) for name in found]
+    number_of = Counter(map(str, counts.batch))
+    every = counts.batch if whole is None or whole.batch is None else whole.batch
+    names = sorted(set(map(str, every)))
+    sizes = np.array([number_of[name] for name in names])
     if len(names) < 2:
         raise InputError(
             f"model.batch_key = {model.batch_key!r}: all training cells have the same value, "
