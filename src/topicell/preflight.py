@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 from topicell import report
 from topicell.config import Device, EvaluateConfig, ReportConfig, RunConfig
 from topicell.data.cells import PreparedCells
+from topicell.data.preprocessing import column
 from topicell.errors import InputError
-from topicell.evaluation.conditions import design_of, samples_of, warn_of_small_samples
+from topicell.evaluation.conditions import (
+    columns_of,
+    design_of,
+    samples_of,
+    warn_of_small_samples,
+)
 from topicell.model.engines import check_precision, resolve_device
 from topicell.model.registry import model_spec
 from topicell.model.seeds import EarlierTopics, read_seeds
@@ -54,7 +60,26 @@ def check_run(config: RunConfig, cells: PreparedCells, prior: EarlierTopics | No
         check_precision(config.train.precision, device)
     check_report(cells, config.report)
     check_conditions(cells, config.evaluate)
+    warn_of_confounding(cells, config)
     return device.type
+
+
+def warn_of_confounding(cells: PreparedCells, config: RunConfig) -> None:
+    """Warn of covariates that have one value in each batch of the model."""
+    if config.model.batch_key is None:
+        return
+    obs, batch = cells.adata.obs, column(config.model.batch_key)
+    formulas = (config.evaluate.conditions, config.model.prevalence)
+    names = dict.fromkeys(name for formula in formulas if formula for name in columns_of(formula))
+    for name in names:
+        in_batches = obs.groupby(batch, observed=True)[name].nunique() if name != batch else None
+        if in_batches is None or (in_batches.max() == 1 and obs[name].nunique() > 1):
+            warnings.warn(
+                f"each batch (model.batch_key = {config.model.batch_key!r}) has one value of "
+                f"{name!r}, so effects of {name!r} cannot be told from those of batches: part of "
+                "them is removed with the batches",
+                stacklevel=3,
+            )
 
 
 def check_report(cells: PreparedCells, config: ReportConfig) -> None:
