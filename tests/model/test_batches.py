@@ -163,13 +163,12 @@ def test_perplexity_is_that_of_each_batch_by_its_topics(fit):
     nats = 0.0
     for name, factor_G in fit.batch_factors(replicate=1).iterrows():
         rows = cells.batch == name
-        # Means of softmax(b + shift), which differ little from the shifted means.
         topics_KG = beta_KG * factor_G.to_numpy()
         topics_KG /= topics_KG.sum(1, keepdims=True)
         theta_NK = fold_in(observed[rows], topics_KG)
         nats -= np.log(perplexity(completed[rows], theta_NK, topics_KG)) * completed[rows].sum()
     expected = np.exp(-nats / completed.sum())
-    assert fit.perplexity_by_replicate()[1] == pytest.approx(expected, rel=1e-3)
+    assert fit.perplexity_by_replicate()[1] == pytest.approx(expected, rel=1e-6)
 
 
 def test_saved_and_loaded_fits_are_equal(tmp_path, shifted, fit):

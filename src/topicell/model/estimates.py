@@ -165,6 +165,7 @@ class Refinement:
         self.program = program
         self.replicates = list(replicates)
         self.seed = seed
+        self.mean_topics_RKG = mean_topics(program, n_samples=64, seed=seed)
         self.topics: dict[int, Tensor] = {}
         self.noise_SK = quasi_normal(n_samples, program.n_topics, seed, program.topic_mean)
 
@@ -197,9 +198,8 @@ class Refinement:
         """Return the mean topics in a batch, for which a posterior is optimised, (R, K, G)."""
         number = -1 if batch is None else batch
         if number not in self.topics:
-            topics_RKG = mean_topics(self.program, n_samples=64, seed=self.seed, batch=batch)
-            chosen_RKG = torch.from_numpy(topics_RKG[self.replicates])
-            self.topics[number] = chosen_RKG.to(self.program.topic_mean)
+            topics_RKG = in_batch(self.program, self.mean_topics_RKG, batch)[self.replicates]
+            self.topics[number] = torch.from_numpy(topics_RKG).to(self.program.topic_mean)
         return self.topics[number]
 
     def _elbo(self, batch: Batch, m_RBK: Tensor, s_RBK: Tensor) -> Tensor:
@@ -246,16 +246,21 @@ def mean_beta(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray
 
 
 @torch.no_grad()
-def mean_topics(
-    program: TopicProgram, *, n_samples: int, seed: int, batch: int | None = None
-) -> np.ndarray:
-    """Return the topics of the program's likelihood that represent q(b), shape (R, K, G).
-
-    They are the topics without batch, or those in a batch.
-    """
-    posterior = program.topic_posterior(batch)
+def mean_topics(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarray:
+    """Return the topics of the program's likelihood that represent q(b), shape (R, K, G)."""
+    posterior = program.topic_posterior()
     topics_RKG = program.likelihood.mean_topics(*posterior, n_samples=n_samples, seed=seed)
     return topics_RKG.cpu().numpy()
+
+
+@torch.no_grad()
+def in_batch(program: TopicProgram, topics_RKG: np.ndarray, batch: int | None) -> np.ndarray:
+    """Return topics of `mean_topics` in a batch, by its number; None returns them as they are."""
+    shift_RSG = program.shifts()
+    if batch is None or shift_RSG is None:
+        return topics_RKG
+    shift_R1G = shift_RSG[:, batch].unsqueeze(1).cpu().numpy()
+    return program.likelihood.in_batch(topics_RKG, shift_R1G)
 
 
 def topics_by_batch(
@@ -266,12 +271,11 @@ def topics_by_batch(
     A model without batches has one batch, S = 1.
     """
     given = program.given(counts)
+    topics_RKG = mean_topics(program, n_samples=n_samples, seed=seed)
     if given.batch_N is None:
-        topics_RKG = mean_topics(program, n_samples=n_samples, seed=seed)
         return topics_RKG[None], np.zeros(counts.n_cells, dtype=int)
     present, batch_N = np.unique(given.batch_N, return_inverse=True)
-    topics = [mean_topics(program, n_samples=n_samples, seed=seed, batch=int(s)) for s in present]
-    return np.stack(topics), batch_N
+    return np.stack([in_batch(program, topics_RKG, int(s)) for s in present]), batch_N
 
 
 def side_by_side(

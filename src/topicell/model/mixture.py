@@ -83,6 +83,12 @@ class Mixture:
             beta_RKG += (mean + scale * noise_G).softmax(-1)
         return beta_RKG / n_samples
 
+    def in_batch(self, topics_KG: np.ndarray, shift_G: np.ndarray) -> np.ndarray:
+        """Return β in a batch: each proportion times the factor of its gene, and normalised."""
+        topics_KG = topics_KG * np.exp(shift_G)
+        in_batch_KG: np.ndarray = topics_KG / topics_KG.sum(-1, keepdims=True)
+        return in_batch_KG
+
     def fold_in(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
         """Return topic proportions of new cells, shape (N, K), by EM."""
         return fold_in(x_NG, topics_KG)

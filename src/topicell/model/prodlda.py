@@ -76,6 +76,11 @@ class ProductOfExperts:
         """Return E[b], which needs no draws, shape (R, K, G)."""
         return mean
 
+    def in_batch(self, topics_KG: np.ndarray, shift_G: np.ndarray) -> np.ndarray:
+        """Return b in a batch."""
+        in_batch_KG: np.ndarray = topics_KG + shift_G
+        return in_batch_KG
+
     def fold_in(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
         """Return topic proportions of new cells, with fixed topics, shape (N, K).
 

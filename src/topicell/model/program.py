@@ -163,6 +163,10 @@ class Likelihood(Protocol):
         """Return the topics that represent a posterior of b."""
         ...
 
+    def in_batch(self, topics_KG: np.ndarray, shift_G: np.ndarray) -> np.ndarray:
+        """Return topics in a batch with a shift of their logits."""
+        ...
+
     def fold_in(self, x_NG: sp.csr_matrix, topics_KG: np.ndarray) -> np.ndarray:
         """Return topic proportions of new cells."""
         ...
