@@ -166,7 +166,7 @@ def named_setting(name: str) -> Iterator[None]:
 def cells_of(config: RunConfig) -> PreparedCells:
     """Return the prepared cells of a run."""
     data = settings_of_data(config.data, config.preprocess)
-    with step("data"):
+    with step("data"), as_set(config):
         adata = prepared(
             lambda: load_or_open(data, shared=config.preprocess.dask is not None),
             source_digest(data),
@@ -175,6 +175,19 @@ def cells_of(config: RunConfig) -> PreparedCells:
         )
     model, measured = config.model, config.preprocess.batch_key
     return PreparedCells(adata, model.batch_key, measured, model.prevalence)
+
+
+@contextlib.contextmanager
+def as_set(config: RunConfig) -> Iterator[None]:
+    """Name ``model.batch_key`` in errors of ``preprocess.batch_key`` if that has its value."""
+    try:
+        yield
+    except InputError as error:
+        key = config.model.batch_key
+        if key is None or key != config.preprocess.batch_key:
+            raise
+        text = str(error).replace("preprocess.batch_key", "model.batch_key")
+        raise InputError(text) from error
 
 
 def require_same_cells(cells: PreparedCells, ranks: Ranks) -> None:
