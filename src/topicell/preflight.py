@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 from topicell import report
 from topicell.config import Device, EvaluateConfig, ReportConfig, RunConfig
 from topicell.data.cells import PreparedCells
+from topicell.data.preprocessing import column
 from topicell.errors import InputError
-from topicell.evaluation.conditions import design_of, samples_of, warn_of_small_samples
+from topicell.evaluation.conditions import (
+    columns_of,
+    design_of,
+    samples_of,
+    warn_of_small_samples,
+)
 from topicell.model.engines import check_precision, resolve_device
 from topicell.model.registry import model_spec
 from topicell.model.seeds import EarlierTopics, read_seeds
@@ -54,7 +60,35 @@ def check_run(config: RunConfig, cells: PreparedCells, prior: EarlierTopics | No
         check_precision(config.train.precision, device)
     check_report(cells, config.report)
     check_conditions(cells, config.evaluate)
+    warn_of_batches(cells, config)
     return device.type
+
+
+def warn_of_batches(cells: PreparedCells, config: RunConfig) -> None:
+    """Warn of batches of the model that are the conditions, or the labels."""
+    key, samples = config.model.batch_key, cells.samples
+    if key is None:
+        return
+    obs = cells.adata.obs
+    if cells.labels is not None and cells.labels.name == column(key):
+        warnings.warn(
+            f"model.batch_key = {key!r} is also the column of labels (data.label_key): "
+            "differences in genes between the labels are removed from the topics",
+            stacklevel=2,
+        )
+    if config.evaluate.conditions is None or samples is None:
+        return
+    by_batch = obs.groupby(obs[column(key)].astype(str).to_numpy())
+    columns = columns_of(config.evaluate.conditions)
+    fixed = [name for name in columns if by_batch[name].nunique().max() == 1]
+    # Each sample as a batch of its own is a usual design, in which the test compares the batches.
+    if fixed and by_batch.ngroups < samples.nunique():
+        warnings.warn(
+            f"obs[{fixed[0]!r}] has one value in each batch of model.batch_key = {key!r}, so "
+            f"evaluate.conditions = {config.evaluate.conditions!r} cannot tell a change with "
+            f"{fixed[0]} from a difference between the batches",
+            stacklevel=2,
+        )
 
 
 def check_report(cells: PreparedCells, config: ReportConfig) -> None:
