@@ -147,7 +147,10 @@ def earlier_topics(config: RunConfig) -> EarlierTopics | None:
     setting = config.model.topic_gene_prior
     if not isinstance(setting, str) or not setting.startswith(RUN):
         return None
-    with named_setting("model.topic_gene_prior"), tempfile.TemporaryDirectory() as scratch:
+    with (
+        named_setting(f"model.topic_gene_prior = {setting!r}"),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         name = setting.removeprefix(RUN)
         folder, _ = fetch_run(name, config.tracking, Path(scratch), ("model",))
         fit = load_fit(folder / "model")

@@ -242,6 +242,8 @@ def test_python_takes_batches_from_obs(shifted):
     assert fit.cell_topics(adata[:20]).shape == (20, 4)
     with pytest.raises(InputError, match="batch_key = 'labs': obs has no such column; found: lab"):
         topicell.fit(adata, batch_key="labs", **settings)
+    with pytest.raises(InputError, match=r"batch_key = \['lab'\]: obs has no such column"):
+        topicell.fit(adata, batch_key=["lab"], **settings)
     adata.obs.loc[adata.obs_names[:3], "lab"] = None
     with pytest.raises(InputError, match="3 of 600 cells have no value"):
         topicell.fit(adata, batch_key="lab", **settings)
