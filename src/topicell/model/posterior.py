@@ -299,7 +299,7 @@ class AmortizedFit(TopicFit):
             raise InputError("this model has no seeded topics; use topic_gene_prior=FILE")
         r = self._replicate(replicate)
         beta_KG = self.beta()[r]
-        # The seeded topics are the first of the program, but `align_to` can give them other numbers.
+        # Seeded topics are the first of the program; `align_to` can give them other numbers.
         topic_J = np.argsort(self.order_RK[r])[: len(seeds.names)]
         frequency_G = np.maximum(self.gene_frequency_G, 1e-12)
         lift_KG = np.log2(np.maximum(beta_KG, 1e-12) / frequency_G)
