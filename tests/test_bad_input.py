@@ -683,6 +683,34 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         ["<file>", "preprocess.n_variable_genes=3", "preprocess.batch_key=none"],
         "preprocess.batch_key = 'none': 12 of 12 cells have no value",
     ),
+    "an unknown batch of the model": (
+        [*SIMULATED, "model.batch_key=lane"],
+        "topicell: model.batch_key = 'lane': obs has no such column",
+    ),
+    "a batch of the model of one cell": (
+        ["<file>", "preprocess.n_variable_genes=3", "model.batch_key=batch"],
+        "or no model.batch_key",
+    ),
+    "a batch of the model that is missing": (
+        ["<file>", "preprocess.n_variable_genes=3", "model.batch_key=none"],
+        "topicell: model.batch_key = 'none': 12 of 12 cells have no value",
+    ),
+    "a batch of the model that is missing, with all genes": (
+        ["<file>", "preprocess=all_genes", "model.batch_key=none"],
+        "topicell: model.batch_key = 'none': 12 of 12 cells have no value",
+    ),
+    "prior knowledge from nowhere": (
+        [*SIMULATED, "model.topic_gene_prior=blod"],
+        "or use a GMT file, 'blood', or run=RUN_ID",
+    ),
+    "prior knowledge of a run that does not exist": (
+        [*SIMULATED, "model.topic_gene_prior=run=none"],
+        "topicell: model.topic_gene_prior = 'run=none': ",
+    ),
+    "initial topics from nowhere": (
+        [*SIMULATED, "model.init_topics=none.csv"],
+        "none.csv': there is no such file",
+    ),
     "an unknown stratum": (
         [*SIMULATED, "preprocess.split.stratify_by=lane"],
         "preprocess.split.stratify_by = 'lane'",

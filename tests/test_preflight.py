@@ -9,7 +9,7 @@ import pytest
 
 from topicell.config import ModelConfig, RunConfig
 from topicell.errors import InputError
-from topicell.preflight import require_labels, warn_of_confounding
+from topicell.preflight import require_labels, warn_of_batches
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
@@ -26,11 +26,11 @@ def test_missing_labels_are_allowed_and_do_not_count(missing):
 )
 def test_conditions_that_are_those_of_batches_give_a_warning(condition, warns):
     obs = pd.DataFrame({"lab": ["x", "x", "y", "y"], "condition": condition})
-    cells = SimpleNamespace(adata=SimpleNamespace(obs=obs))
+    cells = SimpleNamespace(adata=SimpleNamespace(obs=obs), labels=None, samples=None)
     for name in ("evaluate.conditions", "model.prevalence"):
         config = RunConfig(model=ModelConfig(batch_key="lab"))
         group, field = name.split(".")
         setattr(getattr(config, group), field, "condition")
-        message = "has one value of 'condition'"
+        message = f"has one value in each batch .* {name} = 'condition' cannot tell"
         with pytest.warns(UserWarning, match=message) if warns else nullcontext():
-            warn_of_confounding(cells, config)
+            warn_of_batches(cells, config)

@@ -187,7 +187,7 @@ class Counts:
         """
         if key is None:
             return self
-        if key not in obs:
+        if not isinstance(key, str) or key not in obs:
             raise InputError(
                 f"batch_key = {key!r}: obs has no such column; found: {', '.join(map(str, obs))}"
             )

@@ -60,24 +60,36 @@ def check_run(config: RunConfig, cells: PreparedCells, prior: EarlierTopics | No
         check_precision(config.train.precision, device)
     check_report(cells, config.report)
     check_conditions(cells, config.evaluate)
-    warn_of_confounding(cells, config)
+    warn_of_batches(cells, config)
     return device.type
 
 
-def warn_of_confounding(cells: PreparedCells, config: RunConfig) -> None:
-    """Warn of covariates that have one value in each batch of the model."""
-    if config.model.batch_key is None:
+def warn_of_batches(cells: PreparedCells, config: RunConfig) -> None:
+    """Warn of batches of the model that are the labels, or that determine the conditions."""
+    key, samples = config.model.batch_key, cells.samples
+    if key is None:
         return
-    obs, batch = cells.adata.obs, column(config.model.batch_key)
-    formulas = (config.evaluate.conditions, config.model.prevalence)
-    names = dict.fromkeys(name for formula in formulas if formula for name in columns_of(formula))
-    for name in names:
-        in_batches = obs.groupby(batch, observed=True)[name].nunique() if name != batch else None
-        if in_batches is None or (in_batches.max() == 1 and obs[name].nunique() > 1):
+    obs = cells.adata.obs
+    if cells.labels is not None and cells.labels.name == column(key):
+        warnings.warn(
+            f"model.batch_key = {key!r} is also the column of labels (data.label_key): "
+            "differences in genes between the labels are removed from the topics",
+            stacklevel=3,
+        )
+    by_batch = obs.groupby(obs[column(key)].astype(str).to_numpy())
+    if samples is not None and by_batch.ngroups >= samples.nunique():
+        return  # Each sample is a batch of its own, which is a usual design.
+    for setting, formula in (
+        ("evaluate.conditions", config.evaluate.conditions),
+        ("model.prevalence", config.model.prevalence),
+    ):
+        names = [] if formula is None else columns_of(formula)
+        fixed = [n for n in names if by_batch[n].nunique().max() == 1 and obs[n].nunique() > 1]
+        if fixed:
             warnings.warn(
-                f"each batch (model.batch_key = {config.model.batch_key!r}) has one value of "
-                f"{name!r}, so effects of {name!r} cannot be told from those of batches: part of "
-                "them is removed with the batches",
+                f"obs[{fixed[0]!r}] has one value in each batch of model.batch_key = {key!r}, so "
+                f"{setting} = {formula!r} cannot tell a change with {fixed[0]} from a difference "
+                "between the batches",
                 stacklevel=3,
             )
 

@@ -147,7 +147,10 @@ def earlier_topics(config: RunConfig) -> EarlierTopics | None:
     setting = config.model.topic_gene_prior
     if not isinstance(setting, str) or not setting.startswith(RUN):
         return None
-    with named_setting("model.topic_gene_prior"), tempfile.TemporaryDirectory() as scratch:
+    with (
+        named_setting(f"model.topic_gene_prior = {setting!r}"),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         name = setting.removeprefix(RUN)
         folder, _ = fetch_run(name, config.tracking, Path(scratch), ("model",))
         fit = load_fit(folder / "model")
@@ -166,7 +169,7 @@ def named_setting(name: str) -> Iterator[None]:
 def cells_of(config: RunConfig) -> PreparedCells:
     """Return the prepared cells of a run."""
     data = settings_of_data(config.data, config.preprocess)
-    with step("data"):
+    with step("data"), as_set(config):
         adata = prepared(
             lambda: load_or_open(data, shared=config.preprocess.dask is not None),
             source_digest(data),
@@ -175,6 +178,19 @@ def cells_of(config: RunConfig) -> PreparedCells:
         )
     model, measured = config.model, config.preprocess.batch_key
     return PreparedCells(adata, model.batch_key, measured, model.prevalence)
+
+
+@contextlib.contextmanager
+def as_set(config: RunConfig) -> Iterator[None]:
+    """Name ``model.batch_key`` in errors of ``preprocess.batch_key`` if that has its value."""
+    try:
+        yield
+    except InputError as error:
+        key = config.model.batch_key
+        if key is None or key != config.preprocess.batch_key:
+            raise
+        text = str(error).replace("preprocess.batch_key", "model.batch_key")
+        raise InputError(text) from error
 
 
 def require_same_cells(cells: PreparedCells, ranks: Ranks) -> None:

@@ -68,7 +68,7 @@ def test_a_run_and_the_command_make_the_same_table(run_here, cells):
     ("asked", "message"),
     [
         (["evaluate.conditions=state"], "name its column with data.sample_key=COLUMN"),
-        (["evaluate.conditions=state", "data.sample_key=who"], "obs has no column 'who'"),
+        (["evaluate.conditions=state", "data.sample_key=who"], "data.sample_key = 'who': obs has"),
         (["evaluate.conditions=state +", "data.sample_key=donor"], "is not a formula"),
         (["evaluate.conditions=donor", "data.sample_key=state"], "several values in sample"),
     ],
@@ -78,6 +78,33 @@ def test_a_run_is_refused_before_work_starts(run_here, cells, asked, message):
     assert code == 2
     assert message in err
     assert not Path("here/model").exists()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("batch", "is_warned"),
+    [
+        ("state", True),  # one batch for each condition
+        ("donor", False),  # each sample is a batch
+        ("lab", False),  # batches and conditions are crossed
+    ],
+)
+def test_batches_that_are_the_conditions_give_a_warning(run_here, cells, batch, is_warned):
+    adata = anndata.read_h5ad("a.h5ad")
+    adata = adata[adata.obs["donor"] != "d8"].copy()
+    adata.obs["lab"] = (adata.obs["donor"].astype(str) > "d3").map({True: "a", False: "b"})
+    adata.write_h5ad("a.h5ad")
+    asked = ["data.sample_key=donor", "evaluate.conditions=state", f"model.batch_key={batch}"]
+    code, _, err = run_here("train", *cells, *asked)
+    assert code == 0, err
+    assert ("obs['state'] has one value in each batch" in err) is is_warned
+
+
+@pytest.mark.filterwarnings("default")
+def test_batches_that_are_the_labels_give_a_warning(run_here, cells):
+    code, _, err = run_here("train", *cells, "model.batch_key=state", "data.label_key=state")
+    assert code == 0, err
+    assert "model.batch_key = 'state' is also the column of labels" in err
 
 
 def test_a_run_that_does_not_exist_is_refused(run_here):

@@ -81,7 +81,7 @@ NUMBERS = [
     for f in fields(schema)
     if f.name.endswith("_prior") or {"int", "float"} & set(str(f.type).split(" | "))
 ]
-NOT_ONLY_NUMBERS = {"sweep.params", "train.checkpoint_every"}
+NOT_ONLY_NUMBERS = {"sweep.params", "train.checkpoint_every", "model.topic_gene_prior"}
 """Settings that take other values too, and have tests of their own."""
 
 

@@ -200,7 +200,7 @@ def test_cells_of_unknown_batches_are_refused_or_get_the_mean(fit, shifted):
     bare = replace(counts, batch=None)
     with pytest.raises(InputError, match=r"needs the batch of each cell \(obs\['batch'\]"):
         fit.transform(bare)
-    with pytest.warns(UserWarning, match="are of batches that the model does not know"):
+    with pytest.warns(UserWarning, match=r"do not have the batches of the cells \(obs\['batch'\]"):
         fit.transform(bare, unknown_batches="mean")
     with pytest.raises(InputError, match="unknown_batches = 'any': must be one of refuse, mean"):
         fit.transform(counts, unknown_batches="any")
@@ -241,13 +241,17 @@ def test_python_takes_batches_from_obs(shifted):
     assert fit.cell_topics(adata[:20]).shape == (20, 4)
     with pytest.raises(InputError, match="batch_key = 'labs': obs has no such column; found: lab"):
         topicell.fit(adata, batch_key="labs", **settings)
+    with pytest.raises(InputError, match=r"batch_key = \['lab'\]: obs has no such column"):
+        topicell.fit(adata, batch_key=["lab"], **settings)
     adata.obs.loc[adata.obs_names[:3], "lab"] = None
     with pytest.raises(InputError, match="3 of 600 cells have no value"):
         topicell.fit(adata, batch_key="lab", **settings)
     del adata.obs["lab"]
-    with pytest.raises(InputError, match="batch_key = 'lab': obs has no such column"):
+    with pytest.raises(
+        InputError, match=r"\(obs\['lab'\]; known are a, b, c\).*unknown_batches=mean"
+    ):
         fit.transform(adata)
-    with pytest.warns(UserWarning, match="none"):
+    with pytest.warns(UserWarning, match=r"do not have the batches of the cells \(obs\['lab'\]"):
         fit.transform(adata, unknown_batches="mean")
 
 

@@ -147,3 +147,23 @@ def test_a_cell_without_counts_is_refined_to_the_prior(fitted, planted):
     # Its best ELBO is 0, so the gap is the whole KL.
     lost_RN = -independent_elbo(fitted, cells, refine=False, n_samples=1)
     np.testing.assert_allclose(fitted.amortization_gap(cells), lost_RN, rtol=1e-3)
+
+
+def test_seeded_topics_keep_their_seeds_when_topics_are_renumbered(tmp_path, planted):
+    counts = planted[0]
+    beta_KG = planted[2]
+    genes = np.argsort(-beta_KG / beta_KG.mean(0), axis=1)[:, :8]
+    lines = [f"set_{k}\tplanted\t" + "\t".join(counts.genes[genes[k]]) for k in (2, 0)]
+    (tmp_path / "sets.gmt").write_text("\n".join(lines))
+    model = ModelConfig(n_topics=4, n_hidden=16, topic_gene_prior=tmp_path / "sets.gmt")
+    config = TrainConfig(n_replicates=2, epochs=20, progress=False)
+    fit = train(counts, None, model, config)
+    before = fit.seeds()
+    assert before.index.tolist() == ["topic_0", "topic_1"]
+    assert before["seed"].tolist() == ["set_2", "set_0"]
+    assert (before["highest_topic"] == before.index).all()
+    fit._reorder(np.tile([3, 1, 0, 2], (2, 1)))
+    after = fit.seeds()
+    assert after.index.tolist() == ["topic_2", "topic_1"]
+    assert (after["highest_topic"] == after.index).all()
+    np.testing.assert_allclose(after["log2_lift"], before["log2_lift"])

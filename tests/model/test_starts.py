@@ -170,5 +170,5 @@ def test_tables_that_are_no_topics_are_refused(change, words, planted, tmp_path)
     change(pd.DataFrame(beta_KG.T, index=counts.genes)).to_csv(path)
     with pytest.raises(InputError, match=rf"model.init_topics = .*{re.escape(words)}"):
         read_initial_topics(path, counts, 4)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         read_initial_topics(tmp_path / "none.csv", counts, 4)

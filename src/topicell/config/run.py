@@ -333,6 +333,8 @@ class ModelConfig:
     this run is the topic whose proportions in the cells agree best with topic k of that run."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.topic_gene_prior, PurePath):
+            self.topic_gene_prior = str(self.topic_gene_prior)
         check_fields("model", self)
         prior = self.cell_topic_prior
         if isinstance(prior, Sequence):

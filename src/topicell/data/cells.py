@@ -97,7 +97,10 @@ class PreparedCells:
         cells, genes = (np.asarray(of, dtype=object) for of in names)
         ids = None if ids is None else np.asarray(ids, dtype=object)
         counts = Counts(LateRows(self.adata.layers["counts"]), cells, genes, ids)
-        counts = counts.with_batches(self.adata.obs, self.batch_key and column(self.batch_key))
+        try:
+            counts = counts.with_batches(self.adata.obs, self.batch_key and column(self.batch_key))
+        except InputError as error:
+            raise InputError(f"model.{error}") from error
         return with_covariates(counts, self.adata.obs, self.prevalence)
 
     @cached_property

@@ -718,15 +718,22 @@ class TopicFit(ABC):
         if not self.batches:
             return counts
         known = f"known are {', '.join(self.batches)}"
-        if hasattr(data, "obs") and (unknown != "mean" or self.model.batch_key in data.obs):
+        if hasattr(data, "obs") and self.model.batch_key in data.obs:
             counts = counts.with_batches(data.obs, self.model.batch_key)
         if counts.batch is None:
             if unknown != "mean":
                 raise InputError(
                     f"the model needs the batch of each cell (obs[{self.model.batch_key!r}]; "
-                    f"{known}); use unknown_batches=mean for cells of another batch"
+                    f"{known}), which is not in the data; use unknown_batches=mean for cells of "
+                    "another batch"
                 )
-            counts = replace(counts, batch=np.full(counts.n_cells, "none", dtype=object))
+            warnings.warn(
+                f"the data do not have the batches of the cells (obs[{self.model.batch_key!r}]): "
+                "the mean of the known batches is taken for all cells, so effects of their batch "
+                "remain in their topic proportions",
+                stacklevel=3,
+            )
+            counts = replace(counts, batch=np.full(counts.n_cells, NO_BATCH, dtype=object))
         batch_N = np.asarray(counts.batch, dtype=object)
         strange = ~np.isin(batch_N.astype(str), [*self.batches, NO_BATCH])
         if strange.any():

@@ -297,13 +297,16 @@ class AmortizedFit(TopicFit):
         seeds = self.program.constants.seeds
         if seeds is None:
             raise InputError("this model has no seeded topics; use topic_gene_prior=FILE")
-        beta_KG = self.beta()[self._replicate(replicate)]
+        r = self._replicate(replicate)
+        beta_KG = self.beta()[r]
+        # Seeded topics are the first of the program; `align_to` can give them other numbers.
+        topic_J = np.argsort(self.order_RK[r])[: len(seeds.names)]
         frequency_G = np.maximum(self.gene_frequency_G, 1e-12)
         lift_KG = np.log2(np.maximum(beta_KG, 1e-12) / frequency_G)
         rows = []
-        for topic, name in enumerate(seeds.names):
-            known = np.flatnonzero(seeds.known_JG[topic])
-            p_G = np.exp(seeds.logit_JG[topic] - seeds.logit_JG[topic].max())
+        for seed, (topic, name) in enumerate(zip(topic_J, seeds.names, strict=True)):
+            known = np.flatnonzero(seeds.known_JG[seed])
+            p_G = np.exp(seeds.logit_JG[seed] - seeds.logit_JG[seed].max())
             prior_G = np.log2(p_G / p_G.sum() / frequency_G)
             leading, correlation = known, np.nan
             if not seeds.of_sets:

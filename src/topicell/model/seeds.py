@@ -28,6 +28,8 @@ FLOOR = 0.01
 """Smallest proportion of a gene in an earlier topic, as a share of its background frequency."""
 GENE_SETS = (".gmt", ".gmt.gz")
 NAME = "model.topic_gene_prior"
+KINDS = f", or use a GMT file, '{BLOOD}', or run=RUN_ID"
+"""Other values of this setting."""
 RUN = "run="
 """Prefix of a run in this setting."""
 
@@ -206,6 +208,11 @@ def read_topics(
         table = pd.read_csv(path.expanduser(), dtype=str, keep_default_na=False, sep=sep)
         table = table.set_index(table.columns[0])
         values = table.to_numpy(dtype=float)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{where}: there is no such file (looked from {Path.cwd()}); check the path of the "
+            "table of genes × topics (csv)" + (KINDS if where.startswith(NAME) else "")
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{where}: cannot be read as a table of numbers ({error})") from error
     if not table.shape[1]:

@@ -106,8 +106,8 @@ def require_batches(counts: Counts, model: ModelConfig, whole: Counts | None = N
     if sizes.min() < FEWEST_CELLS:
         raise InputError(
             f"model.batch_key = {model.batch_key!r}: batch {names[sizes.argmin()]!r} has only "
-            f"{sizes.min()} training cells, and at least {FEWEST_CELLS} are needed; is this the "
-            "column of batches? If it is, remove the cells or join batches"
+            f"{sizes.min()} training cell{'s' * int(sizes.min() > 1)}, and at least {FEWEST_CELLS} "
+            "are needed; is this the column of batches? If it is, remove the cells or join batches"
         )
 
 
