@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -49,3 +50,16 @@ def test_a_missing_library_is_refused_before_anything_is_recorded(run_here, monk
     assert code == 2
     assert "needs tomotopy, which is not installed; pip install 'topicell[baselines]'" in err
     assert not in_mlflow()
+
+
+def test_seeded_topics_that_moved_away_are_a_warning_on_the_terminal(run_here):
+    rng = np.random.default_rng(0)
+    genes = [f"gene_{gene}" for gene in rng.choice(60, 20, replace=False)]
+    Path("noise.gmt").write_text("noise\tno topic\t" + "\t".join(genes))
+    code, out, err = run_here(
+        *("train", "data=simulated", "data.simulation.n_cells=300", "data.simulation.n_genes=60"),
+        *("preprocess=all_genes", "model.n_topics=4", "train.n_replicates=1", "train.epochs=20"),
+        *("model.topic_gene_prior=noise.gmt", "model.prior_scale=5", "tracking=off", "report=off"),
+    )
+    assert code == 0, err
+    assert "1 of 1 seeded topics moved away from their seed" in out

@@ -11,7 +11,7 @@ import numpy as np
 
 from topicell.report.figure_set import number_of_searches
 from topicell.report.scores import headlines, score
-from topicell.report.warnings import alignment_warnings, topic_warnings
+from topicell.report.warnings import alignment_warnings, seed_warnings, topic_warnings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,6 +40,7 @@ def summary(adata: AnnData) -> str:
             adata.var_names,
         ),
         *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
+        *seed_warnings(run.get("seeds")),
     ]
     # MLflow folds long descriptions: values come first, their meaning last.
     lines = [
