@@ -118,7 +118,7 @@ def test_the_test_of_conditions_does_not_use_proportions_that_know_them(run):
     assert np.abs(adata.obsm["X_lda"] - adata.obsm["X_lda_folded"]).max() > 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:50 of 50 cells are of batches")
+@pytest.mark.filterwarnings("ignore:the data do not have the batches")
 def test_stored_runs_serve_all_commands(run, run_here, monkeypatch):
     root = run.parent
     monkeypatch.chdir(root)
@@ -152,7 +152,7 @@ def test_stored_runs_serve_all_commands(run, run_here, monkeypatch):
         (("model.prevalence=nope",), "model.prevalence: obs has no column 'nope'"),
         (("model.prevalence=condition+",), "model.prevalence: "),
         (("model.topic_gene_prior=nope.csv",), "model.topic_gene_prior = 'nope.csv'"),
-        (("model.topic_gene_prior=run=nope",), "model.topic_gene_prior: "),
+        (("model.topic_gene_prior=run=nope",), "model.topic_gene_prior = 'run=nope'"),
         (("model.prior=none",), "model.prior"),
         (("model.kind=sklearn_nmf", "model.batch_key=lab"), "has no such setting"),
         (("evaluate.conditions=nope",), "evaluate.conditions: obs has no column 'nope'"),

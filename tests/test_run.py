@@ -392,7 +392,7 @@ def on_three_splits(tmp_path_factory):
     module = sys.modules[run.__module__]
 
     def measure(fit, parts, *rest):
-        measured[rest[-1]] = parts
+        measured[rest[2]] = parts
         return original(fit, parts, *rest)
 
     original = module.measure

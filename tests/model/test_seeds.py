@@ -156,7 +156,7 @@ def test_each_seed_gets_the_cluster_with_its_genes(planted, parts, sets):
         ("gene\ngene_0\n", "x.csv", "has no columns of topics"),
         ("gene,a\ngene_0,1\ngene_0,1\n", "x.csv", "gene 'gene_0' is there twice"),
         ("gene,a\ngene_0,-1\n", "x.csv", "must be finite and not negative"),
-        (None, "none.csv", "cannot be read"),
+        (None, "none.csv", "there is no such file"),
         (None, "none.gmt", "there is no such file"),
     ],
 )  # fmt: skip

@@ -72,6 +72,7 @@ def make_run(n_cells: int = 60, n_topics: int = 3, n_genes: int = 30, **uns: obj
     adata.obs["kind"] = pd.Categorical(["left", EVIL] * (n_cells // 2))
     adata.obs["lab"] = pd.Categorical(np.where(np.arange(n_cells) % 3, EVIL, "other"))
     adata.varm["batch_factors"] = np.exp(np.random.default_rng(1).normal(0, 0.3, (n_genes, 2)))
+    adata.varm["lda_deviations"] = np.random.default_rng(2).normal(0, 1, (n_genes, n_topics))
     adata.uns["topicell"] = {
         "config": json.dumps({"seed": 0, "model": {"n_topics": n_topics, "init": EVIL}}),
         "scores": json.dumps(SCORES),
@@ -80,6 +81,18 @@ def make_run(n_cells: int = 60, n_topics: int = 3, n_genes: int = 30, **uns: obj
         "label_key": "kind",
         "batch_key": "lab",
         "batches": sorted([EVIL, "other"]),
+        "prior_correlation": np.corrcoef(theta.T),
+        "seeds": pd.DataFrame(
+            {
+                "seed": EVIL,
+                "genes": 4,
+                "prior_log2_lift": 3.0,
+                "log2_lift": [2.5],
+                "correlation": np.nan,
+                "highest_topic": "topic_0",
+            },
+            index=pd.Index(["topic_0"], name="topic"),
+        ),
         "data": f"cells & {EVIL}",
         "source": "https://example.org/cells.h5ad",
         "created": "2025-01-01",
@@ -216,8 +229,10 @@ def test_cards_have_the_leading_genes_of_each_ranking(written, html):
     beta_KG = adata.varm["lda_topics"].T
     text = Page(html).words
     frequency_G = tables.gene_frequency(adata)
+    scores = tables.scores_of_genes(adata, beta_KG, frequency_G)
+    assert set(page.RANKINGS) <= set(scores)
     for by in page.RANKINGS:
-        genes_KT = ranking.top_genes(ranking.gene_scores(beta_KG, by, frequency_G), 5)
+        genes_KT = ranking.top_genes(scores[by], 5)
         for topic, genes in enumerate(genes_KT):
             leading = [f"{adata.var_names[g]} {100 * beta_KG[topic, g]:.1f} %" for g in genes]
             assert " ".join(leading) in text
