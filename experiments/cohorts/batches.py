@@ -1,6 +1,6 @@
 """Do cells of different batches mix in topic space, and what does that cost?
 
-    python experiments/cohorts/batches.py run FITS [--part NAME ...] [--method NAME ...] [--seeds 3]
+    python experiments/cohorts/batches.py run FITS [--part NAME ...] [--method NAME ...] [--seeds N]
     python experiments/cohorts/batches.py collect FITS     # batches.csv, batches.png
     python experiments/cohorts/batches.py --quick          # under a minute, with checks
 
@@ -141,7 +141,7 @@ def from_disk(cells: AnnData, n_topics: int, seed: int) -> Fitted:
 
 
 def by_scvi(cells: AnnData, n_topics: int, seed: int) -> Fitted:
-    """Fit AmortizedLDA of scvi-tools, which has no covariate, to each batch alone: 200 epochs.
+    """Fit AmortizedLDA of scvi-tools, which has no covariate, to each batch alone: 100 epochs.
 
     Topics of a batch are matched one to one to those of the first batch by the correlation of their
     gene proportions, less the mean topic of the batch: all topics have the ribosomal genes.
@@ -161,7 +161,7 @@ def by_scvi(cells: AnnData, n_topics: int, seed: int) -> Fitted:
         began = time.perf_counter()
         fit = topicell.fit(
             cells[own], kind="scvi_lda", n_topics=n_topics, n_replicates=1, seed=seed,
-            epochs=200, valid_share=0.0, progress=False,
+            epochs=100, valid_share=0.0, progress=False,
         )  # fmt: skip
         seconds += time.perf_counter() - began
         beta_KG = fit.beta()[0]
@@ -261,14 +261,14 @@ METHODS = {
 PARTS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], int]] = {
     "two_studies": (two_studies, METHODS, 3),
     "four_batches": (four_batches, TOPICELL, 3),
-    "random": (random_batches, TOPICELL, 5),
+    "random": (random_batches, TOPICELL, 10),
 }
 """Cells, methods and seeds of each part."""
 
 
 def mixing(
     points_ND: np.ndarray, group_N: np.ndarray, cells: pd.DataFrame, *, scib: bool
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return how well batches are mixed and labels conserved, of cells with a label.
 
     Parameters
@@ -289,38 +289,34 @@ def mixing(
     chance = float(np.square(table.sum(0) / table.sum()).sum())
     # Chance within a label, averaged over cells: the neighbours have the composition of the label.
     within = float((np.square(table).sum(1) / table.sum(1)).sum() / table.sum())
-    entropy = normalized = 0.0
+    entropy = information = 0.0
     for label in np.unique(label_n):
         of = label_n == label
-        normalized += of.mean() * mutual_info_score(group_n[of], batch_n[of])
+        information += of.mean() * mutual_info_score(group_n[of], batch_n[of])
         entropy += of.mean() * mutual_info_score(batch_n[of], batch_n[of])
-    # `separation` takes square roots.
-    square_nD = None if (point_nD < 0).any() else np.square(point_nD)
+    # `separation` takes square roots. Distances of points that can be negative do not change if all
+    # are moved.
+    square_nD = np.square(point_nD - min(0.0, float(point_nD.min())))
+    apart = partial(separation, n_neighbors=NEIGHBORS)
+    in_label = {
+        f"separation in {label}": apart(square_nD[label_n == label], batch_n[label_n == label])
+        for label in IN_BOTH
+        if label in label_n
+    }
     return {
         "same batch": float((batch_n[near_nM] == batch_n[:, None]).mean()),
         "chance": chance,
         "chance within labels": within,
-        "separation": separation_of(point_nD, square_nD, batch_n, None),
-        "separation within labels": separation_of(point_nD, square_nD, batch_n, label_n),
+        "separation": apart(square_nD, batch_n),
+        "separation within labels": apart(square_nD, batch_n, label_n),
+        **in_label,
         "same label": float((label_n[near_nM] == label_n[:, None]).mean()),
         "NMI batch": float(normalized_mutual_info_score(group_n, batch_n)),
         "NMI label": float(normalized_mutual_info_score(group_n, label_n)),
         "NMI label and batch": float(normalized_mutual_info_score(label_n, batch_n)),
-        "information on batch within labels": normalized / entropy,
+        "information on batch within labels": information / entropy,
         **(by_scib(point_nD, batch_n, label_n) if scib else {}),
     }
-
-
-def separation_of(
-    point_nD: np.ndarray, theta_nK: np.ndarray | None, batch_n: np.ndarray, label_n: Any
-) -> float:
-    """Return topicell's `batches/separation`, or the same for points with negative coordinates."""
-    if theta_nK is None:
-        # Their distances do not change if all are moved and none is negative.
-        theta_nK = np.square(point_nD - point_nD.min(0))
-    value = separation(theta_nK, batch_n, label_n, n_neighbors=NEIGHBORS)
-    assert value is not None
-    return value
 
 
 def by_scib(point_nD: np.ndarray, batch_n: np.ndarray, label_n: np.ndarray) -> dict[str, float]:
@@ -383,7 +379,7 @@ def measured(fitted: Fitted, cells: AnnData, n_topics: int, *, scib: bool = True
     return {**known, "strongest": fitted.get("strongest", "")}
 
 
-def run(folder: Path, parts: list[str], methods: list[str] | None, n_seeds: int) -> None:
+def run(folder: Path, parts: list[str], methods: list[str] | None, n_seeds: int | None) -> None:
     """Make the fits that are not in the folder yet."""
     for part in parts:
         if part == "seconds":
@@ -392,7 +388,7 @@ def run(folder: Path, parts: list[str], methods: list[str] | None, n_seeds: int)
         make, of_part, wanted = PARTS[part]
         cells = None
         for method in methods or of_part:
-            for seed in range(max(wanted, n_seeds)):
+            for seed in range(n_seeds or wanted):
                 path = folder / f"{part}-{method}-{seed}.npz"
                 if path.exists() or method not in of_part:
                     continue
@@ -465,6 +461,45 @@ def collect(folder: Path, output: Path) -> pd.DataFrame:
     return table
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """Return the tables of the README: means of the fits of each method, ± their deviation."""
+    columns = {
+        "same batch": 3, "separation": 3, "separation within labels": 3, "same label": 3,
+        "NMI batch": 3, "NMI label": 3, "information on batch within labels": 3,
+        "perplexity": 2, "seconds": 1,
+    }  # fmt: skip
+    by_part = []
+    for part in PARTS:
+        of = table[table["part"] == part]
+        by_scib = [name for name in of if name.startswith("scib") and of[name].notna().any()]
+        rare_ones = [name for name in of if " of " in name and of[name].notna().any()]
+        in_label = [name for name in of if name.startswith("separation in")]
+        in_label = [name for name in in_label if of[name].notna().any()]
+        for some in (columns, dict.fromkeys(by_scib, 2), dict.fromkeys(rare_ones + in_label, 2)):
+            if not some or of.empty:
+                continue
+            lines = [f"| {part} | " + " | ".join(some) + " |", "|---" * (len(some) + 1) + "|"]
+            for method, fits in of.groupby("method", sort=False):
+                cells = []
+                for name, digits in some.items():
+                    value = fits[name].dropna()
+                    mean = f"{value.mean():.{digits}f}" if len(value) else ""
+                    spread = f" ± {value.std():.{digits}f}" if len(value) > 1 else ""
+                    cells.append(mean + spread * (name != "seconds"))
+                lines.append(f"| {method} | " + " | ".join(cells) + " |")
+            by_part.append("\n".join(lines))
+    without, given = (
+        table[(table["part"] == "random") & (table["method"] == m)].set_index("seed")["perplexity"]
+        for m in TOPICELL
+    )
+    change = (given - without).dropna()
+    by_part.append(
+        f"batches without effect: perplexity {change.mean():+.3f} ± {change.sem():.3f} "
+        f"(standard error, {len(change)} splits)"
+    )
+    return "\n\n".join(by_part)
+
+
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw neighbours of the same study, and of the same class, of each method."""
     from matplotlib.figure import Figure
@@ -525,7 +560,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--part", nargs="+", choices=[*PARTS, "seconds"], default=list(PARTS))
     parser.add_argument("--method", nargs="+", choices=METHODS)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="default: 3, and 10 with random batches")
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
@@ -541,7 +576,7 @@ def main() -> None:
         asked.folder.mkdir(parents=True, exist_ok=True)
         run(asked.folder, asked.part, asked.method, asked.seeds)
     else:
-        print(collect(asked.folder, asked.output).to_string(index=False))
+        print(markdown(collect(asked.folder, asked.output)))
     print(f"{time.time() - start:.0f} s")
 
 

@@ -138,7 +138,7 @@ def fit(
     raw_SG, mean_KG = (nn.Parameter(torch.tensor(value, dtype=torch.float32)) for value in first)
     (N, G), S, K = x_NG.shape, len(raw_SG), len(mean_KG)
     own_SKG, rho_KG = (nn.Parameter(v) for v in (torch.zeros(S, K, G), torch.full((K, G), -3.0)))
-    encoder = Encoder(form.encoder, raw_SG.detach().clone(), K, float(np.median(x_NG.sum(1))))
+    encoder = Encoder(form.encoder, raw_SG.detach().clone(), K, float(np.median(x_NG.sum(1).A1)))
     parameters = [mean_KG, rho_KG, *encoder.parameters()]
     parameters += [raw_SG] * form.effect + [own_SKG] * (form.topic > 0)
     n_parts = -(-N // BATCH)
