@@ -472,7 +472,8 @@ def markdown(table: pd.DataFrame) -> str:
     for part in PARTS:
         of = table[table["part"] == part]
         by_scib = [name for name in of if name.startswith("scib") and of[name].notna().any()]
-        rare_ones = [name for name in of if " of " in name and of[name].notna().any()]
+        rare_ones = [name for name in of if name.startswith(("topics of", "recall of"))]
+        rare_ones = [name for name in rare_ones if of[name].notna().any()]
         in_label = [name for name in of if name.startswith("separation in")]
         in_label = [name for name in in_label if of[name].notna().any()]
         for some in (columns, dict.fromkeys(by_scib, 2), dict.fromkeys(rare_ones + in_label, 2)):
@@ -506,7 +507,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     if table.empty:
         return
-    names = list(dict.fromkeys(table["method"]))[::-1]
+    names = [name for name in dict.fromkeys(table["method"]) if "disk" not in name][::-1]
     figure = Figure((8.6, 0.36 * len(names) + 1.3), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     columns = {
@@ -524,12 +525,14 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes.grid(axis="x", color="#e9ecef")
         axes.set_axisbelow(True)
     first = table.iloc[0]
-    for name, label in (("chance", "chance"), ("chance within labels", "chance within\nclasses")):
+    for name in ("chance", "chance within labels"):
         panels[0].axvline(first[name], color="#b3422e", linewidth=0.8, linestyle=":")
         panels[0].annotate(
-            label, (first[name], len(names) - 0.4), fontsize=7, color="#b3422e",
-            ha="right" if name == "chance" else "left",
+            name.replace("labels", "classes"), (first[name], 0.02), xytext=(-2, 0), rotation=90,
+            xycoords=("data", "axes fraction"), textcoords="offset points", ha="right",
+            va="bottom", fontsize=7, color="#b3422e",
         )  # fmt: skip
+    panels[0].set_xlim(left=float(first["chance"]) - 0.04)
     panels[0].set_yticks(range(len(names)), names)
     figure.savefig(path, dpi=130)
 
