@@ -23,7 +23,9 @@ from batches import mixing, two_studies
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
+from topicell.evaluation.perplexity import thin
 from topicell.model.batches import batch_shifts
+from topicell.model.mixture import MIXTURE
 from topicell.model.search import search_topics
 
 H, BATCH, RATE, EPOCHS = 128, 128, 0.1, 8
@@ -129,14 +131,17 @@ def start(x_NG: sp.csr_matrix, batch_N: np.ndarray, K: int, seed: int, estimated
 
 
 def fit(
-    x_NG: sp.csr_matrix, batch_N: np.ndarray, first: Start, form: Form, seed: int
-) -> tuple[np.ndarray, float]:
-    """Return topic proportions, and the loss of the last epoch in nats per cell."""
+    x_NG: sp.csr_matrix, batch_N: np.ndarray, kept: np.ndarray, first: Start, form: Form, seed: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Fit the cells `kept`; return topic proportions of all, topics, (S, K, G), and the loss.
+
+    The loss is that of the last epoch, in nats per cell.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     data_NG, batch = torch.tensor(x_NG.toarray()), torch.tensor(batch_N).long()
     raw_SG, mean_KG = (nn.Parameter(torch.tensor(value, dtype=torch.float32)) for value in first)
-    (N, G), S, K = x_NG.shape, len(raw_SG), len(mean_KG)
+    N, G, S, K = len(kept), x_NG.shape[1], len(raw_SG), len(mean_KG)
     own_SKG, rho_KG = (nn.Parameter(v) for v in (torch.zeros(S, K, G), torch.full((K, G), -3.0)))
     encoder = Encoder(form.encoder, raw_SG.detach().clone(), K, float(np.median(x_NG.sum(1).A1)))
     parameters = [mean_KG, rho_KG, *encoder.parameters()]
@@ -148,7 +153,7 @@ def fit(
     losses: list[float] = []
     for step in range(n_steps):
         if step % n_parts == 0:
-            parts = np.array_split(rng.permutation(N), n_parts)
+            parts = np.array_split(rng.permutation(kept), n_parts)
         rows = parts[step % n_parts]
         x_BG, batch_B = data_NG[rows], batch[rows]
         m_BK, s_BK = encoder(x_BG, batch_B)
@@ -177,7 +182,24 @@ def fit(
     with torch.no_grad():
         m_NK, s_NK = encoder(data_NG, batch)
         theta_NK = sum((m_NK + s_NK * torch.randn_like(s_NK)).softmax(1) for _ in range(64)) / 64
-    return theta_NK.numpy(), float(np.mean(losses[-n_parts:]))
+        logit_SKG = mean_KG + (raw_SG - raw_SG.mean(0))[:, None] * form.effect
+        if form.topic:
+            special_SKG = own_SKG - own_SKG.mean(0)
+            logit_SKG = logit_SKG + special_SKG - special_SKG.mean(1, keepdim=True)
+    topics_SKG = logit_SKG.softmax(-1).numpy().astype(float)
+    return theta_NK.numpy(), topics_SKG, float(np.mean(losses[-n_parts:]))
+
+
+def held_out(x_NG: sp.csr_matrix, batch_N: np.ndarray, topics_SKG: np.ndarray) -> float:
+    """Return the perplexity of one half of the counts of cells, predicted from the other."""
+    observed, completed = thin(x_NG, 0)
+    likelihood = 0.0
+    for s, topics_KG in enumerate(topics_SKG):
+        own = batch_N == s
+        theta_NK = MIXTURE.fold_in(observed[own], topics_KG)
+        perplexity = MIXTURE.perplexity(completed[own], theta_NK, topics_KG)
+        likelihood += completed[own].sum() * np.log(perplexity)
+    return float(np.exp(likelihood / completed.sum()))
 
 
 def main() -> None:
@@ -195,11 +217,14 @@ def main() -> None:
     obs = cells.obs[["batch", "label"]].astype(str)
     rows = []
     for seed in range(asked.seeds):
-        first = {e: start(x_NG, batch_N, 10, seed, e) for e in (False, True)}
+        order = np.random.default_rng(seed).permutation(len(batch_N))
+        valid, kept = np.split(order, [len(order) // 10])
+        first = {e: start(x_NG[kept], batch_N[kept], 10, seed, e) for e in (False, True)}
         for name, form in FORMS.items():
             began = time.perf_counter()
-            theta_NK, loss = fit(x_NG, batch_N, first[form.estimated], form, seed)
+            theta_NK, topics_SKG, loss = fit(x_NG, batch_N, kept, first[form.estimated], form, seed)
             row = {"form": name, "seed": seed, "loss": loss, "seconds": time.perf_counter() - began}
+            row["perplexity"] = held_out(x_NG[valid], batch_N[valid], topics_SKG)
             found = mixing(np.sqrt(theta_NK), theta_NK.argmax(1), obs, scib=False)
             rows.append(row | found)
             print(" · ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
