@@ -116,6 +116,7 @@ def test_several_processes_fit_batches_and_learned_priors_as_one(per_process, tm
     parts = (
         *("model.batch_key=dominant_topic", "model.prevalence=dominant_topic"),
         *("model.prior=correlated", "model.background=true", "evaluate.n_splits=1"),
+        "model.batch_topic_scale=0.1",
     )
     runs = []
     for n_processes in (1, 2):

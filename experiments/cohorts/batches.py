@@ -248,8 +248,12 @@ TOPICELL: dict[str, Callable[[AnnData, int, int], Fitted]] = {
     "topicell": by_topicell,
     "topicell, batch_key": partial(by_topicell, batch_key="batch"),
 }
+BY_TOPIC = {
+    "topicell, batch_topic_scale": partial(by_topicell, batch_key="batch", batch_topic_scale=0.1)
+}
 METHODS = {
     **TOPICELL,
+    **BY_TOPIC,
     "topicell, batch_key, from disk": from_disk,
     "cNMF": partial(by_cnmf, harmony=False),
     "cNMF, Harmony": partial(by_cnmf, harmony=True),
@@ -260,7 +264,7 @@ METHODS = {
 }
 PARTS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], int]] = {
     "two_studies": (two_studies, METHODS, 3),
-    "four_batches": (four_batches, TOPICELL, 3),
+    "four_batches": (four_batches, TOPICELL | BY_TOPIC, 3),
     "random": (random_batches, TOPICELL, 10),
 }
 """Cells, methods and seeds of each part."""

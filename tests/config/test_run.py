@@ -165,3 +165,9 @@ def test_checkpoints_are_written_every_few_epochs_or_seconds(every, interval):
 def test_other_intervals_of_checkpoints_are_refused(every):
     with pytest.raises(InputError, match=r"^train\.checkpoint_every = "):
         TrainConfig(checkpoint_every=every)
+
+
+def test_factors_of_topics_need_batches():
+    with pytest.raises(InputError, match=r"model.batch_topic_scale = 0.1: .*model.batch_key"):
+        ModelConfig(batch_topic_scale=0.1)
+    assert ModelConfig(batch_topic_scale=0.1, batch_key="lab").batch_topic_scale == 0.1

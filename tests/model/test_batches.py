@@ -18,6 +18,7 @@ from topicell.evaluation.perplexity import fold_in, perplexity, thin
 from topicell.model.batches import batch_shifts, shifts_of_clusters
 from topicell.model.minibatches import Given, sparse_batches, sparse_is_there
 from topicell.model.prodlda import PRODUCT
+from topicell.model.registry import fit_model
 from topicell.model.training import train
 
 MODEL = ModelConfig(n_topics=4, n_hidden=16, batch_key="batch")
@@ -326,3 +327,53 @@ def test_separation_is_the_share_above_chance_by_loops():
             for _ in range(20)
         ]
     assert abs(np.mean(mixed)) < 0.02
+
+
+@pytest.fixture(scope="module")
+def shifted_topics():
+    """Draw cells of four topics in two batches that shift each topic differently."""
+    generator = np.random.default_rng(7)
+    beta_KG = generator.dirichlet(np.full(100, 0.3), 4)
+    shift_SKG = generator.normal(0, 0.5, (1, 4, 100)) * np.array([1, -1])[:, None, None]
+    theta_NK = generator.dirichlet(np.full(4, 0.1), 1200)
+    batch_N = generator.integers(0, 2, 1200)
+    topics_SKG = beta_KG * np.exp(shift_SKG)
+    topics_SKG /= topics_SKG.sum(-1, keepdims=True)
+    p_NG = np.einsum("nk,nkg->ng", theta_NK, topics_SKG[batch_N])
+    x_NG = np.stack([generator.multinomial(500, p / p.sum()) for p in p_NG])
+    cells, genes = (
+        np.array([f"{name}{i}" for i in range(n)], dtype=object)
+        for name, n in (("cell", 1200), ("gene", 100))
+    )
+    counts = Counts(sp.csr_matrix(x_NG.astype(np.float32)), cells, genes, batch=NAMES[batch_N])
+    return counts, theta_NK, shift_SKG
+
+
+@pytest.mark.parametrize("kind", ["amortized_lda", "prodlda"])
+def test_factors_of_single_topics_are_found(kind, shifted_topics, tmp_path):
+    counts, true_NK, shift_SKG = shifted_topics
+    shared = replace(MODEL, kind=kind)
+    models = shared, replace(shared, batch_topic_scale=0.3)
+    plain, fit = (fit_model(counts[:1000], counts[1000:], model, CONFIG) for model in models)
+    assert fit.perplexity() < 0.99 * plain.perplexity()
+    correlation = np.corrcoef(fit.theta(counts)[fit.selected].T, true_NK.T)[:4, 4:]
+    for k, true_k in enumerate(linear_sum_assignment(-correlation)[1]):
+        frequent_G = fit.beta()[fit.selected, k] > 0.005
+        found_G = np.log(fit.batch_factors(topic=k).loc["a"].to_numpy())[frequent_G]
+        true_G = shift_SKG[0, true_k, frequent_G]
+        assert np.corrcoef(found_G, true_G)[0, 1] > (0.9 if kind == "amortized_lda" else 0.8)
+    # The factors of all topics are the geometric mean of those of the topics.
+    of_topics = [np.log(fit.batch_factors(topic=k).to_numpy()) for k in range(4)]
+    np.testing.assert_allclose(
+        np.mean(of_topics, axis=0), np.log(fit.batch_factors().to_numpy()), atol=1e-5
+    )
+    np.testing.assert_allclose(np.sum(of_topics, axis=1), 0, atol=1e-5)
+    for k in range(4):
+        assert plain.batch_factors(topic=k).equals(plain.batch_factors())
+    fit.save(tmp_path / "model")
+    loaded = topicell.load(tmp_path / "model")
+    few = counts[1000:1040]
+    np.testing.assert_array_equal(loaded.theta(few, refine=True), fit.theta(few, refine=True))
+    assert loaded.perplexity(few) == fit.perplexity(few)
+    assert loaded.elbo(few) == fit.elbo(few)
+    assert (fit.amortization_gap(few) >= 0).all()

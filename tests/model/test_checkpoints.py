@@ -24,7 +24,13 @@ MODEL = ModelConfig(n_topics=4, n_hidden=16, dropout=0.1)
 
 
 GROUPED = ModelConfig(
-    n_topics=4, n_hidden=16, batch_key="lab", prevalence="x", prior="correlated", background=True
+    n_topics=4,
+    n_hidden=16,
+    batch_key="lab",
+    batch_topic_scale=0.1,
+    prevalence="x",
+    prior="correlated",
+    background=True,
 )
 
 

@@ -28,6 +28,12 @@ PROGRAMS = {
     "product": {"likelihood": PRODUCT},
     "batches": {"n_batches": 3},
     "batches, product": {"n_batches": 2, "likelihood": PRODUCT},
+    "topics in batches": {"n_batches": 3, "batch_topic_scale": 0.2},
+    "topics in batches, product": {
+        "n_batches": 2,
+        "batch_topic_scale": 0.2,
+        "likelihood": PRODUCT,
+    },
     "correlated": {"prior": "correlated", "cell_topic_prior": [0.1, 0.5, 2.0, 1.0]},
     "covariates": {"n_covariates": 2},
     "all": {"n_batches": 2, "n_covariates": 3, "prior": "correlated"},

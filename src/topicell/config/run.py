@@ -317,6 +317,9 @@ class ModelConfig:
     factors. Variable genes are then found within batches (`PreprocessConfig.batch_key`)."""
     batch_scale: float = setting(0.3, POSITIVE)
     """Standard deviation of the prior of the logarithms of these factors."""
+    batch_topic_scale: float | None = setting(None, POSITIVE)
+    """Standard deviation of the prior of what the logarithms of the factors of a topic differ from
+    those of all topics; null: they do not differ. Slower the more batches there are."""
     prevalence: str | None = None
     """Formula of columns of obs (``condition + age``): the prior mean of the topic logits of a cell
     is linear in them. Tests of conditions do not use these proportions (`evaluate.conditions`)."""
@@ -336,6 +339,12 @@ class ModelConfig:
         if isinstance(self.topic_gene_prior, PurePath):
             self.topic_gene_prior = str(self.topic_gene_prior)
         check_fields("model", self)
+        require(
+            self.batch_topic_scale is None or self.batch_key is not None,
+            "model.batch_topic_scale",
+            self.batch_topic_scale,
+            "has an effect only with model.batch_key=COLUMN",
+        )
         prior = self.cell_topic_prior
         if isinstance(prior, Sequence):
             require(

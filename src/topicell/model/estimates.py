@@ -256,11 +256,9 @@ def mean_topics(program: TopicProgram, *, n_samples: int, seed: int) -> np.ndarr
 @torch.no_grad()
 def in_batch(program: TopicProgram, topics_RKG: np.ndarray, batch: int | None) -> np.ndarray:
     """Return topics of `mean_topics` in a batch, by its number; None returns them as they are."""
-    shift_RSG = program.shifts()
-    if batch is None or shift_RSG is None:
+    if batch is None:
         return topics_RKG
-    shift_R1G = shift_RSG[:, batch].unsqueeze(1).cpu().numpy()
-    return program.likelihood.in_batch(topics_RKG, shift_R1G)
+    return program.likelihood.in_batch(topics_RKG, program.shift_in(batch).cpu().numpy())
 
 
 def topics_by_batch(

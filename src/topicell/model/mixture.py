@@ -60,11 +60,16 @@ class Mixture:
         With shifts :math:`d_s` of the logits in batch s, topic k has the proportions
         :math:`\beta_{kg} e^{d_{sg}} / Z_{ks}` there, where :math:`Z_{ks} = \sum_g \beta_{kg}
         e^{d_{sg}}`. Therefore the log-likelihood is that of the weights :math:`\theta_k / Z_{ks}`
-        without shifts, plus :math:`\sum_g x_g d_{sg}`.
+        without shifts, plus :math:`\sum_g x_g d_{sg}`. If the shifts of topics differ, of shape
+        (R, S, K, G), the topics of all batches are computed.
         """
         if shift_RSG is None:
             return log_likelihood(batch, theta_RBK, topics_RKG)
         assert batch.one_hot is not None
+        if shift_RSG.dim() == 4:
+            topics_RSKG = topics_RKG.unsqueeze(1) * shift_RSG.exp()
+            topics_RSKG = topics_RSKG / topics_RSKG.sum(-1, keepdim=True)
+            return log_likelihood(batch, *of_batches(batch.one_hot, theta_RBK, topics_RSKG))
         total_RSK = shift_RSG.exp() @ topics_RKG.mT
         weight_RBK = theta_RBK / (batch.one_hot @ total_RSK)
         return log_likelihood(batch, weight_RBK, topics_RKG) + shifted(batch, shift_RSG)
@@ -113,6 +118,16 @@ def log_likelihood(batch: Batch, theta_RBK: Tensor, beta_RKG: Tensor) -> Tensor:
     else:
         result = _SparseLikelihood.apply(batch, theta_RBK, beta_RKG)
     return result
+
+
+def of_batches(one_hot_BS: Tensor, theta_RBK: Tensor, topics_RSKG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the topics of all batches as one set, and the proportions of cells in it.
+
+    The proportions of a cell are 0 for the topics of other batches: shapes (R, B, S K) and
+    (R, S K, G).
+    """
+    theta_RBSK = one_hot_BS.unsqueeze(-1) * theta_RBK.unsqueeze(2)
+    return theta_RBSK.flatten(2), topics_RSKG.flatten(1, 2)
 
 
 def shifted(batch: Batch, shift_RSG: Tensor) -> Tensor:

@@ -165,11 +165,14 @@ class AmortizedFit(TopicFit):
         """Names of the batches of the model; empty if it has none."""
         return self.program.constants.batches
 
-    def batch_factors(self, *, replicate: int | None = None) -> pd.DataFrame:
+    def batch_factors(
+        self, *, topic: int | None = None, replicate: int | None = None
+    ) -> pd.DataFrame:
         """Return the factor of each gene in each batch, batches × genes.
 
         A batch multiplies the proportions of genes in all topics by its factors. Their logarithms
-        sum to 0 over batches.
+        sum to 0 over batches. If the factors of topics differ (``batch_topic_scale``), these are
+        their geometric means over topics, or those of a `topic`.
 
         Raises
         ------
@@ -178,10 +181,13 @@ class AmortizedFit(TopicFit):
         """
         import pandas as pd
 
-        shift_RSG = self.program.shifts()
-        if shift_RSG is None:
+        r, shift = self._replicate(replicate), self.program.shifts()
+        if shift is None:
             raise InputError("this model has no batches; fit it with batch_key=COLUMN")
-        factor_SG = shift_RSG[self._replicate(replicate), :-1].detach().exp().cpu().numpy()
+        shift = shift[r, :-1].detach()
+        if shift.dim() == 3:
+            shift = shift.mean(1) if topic is None else shift[:, self.order_RK[r, topic]]
+        factor_SG = shift.exp().cpu().numpy()
         return pd.DataFrame(factor_SG, index=list(self.batches), columns=self.genes)
 
     def deviations(self, *, replicate: int | None = None) -> np.ndarray:

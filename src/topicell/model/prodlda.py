@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 
 from topicell.evaluation.perplexity import elbo_perplexity
 from topicell.model.minibatches import Batch, DenseBatch, in_order
-from topicell.model.mixture import PSEUDO_COUNT
+from topicell.model.mixture import PSEUDO_COUNT, of_batches
 from topicell.model.priors import TopicPrior
 
 NEWTON_STEPS = 50
@@ -63,9 +63,14 @@ class ProductOfExperts:
 
         Topic proportions sum to 1, so a shift of all topics is a shift of the cell's logits.
         """
-        logits_RBG = theta_RBK @ topics_RKG
-        if shift_RSG is not None and batch.one_hot is not None:
-            logits_RBG = logits_RBG + batch.one_hot @ shift_RSG
+        if shift_RSG is None or batch.one_hot is None:
+            logits_RBG = theta_RBK @ topics_RKG
+        elif shift_RSG.dim() == 4:
+            topics_RSKG = topics_RKG.unsqueeze(1) + shift_RSG
+            theta, topics = of_batches(batch.one_hot, theta_RBK, topics_RSKG)
+            logits_RBG = theta @ topics
+        else:
+            logits_RBG = theta_RBK @ topics_RKG + batch.one_hot @ shift_RSG
         return (_dense(batch) * logits_RBG.log_softmax(-1)).sum(-1)
 
     def slopes(self, batch: Batch, topics_KG: Tensor) -> ProductSlopes:

@@ -13,7 +13,8 @@ multinomial coefficient, here and in all derived numbers.
 
 With batches, a cell of batch s has the topics of the logits :math:`b_k + d_s`. The shifts d sum to
 0 over batches, so that :math:`b_k` is the topic without batch. They are point estimates with the
-prior Normal(0, ``batch_scale``); cells of no known batch have no shift. The prior of a cell's
+prior Normal(0, ``batch_scale``); cells of no known batch have no shift. With
+``batch_topic_scale``, the shifts of topics differ. The prior of a cell's
 logits can have a mean that is linear in covariates, and a full covariance
 (`topicell.model.priors.LearnedPrior`); the encoder does not see the covariates.
 
@@ -459,6 +460,9 @@ class TopicProgram(nn.Module):
         if constants.batch_shift_SG is not None:
             shift_SG = torch.from_numpy(constants.batch_shift_SG).to(self.topic_mean)
             self.batch_shift = nn.Parameter(shift_SG.repeat(R, 1, 1))
+        self.topic_shift: nn.Parameter | None = None
+        if self.batch_shift is not None and config.batch_topic_scale is not None:
+            self.topic_shift = nn.Parameter(torch.zeros(R, len(constants.batches), K, G))
 
     def by_replicate(self) -> dict[str, Tensor]:
         """Return the state of each replicate, by name, each of shape (R, values)."""
@@ -499,18 +503,45 @@ class TopicProgram(nn.Module):
         return Given(batch_N, self.encoder.factor_SG.cpu().numpy(), design_ND)
 
     def shifts(self) -> Tensor | None:
-        """Return the shift of each batch, and 0 for cells of no known batch, shape (R, S, G)."""
+        """Return the shift of each batch, and 0 for cells of no known batch, shape (R, S, G).
+
+        If the shifts of topics differ, it has the shape (R, S, K, G).
+        """
         if self.batch_shift is None:
             return None
-        centred_RSG = self.batch_shift - self.batch_shift.mean(1, keepdim=True)
-        return torch.cat([centred_RSG, torch.zeros_like(centred_RSG[:, :1])], 1)
+        shift = self.batch_shift - self.batch_shift.mean(1, keepdim=True)
+        own_RSKG = self.topic_shifts()
+        if own_RSKG is not None:
+            shift = shift.unsqueeze(2) + own_RSKG
+        return torch.cat([shift, torch.zeros_like(shift[:, :1])], 1)
+
+    def shift_in(self, batch: int) -> Tensor:
+        """Return the shift of topics in a batch, by its number, shape (R, 1 or K, G)."""
+        shift = self.shifts()
+        assert shift is not None
+        of_batch = shift[:, batch]
+        return of_batch if of_batch.dim() == 3 else of_batch.unsqueeze(1)
+
+    def topic_shifts(self) -> Tensor | None:
+        """Return what the shifts of topics differ from those of all topics, (R, S, K, G).
+
+        They sum to 0 over batches and over topics. There is none for cells of no known batch.
+        """
+        if self.topic_shift is None:
+            return None
+        centred_RSKG = self.topic_shift - self.topic_shift.mean(1, keepdim=True)
+        return centred_RSKG - centred_RSKG.mean(2, keepdim=True)
 
     def penalty(self) -> Tensor:
         """Return minus the log-density of point estimates, relative to its maximum, (R,), nats."""
         penalty_R = self.topic_mean.new_zeros(self.n_replicates) + self.cell_prior.penalty()
-        shift_RSG = self.shifts()
-        if shift_RSG is not None:
+        if self.batch_shift is not None:
+            shift_RSG = self.batch_shift - self.batch_shift.mean(1, keepdim=True)
             penalty_R = penalty_R + (shift_RSG / self.config.batch_scale).square().sum((1, 2)) / 2
+        own_RSKG = self.topic_shifts()
+        if own_RSKG is not None and self.config.batch_topic_scale is not None:
+            scaled_RSKG = own_RSKG / self.config.batch_topic_scale
+            penalty_R = penalty_R + scaled_RSKG.square().sum((1, 2, 3)) / 2
         return penalty_R
 
     def topic_posterior(self, batch: int | None = None) -> tuple[Tensor, Tensor]:
@@ -519,9 +550,8 @@ class TopicProgram(nn.Module):
         With the number of a batch, its shift is added to the mean.
         """
         mean_RKG: Tensor = self.topic_mean
-        shift_RSG = self.shifts()
-        if batch is not None and shift_RSG is not None:
-            mean_RKG = mean_RKG + shift_RSG[:, batch].unsqueeze(1)
+        if batch is not None and self.batch_shift is not None:
+            mean_RKG = mean_RKG + self.shift_in(batch)
         return mean_RKG, softplus(self.topic_rho)
 
     def model(
@@ -566,7 +596,8 @@ class TopicProgram(nn.Module):
         shift_RSG = self.shifts()
         if shift_RSG is None:
             return self.likelihood.log_proportions(theta_RBK, self.likelihood.topics(b_RKG))
-        topics_RSKG = self.likelihood.topics(b_RKG.unsqueeze(1) + shift_RSG.unsqueeze(2))
+        shift_RSKG = shift_RSG if shift_RSG.dim() == 4 else shift_RSG.unsqueeze(2)
+        topics_RSKG = self.likelihood.topics(b_RKG.unsqueeze(1) + shift_RSKG)
         in_each_RSBG = self.likelihood.log_proportions(theta_RBK.unsqueeze(1), topics_RSKG)
         assert one_hot_BS is not None
         return (in_each_RSBG * one_hot_BS.T.unsqueeze(-1)).sum(1)
