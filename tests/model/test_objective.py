@@ -28,9 +28,10 @@ PROGRAMS = {
     "product": {"likelihood": PRODUCT},
     "batches": {"n_batches": 3},
     "batches, product": {"n_batches": 2, "likelihood": PRODUCT},
-    "topics in batches": {"n_batches": 3, "batch_topic_scale": 0.2},
+    "topics in batches": {"n_batches": 3, "batch_key": "lab", "batch_topic_scale": 0.2},
     "topics in batches, product": {
         "n_batches": 2,
+        "batch_key": "lab",
         "batch_topic_scale": 0.2,
         "likelihood": PRODUCT,
     },
