@@ -1,6 +1,7 @@
 """Prior knowledge of topics, and topics as deviations from a background."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -178,7 +179,7 @@ def test_runs_are_only_read_by_the_command_and_libraries_have_no_prior_knowledge
 
 
 def test_sets_with_too_few_genes_are_left_out_with_a_warning(parts, planted, sets):
-    with open(sets, "a") as file:  # noqa: PTH123
+    with Path(sets).open("a") as file:
         file.write("strange\t\tA\tB\tgene_0\n")
     with pytest.warns(UserWarning, match=r"1 of 3 sets have fewer than 2 .*\(strange \(1\)\)"):
         seeds = read_seeds(parts[0], settings(sets), np.full(G, 1 / G))

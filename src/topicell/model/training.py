@@ -47,7 +47,7 @@ from topicell.model.fit import EpochMetrics
 from topicell.model.minibatches import shuffled
 from topicell.model.mixture import MIXTURE
 from topicell.model.posterior import AmortizedFit
-from topicell.model.program import Likelihood, TopicProgram
+from topicell.model.program import Constants, Likelihood, TopicProgram
 from topicell.model.ranks import Ranks, Share, gpu_of_process
 from topicell.model.schedules import annealing_weight, learning_rate
 from topicell.model.seeds import EarlierTopics
@@ -174,11 +174,13 @@ def train(
         without_denormals(),
         progress_bar(n_epochs, shown=config.progress) as bar,
     ):
-        constants = (
-            (constants_of(counts, model, seed, prior) if start is None else start.program.constants)
-            if ranks.rank == 0
-            else None
-        )
+        constants = Constants()
+        if ranks.rank == 0:
+            constants = (
+                start.program.constants
+                if start is not None
+                else constants_of(counts, model, seed, prior)
+            )
         constants = ranks.first(constants)
         program = TopicProgram(counts.n_genes, config.n_replicates, model, likelihood, constants)
         program.to(device)

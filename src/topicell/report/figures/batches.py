@@ -37,13 +37,12 @@ def batch_factors(factor_GS: np.ndarray, genes: Sequence[str], batches: Sequence
     shown = np.sort(np.argsort(-np.square(log_GS).mean(0), kind="stable")[:MAX_BATCHES])
     log_GS = log_GS[:, shown]
     leading = np.argsort(-np.abs(log_GS).max(1), kind="stable")[:MAX_GENES]
-    # Genes of the same batch are neighbours: those that are higher there first.
-    strongest = np.abs(log_GS[leading]).argmax(1)
-    value_n = log_GS[leading, strongest]
-    # With two batches each factor is the inverse of the other.
-    batch_n = strongest if len(shown) > 2 else np.zeros(len(leading), dtype=int)
-    value_n = value_n if len(shown) > 2 else log_GS[leading, 0]
-    leading = leading[np.lexsort((-value_n, batch_n))]
+    # Genes of the same batch are neighbours: those that are higher there first. With two batches,
+    # each factor is the inverse of the other, and the first batch decides.
+    batch_n = np.zeros(len(leading), dtype=int)
+    if len(shown) > 2:
+        batch_n = np.abs(log_GS[leading]).argmax(1)
+    leading = leading[np.lexsort((-log_GS[leading, batch_n], batch_n))]
     value_Sn = log_GS[leading].T
     n_batches, n_genes = value_Sn.shape
     names = [short(str(batches[s]), 20) for s in shown]
