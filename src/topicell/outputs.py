@@ -29,6 +29,7 @@ from topicell.model.fit import TopicFit
 from topicell.model.posterior import AmortizedFit
 from topicell.preflight import TOPIC_COLUMN
 from topicell.progress import step
+from topicell.report.card import card
 from topicell.report.summary import summary
 from topicell.report.tables import write_tables
 from topicell.scoring import (
@@ -300,6 +301,7 @@ def write_report(
     """Write the summary and, if it is enabled, the report."""
     text, picture = summary(adata), f"{report.PICTURE}.png"
     tracker.log_summary(text, "")
+    (tracker.directory / "MODEL_CARD.md").write_text(card(adata), encoding="utf-8")
     if not config.report.enabled:
         return
     try:

@@ -16,6 +16,37 @@ _SECRET_FIELD = re.compile(
 )
 """Secret fields after the question mark, and the ODBC string, which can hold any field."""
 
+_NAME = r"[\w.-]*(?:passw|passphrase|pwd|token|secret|credential|api_?key|access_?key|private_?key)"
+_ASSIGNED = re.compile(
+    rf"""(?ix) ({_NAME}[\w.-]*["']?\s*[:=]\s*) (?: (["'])(?:(?!\2)[^\\\n]|\\.)+\2 | """
+    r"[\w/+.-]{16,}={0,2}(?=[ \t]*$|[ \t]+\#) )",
+    re.MULTILINE,
+)
+"""A name of a secret with its value: a text in quotes, or a long word to the end of the line."""
+_KEY = re.compile(
+    r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}|xox[abprs]-[\w-]{10,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)"
+)
+"""Tokens and keys that their form gives away: GitHub, GitLab, Hugging Face, Slack, AWS, JWT."""
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----)", re.DOTALL
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text, such as source code, without the secrets that it holds.
+
+    Passwords of addresses, values of names such as ``password`` and ``API_KEY``, tokens of known
+    forms and private keys are masked.
+
+    Examples
+    --------
+    >>> without_secrets('API_KEY = "abc"; token = next_token(page)')
+    'API_KEY = ***; token = next_token(page)'
+    """
+    text = _PRIVATE_KEY.sub(r"\1 *** \2", _KEY.sub("***", without_password(text)))
+    return _ASSIGNED.sub(r"\1***", text)
+
 
 def without_password(text: str) -> str:
     """Return a text without the passwords and tokens of the addresses in it."""

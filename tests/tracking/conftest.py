@@ -13,7 +13,8 @@ from topicell.tracking.store import client, experiment_id
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     """Return the address of an SQLite store that several tests use."""
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    config = TrackingConfig(uri=f"sqlite:///{path}", system_metrics=None)
     client(config)
     return config
 

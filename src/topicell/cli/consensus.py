@@ -13,6 +13,7 @@ from topicell.cli.command import Command
 from topicell.cli.errors import raise_report_failure
 from topicell.cli.options import read, stored_run_config
 from topicell.cli.output import new_folder, print_result, progress_shown
+from topicell.cli.overrides import command_line
 from topicell.config import RunConfig, TrackingConfig
 from topicell.config.checks import SHARE, check_fields, setting
 from topicell.errors import InputError
@@ -49,13 +50,15 @@ def consensus(arguments: list[str]) -> None:
     from datetime import datetime
 
     from topicell.consensus import refit
+    from topicell.tracking.provenance import COMMAND_TAG
     from topicell.tracking.runs import open_tracker
 
     logging.getLogger("anndata").setLevel(logging.WARNING)
     folder = new_folder(asked.output, f"consensus/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
     with progress_shown():
         fits, config = _stored(asked)
-        tracker = open_tracker(asked.tracking, folder, "output=FOLDER")
+        command = command_line("consensus", arguments)
+        tracker = open_tracker(asked.tracking, folder, "output=FOLDER", tags={COMMAND_TAG: command})
         try:
             result, table = refit(fits, config, asked.min_support, tracker)
         except InputError:

@@ -11,7 +11,7 @@ from topicell.cli.command import Command
 from topicell.cli.errors import raise_report_failure
 from topicell.cli.options import read
 from topicell.cli.output import print_result, progress_shown
-from topicell.cli.overrides import unquoted
+from topicell.cli.overrides import command_line, unquoted
 from topicell.config import ExternalConfig, ReadConfig
 from topicell.errors import InputError
 
@@ -25,12 +25,14 @@ def evaluate(arguments: list[str]) -> None:
     from datetime import datetime
 
     from topicell import evaluate as external
+    from topicell.tracking.provenance import COMMAND_TAG
     from topicell.tracking.runs import open_tracker
 
     logging.getLogger("anndata").setLevel(logging.WARNING)
     now = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
     folder = Path(config.output or f"evaluations/{now}")
-    tracker = open_tracker(config.tracking, folder, "output=FOLDER")
+    command = command_line("evaluate", arguments)
+    tracker = open_tracker(config.tracking, folder, "output=FOLDER", tags={COMMAND_TAG: command})
     try:
         with progress_shown():
             result = external.evaluate(config, tracker)

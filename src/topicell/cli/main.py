@@ -22,6 +22,7 @@ from topicell.redaction import without_password
 COMMANDS = {
     "train": "topicell.cli.train",
     "report": "topicell.cli.report",
+    "reproduce": "topicell.cli.reproduce",
     "compare": "topicell.cli.compare",
     "consensus": "topicell.cli.consensus",
     "conditions": "topicell.cli.conditions",

@@ -9,6 +9,7 @@ meaning: a value in quotes, an interpolation (``${oc.env:HOME}``), and, with ``-
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -51,6 +52,23 @@ def as_tag(arguments: Sequence[str]) -> str:
     """Return the arguments that identify a grid, without passwords, for its tag in MLflow."""
     own = ("resume=", "hydra.sweep.dir=")
     return " ".join(without_password(a) for a in arguments if not a.startswith(own))
+
+
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """Return the command that makes one run, as a shell reads it, without passwords.
+
+    Examples
+    --------
+    >>> command_line("train", ["data.path='my cells.h5ad'", "sweep=topics", "seed=1"])
+    "topicell train 'data.path=my cells.h5ad' seed=1"
+    """
+    pairs = [argument.partition("=") for argument in arguments]
+    own = [
+        f"{name}{equals}{unquoted(value)}"
+        for name, equals, value in pairs
+        if name != "resume" and name.partition(".")[0] != "sweep"
+    ]
+    return shlex.join(["topicell", name, *map(without_password, own)])
 
 
 def resumes(resume: str | None) -> bool:

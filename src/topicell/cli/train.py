@@ -23,7 +23,7 @@ from topicell.cli.errors import (
     unknown_setting,
 )
 from topicell.cli.output import print_delivered, print_result
-from topicell.cli.overrides import as_tag, literal, quoted, resumes, unquoted
+from topicell.cli.overrides import as_tag, command_line, literal, quoted, resumes, unquoted
 from topicell.config import RunConfig, SweepConfig, TrainCommand, dotted
 from topicell.errors import InputError
 
@@ -178,15 +178,19 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
         raise InputError(
             "sweep=topics needs -m, because it makes several runs: topicell train -m sweep=topics"
         )
+    from hydra.core.hydra_config import HydraConfig
+
     from topicell.model.ranks import together
     from topicell.run import follow, run
     from topicell.sweep.tracker import TrialTracker
+    from topicell.tracking.provenance import COMMAND_TAG
     from topicell.tracking.runs import open_tracker
 
     # anndata logs every column of strings that it stores as categories.
     logging.getLogger("anndata").setLevel(logging.WARNING)
+    command = command_line("train", HydraConfig.get().overrides.task)
     if trial is not None:
-        tracker = open_tracker(config.tracking, folder, resume=False)
+        tracker = open_tracker(config.tracking, folder, tags={COMMAND_TAG: command})
         result = run(config, TrialTracker(tracker, trial))
         trial.conclude(result.values)
         raise_report_failure(result.report_error, tracker.directory)
@@ -194,16 +198,17 @@ def _train_once(settings: DictConfig, folder: Path, trial: CurrentTrial | None) 
     # Processes that torchrun or srun has started make one run.
     with together() as ranks:
         if ranks.rank == 0:
-            _make_run(config, folder, ranks, resume=resumes(settings.resume))
+            _make_run(config, folder, ranks, command, resume=resumes(settings.resume))
         elif ranks.first(None):
             follow(config, ranks)
 
 
-def _make_run(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> None:
+def _make_run(config: RunConfig, folder: Path, ranks: Ranks, command: str, *, resume: bool) -> None:
     """Make the run, unless `resume` finds that it has ended; print its scores."""
     from topicell.report import ReportError
     from topicell.run import run
     from topicell.tracking.interrupted import ended
+    from topicell.tracking.provenance import COMMAND_TAG
     from topicell.tracking.record import REPORT_ERROR
     from topicell.tracking.runs import open_tracker
 
@@ -215,7 +220,7 @@ def _make_run(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) ->
         error = record.tags.get(REPORT_ERROR)
         raise_report_failure(error and ReportError(error), folder)
         return
-    tracker = open_tracker(config.tracking, folder, resume=resume)
+    tracker = open_tracker(config.tracking, folder, resume=resume, tags={COMMAND_TAG: command})
     result = run(config, tracker, ranks)
     print_result(result.scores, tracker.directory)
     raise_report_failure(result.report_error, tracker.directory)

@@ -19,13 +19,13 @@ from topicell.config import TrackingConfig, dotted
 from topicell.errors import InputError
 from topicell.evaluation.estimates import BySplit
 from topicell.report.figure_set import topics_with_little_support
-from topicell.tracking.record import RECORD, Record
 from topicell.tracking.stored import (
     PARENT_KINDS,
     fetch_run,
     kind_of,
     read_metrics,
     read_scores,
+    read_tags,
 )
 
 ARTIFACTS = ("adata.h5ad", "config.yaml", "metrics.jsonl", "model", "scores.csv")
@@ -115,7 +115,7 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
         beta_KG = np.asarray(read_elem(file["varm/lda_topics"]), dtype=float).T
         about, source = read_elem(file["uns/topicell"]), read_elem(file["uns/topicell_source"])
     config = json.loads(about["config"])
-    tags = _tags(folder)
+    tags = read_tags(folder)
     history, final = read_metrics(folder)
     values: dict[str, BySplit] = dict(read_scores(folder / "scores.csv"))
     for name, value in final.items():
@@ -161,18 +161,6 @@ def read_run(folder: Path, named: str, letter: str, label: str = "") -> StoredRu
         beta_KG=beta_KG,
         little=frozenset(topics_with_little_support(about)),
     )
-
-
-def _tags(folder: Path) -> dict[str, str]:
-    """Return the tags of a run, which name the code, the device and the data.
-
-    The artifacts in MLflow do not include ``run.json``; for them, the comments at the head of
-    ``config.yaml`` have the same tags.
-    """
-    if (folder / RECORD).exists():
-        return Record.read(folder).tags
-    lines = (folder / "config.yaml").read_text().splitlines()
-    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
 
 
 def _title(config: Mapping[str, Any], data: str, n_topics: int) -> str:

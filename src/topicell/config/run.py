@@ -592,6 +592,12 @@ class TrackingConfig:
     experiment: str = "topicell"
     run_name: str | None = None
     """Name of the run; null makes it from the data, the number of topics and the seed."""
+    system_metrics: float | None = setting(5.0, POSITIVE)
+    """Seconds between two measurements of processor, memory, disk, network and GPU by MLflow's
+    own monitors (metrics ``system/…``); null measures nothing."""
+
+    def __post_init__(self) -> None:
+        check_fields("tracking", self)
 
 
 @dataclass(kw_only=True, slots=True)

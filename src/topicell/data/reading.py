@@ -412,25 +412,40 @@ def source_digest(config: DataConfig) -> str:
     InputError
         The name is unknown, or the path does not exist.
     """
-    if _are_several(config):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `load` gives them
-            identity = _digest_of_samples(_samples(config))
-    elif config.name == "file":
-        assert config.path is not None, "DataConfig with name='file' needs a path"
-        path = Path(config.path).expanduser()
-        _require_readable(path)
-        identity = _digest_of_path(path)
-    elif config.name == "simulated":
-        identity = settings_digest(config.simulation)
+    if config.name in CATALOGUE and CATALOGUE[config.name].sha256 is None:
+        identity = f"{config.name} {_version_of_scanpy()}"
     else:
-        _require_known(config.name)
-        pinned = CATALOGUE[config.name].sha256
-        identity = pinned if pinned is not None else f"{config.name} {_version_of_scanpy()}"
+        identity = digest_of_files(config)
     options = as_dict(ReadConfig(**_options(config)))
     files = [config.path, config.samples, config.sample_key, config.join.value]
     what = json.dumps([identity, options, config.backed, config.label_key, *files])
     return hashlib.sha256(what.encode()).hexdigest()
+
+
+def digest_of_files(config: DataConfig) -> str:
+    """Return the sha256 of the source that a run of these data records, without parsing the data.
+
+    For a data set that is included in scanpy, the digest of its cells, which are loaded.
+
+    Raises
+    ------
+    InputError
+        The name is unknown, or the path does not exist.
+    """
+    if _are_several(config):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `load` gives them
+            return _digest_of_samples(_samples(config))
+    if config.name == "file":
+        assert config.path is not None, "DataConfig with name='file' needs a path"
+        path = Path(config.path).expanduser()
+        _require_readable(path)
+        return _digest_of_path(path)
+    if config.name == "simulated":
+        return settings_digest(config.simulation)
+    _require_known(config.name)
+    pinned = CATALOGUE[config.name].sha256
+    return pinned or str(load(config).uns["topicell_source"]["sha256"])
 
 
 def _options(config: ReadConfig) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class ModelSpec:
         Whether ``train.device`` and ``train.precision`` have an effect.
     together
         Whether several processes can fit it, each some of the replicates; then `fit` takes `ranks`.
+    reference
+        Publications to cite for the model, separated by semicolons.
     """
 
     name: str
@@ -81,12 +83,30 @@ class ModelSpec:
     library: str = ""
     on_gpu: bool = False
     together: bool = False
+    reference: str = ""
 
     def takes(self, setting: str) -> bool:
         """Return whether a setting has an effect."""
         return self.settings is None or setting in self.settings
 
 
+LDA = "Blei, Ng & Jordan (2003), Latent Dirichlet allocation, JMLR 3:993-1022"
+PRODLDA = "Srivastava & Sutton (2017), Autoencoding variational inference for topic models, ICLR"
+SCIKIT_LEARN = (
+    "Pedregosa et al. (2011), Scikit-learn: machine learning in Python, JMLR 12:2825-2830"
+)
+NMF = (
+    "Lee & Seung (1999), Learning the parts of objects by non-negative matrix factorization, "
+    "Nature 401:788-791"
+)
+GENSIM = (
+    "Řehůřek & Sojka (2010), Software framework for topic modelling with large corpora, LREC "
+    "workshop on new challenges for NLP frameworks"
+)
+SCVI = (
+    "Gayoso et al. (2022), A Python library for probabilistic analysis of single-cell omics data, "
+    "Nature Biotechnology 40:163-166"
+)
 LIBRARY_SETTINGS = frozenset(
     {
         *("model.kind", "model.n_topics", "model.cell_topic_prior", "model.topic_gene_prior"),
@@ -97,10 +117,19 @@ LIBRARY_SETTINGS = frozenset(
 """Settings of the models of other libraries."""
 
 
-def _library(name: str, title: str, library: Library, passes: int, module: str = "") -> ModelSpec:
+def _library(
+    name: str, title: str, library: Library, passes: int, reference: str, module: str = ""
+) -> ModelSpec:
     """Return the row of another library's model, with its default number of passes."""
-    fit = partial(fit_library, library, passes)
-    return ModelSpec(name, title, fit, PointFit.restored, LIBRARY_SETTINGS, module)
+    return ModelSpec(
+        name,
+        title,
+        partial(fit_library, library, passes),
+        PointFit.restored,
+        LIBRARY_SETTINGS,
+        module,
+        reference=reference,
+    )
 
 
 def _restore_lda(
@@ -121,6 +150,7 @@ MODELS = {
             _restore_lda,
             on_gpu=True,
             together=True,
+            reference=f"{LDA}; {PRODLDA}",
         ),
         ModelSpec(
             "prodlda",
@@ -129,6 +159,7 @@ MODELS = {
             partial(AmortizedFit.restored, likelihood=PRODUCT),
             on_gpu=True,
             together=True,
+            reference=PRODLDA,
         ),
         # The passes are those of experiments/speed; for scvi-tools, those of its tutorial.
         _library(
@@ -136,25 +167,38 @@ MODELS = {
             "scikit-learn's LatentDirichletAllocation with {n_topics} topics",
             sklearn.lda,
             100,
+            f"{LDA}; {SCIKIT_LEARN}",
         ),
         _library(
             "sklearn_nmf",
             "scikit-learn's NMF with {n_topics} components, Kullback-Leibler loss",
             sklearn.nmf,
             300,
+            f"{NMF}; {SCIKIT_LEARN}",
         ),
         _library(
-            "gensim_lda", "gensim's LdaModel with {n_topics} topics", gensim.lda, 20, "gensim"
+            "gensim_lda",
+            "gensim's LdaModel with {n_topics} topics",
+            gensim.lda,
+            20,
+            f"{LDA}; {GENSIM}",
+            "gensim",
         ),
         _library(
             "tomotopy_lda",
             "tomotopy's LDAModel with {n_topics} topics, Gibbs sampling",
             tomotopy.lda,
             500,
+            f"{LDA}; Minchul Lee, tomotopy (software)",
             "tomotopy",
         ),
         _library(
-            "scvi_lda", "scvi-tools' AmortizedLDA with {n_topics} topics", scvi.lda, 1000, "scvi"
+            "scvi_lda",
+            "scvi-tools' AmortizedLDA with {n_topics} topics",
+            scvi.lda,
+            1000,
+            SCVI,
+            "scvi",
         ),
     )
 }

@@ -30,13 +30,7 @@ from topicell.report.figure_set import (
 )
 from topicell.report.scores import headlines, score
 from topicell.report.templates import HERE, template
-from topicell.report.warnings import (
-    alignment_warnings,
-    dominance,
-    score_warnings,
-    seed_warnings,
-    topic_warnings,
-)
+from topicell.report.warnings import dominance, run_warnings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,7 +92,6 @@ def render(
     beta_KG = np.asarray(adata.varm["lda_topics"]).T
     names = _names(adata)
     n_searches, n_replicates = number_of_searches(run), len(run.get("topic_matches", [0]))
-    support_K = run.get("topic_support") if n_searches > 1 else None
     mapped_M = mapped(adata)
     shown = adata if len(mapped_M) == adata.n_obs else adata[mapped_M]
     groupings = _groupings(adata, mapped_M)
@@ -109,23 +102,13 @@ def render(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         cells=_cells(shown, beta_KG, groupings, tables.gene_frequency(adata)),
         groupings=[grouping["name"] for grouping in groupings],
-        data=_data_line(adata, given="theta" in config),
-        model=_model_line(config, theta_NK.shape[1], len(history), n_replicates),
+        data=data_line(adata, given="theta" in config),
+        model=model_line(config, theta_NK.shape[1], len(history), n_replicates),
         aligned_to=run.get("aligned_to"),
         refitted=run.get("n_searches"),
         headlines=[score(name, scores[name]) for name in headlines(scores)],
         scores=[score(name, scores[name]) for name in ordered(scores)],
-        warnings=[
-            *topic_warnings(theta_NK, beta_KG, support_K, n_searches, adata.var_names),
-            *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
-            *seed_warnings(run.get("seeds")),
-            *score_warnings(
-                _n_test(adata),
-                replicated=n_searches > 1,
-                given="theta" in config,
-                n_rounded=int(adata.uns.get("topicell_rounded", 0)),
-            ),
-        ],
+        warnings=run_warnings(adata),
         left_out=_left_out(theta_NK),
         sample=_sample(len(mapped_M), adata.n_obs, run.get("differential_cells")),
         n_topics=theta_NK.shape[1],
@@ -193,11 +176,8 @@ def _packed(table: pd.DataFrame) -> str:
     return viewer.compressed(table.to_csv(float_format="%.6g").encode())
 
 
-def _n_test(adata: AnnData) -> int:
-    return int((adata.obs["split"] == "test").sum()) if "split" in adata.obs else 0
-
-
-def _data_line(adata: AnnData, *, given: bool) -> str:
+def data_line(adata: AnnData, *, given: bool) -> str:
+    """Describe the cells, genes and parts in one line; `given` topics are of another tool."""
     line = f"{adata.n_obs:,} cells and {adata.n_vars:,} genes"
     n_passed = int(adata.uns.get("topicell_n_expressed", 0))
     if adata.raw is not None:
@@ -231,7 +211,8 @@ def _mark(names: Sequence[str], n_searches: int) -> str:
     )
 
 
-def _model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_replicates: int) -> str:
+def model_line(config: Mapping[str, Any], n_topics: int, n_epochs: int, n_replicates: int) -> str:
+    """Describe the model and its fits in one line."""
     if "theta" in config:
         return f"{n_topics} topics from {config['beta']}, proportions from {config['theta']}"
     kind = config.get("model", {}).get("kind", "amortized_lda")

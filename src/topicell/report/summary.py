@@ -44,7 +44,7 @@ def summary(adata: AnnData) -> str:
     ]
     # MLflow folds long descriptions: values come first, their meaning last.
     lines = [
-        f"**{theta_NK.shape[1]} topics in {_as_text(run['data'])}** ({adata.n_obs:,} cells): "
+        f"**{theta_NK.shape[1]} topics in {as_text(run['data'])}** ({adata.n_obs:,} cells): "
         + ", ".join(f"{row['title']} {row['value']}" for row in shown),
         "",
         *(f"- {heading}" for heading, _ in found),
@@ -54,6 +54,6 @@ def summary(adata: AnnData) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """Escape a name so that Markdown shows it as it is, without HTML, links or formatting."""
     return html.escape(re.sub(r"([\\`*\[\]])", r"\\\1", " ".join(name.split())), quote=False)

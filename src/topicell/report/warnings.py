@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ import numpy as np
 from topicell.evaluation import ranking
 from topicell.evaluation.stability import FOUND, little_support
 from topicell.genes import is_of
+from topicell.report.figure_set import number_of_searches
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
 FEW_TEST_CELLS = 30
 USED_SHARE = 0.01
@@ -26,6 +29,36 @@ COMMON_SHARE = 0.8
 """...its proportion is above `PRESENT` in more than this share of the cells."""
 HOUSEKEEPING_SHARE = 0.5
 """A topic with more of its mass on ribosomal or mitochondrial genes than this gets a warning."""
+
+
+def run_warnings(adata: AnnData) -> list[tuple[str, str]]:
+    """Return all warnings about a run: (heading, explanation).
+
+    Parameters
+    ----------
+    adata
+        The run's cells, topics and ``uns["topicell"]``.
+    """
+    run = adata.uns["topicell"]
+    n_searches = number_of_searches(run)
+    n_test = int((adata.obs["split"] == "test").sum()) if "split" in adata.obs else 0
+    return [
+        *topic_warnings(
+            np.asarray(adata.obsm["X_lda"]),
+            np.asarray(adata.varm["lda_topics"]).T,
+            run.get("topic_support") if n_searches > 1 else None,
+            n_searches,
+            adata.var_names,
+        ),
+        *alignment_warnings(run.get("topic_alignment"), run.get("aligned_to", "")),
+        *seed_warnings(run.get("seeds")),
+        *score_warnings(
+            n_test,
+            replicated=n_searches > 1,
+            given="theta" in json.loads(run["config"]),
+            n_rounded=int(adata.uns.get("topicell_rounded", 0)),
+        ),
+    ]
 
 
 def topic_warnings(

@@ -28,6 +28,7 @@ from urllib.parse import urlencode
 from topicell.config import TrackingConfig, as_dict
 from topicell.errors import InputError
 from topicell.signals import held_interrupts
+from topicell.tracking.provenance import PROVENANCE
 from topicell.tracking.record import (
     METRICS,
     REPORT_ERROR,
@@ -69,7 +70,7 @@ KEY = "topicell.key"
 DESCRIPTION = "summary.md"
 TAG_LENGTH, PARAM_LENGTH, POINTS, ENTRIES = 5000, 6000, 1000, 100
 """MLflow's limits: characters of a tag and a parameter, points and others in a request."""
-RECORDS = ("config.yaml", METRICS)
+RECORDS = ("config.yaml", METRICS, *PROVENANCE)
 NO_METRICS = ("dataset", "split", "status")
 """Lines of ``metrics.jsonl`` that hold something else."""
 

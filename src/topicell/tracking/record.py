@@ -165,6 +165,8 @@ class Journal:
             # Some file systems of clusters have no locks.
             pass
         self._folder = folder
+        # The thread of the system metrics appends lines too, in the same order everywhere.
+        self._appending = threading.Lock()
         self.lines: list[dict[str, Any]] = []
         self.read()
 
@@ -183,10 +185,11 @@ class Journal:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Append a line and its time."""
-        timed = {"time": milliseconds(), **line}
-        self._file.write(json.dumps(timed).encode() + b"\n")
-        self._file.flush()
-        self.lines.append(timed)
+        with self._appending:
+            timed = {"time": milliseconds(), **line}
+            self._file.write(json.dumps(timed).encode() + b"\n")
+            self._file.flush()
+            self.lines.append(timed)
 
     def close(self) -> None:
         """Close the file, which releases the lock."""

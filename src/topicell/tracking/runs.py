@@ -26,7 +26,7 @@ from topicell.tracking.delivery import (
     direct,
 )
 from topicell.tracking.interrupted import require_same_settings
-from topicell.tracking.provenance import source_tags
+from topicell.tracking.provenance import source_tags, write_provenance
 from topicell.tracking.record import (
     RECORD,
     REPORT_ERROR,
@@ -38,6 +38,7 @@ from topicell.tracking.record import (
     milliseconds,
 )
 from topicell.tracking.store import Unreachable, located, prepare
+from topicell.tracking.system import SystemMetrics
 
 ARTIFACTS = (
     "report.html",
@@ -46,6 +47,7 @@ ARTIFACTS = (
     "cells",
     "scores.csv",
     "summary.md",
+    "MODEL_CARD.md",
     "adata.h5ad",
     "model",
 )
@@ -102,6 +104,8 @@ class RunFolder:
         Resume the run in the folder, if there is one.
     tracking
         Store, experiment and name in MLflow; None to record in the folder only.
+    tags
+        Tags of the run besides those that it gives itself, without passwords.
 
     Attributes
     ----------
@@ -122,8 +126,10 @@ class RunFolder:
         *,
         resume: bool = False,
         tracking: TrackingConfig | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
+        self.tags = dict(tags or {})
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
@@ -138,6 +144,7 @@ class RunFolder:
         self.measured: dict[str, dict[str, list[float]]] = {}
         self.tracking = tracking
         self._delivery: Delivery | None = None
+        self._system: SystemMetrics | None = None
         self._recorded: dict[int | None, set[str]] = {}
         self._started = False
         if resume and (directory / RECORD).exists():
@@ -169,6 +176,7 @@ class RunFolder:
         InputError
             The run to resume has other settings or other data.
         """
+        tags = {**tags, **self.tags}
         if self.record is not None:
             self._resume(self.record, config, tags)
         else:
@@ -185,6 +193,7 @@ class RunFolder:
         self._started = True
         if not (self.directory / "config.yaml").exists():
             self._write_settings(config, tags)
+        write_provenance(self.directory)
         if self.tracking is not None:
             assert self.journal is not None
             instead = (
@@ -195,6 +204,9 @@ class RunFolder:
                 self.directory, self.record, self.journal, self.tracking, instead
             )
             self._delivery.begin()
+            if self.tracking.system_metrics is not None:
+                self._system = SystemMetrics(self.journal, self.tracking.system_metrics)
+                self._system.begin()
 
     def log_dataset(self, name: str, source: str, digest: str) -> None:
         """Append the input data to ``metrics.jsonl``, as its first line."""
@@ -228,6 +240,8 @@ class RunFolder:
 
         When an interrupt ends this call, ``finish("KILLED")`` ends the delivery.
         """
+        if self._system is not None:
+            self._system.end()
         self._end(status, tags)
         delivery, record = self._delivery, self.record
         try:
@@ -309,7 +323,7 @@ class RunFolder:
             if "split" in line:
                 values = {k: v for k, v in line.items() if k not in ("time", "split")}
                 self.measured[line["split"]] = values
-            elif "status" not in line:
+            elif not {"status", "step"} & line.keys():
                 names = self._recorded.setdefault(line.get("epoch"), set())
                 names.update(line)
 
@@ -324,7 +338,8 @@ def open_tracker(
     setting: str = RUN_FOLDER_SETTING,
     *,
     resume: bool = False,
+    tags: Mapping[str, str] | None = None,
 ) -> RunFolder:
     """Return the tracker that a configuration asks for, on a run folder that `setting` chooses."""
     tracking = config if config.enabled else None
-    return RunFolder(directory, setting, resume=resume, tracking=tracking)
+    return RunFolder(directory, setting, resume=resume, tracking=tracking, tags=tags)

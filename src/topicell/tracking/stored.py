@@ -44,7 +44,11 @@ def kind_of(run: str, config: TrackingConfig) -> str:
 
 
 def fetch_run(
-    run: str, config: TrackingConfig, destination: Path, artifacts: Sequence[str]
+    run: str,
+    config: TrackingConfig,
+    destination: Path,
+    artifacts: Sequence[str],
+    optional: Sequence[str] = (),
 ) -> tuple[Path, str]:
     """Return the folder of a stored run and its run id, which is empty if a folder was named.
 
@@ -56,8 +60,8 @@ def fetch_run(
         The store.
     destination
         The folder for a copy of the artifacts of an MLflow run.
-    artifacts
-        The names of the artifacts to copy.
+    artifacts, optional
+        The names of the artifacts to copy; `optional` ones may not exist.
 
     Raises
     ------
@@ -76,7 +80,7 @@ def fetch_run(
             if kind in PARENT_KINDS and "sweep.json" not in artifacts:
                 raise InputError(f"run = {run!r} is the parent of a {kind}: name one of its runs")
             there = {item.path for item in store.list_artifacts(run)}
-            for name in there & set(artifacts):
+            for name in there & {*artifacts, *optional}:
                 store.download_artifacts(run, name, str(destination))
         except MlflowException as error:
             unknown = error.error_code == "RESOURCE_DOES_NOT_EXIST"
@@ -145,6 +149,34 @@ def replace_report(run: str, run_id: str, config: TrackingConfig, made: Path) ->
             )
 
 
+def read_dataset(folder: Path) -> dict[str, str]:
+    """Return name, source and digest of the data of a run folder.
+
+    Raises
+    ------
+    InputError
+        The run ended before its data were recorded.
+    """
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            if "dataset" in line:
+                found: dict[str, str] = line["dataset"]
+                return found
+    raise InputError(f"{folder / 'metrics.jsonl'} names no data: the run did not finish")
+
+
+def read_tags(folder: Path) -> dict[str, str]:
+    """Return the tags of a run folder, which name the code, the device and the data.
+
+    The artifacts in MLflow do not include ``run.json``; for them, the comments at the head of
+    ``config.yaml`` have the same tags.
+    """
+    if (folder / RECORD).exists():
+        return Record.read(folder).tags
+    lines = (folder / "config.yaml").read_text().splitlines()
+    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+
+
 def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Return the metrics by epoch and the final metrics of a run folder."""
     history: list[dict[str, float]] = []
@@ -154,7 +186,7 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]
         record.pop("time", None)
         if "epoch" in record:
             history.append(record)
-        elif not {"dataset", "split", "status"} & record.keys():
+        elif not {"dataset", "split", "status", "step"} & record.keys():
             final |= record
     return history, final
 
