@@ -87,7 +87,7 @@ def test_moved_data_are_found_and_changed_data_refused(run_here, small, tmp_path
         f"data.path={path}",
         *kept,
         *OFF,
-        "preprocess.drop_genes=[]",
+        *("preprocess.drop_genes=[]", "preprocess.n_variable_genes=null"),
         "hydra.run.dir=run",
     )
     code, _, err = run_here("train", *asked)

@@ -228,7 +228,7 @@ def test_a_run_is_created_once_when_an_interrupt_arrives_meanwhile(
 
 
 def test_a_run_whose_store_was_deleted_is_delivered_to_another(tmp_path, caplog):
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/first/mlflow.db")
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/first/mlflow.db", system_metrics=None)
     tracker = open_tracker(config, tmp_path / "run")
     tracker.start(RunConfig(), {})
     tracker.log_metrics({"train/elbo": -9.0}, epoch=0)

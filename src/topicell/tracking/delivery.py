@@ -28,7 +28,7 @@ from urllib.parse import urlencode
 from topicell.config import TrackingConfig, as_dict
 from topicell.errors import InputError
 from topicell.signals import held_interrupts
-from topicell.tracking.provenance import PROVENANCE
+from topicell.tracking.provenance import DIFF, ENVIRONMENT
 from topicell.tracking.record import (
     METRICS,
     REPORT_ERROR,
@@ -70,7 +70,8 @@ KEY = "topicell.key"
 DESCRIPTION = "summary.md"
 TAG_LENGTH, PARAM_LENGTH, POINTS, ENTRIES = 5000, 6000, 1000, 100
 """MLflow's limits: characters of a tag and a parameter, points and others in a request."""
-RECORDS = ("config.yaml", METRICS, *PROVENANCE)
+RECORDS = ("config.yaml", METRICS, ENVIRONMENT)
+"""Records that every run has; `DIFF` is one only if there are uncommitted changes."""
 NO_METRICS = ("dataset", "split", "status")
 """Lines of ``metrics.jsonl`` that hold something else."""
 
@@ -423,7 +424,7 @@ class Delivery:
         names, complete = record.artifacts, True
         if record.status == "KILLED":
             # Other artifacts are unfinished, and stay in the folder.
-            names = [name for name in names if name in RECORDS]
+            names = [name for name in names if name in (*RECORDS, DIFF)]
         for path in [path for name in names for path in _files(self.folder / name)]:
             if self._hurry:
                 complete = False

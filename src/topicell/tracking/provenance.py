@@ -17,8 +17,6 @@ from topicell.redaction import without_secrets
 
 DIFF = "git.diff"
 ENVIRONMENT = "environment.txt"
-PROVENANCE = (ENVIRONMENT, DIFF)
-"""Files that `write_provenance` writes; without uncommitted changes, there is no `DIFF`."""
 LARGEST_DIFF = 1_000_000
 """Bytes of the uncommitted changes that are stored."""
 CODE = ("src", "conf", "pyproject.toml")

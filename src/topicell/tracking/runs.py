@@ -26,7 +26,7 @@ from topicell.tracking.delivery import (
     direct,
 )
 from topicell.tracking.interrupted import require_same_settings
-from topicell.tracking.provenance import source_tags, write_provenance
+from topicell.tracking.provenance import DIFF, source_tags, write_provenance
 from topicell.tracking.record import (
     RECORD,
     REPORT_ERROR,
@@ -185,7 +185,7 @@ class RunFolder:
                 name=config.tracking.run_name or config.title,
                 params=json.loads(json.dumps(dotted(config))),
                 tags=source_tags() | dict(tags),
-                artifacts=[*ARTIFACTS, *RECORDS],
+                artifacts=[*ARTIFACTS, *RECORDS, DIFF],
             )
             self._direct(self.record)
             self.record.write(self.directory)
