@@ -155,21 +155,32 @@ def test_page_of_the_package_index_has_its_parts_in_the_readme():
     assert sorted(marks, key=readme.index) == marks
 
 
+def index_page(text: str) -> str:
+    for rule in README_PARTS["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    return text
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("before\n\n![A picture: x](docs/a.png)\n\nafter\n", "before\n\nafter\n"),
         ("# t\n\n[![CI](../../a.svg)](../../a.yaml)\n![b](c.svg)\n\nafter\n", "# t\n\nafter\n"),
-        ("see [the page](docs/data.md#x), [b](c).", "see the page, b."),
         ("[site](https://example.org/a) ![p](https://example.org/p.png)", None),
         ("[reference][tutorial]", None),
     ],
 )
-def test_page_of_the_package_index_has_no_links_to_files(text, expected):
-    made = text
-    for rule in README_PARTS["substitutions"]:
-        made = re.sub(rule["pattern"], rule["replacement"], made)
-    assert made == (text if expected is None else expected)
+def test_page_of_the_package_index_has_no_pictures_of_the_repository(text, expected):
+    assert index_page(text) == (text if expected is None else expected)
+
+
+def test_page_of_the_package_index_has_no_links_to_files():
+    made = index_page("see [the page](docs/data.md#x), [b](c), and [site](https://example.org/a).")
+    assert made.startswith("see ")
+    assert made.endswith(", and [site](https://example.org/a).")
+    assert "the page" in made
+    assert not re.search(r"\]\((?!https:)", made)
+    assert re.search(r"\]\((?!https:)", (ROOT / "README.md").read_text())
 
 
 def test_docker_sees_exactly_what_the_wheel_is_built_from():
