@@ -65,4 +65,5 @@ def _readable(values: pd.Series) -> Any:
         return values.to_numpy()
     if len(known) < len(values):
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    return values.to_numpy(dtype=values.dtype.numpy_dtype)
+    plain: Any = values.dtype
+    return values.to_numpy(dtype=plain.numpy_dtype)

@@ -76,8 +76,8 @@ def shown_cells(adata: AnnData, genes_T: np.ndarray) -> tuple[AnnData, dict[str,
 
     theta_NK = np.asarray(adata.obsm["X_lda"], dtype=np.float32)
     topics = [f"topic_{k}" for k in range(theta_NK.shape[1])]
-    by_topic = pd.Categorical.from_codes(dominant_topics(theta_NK), topics)
-    found = [*_sets_of(adata), ("Dominant topic", by_topic)]
+    by_topic = pd.Categorical.from_codes(dominant_topics(theta_NK), pd.Index(topics))
+    found: list[tuple[str, Any]] = [*_sets_of(adata), ("Dominant topic", by_topic)]
     # The first sets color the maps at first: labels, if the run has any.
     found.sort(key=lambda one: not one[0].startswith(("Label", "Dominant")))
     columns: dict[str, Any] = {
@@ -99,26 +99,28 @@ def shown_cells(adata: AnnData, genes_T: np.ndarray) -> tuple[AnnData, dict[str,
     return cells, sets
 
 
-def _sets_of(adata: AnnData) -> Iterator[tuple[str, pd.Categorical]]:
+def _sets_of(adata: AnnData) -> Iterator[tuple[str, Any]]:
     """Yield title and values of the columns of obs whose values are cell sets."""
     run = adata.uns["topicell"]
+    # Of a column with several roles, the last one counts.
     wanted = {
-        run.get("label_key"): "Label",
         "leiden": "Leiden cluster",
-        run.get("sample_key"): "Sample",
         run.get("batch_key"): "Batch",
+        run.get("sample_key"): "Sample",
+        run.get("label_key"): "Label",
     }
     for column, title in wanted.items():
         if column and column in adata.obs:
             yield (title if column == "leiden" else f"{title} ({column})"), _text(adata.obs[column])
 
 
-def _text(values: pd.Series) -> pd.Categorical:
+def _text(values: pd.Series) -> Any:
     """Return values as categories of text, in the order of the categories; NA stays NA."""
     import pandas as pd
 
     known = values.astype("category").cat
-    return pd.Categorical.from_codes(known.codes, [str(name) for name in known.categories])
+    names = pd.Index([str(name) for name in known.categories], dtype=object)
+    return pd.Categorical.from_codes(known.codes.to_numpy(), names)
 
 
 def view_config(cells: AnnData, sets: Mapping[str, str], title: str) -> dict[str, Any]:
