@@ -52,9 +52,15 @@ EXTRA_OF = {
 CHROMIUM = os.environ.get("TOPICELL_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+CELLXGENE = os.environ.get("TOPICELL_CELLXGENE")
+"""Python of an environment with cellxgene, whose requirements are not those of topicell."""
+NPM = os.environ.get("TOPICELL_NPM")
+"""Folder with the packages, by ``npm pack``, that ``topicell/export/vitessce.html`` loads."""
 FIXTURES = {
+    "cellxgene": "cellxgene",
     "chromium": "chromium",
     "facs_folder": "pbmc_facs.RData",
+    "npm_packages": "npm",
     "postgresql_programs": "postgresql",
 }
 """Fixtures that need more than the README's set-up installs, and the name in the marker."""
@@ -80,6 +86,10 @@ def _postgresql_programs() -> Path | None:
 
 def why_missing(name: str) -> str | None:
     """Return why a name in ``pytest.mark.extras`` is missing; None if it is installed."""
+    if name == "cellxgene":
+        return None if CELLXGENE else "TOPICELL_CELLXGENE names no Python with cellxgene"
+    if name == "npm":
+        return None if NPM else "TOPICELL_NPM names no folder with npm packages"
     if name == "chromium":
         return None if CHROMIUM else "no Chromium on the path (TOPICELL_CHROMIUM names another)"
     if name == "pbmc_facs.RData":
@@ -194,6 +204,18 @@ def postgresql_programs() -> Path | None:
 def chromium() -> str | None:
     """Return the path of a Chromium browser."""
     return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def cellxgene() -> str | None:
+    """Return the Python of an environment with cellxgene."""
+    return CELLXGENE
+
+
+@pytest.fixture(scope="session")
+def npm_packages() -> Path | None:
+    """Return the folder with the npm packages that the page for Vitessce loads."""
+    return Path(NPM) if NPM else None
 
 
 def plant(n_cells, n_genes, n_topics, depth, *, seed=0):

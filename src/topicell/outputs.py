@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -232,7 +232,9 @@ def _write_rest(
         # where libhdf5 can end the process.
         if not no_room:
             with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
-                _stored(adata, config).write_h5ad(unfinished, compression="gzip")
+                stored = _stored(adata, config)
+                stored.uns = without_null(stored.uns)
+                stored.write_h5ad(unfinished, compression="gzip")
     return _report_error(failures)
 
 
@@ -258,6 +260,24 @@ def _stored(adata: AnnData, config: RunConfig | ExternalConfig) -> AnnData:
         varm=dict(adata.varm),
         layers={"counts": adata.layers["counts"]} if kept else None,
     )
+
+
+def without_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dictionary without the values that are None, also in the dictionaries in it.
+
+    anndata 0.12 writes them as an element that earlier versions, cellxgene among them, cannot read:
+    they refuse the whole file. `scanpy.pp.log1p` sets ``uns["log1p"]["base"]`` to None.
+
+    Examples
+    --------
+    >>> without_null({"log1p": {"base": None}, "pca": {"zero_center": True, "mask": None}})
+    {'log1p': {}, 'pca': {'zero_center': True}}
+    """
+    return {
+        name: without_null(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def tested_proportions(adata: AnnData) -> np.ndarray:

@@ -28,6 +28,7 @@ COMMANDS = {
     "conditions": "topicell.cli.conditions",
     "transform": "topicell.cli.transform",
     "evaluate": "topicell.cli.evaluate",
+    "export": "topicell.cli.export",
     "sync": "topicell.cli.sync",
     "ui": "topicell.cli.ui",
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ReportError",
     "add_differential_expression",
+    "add_maps",
     "catch_up",
     "described",
     "require_enough_cells",
@@ -197,7 +198,7 @@ def write(
     from topicell.report.figure_set import ReportedRun, drawings
     from topicell.report.page import render
 
-    _embed(adata, config, seed)
+    add_maps(adata, config, seed)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -222,8 +223,8 @@ def write(
     return [*paths, *files, page]
 
 
-def _embed(adata: AnnData, config: ReportConfig, seed: int) -> None:
-    """Compute the maps that are missing."""
+def add_maps(adata: AnnData, config: ReportConfig, seed: int) -> None:
+    """Compute the maps that are missing; the parameters are those of `write`."""
     import numpy as np
     import pandas as pd
 
