@@ -156,13 +156,13 @@ def step(
     """
     outer = _current.get()
     this = Step(name, total, unit, outer)
-    _current.set(this)
     watch = None
     if outer is None:
         watch = _Watch(this)
         watch.start()
     else:
         outer.inner = this
+    _current.set(this)
     try:
         with _own_bar(this) if own_bar else contextlib.nullcontext():
             yield this

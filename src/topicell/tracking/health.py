@@ -69,7 +69,6 @@ def _of_database(uri: str, path: Path | None) -> str:
     if path is not None:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=2)) as file:
             file.execute("BEGIN IMMEDIATE")
-            file.execute("PRAGMA user_version = 0")
             file.rollback()
         if problem := writable(path.parent):
             raise Unreachable(f"{path.parent} cannot be written to ({problem})")
