@@ -94,6 +94,8 @@ def why_missing(name: str) -> str | None:
         return None if CHROMIUM else "no Chromium on the path (TOPICELL_CHROMIUM names another)"
     if name == "pbmc_facs.RData":
         return None if _facs_folder() else f"no {name} (set TOPICELL_DATA to its folder)"
+    if name in ("zsh", "fish"):
+        return None if shutil.which(name) else f"no {name} on the path"
     if name == "postgresql":
         return None if _postgresql_programs() else "no PostgreSQL (initdb, pg_ctl and postgres)"
     if importlib.util.find_spec(name) is None:

@@ -233,17 +233,18 @@ def fit_parts(
             metrics = {name: value for name, value in epoch.items() if name != "epoch"}
             tracker.log_metrics(metrics, epoch=int(epoch["epoch"]))
 
-    return fit_model(
-        parts["train"],
-        parts["valid"],
-        config.model,
-        config.train,
-        seed=seed,
-        on_epoch=log,
-        checkpoints=checkpoints,
-        ranks=ranks,
-        prior=prior,
-    )
+    with step("fit"):
+        return fit_model(
+            parts["train"],
+            parts["valid"],
+            config.model,
+            config.train,
+            seed=seed,
+            on_epoch=log,
+            checkpoints=checkpoints,
+            ranks=ranks,
+            prior=prior,
+        )
 
 
 def estimates_of(fit: TopicFit, cells: PreparedCells, config: RunConfig, seed: int) -> Estimates:
@@ -279,7 +280,9 @@ def further_splits(
         checkpoints = checkpoints_of(config, tracker, seed)
         fit = fit_parts(config, parts, seed, checkpoints, ranks=ranks, prior=prior)
         estimates = estimates_of(fit, cells, config, seed)
-        yield str(seed), measure_split(estimates, cells, parts, config, seed)
+        with step("measures"):
+            measured = measure_split(estimates, cells, parts, config, seed)
+        yield str(seed), measured
 
 
 @contextlib.contextmanager

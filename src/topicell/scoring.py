@@ -18,7 +18,9 @@ from topicell.evaluation.metrics import Replicate, replicate_scores
 from topicell.evaluation.perplexity import sampling_error, thin
 from topicell.evaluation.stability import Consensus, consensus, stability
 from topicell.model.fit import TopicFit
+from topicell.progress import step, tracked
 
+NAMES_OF_PARTS = {"train": "training", "valid": "validation", "test": "test"}
 Measured = dict[str, list[float]]
 """Values by metric: one for each replicate, or a single one for a metric that compares
 replicates."""
@@ -91,20 +93,24 @@ def measure(
     if valid is not None:
         # Use this score to choose settings, so that the test cells stay unseen.
         name = "valid/perplexity_folded"
-        by_replicate |= perplexity(name, fit, valid, config.n_samples, seed, folded=True)
+        with step("perplexity of the validation cells"):
+            by_replicate |= perplexity(name, fit, valid, config.n_samples, seed, folded=True)
     if test is not None:
         ways = {"test/perplexity_folded": True}
         if fit.own_perplexity:
             ways[fit.own_perplexity] = False
-        for name, folded in ways.items():
-            by_replicate |= perplexity(name, fit, test, config.n_samples, seed, folded=folded)
-        by_replicate |= elbo_given_topics(fit, parts["test"], config.n_elbo_cells, seed)
+        with step("perplexity of the test cells"):
+            for name, folded in ways.items():
+                by_replicate |= perplexity(name, fit, test, config.n_samples, seed, folded=folded)
+        with step("ELBO given topics"):
+            by_replicate |= elbo_given_topics(fit, parts["test"], config.n_elbo_cells, seed)
     if fit.has_encoder:
         for part, sample in samples.items():
             if sample.cells.n_cells:
                 # The curves by epoch have the names train/elbo and valid/elbo.
                 name = "test/elbo" if part == "test" else f"fit/{part}_elbo"
-                by_replicate |= elbo(name, fit, sample, config.n_elbo_samples, seed)
+                with step(f"ELBO of the {NAMES_OF_PARTS[part]} cells"):
+                    by_replicate |= elbo(name, fit, sample, config.n_elbo_samples, seed)
     labelled = drawn(len(estimates.theta_RNK[0]), config.max_cells, seed)
     replicates = [
         Replicate(
@@ -121,7 +127,10 @@ def measure(
         )
         for theta_NK, beta_KG in zip(estimates.theta_RNK, estimates.beta_RKG, strict=True)
     ]
-    of_topics = [dict(replicate_scores(replicate)) for replicate in replicates]
+    of_topics = [
+        dict(replicate_scores(replicate))
+        for replicate in tracked(replicates, "scores of topics and labels", unit="replicates")
+    ]
     for name in of_topics[0]:
         by_replicate[name] = [scores[name] for scores in of_topics]
     agreed = estimates.agreed

@@ -20,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from hydra_plugins.topicell_sweeper._space import bounds_of, space_of
+from topicell import progress
 from topicell.cli.errors import own_process, require_reports
+from topicell.cli.terminal import BOLD, YELLOW, note, say, styled
 from topicell.cli.train import to_run_config
 from topicell.config import RunConfig, SweepConfig, as_dict, dotted
 from topicell.data.preprocessing import held_in_memory
@@ -89,17 +91,17 @@ def sweep(
         status = "FAILED"
         try:
             prepare = partial(_prepare, context, task, str(config.hydra.job.name))
-            Search(study, plan.compose, prepare, settings, parent, _say).run()
+            Search(study, plan.compose, prepare, settings, parent, note).run()
             with study.exclusively():
                 if study.n_others:
-                    _say(f"other processes that joined the study still run {study.n_others} trials")
+                    note(f"other processes that joined the study still run {study.n_others} trials")
                     status = "RUNNING"
                     return
                 folders = conclude_and_print(plan, study, parent)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            _say("interrupted; run the same command again to continue")
+            note("interrupted; run the same command again to continue")
             raise
         finally:
             if status != "RUNNING" and not (settings.join and study.n_others):
@@ -165,7 +167,7 @@ def start_parent(plan: Plan, study: Study) -> Parent:
         own = as_dict(plan.settings).items()
         parent.log_params(params | {f"sweep.{k}": v for k, v in own if k != "storage"})
     done = f"{study.n_done} of {plan.settings.n_trials} trials so far"
-    _say(f"study {study.name} in {study.address}: {done}")
+    note(f"study {study.name} in {study.address}: {done}")
     return parent
 
 
@@ -202,9 +204,9 @@ def conclude_and_print(plan: Plan, study: Study, parent: Parent) -> list[Path]:
         raise SweepError(
             f"none of {len(found.trials)} trials was completed (last error: {errors[-1]}); {again}"
         )
-    print(verdict.sentence)
+    print(styled(verdict.sentence, BOLD))
     for warning in verdict.warnings:
-        print(f"  {warning}")
+        say(f"  {styled(warning, YELLOW)}")
     print(f"report      {plan.folder / 'report.html'}")
     if verdict.kind is Kind.failed:
         raise SweepError(
@@ -232,6 +234,7 @@ def _prepare(context: HydraContext, task: TaskFunction, name: str) -> Work:
     hydra_version.setbase(None)
     JobRuntime.instance().set("name", name)
     own_process()
+    progress.show(progress.Shown.nothing)
     # tqdm's own lock has a semaphore, which a killed worker would not release.
     tqdm.set_lock(threading.RLock())
     _WORKER.enter_context(held_in_memory())
@@ -248,7 +251,3 @@ def _work(context: HydraContext, task: TaskFunction, payload: bytes, trial: Curr
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from topicell.cli.overrides import as_tag, resumes
+from topicell.cli.terminal import BOLD, styled
 from topicell.config import TrackingConfig
 from topicell.redaction import without_password
 
@@ -62,7 +63,8 @@ class GridParent(Callback):  # type: ignore[misc]  # hydra is untyped
                 if status != "KILLED":
                     # The verdict needs all runs, also those that the store rejected at first.
                     parent.deliver_runs()
-                    for line in conclude(parent, cls.folder):
-                        print(line)
+                    for number, line in enumerate(conclude(parent, cls.folder)):
+                        # The verdict is the first.
+                        print(line if number else styled(line, BOLD))
             finally:
                 parent.finish(status)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from topicell.config import dotted
 
 NO_DEFAULT = "???"
 """Default of a setting that must be given; OmegaConf calls it MISSING."""
+
+
+def conf_folder() -> Path:
+    """Return the folder of configuration groups: in the package, or at the top of a checkout."""
+    packaged = Path(__file__).parents[1] / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from topicell.cli.command import NO_DEFAULT, Command
 from topicell.cli.options import read
 from topicell.cli.output import make_folder, new_folder
+from topicell.cli.terminal import say
 from topicell.config import TrackingConfig
 from topicell.config.checks import POSITIVE, SEED, check_fields, setting
 from topicell.errors import InputError
@@ -98,10 +99,10 @@ def _print(found: Conditions) -> None:
     """Print the effects, term by term, the smallest p first."""
     for term, smallest in found.smallest_p.items():
         of_term = found.table[found.table["term"] == term]
-        print(f"{term}  ({len(found.samples)} samples; permutations: p of at least {smallest:.2g})")
+        say(f"{term}  ({len(found.samples)} samples; permutations: p of at least {smallest:.2g})")
         for row in of_term.sort_values("p", kind="stable").to_dict("records"):
             effect = f"{row['effect']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
-            print(
+            say(
                 f"  {row['topic']:<10}{row['level'][:16]:<17}{effect:<27}"
                 f"p = {row['p']:<9.2g}permutations {row['p_permutation']:<9.2g}q = {row['q']:.2g}"
             )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from topicell.cli.command import Command
 from topicell.cli.errors import raise_report_failure
 from topicell.cli.options import read, stored_run_config
-from topicell.cli.output import new_folder, print_result, progress_shown
+from topicell.cli.output import new_folder, print_result
 from topicell.cli.overrides import command_line
+from topicell.cli.terminal import say
 from topicell.config import RunConfig, TrackingConfig
 from topicell.config.checks import SHARE, check_fields, setting
 from topicell.errors import InputError
@@ -55,19 +56,18 @@ def consensus(arguments: list[str]) -> None:
 
     logging.getLogger("anndata").setLevel(logging.WARNING)
     folder = new_folder(asked.output, f"consensus/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
-    with progress_shown():
-        fits, config = _stored(asked)
-        command = command_line("consensus", arguments)
-        tracker = open_tracker(asked.tracking, folder, "output=FOLDER", tags={COMMAND_TAG: command})
-        try:
-            result, table = refit(fits, config, asked.min_support, tracker)
-        except InputError:
-            # Nothing was recorded: remove what was made for it.
-            (folder / "topics" / "initial_topics.csv").unlink(missing_ok=True)
-            for path in (folder / "topics", folder):
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-            raise
+    fits, config = _stored(asked)
+    command = command_line("consensus", arguments)
+    tracker = open_tracker(asked.tracking, folder, "output=FOLDER", tags={COMMAND_TAG: command})
+    try:
+        result, table = refit(fits, config, asked.min_support, tracker)
+    except InputError:
+        # Nothing was recorded: remove what was made for it.
+        (folder / "topics" / "initial_topics.csv").unlink(missing_ok=True)
+        for path in (folder / "topics", folder):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
     print_agreement(table, tracker.directory)
     print_result(result.scores, tracker.directory)
     raise_report_failure(result.report_error, tracker.directory)
@@ -78,11 +78,11 @@ def print_agreement(table: pd.DataFrame, folder: Path) -> None:
     for _, row in table[table["agreed"] | (table["found_in"] > 1)].iterrows():
         verdict = row["topic"] if row["agreed"] else "not agreed"
         found = f"found in {row['found_in']} of {row['searches']}"
-        print(f"{verdict:<12}{found:<20}{row['relevant_genes'][:60]}")
+        say(f"{verdict:<12}{found:<20}{row['relevant_genes'][:60]}")
     single = int((~table["agreed"] & (table["found_in"] == 1)).sum())
     if single:
         path = os.path.relpath(folder / "topics" / "agreement.csv")
-        print(f"not agreed  {single} further topics, each of a single search: {path}")
+        say(f"not agreed  {single} further topics, each of a single search: {path}")
 
 
 def _runs(asked: ConsensusCommand) -> list[str]:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from topicell import signals
 from topicell.cli.overrides import kinds, quoted, unquoted
+from topicell.cli.terminal import RED, styled
 from topicell.config import TrainCommand, dotted
 from topicell.errors import InputError, failure
 from topicell.redaction import without_password
@@ -48,16 +49,13 @@ def _show_warning(
     # page shows the letter, the files of the figures a box.
     if category is not UserWarning or str(message).startswith("Glyph "):
         return
-    if logging.getLogger().hasHandlers():
-        # In a run: on the terminal, and in the log of its folder.
-        logging.getLogger("topicell").warning(message)
-    else:
-        print(f"warning: {message}", file=sys.stderr)
+    # On the terminal and, in a run, in the log of its folder.
+    logging.getLogger("topicell").warning(message)
 
 
 def fail(code: int, message: str) -> NoReturn:
     """Print why the command failed, and exit."""
-    print(f"topicell: {without_password(message)}", file=sys.stderr)
+    print(styled("topicell:", RED, sys.stderr), without_password(message), file=sys.stderr)
     sys.exit(code)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from topicell.cli.command import Command
 from topicell.cli.errors import raise_report_failure
 from topicell.cli.options import read
-from topicell.cli.output import print_result, progress_shown
+from topicell.cli.output import print_result
 from topicell.cli.overrides import command_line, unquoted
 from topicell.config import ExternalConfig, ReadConfig
 from topicell.errors import InputError
@@ -34,8 +34,7 @@ def evaluate(arguments: list[str]) -> None:
     command = command_line("evaluate", arguments)
     tracker = open_tracker(config.tracking, folder, "output=FOLDER", tags={COMMAND_TAG: command})
     try:
-        with progress_shown():
-            result = external.evaluate(config, tracker)
+        result = external.evaluate(config, tracker)
     except InputError:
         # Nothing was recorded: remove the folder that was made for it.
         with contextlib.suppress(OSError):

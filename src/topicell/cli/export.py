@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from topicell.cli.command import NO_DEFAULT, Command
 from topicell.cli.options import read
-from topicell.cli.output import make_folder, new_folder, progress_shown
+from topicell.cli.output import make_folder, new_folder
 from topicell.config import ReportConfig, RunConfig, TrackingConfig
 from topicell.config.checks import POSITIVE, check_fields, setting
 from topicell.errors import InputError
@@ -149,7 +149,7 @@ def vitessce(arguments: list[str]) -> None:
     from topicell.progress import step
     from topicell.report.embedding import mapped
 
-    with tempfile.TemporaryDirectory() as scratch, progress_shown():
+    with tempfile.TemporaryDirectory() as scratch:
         folder, run_id = _fetched(asked, Path(scratch), ("adata.h5ad",))
         run = run_id or folder.resolve().name
         output = new_folder(asked.output, f"vitessce-{run}")
@@ -173,7 +173,7 @@ def cellxgene(arguments: list[str]) -> None:
     from topicell.export.cellxgene import shown_cells
     from topicell.files import whole
 
-    with tempfile.TemporaryDirectory() as scratch, progress_shown():
+    with tempfile.TemporaryDirectory() as scratch:
         folder, run_id = _fetched(asked, Path(scratch), ("adata.h5ad",))
         output = _new_file(asked.output, f"cellxgene-{run_id or folder.resolve().name}.h5ad")
         shown = shown_cells(_with_maps(folder / "adata.h5ad"))

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from topicell import signals
-from topicell.cli import errors
+from topicell.cli import errors, terminal
 from topicell.cli.command import Command
 from topicell.redaction import without_password
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "export": "topicell.cli.export",
     "sync": "topicell.cli.sync",
     "ui": "topicell.cli.ui",
+    "doctor": "topicell.cli.doctor",
+    "completion": "topicell.cli.completion",
 }
 """Module of each command, in the order of ``topicell --help``. It is imported when needed, and
 holds a `Command` as ``COMMAND``."""
@@ -52,10 +54,10 @@ HELP_FLAGS = ("-h", "--help")
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, asked = terminal.without_options(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in (*HELP_FLAGS, "help"):
         overviews = (load(name).overview for name in COMMANDS)
-        print(HEAD, *overviews, "", FOOT, sep="\n", end="")
+        print(HEAD, *overviews, "", terminal.OPTIONS_HELP, FOOT, sep="\n", end="")
         sys.exit(errors.DONE if arguments else errors.BAD_INPUT)
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -69,13 +71,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         errors.fail(errors.BAD_INPUT, f"{name!r} is not a command; {hint}")
     command = load(name)
     if rest and rest[0] in HELP_FLAGS and command.settings is not None:
-        print(command.help)
+        print(command.help, "", terminal.OPTIONS_HELP, sep="\n", end="")
         sys.exit(errors.DONE)
 
     errors.own_process()
     wants_traceback = os.environ.get(errors.FULL_ERROR, "0") not in ("", "0")
     try:
-        command.function(rest)
+        with terminal.used(asked):
+            command.function(rest)
     except KeyboardInterrupt:
         errors.fail(errors.INTERRUPTED, "interrupted")
     except Exception as error:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from topicell.cli.terminal import BOLD, YELLOW, say, styled
 from topicell.errors import InputError
 
 
@@ -17,9 +16,10 @@ def print_result(scores: Mapping[str, float], directory: Path) -> None:
 
     for name, row in METRICS.items():
         if row.printed and name in scores:
-            print(f"{row.title:<32}{scores[name]:10.4g} {row.unit}".rstrip())
+            value = styled(f"{scores[name]:10.4g}", BOLD)
+            say(f"{row.title:<32}{value} {row.unit}".rstrip())
     for heading in _warnings(directory):
-        print(f"warning     {heading}")
+        say(f"{styled('warning', YELLOW)}     {heading}")
     print(f"run folder  {os.path.relpath(directory)}")
     if (directory / "report.html").exists():
         print(f"report      {os.path.relpath(directory / 'report.html')}")
@@ -43,20 +43,6 @@ def print_delivered(folder: Path) -> None:
         print(f"MLflow run  {record.run_id}  (topicell ui)")
     elif record.store:
         print(f"MLflow run  not delivered; run topicell sync folders={os.path.relpath(folder)}")
-
-
-@contextlib.contextmanager
-def progress_shown() -> Iterator[None]:
-    """Show the current step on the terminal, for commands that Hydra does not run."""
-    logger = logging.getLogger("topicell.progress")
-    handler, level = logging.StreamHandler(), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def new_folder(asked: str | None, name: str) -> Path:

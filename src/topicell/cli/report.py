@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from topicell.cli.command import NO_DEFAULT, Command
 from topicell.cli.options import read, stored_run_config
-from topicell.cli.output import make_folder, new_folder, progress_shown
+from topicell.cli.output import make_folder, new_folder
 from topicell.config import EvaluateConfig, ReportConfig, TrackingConfig, as_dict
 from topicell.errors import InputError
 
@@ -39,7 +39,7 @@ def report(arguments: list[str]) -> None:
     from topicell.tracking.stored import PARENT_KINDS, kind_of, replace_report, store_artifacts
 
     kind = kind_of(asked.run, asked.tracking)
-    with tempfile.TemporaryDirectory() as scratch, progress_shown():
+    with tempfile.TemporaryDirectory() as scratch:
         if kind in PARENT_KINDS:
             run_id, output = _report_sweep(asked, kind, Path(scratch))
             if run_id:

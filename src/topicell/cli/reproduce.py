@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from topicell.cli.command import NO_DEFAULT, Command
 from topicell.cli.errors import FAILED, raise_report_failure
 from topicell.cli.options import read, stored_run_config
-from topicell.cli.output import new_folder, print_result, progress_shown
+from topicell.cli.output import new_folder, print_result
 from topicell.cli.overrides import command_line
+from topicell.cli.terminal import BOLD, say, styled
 from topicell.config import RunConfig, TrackingConfig
 from topicell.errors import InputError
 
@@ -79,16 +80,16 @@ def reproduce(arguments: list[str]) -> None:
         }
         tracker = open_tracker(tracking, output, "output=FOLDER", tags=tags)
         try:
-            with progress_shown():
-                result, found = reproduction.reproduce(folder, config, tracker)
+            result, found = reproduction.reproduce(folder, config, tracker)
         except InputError:
             # Nothing was recorded: remove the folder that was made for it.
             with contextlib.suppress(OSError):
                 output.rmdir()
             raise
     print_result(result.scores, tracker.directory)
-    print(*reproduction.described(found), sep="\n")
-    print(f"verdict     {_verdict(found)}")
+    for line in reproduction.described(found):
+        say(line)
+    print(f"verdict     {styled(_verdict(found), BOLD)}")
     raise_report_failure(result.report_error, tracker.directory)
     if not found.reproduced:
         raise SystemExit(FAILED)

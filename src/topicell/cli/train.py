@@ -14,7 +14,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topicell.cli.command import Command
+from topicell import progress
+from topicell.cli.command import Command, conf_folder
+from topicell.cli.completion import asked_by_hydra, completion
 from topicell.cli.errors import (
     FULL_ERROR,
     TRAIN_LISTER,
@@ -24,6 +26,7 @@ from topicell.cli.errors import (
 )
 from topicell.cli.output import print_delivered, print_result
 from topicell.cli.overrides import as_tag, command_line, literal, quoted, resumes, unquoted
+from topicell.cli.terminal import log_level, note
 from topicell.config import RunConfig, SweepConfig, TrainCommand, dotted
 from topicell.errors import InputError
 
@@ -40,6 +43,10 @@ MULTIRUN = {"-m", "--multirun"}
 
 def train(arguments: list[str]) -> None:
     """Train once; with ``-m``, make a grid of runs or search over settings."""
+    if (shell := asked_by_hydra(arguments)) is not None:
+        # Hydra's scripts would take "topicell" alone for its application.
+        completion(shell)
+        return
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
@@ -53,6 +60,7 @@ def train(arguments: list[str]) -> None:
             "single process, or leave out -m"
         )
     if is_follower():
+        progress.show(progress.Shown.nothing)
         arguments = _follower_arguments(arguments)
     job = Job()
     ConfigStore.instance().store(name="train_command", node=TrainCommand)
@@ -125,6 +133,8 @@ class Job:
         from topicell.sweep.tracker import current_trial
 
         self.begun = True
+        # Hydra has just set it to that of its configuration.
+        logging.getLogger("topicell").setLevel(log_level())
         trial = current_trial()
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
@@ -165,9 +175,9 @@ def _folder_to_resume(arguments: Sequence[str]) -> list[str]:
         root = Path(default["sweep" if grid else "run"]["dir"].partition("$")[0])
         found = last_grid(root, as_tag(arguments)) if grid else last_of(root, dotted(settings))
     if found is None:
-        print("no interrupted run with these settings was found; a new run starts", file=sys.stderr)
+        note("no interrupted run with these settings was found; a new run starts")
         return []
-    print(f"resuming {found}", file=sys.stderr)
+    note(f"resuming {found}")
     return [f"{folder_setting}={quoted(str(found))}"]
 
 
@@ -274,12 +284,6 @@ def to_run_config(settings: DictConfig) -> RunConfig:
             "sweep.… is set, but this is not a sweep; write topicell train -m sweep=topics …"
         )
     return RunConfig(**{f.name: getattr(command, f.name) for f in fields(RunConfig)})
-
-
-def conf_folder() -> Path:
-    """Return the folder of configuration groups: in the package, or at the top of a checkout."""
-    packaged = Path(__file__).parents[1] / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 COMMAND = Command(

@@ -46,6 +46,7 @@ def transform(arguments: list[str]) -> None:
     from topicell.data.reading import read
     from topicell.model.loading import load_fit
     from topicell.outputs import annotate
+    from topicell.progress import step
     from topicell.tracking.registry import fetch_model
     from topicell.tracking.stored import fetch_run
 
@@ -58,14 +59,15 @@ def transform(arguments: list[str]) -> None:
             run, _ = fetch_run(asked.run, asked.tracking, Path(scratch), ("model",))
             folder = run / "model"
         fit = load_fit(folder)
-    frame = fit.transform(
-        adata,
-        fill_missing=asked.fill_missing,
-        unknown_batches=asked.unknown_batches,
-        replicate=asked.replicate,
-        refine=asked.refine,
-        n_samples=asked.n_samples,
-    )
+    with step("topic proportions"):
+        frame = fit.transform(
+            adata,
+            fill_missing=asked.fill_missing,
+            unknown_batches=asked.unknown_batches,
+            replicate=asked.replicate,
+            refine=asked.refine,
+            n_samples=asked.n_samples,
+        )
     try:
         with whole(output) as unfinished:
             if output.suffix == ".csv":

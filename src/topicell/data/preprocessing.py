@@ -36,6 +36,7 @@ from topicell.data import mapped, streaming, workers
 from topicell.data.stored import Over, StoredCounts
 from topicell.errors import InputError, disk_is_full
 from topicell.files import digest_of_code
+from topicell.progress import step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,8 +145,9 @@ def _choose(
     _add_depth(adata.uns, adata.obs, total_N[cells], n_genes_N)
 
     adata.X = adata.layers["counts"].copy()
-    sc.pp.normalize_total(adata, target_sum=config.target_sum)
-    sc.pp.log1p(adata)
+    with step("normalisation"):
+        sc.pp.normalize_total(adata, target_sum=config.target_sum)
+        sc.pp.log1p(adata)
     adata.raw = adata
 
     kept = _not_dropped(adata.var_names, config)
@@ -354,7 +356,7 @@ def prepared(
         adata = held[path].copy()
     elif path.is_file():
         # Another process may remove the file at this moment; then the data are prepared again.
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), step("prepared cells from the cache"):
             adata = (mapped.read if mapped.is_own(path) else anndata.read_h5ad)(path)
     if adata is not None:
         messages = [str(message) for message in adata.uns[WARNINGS]]
@@ -371,7 +373,8 @@ def prepared(
             messages = [str(w.message) for w in caught if w.category is UserWarning]
             adata.uns[WARNINGS] = np.array(messages, dtype=object)
             if unfinished is not None:
-                _keep(adata, unfinished, path, config.cache_limit_mb)
+                with step("prepared cells to the cache"):
+                    _keep(adata, unfinished, path, config.cache_limit_mb)
         finally:
             if unfinished is not None:
                 unfinished.unlink(missing_ok=True)
@@ -482,14 +485,15 @@ def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
         batch_N, names = np.zeros(adata.n_obs, dtype=int), [""]
 
     def rank(span: float) -> np.ndarray:
-        sc.pp.highly_variable_genes(
-            adata,
-            n_top_genes=config.n_variable_genes,
-            flavor=config.flavor.value,
-            layer="counts" if on_counts else None,
-            batch_key=config.batch_key,
-            span=span,
-        )
+        with step("variable genes"):
+            sc.pp.highly_variable_genes(
+                adata,
+                n_top_genes=config.n_variable_genes,
+                flavor=config.flavor.value,
+                layer="counts" if on_counts else None,
+                batch_key=config.batch_key,
+                span=span,
+            )
         chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
         return chosen
 

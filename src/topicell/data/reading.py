@@ -39,6 +39,7 @@ from topicell.data.simulation import settings_digest, simulate
 from topicell.data.stored import StoredCounts, n_not_whole, size_of, warn_of_rounded
 from topicell.errors import InputError, NotInPartsError
 from topicell.memory import Size, shortage
+from topicell.progress import step, tracked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,8 @@ SHARED = "preprocess.dask"
 """The setting that needs a file in parts whatever its size."""
 N_DIGESTED = 10_000_000
 """Number of values that are digested at a time."""
+BLOCK = 2**20
+"""Number of bytes of a file that are digested at a time."""
 N_FIRST = 100
 """Number of cells of a file that are read to see whether it holds counts."""
 
@@ -170,7 +173,7 @@ def _read_samples(config: DataConfig, *, opens: bool, shared: bool) -> AnnData |
         warnings.warn(f"{config.title}: {lack}", stacklevel=4)
     found = [
         _read(path, False, "data.", options, opens=opens, shared=shared, stays=in_parts)
-        for path in samples.paths
+        for path in tracked(samples.paths, "reading", unit="files")
     ]
     for part in found:
         if isinstance(part, StoredCounts):
@@ -357,9 +360,10 @@ def _named(
             adata = opened.outline
             plain(adata)
         else:
-            adata = reader(path)
-            plain(adata)
-            adata = with_counts(adata, config.layer, round_values=config.round)
+            with step(f"reading {path.name}"):
+                adata = reader(path)
+                plain(adata)
+                adata = with_counts(adata, config.layer, round_values=config.round)
         adata = oriented(adata, config, prefix)
         require_gene_names(adata.var, config.gene_names, prefix)
         adata = with_features(adata, config, prefix)
@@ -507,9 +511,8 @@ def _digest_of_path(path: Path) -> str:
         return _digest_of_file(path.resolve(), state.st_size, state.st_mtime_ns)
     digest = hashlib.sha256()
     folder = path if path.is_dir() else path.parent
-    for member in files:
-        with member.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+    for member in tracked(files, "checksum", unit="files"):
+        content = _sha256(member)
         digest.update(json.dumps([member.relative_to(folder).as_posix(), content]).encode())
     return digest.hexdigest()
 
@@ -517,8 +520,16 @@ def _digest_of_path(path: Path) -> str:
 @functools.lru_cache(maxsize=1000)
 def _digest_of_file(path: Path, size: int, changed: int) -> str:
     """Return the sha256 of a file, which a run needs twice; large files take a while."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file, step("checksum", path.stat().st_size, "B") as shown:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            shown.advance(len(block))
+    return digest.hexdigest()
 
 
 def _require_names(names: pd.Index, kind: str) -> None:

@@ -25,6 +25,7 @@ from topicell.data.formats.repeats import n_repeated, warn_of_repeats
 from topicell.data.formats.zarr_folder import datasets_of, require_chunks
 from topicell.errors import InputError, NotInPartsError
 from topicell.memory import Size, needed, shortage
+from topicell.progress import tracked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -326,7 +327,10 @@ class StoredCounts:
             fix = "preprocess.flavor=seurat_v3 can prepare them in parts"
             if lack := shortage(self.size, in_parts=False, fix=fix):
                 warnings.warn(f"{self.stored.path}: {lack}", stacklevel=2)
-        chunks = list(self.matrix.chunks(repairs=True))
+        matrix = self.matrix
+        found = matrix.chunks(repairs=True)
+        n_cells = len(matrix.rows)
+        chunks = list(tracked(found, "reading", n_cells, "cells", size=lambda c: c.x.shape[0]))
         self.warn_of_repairs(
             sum(chunk.n_repeated for chunk in chunks), sum(chunk.n_rounded for chunk in chunks)
         )

@@ -23,9 +23,10 @@ import scipy.sparse as sp
 from topicell.config import Flavor, PreprocessConfig
 from topicell.data import mapped
 from topicell.data.features import POSITION
+from topicell.progress import tracked
 
 if TYPE_CHECKING:
-    from topicell.data.stored import JoinedMatrix, Over, StoredCounts, StoredMatrix
+    from topicell.data.stored import Chunk, JoinedMatrix, Over, StoredCounts, StoredMatrix
 
 
 N_EXPRESSED = "topicell_n_expressed"
@@ -112,6 +113,14 @@ def first_pass(
     return total_N, n_genes_N, moments
 
 
+def _chunks(
+    matrix: StoredMatrix | JoinedMatrix, name: str, *, repairs: bool = False
+) -> Iterator[Chunk]:
+    """Read the counts of the selected genes, and show how many cells are read."""
+    chunks = matrix.chunks(repairs=repairs)
+    return tracked(chunks, name, len(matrix.rows), "cells", size=lambda chunk: chunk.x.shape[0])
+
+
 def _totals_and_moments(
     matrix: StoredMatrix | JoinedMatrix, batch_N: np.ndarray, min_counts: float, n_batches: int
 ) -> Iterator[tuple[np.ndarray, Moments, int, int]]:
@@ -120,7 +129,7 @@ def _totals_and_moments(
     depth_2N, moments = np.zeros((2, len(matrix.rows))), Moments.zero(n_batches, n_genes)
     total_N = depth_2N[0]
     repeated = rounded = 0
-    for chunk in matrix.chunks(repairs=True):
+    for chunk in _chunks(matrix, "totals of cells and genes", repairs=True):
         x, rows = chunk.x, slice(chunk.first, chunk.first + chunk.x.shape[0])
         repeated, rounded = repeated + chunk.n_repeated, rounded + chunk.n_rounded
         depth_2N[:, rows] = np.asarray(x.sum(1)).ravel(), np.diff(x.indptr)
@@ -200,7 +209,7 @@ def _clipped_sums(
 ) -> Iterator[np.ndarray]:
     """Yield sums and sums of squares of clipped counts, (2, B, G)."""
     sums_2BG = np.zeros((2, *clip_BG.shape))
-    for chunk in matrix.chunks():
+    for chunk in _chunks(matrix, "variable genes"):
         rows = slice(chunk.first, chunk.first + chunk.x.shape[0])
         x = chunk.x[cells[rows]][:, candidates]
         batch = batch_N[rows][cells[rows]]
@@ -265,7 +274,7 @@ def _library_sizes(
     matrix: StoredMatrix | JoinedMatrix, cells: np.ndarray, expressed: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Yield the totals of the kept cells of each chunk."""
-    for chunk in matrix.chunks():
+    for chunk in _chunks(matrix, "library sizes"):
         x = chunk.x[cells[chunk.first : chunk.first + chunk.x.shape[0]]]
         yield np.asarray(x[:, expressed].sum(1)).ravel()
 
@@ -284,7 +293,7 @@ def _selected(
     import scanpy as sc
     from anndata import AnnData
 
-    for chunk in matrix.chunks():
+    for chunk in _chunks(matrix, "counts of the chosen genes"):
         x = chunk.x[cells[chunk.first : chunk.first + chunk.x.shape[0]]]
         if not x.shape[0]:
             continue

@@ -30,6 +30,7 @@ import numpy as np
 
 from topicell.errors import InputError
 from topicell.files import digest_of_code
+from topicell.progress import step
 from topicell.signals import held_interrupts
 
 if TYPE_CHECKING:
@@ -103,14 +104,19 @@ class OverWorkers:
         future = self.client.scatter([common], broadcast=True, hash=False)[0]
         limit = N_AHEAD * sum(self.client.nthreads().values())
         waiting: deque[Any] = deque()
-        for first in self.matrix.rows[:: self.matrix.n_rows]:
-            rows = range(first, min(first + self.matrix.n_rows, self.matrix.rows.stop))
-            of_rows = [of_cell[rows.start : rows.stop] for of_cell in of_cells]
-            waiting.append(self.client.submit(_part, function, rows, of_rows, future, pure=False))
-            if len(waiting) >= max(limit, 1):
+        starts = self.matrix.rows[:: self.matrix.n_rows]
+        with step("chunks of cells, by the workers of Dask", len(starts), "chunks") as shown:
+            for first in starts:
+                rows = range(first, min(first + self.matrix.n_rows, self.matrix.rows.stop))
+                of_rows = [of_cell[rows.start : rows.stop] for of_cell in of_cells]
+                submitted = self.client.submit(_part, function, rows, of_rows, future, pure=False)
+                waiting.append(submitted)
+                if len(waiting) >= max(limit, 1):
+                    yield from _result(waiting.popleft())
+                    shown.advance()
+            while waiting:
                 yield from _result(waiting.popleft())
-        while waiting:
-            yield from _result(waiting.popleft())
+                shown.advance()
 
 
 def _part(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -31,6 +32,7 @@ from topicell.model.objective import encode
 from topicell.model.priors import CellNormal, NormalPrior, softmax
 from topicell.model.program import Likelihood, TopicProgram
 from topicell.model.refinement import cell_elbo, quasi_normal, refine
+from topicell.progress import tracked
 
 CHUNK = 512
 """Number of cells that are computed at a time."""
@@ -72,7 +74,7 @@ class Chunks:
     def __iter__(self) -> Iterator[Batch]:
         if self.held is not None:
             return iter(self.held)
-        return _made(self.rows, self.parts, self.device, self.library_size, self.given)
+        return _shown(self.rows, self.parts, self.device, self.library_size, self.given)
 
     def joined(self, of_chunks: Sequence[np.ndarray]) -> np.ndarray:
         """Return values of all chunks, each of shape (R, B, …), in the order of the cells."""
@@ -95,6 +97,12 @@ def _made(
     if sparse_is_there(device):
         return sparse_batches(x_NG, parts, library_size, given)
     return DeviceCounts(x_NG, device, given).batches(parts)
+
+
+def _shown(rows: Rows, parts: list[np.ndarray], *others: Any) -> Iterator[Batch]:
+    """Make the chunks of cells, and show how many are done."""
+    batches = _made(rows, parts, *others)
+    return tracked(batches, "", rows.shape[0], "cells", size=lambda batch: batch.n_cells)
 
 
 @torch.no_grad()
@@ -406,7 +414,7 @@ def _posteriors_given(
 ) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
     """Yield each chunk of cells, the topics, and mean and deviation of q(t), each (R, B, K)."""
     topics = torch.from_numpy(topics_RKG).to(prior.mean)
-    for batch in _made(x_NG, in_order(x_NG.shape[0], CHUNK), topics.device, library_size=1.0):
+    for batch in _shown(x_NG, in_order(x_NG.shape[0], CHUNK), topics.device, 1.0):
         refined = [refine(batch, t_KG, prior, likelihood, seed=seed) for t_KG in topics]
         m_RBK, s_RBK = (torch.stack(part) for part in zip(*refined, strict=True))
         yield batch, topics, m_RBK, s_RBK

@@ -31,6 +31,7 @@ from topicell.evaluation.stability import Consensus, consensus, correlations
 from topicell.model.estimates import elbo_given, side_by_side
 from topicell.model.priors import NormalPrior
 from topicell.model.program import Likelihood
+from topicell.progress import step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -396,10 +397,13 @@ class TopicFit(ABC):
         """
         topics_SRKG, batch_N = self.topics_by_batch(cells)
         theta_NK = np.zeros((cells.n_cells, self.n_topics))
-        for s, topics_RKG in enumerate(topics_SRKG):
-            for rows in np.array_split(np.flatnonzero(batch_N == s), -(-cells.n_cells // FOLDED)):
-                x = cells[rows].x
-                theta_NK[rows] = self.likelihood.fold_in(x, topics_RKG[self.selected])
+        with step("topic proportions by EM", cells.n_cells, "cells") as shown:
+            for s, topics_RKG in enumerate(topics_SRKG):
+                of_batch = np.flatnonzero(batch_N == s)
+                for rows in np.array_split(of_batch, -(-cells.n_cells // FOLDED)):
+                    x = cells[rows].x
+                    theta_NK[rows] = self.likelihood.fold_in(x, topics_RKG[self.selected])
+                    shown.advance(len(rows))
         return theta_NK
 
     @abstractmethod
@@ -609,10 +613,13 @@ class TopicFit(ABC):
         topics_SRKG, batch_N = self.topics_by_batch(cells, n_samples=n_samples, seed=seed)
         if folded:
             theta_RNK = np.zeros((self.n_replicates, cells.n_cells, self.n_topics))
-            for s, topics_RKG in enumerate(topics_SRKG):
-                rows = np.flatnonzero(batch_N == s)
-                for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True):
-                    theta_NK[rows] = self.likelihood.fold_in(observed[rows], topics_KG)
+            n_folded = self.n_replicates * cells.n_cells
+            with step("topic proportions by EM", n_folded, "cells") as shown:
+                for s, topics_RKG in enumerate(topics_SRKG):
+                    rows = np.flatnonzero(batch_N == s)
+                    for theta_NK, topics_KG in zip(theta_RNK, topics_RKG, strict=True):
+                        theta_NK[rows] = self.likelihood.fold_in(observed[rows], topics_KG)
+                        shown.advance(len(rows))
         else:
             half = replace(cells, rows=observed)
             theta_RNK = self.theta(half, n_samples=n_samples, seed=seed)

@@ -59,6 +59,7 @@ from topicell.model.starts import (
     searched_topics,
     with_seeds,
 )
+from topicell.progress import step
 from topicell.signals import Interrupt
 
 STEPS = 250
@@ -172,7 +173,7 @@ def train(
         cpu_threads(config.threads),
         matrix_precision(config.precision, device),
         without_denormals(),
-        progress_bar(n_epochs, shown=config.progress) as bar,
+        step("fit", n_epochs, "epochs", own_bar=config.progress) as shown,
     ):
         constants = Constants()
         if ranks.rank == 0:
@@ -191,9 +192,9 @@ def train(
             if ranks.rank == 0:
                 program.encoder.library_size.fill_(float(np.median(counts.late.sum(1))))
                 if saved is None:
-                    bar.set_description("initial topics")
+                    shown.describe("initial topics")
                     begin(program, counts, model, config, seed)
-                    bar.set_description("fit")
+                    shown.describe("fit")
         else:
             _require_same_shape(start, program)
             program.load_state_dict(start.program.state_dict())
@@ -213,7 +214,7 @@ def train(
             tensors, document = saved
             state.restore(tensors, document, on_epoch)
         first_epoch = len(state.history) - state.epoch
-        bar.update(state.epoch)
+        shown.advance(state.epoch)
 
         while (state.batch or state.step < n_steps) and not state.ended:
             state.begin_epoch()
@@ -271,8 +272,8 @@ def train(
                 if state.best.n_waited >= config.early_stopping.patience:
                     program.load_state_dict(state.best.weights)
                     state.ended = True
-            bar.set_postfix_str(describe(metrics), refresh=False)
-            bar.update()
+            shown.describe(note=describe(metrics))
+            shown.advance()
             try:
                 if on_epoch is not None:
                     on_epoch(metrics)
@@ -344,19 +345,6 @@ def fit_of(
             stacklevel=3,
         )
     return fit
-
-
-def progress_bar(n_epochs: int, *, shown: bool) -> Any:
-    """Return a progress bar of epochs with the remaining time, only on a terminal."""
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        total=n_epochs,
-        desc="fit",
-        unit="epoch",
-        disable=None if shown else True,
-        bar_format="{desc} {n_fmt}/{total_fmt} {bar:12} {remaining} left{postfix}",
-    )
 
 
 def describe(metrics: EpochMetrics) -> str:

@@ -194,7 +194,7 @@ def write(
         Figures could not be drawn or written; the other figures and the page are written.
     """
     from topicell.files import whole
-    from topicell.progress import step
+    from topicell.progress import step, tracked
     from topicell.report.figure_set import ReportedRun, drawings
     from topicell.report.page import render
 
@@ -208,10 +208,10 @@ def write(
         paths.append(directory / "topics" / "enrichment.csv")
         with whole(paths[-1]) as unfinished:
             sets.to_csv(unfinished, index=False)
+    drawn = list(drawings(ReportedRun(adata, history, config, seed, sets)))
     with step("figures"):
-        files, images, not_drawn, problems = _figures(
-            drawings(ReportedRun(adata, history, config, seed, sets)), directory / "figures", config
-        )
+        counted = tracked(drawn, "")
+        files, images, not_drawn, problems = _figures(counted, directory / "figures", config)
     page = directory / "report.html"
     with step("page"), whole(page) as unfinished:
         text = render(adata, history, images, config.n_top_genes, sets, not_drawn)

@@ -11,10 +11,14 @@ Shape suffixes: N cells, M cells on the maps, K topics, S strata, 2 coordinates.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from topicell.progress import step, tracked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -108,16 +112,18 @@ def embed_counts(adata: AnnData, rows_M: np.ndarray, config: ReportConfig, seed:
     on_map = len(rows_M) == adata.n_obs
     scratch = _scratch(adata, rows_M, adata.X if on_map else adata.X[rows_M])
     n_components = min(config.n_components, min(scratch.shape) - 1)
-    sc.pp.pca(scratch, n_comps=n_components, random_state=seed)
+    with step("principal components"):
+        sc.pp.pca(scratch, n_comps=n_components, random_state=seed)
     _neighbors_and_umap(scratch, "X_pca", config.n_neighbors, seed)
-    sc.tl.leiden(
-        scratch,
-        resolution=config.leiden_resolution,
-        flavor="igraph",
-        n_iterations=2,
-        directed=False,
-        random_state=seed,
-    )
+    with step("clusters"):
+        sc.tl.leiden(
+            scratch,
+            resolution=config.leiden_resolution,
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+            random_state=seed,
+        )
     adata.obsm["X_umap_counts"] = _among_all(scratch.obsm["X_umap"], rows_M, adata.n_obs)
     if on_map:
         adata.obsm["X_pca"] = scratch.obsm["X_pca"]
@@ -133,7 +139,7 @@ def _projected(x_NG: Any, scratch: AnnData) -> np.ndarray:
     origin_P = np.asarray(scratch.X.mean(axis=0)).ravel() @ axes_GP
     n_cells = x_NG.shape[0]
     projected_NP = np.empty((n_cells, axes_GP.shape[1]), dtype=scratch.obsm["X_pca"].dtype)
-    for first in range(0, n_cells, CHUNK):
+    for first in tracked(range(0, n_cells, CHUNK), "components of all cells"):
         rows = slice(first, first + CHUNK)
         projected_NP[rows] = x_NG[rows] @ axes_GP - origin_P
     return projected_NP
@@ -154,7 +160,7 @@ def _voted(pca_NP: np.ndarray, rows_M: np.ndarray, clusters: Any, seed: int) -> 
     voters = cells_on_maps(codes_M, VOTERS, seed)
     nearest = KNeighborsClassifier(N_VOTES, algorithm="brute")
     nearest.fit(pca_NP[rows_M[voters]], codes_M[voters])
-    for first in range(0, len(others), CHUNK):
+    for first in tracked(range(0, len(others), CHUNK), "clusters of all cells"):
         rows = others[first : first + CHUNK]
         codes_N[rows] = nearest.predict(pca_NP[rows])
     return pd.Categorical.from_codes(codes_N, clusters.categories)
@@ -217,15 +223,33 @@ def _neighbors_and_umap(scratch: AnnData, use_rep: str, n_neighbors: int, seed: 
         # UMAP starts from a simpler layout; both say so, and neither is for the user to fix
         warnings.filterwarnings("ignore", category=SparseEfficiencyWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"umap\.spectral|sklearn\.")
-        sc.pp.neighbors(
-            scratch,
-            n_neighbors=min(n_neighbors, scratch.n_obs - 1),
-            use_rep=use_rep,
-            transformer="sklearn",
-            random_state=seed,
-        )
+        with step("nearest cells"):
+            sc.pp.neighbors(
+                scratch,
+                n_neighbors=min(n_neighbors, scratch.n_obs - 1),
+                use_rep=use_rep,
+                transformer="sklearn",
+                random_state=seed,
+            )
         n_epochs = None if scratch.n_obs <= FEW_CELLS else N_EPOCHS
-        sc.tl.umap(scratch, maxiter=n_epochs, random_state=seed)
+        with step("UMAP"), _counted_epochs():
+            sc.tl.umap(scratch, maxiter=n_epochs, random_state=seed)
+
+
+@contextlib.contextmanager
+def _counted_epochs() -> Iterator[None]:
+    """Show the epochs of UMAP in place of its own bar, which scanpy disables."""
+    from umap import layouts
+
+    own = getattr(layouts, "tqdm", None)
+    if own is None:
+        yield  # another umap: the time is shown without its end
+        return
+    layouts.tqdm = lambda epochs, **_: tracked(epochs, "", unit="epochs")
+    try:
+        yield
+    finally:
+        layouts.tqdm = own
 
 
 def _keep_compiled_umap() -> None:

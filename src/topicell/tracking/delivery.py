@@ -27,6 +27,7 @@ from urllib.parse import urlencode
 
 from topicell.config import TrackingConfig, as_dict
 from topicell.errors import InputError
+from topicell.progress import step
 from topicell.signals import held_interrupts
 from topicell.tracking.provenance import DIFF, ENVIRONMENT
 from topicell.tracking.record import (
@@ -143,6 +144,7 @@ class Delivery:
         # Set by the thread.
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._ready, self._done = threading.Event(), threading.Event()
+        self._files_sent, self._n_files = 0, 0
         self._clock = (0.0, math.inf, 0.0)
         self._address = ""
         self._opened: MlflowClient | None = None
@@ -203,11 +205,14 @@ class Delivery:
     def _wait(self, event: threading.Event) -> bool:
         """Wait for the thread as long as its calls are not late by more than what is left."""
         before = self._late()
-        while not event.wait(0.05):
-            if self._late() - before > self.left:
-                self.left = 0.0
-                self._fail(Unreachable("no answer in time"))
-                return False
+        with step("delivery to MLflow", unit="files") as shown:
+            while not event.wait(0.05):
+                shown.total = self._n_files or None
+                shown.advance(self._files_sent - shown.n)
+                if self._late() - before > self.left:
+                    self.left = 0.0
+                    self._fail(Unreachable("no answer in time"))
+                    return False
         self.left = max(self.left - (self._late() - before), 0.0)
         return True
 
@@ -425,7 +430,9 @@ class Delivery:
         if record.status == "KILLED":
             # Other artifacts are unfinished, and stay in the folder.
             names = [name for name in names if name in (*RECORDS, DIFF)]
-        for path in [path for name in names for path in _files(self.folder / name)]:
+        paths = [path for name in names for path in _files(self.folder / name)]
+        self._n_files = len(paths)
+        for self._files_sent, path in enumerate(paths):
             if self._hurry:
                 complete = False
                 break
