@@ -508,8 +508,10 @@ class AmortizedLDA:
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
-        """Metrics by epoch, each a data frame of one column: ``elbo_train`` in nats per cell (KL
-        weight 1, higher is better), ``elbo_validation``, ``perplexity_validation``, ``kl_weight``.
+        """Metrics by epoch, as data frames of one column.
+
+        Their names are ``elbo_train`` (nats per cell, KL weight 1, higher is better),
+        ``elbo_validation``, ``perplexity_validation`` and ``kl_weight``.
         """
         import pandas as pd
 

@@ -151,7 +151,7 @@ class TopicFit(ABC):
     @property
     @abstractmethod
     def likelihood(self) -> Likelihood:
-        """The likelihood: the distribution of counts for given topics and proportions."""
+        """The distribution of counts for given topics and proportions."""
 
     @abstractmethod
     def _weights(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class TopicFit(ABC):
 
     @property
     def selected(self) -> int:
-        """The selected replicate: the one with the highest finite ELBO on validation cells."""
+        """The replicate with the highest finite ELBO on validation cells."""
         finite = np.isfinite(self.selection_R)
         return int(np.argmax(np.where(finite, self.selection_R, -np.inf)))
 
