@@ -50,6 +50,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
+    "navbar_persistent": [],  # the search is in the side bar
     "use_download_button": False,
     "use_fullscreen_button": False,
     "show_toc_level": 2,

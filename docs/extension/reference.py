@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from sphinx.environment import BuildEnvironment
 
 PAGES = DOCS / "reference"
-NO_TEXT_NEEDED = ("tracking", "evaluate", "report")
-"""Groups of settings that other commands have in common with ``topicell train``."""
 TYPES = {
     "int": "whole number",
     "float": "number",
@@ -160,7 +158,7 @@ def kind_of(config: Any, field: Field[Any]) -> str:
 
 
 def meaning(config: Any, field: Field[Any], group: str) -> str:
-    """Return what a setting means: its text, its choices and its bounds.
+    """Return what a setting means: its text, and its choices.
 
     Raises
     ------
@@ -178,10 +176,18 @@ def meaning(config: Any, field: Field[Any], group: str) -> str:
     if not paragraphs:
         where = f"{type(config).__module__}.{type(config).__name__}"
         raise ValueError(f"{where}.{field.name} has no text below it that says what it means")
-    bounds = field.metadata.get("bounds")
-    if bounds is not None:
-        paragraphs.append(f"Bounds: {bounds.sentence.removeprefix('must be ')}.")
     return with_roles("\n\n".join(filter(None, paragraphs)), group)
+
+
+def described(config: Any, field: Field[Any], group: str) -> Iterator[str]:
+    """Yield what is below the name of a setting: its type, bounds and default, and its meaning."""
+    value, facts = getattr(config, field.name), [kind_of(config, field)]
+    if (bounds := field.metadata.get("bounds")) is not None:
+        facts.append(bounds.sentence.removeprefix("must be "))
+    facts.append("no default" if value == NO_DEFAULT else f"default ``{value_of(value)}``")
+    line = "; ".join(facts)
+    yield block(f"{line[:1].upper()}{line[1:]}.\n")
+    yield block(meaning(config, field, group)) + "\n"
 
 
 def settings_page() -> str:
@@ -202,11 +208,7 @@ def settings_page() -> str:
         for field in fields(config):
             name = f"{group}.{field.name}".lstrip(".")
             if name in SETTINGS:
-                parts += [
-                    f".. confval:: {name}\n   :type: {kind_of(config, field)}\n"
-                    f"   :default: ``{value_of(getattr(config, field.name))}``\n",
-                    block(meaning(config, field, group)) + "\n",
-                ]
+                parts += [f".. confval:: {name}\n", *described(config, field, group)]
     return "\n".join(parts)
 
 
@@ -226,15 +228,12 @@ def options(name: str, config: Any) -> Iterator[str]:
                 if getattr(value, f.name) != getattr(type(value)(), f.name)
             ]
             differs = f" (with {', '.join(other)} as the default)" if other else ""
-            label = f":ref:`{field.name}.… <settings-{type(value).__name__}>`{differs}"
-            shared.append(label)
+            shared.append(f":ref:`{field.name} <settings-{type(value).__name__}>`{differs}")
             continue
-        default = "must be given" if value == NO_DEFAULT else f"default ``{value_of(value)}``"
         yield f".. option:: {field.name}\n"
-        yield block(f"{kind_of(config, field).capitalize()}; {default}.\n")
-        yield block(meaning(config, field, "")) + "\n"
+        yield from described(config, field, "")
     if shared:
-        yield f"As in ``topicell train``: {', '.join(shared)}.\n"
+        yield f"Settings of these groups are as in ``topicell train``: {', '.join(shared)}.\n"
 
 
 def commands_page() -> str:
@@ -247,7 +246,10 @@ def commands_page() -> str:
     for name in COMMANDS:
         command = load_command(name)
         config = TrainCommand if command.settings is None else command.settings
-        written = "\n".join(f"{line:<60}{'# ' * bool(note)}{note}".rstrip() for line, note in command.examples)
+        width = max(len(line) for line, _ in command.examples) + 2
+        written = "\n".join(
+            f"{line:<{width}}{'# ' * bool(note)}{note}".rstrip() for line, note in command.examples
+        )
         parts += [
             f".. _command-{name}:\n",
             title(f"topicell {name}", "-"),
