@@ -21,7 +21,7 @@ class Addresses(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[str, str]] = []
-        self.anchors: set[str] = set()
+        self.anchors = {""}  # an address without an anchor is the page
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Take the addresses and the anchor of an element."""
@@ -59,9 +59,8 @@ def problems(site: Path) -> list[str]:
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
                 lines.append(f"{page.relative_to(site)}: there is no {address}")
-            elif url.fragment and target.suffix == ".html":
-                if unquote(url.fragment) not in read(target).anchors:
-                    lines.append(f"{page.relative_to(site)}: there is no anchor {address}")
+            elif target.suffix == ".html" and unquote(url.fragment) not in read(target).anchors:
+                lines.append(f"{page.relative_to(site)}: there is no anchor {address}")
     return lines
 
 
@@ -71,5 +70,5 @@ if __name__ == "__main__":
     if not n_pages:
         sys.exit(f"{site} holds no pages; build the site first")
     found = problems(site)
-    print("\n".join([*found, f"{n_pages} pages, {len(found)} problems"]))
+    sys.stdout.write("\n".join([*found, f"{n_pages} pages, {len(found)} problems\n"]))
     sys.exit(bool(found))

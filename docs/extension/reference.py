@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from importlib import import_module
 from itertools import pairwise
@@ -257,9 +257,13 @@ def commands_page() -> str:
             code("bash", written),
         ]
         if command.settings is None:
-            parts.append("Its settings are on the page :doc:`settings`, named sets of them on the page\n:doc:`configurations`.\n")
+            parts.append(
+                "Its settings are on the page :doc:`settings`, named sets of them on the page\n"
+                ":doc:`configurations`.\n"
+            )
             continue
-        parts += [with_roles(inspect.cleandoc(config.__doc__ or ""), "") + "\n", *options(name, config())]
+        parts.append(with_roles(inspect.cleandoc(config.__doc__ or ""), "") + "\n")
+        parts += options(name, config())
     return "\n".join(parts)
 
 
@@ -305,7 +309,11 @@ def own_methods() -> list[str]:
 def python_pages() -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each page about the public names."""
     public = {name: getattr(topicell, name) for name in topicell.__all__}
-    classes = [n for n, value in public.items() if inspect.isclass(value) and not issubclass(value, Exception)]
+    classes = [
+        name
+        for name, value in public.items()
+        if inspect.isclass(value) and not issubclass(value, Exception)
+    ]
     listed = "\n".join(f"   {name.lower()}" for name in classes)
     parts = [
         title("Python reference"),
@@ -319,16 +327,13 @@ def python_pages() -> Iterator[tuple[str, str]]:
             parts.append(f".. {kind}:: topicell.{name}\n")
     yield "python", "\n".join(parts)
     for name in classes:
-        text = f"{title(name)}\n.. currentmodule:: topicell\n\n.. autoclass:: topicell.{name}\n   :members:\n"
+        text = f"{title(name)}\n.. currentmodule:: topicell\n\n"
+        text += f".. autoclass:: topicell.{name}\n   :members:\n"
         if public[name] is TopicFit:
+            # What topicell.fit returns for topicell's own models.
             text += (
-                f"\n{title('Methods of models with an encoder', '-')}\n"
-                "`topicell.fit` returns an ``AmortizedFit`` for topicell's own models. Besides the\n"
-                "methods above it has these.\n\n"
-            )
-            text += "".join(
-                f".. automethod:: topicell.model.posterior.AmortizedFit.{method}\n\n"
-                for method in own_methods()
+                "\n.. autoclass:: topicell.model.posterior.AmortizedFit\n"
+                f"   :members: {', '.join(own_methods())}\n   :show-inheritance:\n"
             )
         yield name.lower(), text
 
