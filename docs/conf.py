@@ -35,6 +35,7 @@ nb_execution_timeout = 300
 # A name in single backticks of a docstring; extension.reference resolves it.
 default_role = "py:obj"
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 80
@@ -47,6 +48,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {

@@ -183,7 +183,7 @@ def described(config: Any, field: Field[Any], group: str) -> Iterator[str]:
     """Yield what is below the name of a setting: its type, bounds and default, and its meaning."""
     value, facts = getattr(config, field.name), [kind_of(config, field)]
     if (bounds := field.metadata.get("bounds")) is not None:
-        facts.append(bounds.sentence.removeprefix("must be "))
+        facts.append(bounds.sentence.removeprefix("must be ").removeprefix("a whole number "))
     facts.append("no default" if value == NO_DEFAULT else f"default ``{value_of(value)}``")
     line = "; ".join(facts)
     yield block(f"{line[:1].upper()}{line[1:]}.\n")

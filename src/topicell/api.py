@@ -40,11 +40,9 @@ def load_dataset(name: str = "pbmc68k", **settings: Any) -> AnnData:
     Examples
     --------
     >>> import topicell
-    >>> topicell.load_dataset("pbmc68k")
-    AnnData object with n_obs × n_vars = 700 × 765
-        obs: 'bulk_labels', 'n_genes', 'percent_mito', 'n_counts', 'S_score', 'G2M_score', ...
-        uns: 'topicell_source'
-        layers: 'counts'
+    >>> adata = topicell.load_dataset("pbmc68k")
+    >>> adata.shape, list(adata.layers)
+    ((700, 765), ['counts'])
     """
     from topicell.data.reading import load
 

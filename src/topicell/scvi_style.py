@@ -248,7 +248,7 @@ class AmortizedLDA:
     adata
         AnnData that was prepared by `setup_anndata`.
     n_topics
-        K.
+        Number of topics, K.
     n_hidden
         Units of the encoder's hidden layer.
     cell_topic_prior

@@ -224,17 +224,17 @@ class TopicFit(ABC):
 
     @property
     def n_replicates(self) -> int:
-        """R."""
+        """Number of replicates, R."""
         return len(self.selection_R)
 
     @property
     def n_topics(self) -> int:
-        """K."""
+        """Number of topics, K."""
         return self.model.n_topics
 
     @property
     def n_genes(self) -> int:
-        """G."""
+        """Number of genes, G."""
         return len(self.genes)
 
     @property
