@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
+import io
 import re
 import textwrap
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from docutils import nodes
 
 import topicell
 from extension.pages import DOCS, ROOT, write
-from topicell.cli.command import NO_DEFAULT
+from topicell.cli.command import NO_DEFAULT, Command
 from topicell.cli.main import COMMANDS
 from topicell.cli.main import load as load_command
 from topicell.config import TrainCommand, as_dict
@@ -236,6 +238,29 @@ def options(name: str, config: Any) -> Iterator[str]:
         yield f"Settings of these groups are as in ``topicell train``: {', '.join(shared)}.\n"
 
 
+def command_section(name: str, command: Command, line: str) -> Iterator[str]:
+    """Yield the section of a command, or of one of its forms, with the line under its title."""
+    width = max(len(written) for written, _ in command.examples) + 2
+    examples = "\n".join(
+        f"{written:<{width}}{'# ' * bool(remark)}{remark}".rstrip()
+        for written, remark in command.examples
+    )
+    yield f".. _command-{name.replace(' ', '-')}:\n"
+    yield title(f"topicell {name}", line)
+    yield f"{command.summary[:1].upper()}{command.summary[1:]}.\n"
+    yield code("bash", examples)
+    if command.settings is not None:
+        yield with_roles(inspect.cleandoc(command.settings.__doc__ or ""), "") + "\n"
+        yield from options(name, command.settings())
+
+
+def help_of(command: Command) -> str:
+    """Return what a command without settings prints for ``--help``."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        command.function(["--help"])
+    return printed.getvalue().rstrip()
+
+
 def commands_page() -> str:
     """Return the page of all commands."""
     parts = [
@@ -243,27 +268,19 @@ def commands_page() -> str:
         "Settings are written as ``NAME=VALUE``. ``topicell COMMAND --help`` prints the same.\n"
         ":doc:`../commands` has examples of all commands, and the exit codes.\n",
     ]
-    for name in COMMANDS:
+    for name, module in COMMANDS.items():
         command = load_command(name)
-        config = TrainCommand if command.settings is None else command.settings
-        width = max(len(line) for line, _ in command.examples) + 2
-        written = "\n".join(
-            f"{line:<{width}}{'# ' * bool(note)}{note}".rstrip() for line, note in command.examples
-        )
-        parts += [
-            f".. _command-{name}:\n",
-            title(f"topicell {name}", "-"),
-            f"{command.summary[:1].upper()}{command.summary[1:]}.\n",
-            code("bash", written),
-        ]
-        if command.settings is None:
+        parts += command_section(name, command, "-")
+        if name == "train":
             parts.append(
                 "Its settings are on the page :doc:`settings`, named sets of them on the page\n"
                 ":doc:`configurations`.\n"
             )
-            continue
-        parts.append(with_roles(inspect.cleandoc(config.__doc__ or ""), "") + "\n")
-        parts += options(name, config())
+        elif command.settings is None:
+            parts.append(code("text", help_of(command)))
+        # A command of several forms has a table of them.
+        for form, row in getattr(import_module(module), "FORMATS", {}).items():
+            parts += command_section(f"{name} {form}", row, "~")
     return "\n".join(parts)
 
 
