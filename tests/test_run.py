@@ -1,8 +1,10 @@
 """Runs from the data to the report, on real and simulated cells."""
 
 import json
+import re
 import statistics
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import anndata
@@ -34,6 +36,7 @@ from topicell.tracking.runs import RECORDS, open_tracker
 from topicell.tracking.store import client
 from topicell.tracking.stored import fetch_run, read_metrics
 
+CHECKOUT = Path(__file__).parents[1]
 FINAL = set(
     """
     valid/perplexity_folded test/perplexity_folded test/perplexity_amortized test/elbo
@@ -95,6 +98,16 @@ def shipped(tmp_path_factory):
 
 def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_every_file_of_a_run_is_in_the_documentation():
+    rows = (CHECKOUT / "docs" / "outputs.md").read_text("utf-8").splitlines()
+    cells = [row.split("|")[1] for row in rows if row.startswith("| `")]
+    named = [name for cell in cells for name in re.findall("`([^`]+)`", cell)]
+    for file in [*ARTIFACTS, "run.json", "topicell.log", "checkpoint/state"]:
+        assert any(
+            fnmatch(file, name) or (name.endswith("/") and file.startswith(name)) for name in named
+        ), f"docs/outputs.md has no row for {file}"
 
 
 @pytest.mark.slow

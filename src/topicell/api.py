@@ -36,6 +36,13 @@ def load_dataset(name: str = "pbmc68k", **settings: Any) -> AnnData:
         or ``samples=…`` (a table of such files).
     settings
         Further fields of `topicell.config.DataConfig`.
+
+    Examples
+    --------
+    >>> import topicell
+    >>> adata = topicell.load_dataset("pbmc68k")
+    >>> adata.shape, list(adata.layers)
+    ((700, 765), ['counts'])
     """
     from topicell.data.reading import load
 
@@ -62,6 +69,16 @@ def preprocess(
     Returns
     -------
     A new AnnData, as from `topicell.data.preprocessing.preprocess`.
+
+    Examples
+    --------
+    >>> import topicell
+    >>> adata = topicell.load_dataset("pbmc68k")
+    >>> prepared = topicell.preprocess(adata, n_variable_genes=None, cache=False)
+    >>> prepared.shape  # without mitochondrial genes
+    (700, 764)
+    >>> prepared.obs["split"].value_counts().to_dict()
+    {'train': 560, 'valid': 70, 'test': 70}
     """
     from topicell.data import preprocessing
     from topicell.data.features import with_features
@@ -147,7 +164,17 @@ def fit(
 
 
 def load(path: str | Path) -> TopicFit:
-    """Read a fit that was written by `TopicFit.save` or by a run (its ``model`` folder)."""
+    """Read a fit that was written by `TopicFit.save` or by a run (its ``model`` folder).
+
+    Examples
+    --------
+    >>> import topicell
+    >>> adata = topicell.load_dataset("pbmc68k")
+    >>> fit = topicell.fit(adata, n_replicates=1, search=False, epochs=2, progress=False)
+    >>> path = fit.save("model")
+    >>> topicell.load(path).transform(adata[:5]).shape
+    (5, 10)
+    """
     return load_fit(path)
 
 

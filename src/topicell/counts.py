@@ -127,6 +127,16 @@ class Counts:
         Name of the batch of each cell, shape (N,), or None.
     design, covariates
         Values of the covariates of each cell, shape (N, D), and their names; or None.
+
+    Examples
+    --------
+    >>> import topicell
+    >>> adata = topicell.load_dataset("pbmc68k")
+    >>> counts = topicell.Counts.of(adata)
+    >>> counts.n_cells, counts.n_genes
+    (700, 765)
+    >>> counts[:10].x.shape
+    (10, 765)
     """
 
     rows: Rows
@@ -160,6 +170,15 @@ class Counts:
         ------
         InputError
             The layer does not exist, or does not hold counts.
+
+        Examples
+        --------
+        >>> topicell.Counts.of(adata, layer="counts").genes[:3]
+        array(['HES4', 'TNFRSF4', 'SSU72'], dtype=object)
+        >>> topicell.Counts.of(adata, layer="umi")
+        Traceback (most recent call last):
+          ...
+        topicell.errors.InputError: layer 'umi' does not exist; layers here: counts
         """
         if isinstance(data, cls):
             return data
@@ -184,6 +203,11 @@ class Counts:
         ------
         InputError
             There is no such column, or it has no value for some cells.
+
+        Examples
+        --------
+        >>> counts.with_batches(adata.obs, "louvain").batch[:3]
+        array(['1', '1', '3'], dtype=object)
         """
         if key is None:
             return self
@@ -215,7 +239,14 @@ class Counts:
         return late(self.rows)
 
     def gene_frequency(self) -> np.ndarray:
-        """Return the share of each gene in all counts, shape (G,)."""
+        """Return the share of each gene in all counts, shape (G,).
+
+        Examples
+        --------
+        >>> frequency = counts.gene_frequency()
+        >>> counts.genes[frequency.argsort()[-3:]]
+        array(['HLA-DRA', 'FTL', 'CD74'], dtype=object)
+        """
         total_G = self.late.sum(0)
         frequency_G: np.ndarray = total_G / total_G.sum()
         return frequency_G
@@ -256,6 +287,13 @@ class Counts:
         ------
         InputError
             Genes are missing (without `fill_missing`), or no gene is found.
+
+        Examples
+        --------
+        >>> counts.with_genes(["CD79A", "CD3D"]).x.shape
+        (700, 2)
+        >>> counts.with_genes(["CD79A", "NO_GENE"], fill_missing=True).x.sum(axis=0)
+        matrix([[993.,   0.]], dtype=float32)
         """
         wanted = np.asarray(genes, dtype=object)
         if np.array_equal(wanted, self.genes):
@@ -285,7 +323,13 @@ class Counts:
     def n_missing(
         self, genes: Sequence[str] | np.ndarray, ids: Sequence[str] | np.ndarray | None = None
     ) -> int:
-        """Return how many of these genes are missing, by name or by identifier."""
+        """Return how many of these genes are missing, by name or by identifier.
+
+        Examples
+        --------
+        >>> counts.n_missing(["CD79A", "NO_GENE"])
+        1
+        """
         return int((self._places(genes, ids) < 0).sum())
 
     def _places(

@@ -8,7 +8,16 @@ from topicell.redaction import without_password
 
 
 class InputError(ValueError):
-    """Invalid data or an invalid setting: the message says what was found and how to fix it."""
+    """Invalid data or an invalid setting: the message says what was found and how to fix it.
+
+    Examples
+    --------
+    >>> import topicell
+    >>> topicell.load_dataset("pbmc68", backed=False)
+    Traceback (most recent call last):
+      ...
+    topicell.errors.InputError: data.name = 'pbmc68': did you mean pbmc68k? known are pbmc68k, ...
+    """
 
 
 class NotInPartsError(InputError):

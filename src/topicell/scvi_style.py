@@ -248,7 +248,7 @@ class AmortizedLDA:
     adata
         AnnData that was prepared by `setup_anndata`.
     n_topics
-        K.
+        Number of topics, K.
     n_hidden
         Units of the encoder's hidden layer.
     cell_topic_prior
@@ -265,6 +265,18 @@ class AmortizedLDA:
     ----------
     train_indices, validation_indices, test_indices
         Rows of the cells of each part, after `train`.
+
+    Examples
+    --------
+    >>> import topicell
+    >>> from topicell.config import SimulationConfig
+    >>> corpus = SimulationConfig(n_cells=200, n_genes=100, n_topics=3)
+    >>> adata = topicell.load_dataset("simulated", simulation=corpus)
+    >>> topicell.AmortizedLDA.setup_anndata(adata, layer="counts")
+    >>> model = topicell.AmortizedLDA(adata, n_topics=3)
+    >>> model.train(enable_progress_bar=False)
+    >>> model
+    AmortizedLDA with n_topics=3, n_hidden=128: trained, 200 cells × 100 genes
     """
 
     @_named
@@ -326,6 +338,11 @@ class AmortizedLDA:
         kwargs
             Further arguments of scvi-tools' models (``labels_key`` …), which have no effect and
             give a warning.
+
+        Examples
+        --------
+        >>> other = adata.copy()
+        >>> topicell.AmortizedLDA.setup_anndata(other, layer="counts", batch_key="dominant_topic")
         """
         _require_known("setup_anndata", kwargs, ["layer", "batch_key", *SETUP_WITHOUT_EFFECT])
         _warn_of("setup_anndata", kwargs, SETUP_WITHOUT_EFFECT, 2)
@@ -393,6 +410,13 @@ class AmortizedLDA:
             A bad value, or a GPU that is not there.
         TypeError
             An argument that scvi-tools does not have either.
+
+        Examples
+        --------
+        >>> other = topicell.AmortizedLDA(adata, n_topics=3)
+        >>> other.train(max_epochs=5, train_size=0.8, enable_progress_bar=False)
+        >>> len(other.train_indices), len(other.validation_indices)
+        (160, 40)
         """
         trainer = _as_mapping("train", "trainer_config", trainer_config) | trainer_kwargs
         plan = _as_mapping("train", "plan_config", plan_config)
@@ -508,8 +532,10 @@ class AmortizedLDA:
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
-        """Metrics by epoch, each a data frame of one column: ``elbo_train`` in nats per cell (KL
-        weight 1, higher is better), ``elbo_validation``, ``perplexity_validation``, ``kl_weight``.
+        """Metrics by epoch, as data frames of one column.
+
+        Their names are ``elbo_train`` (nats per cell, KL weight 1, higher is better),
+        ``elbo_validation``, ``perplexity_validation`` and ``kl_weight``.
         """
         import pandas as pd
 
@@ -537,13 +563,33 @@ class AmortizedLDA:
         batch_size: int | None = None,
         n_samples: int = 5000,
     ) -> pd.DataFrame:
-        """Return topic proportions, cells × topics; `batch_size` has no effect."""
+        """Return topic proportions, cells × topics; `batch_size` has no effect.
+
+        Examples
+        --------
+        >>> model.get_latent_representation(n_samples=100).head(3).round(1)
+                topic_0  topic_1  topic_2
+        cell_0      0.0      0.0      1.0
+        cell_1      0.0      0.0      1.0
+        cell_2      0.8      0.0      0.2
+        >>> model.get_latent_representation(indices=[5, 7]).index.tolist()
+        ['cell_5', 'cell_7']
+        """
         cells = self._cells(adata, indices)
         return self._fitted().transform(cells, n_samples=n_samples, seed=self.seed)
 
     @_named
     def get_feature_by_topic(self, n_samples: int = 5000) -> pd.DataFrame:
-        """Return gene proportions, genes × topics."""
+        """Return gene proportions, genes × topics.
+
+        Examples
+        --------
+        >>> model.get_feature_by_topic().sum().round(3)
+        topic_0    1.0
+        topic_1    1.0
+        topic_2    1.0
+        dtype: float32
+        """
         return self._fitted().gene_topics(n_samples=n_samples, seed=self.seed)
 
     @_named
@@ -553,7 +599,13 @@ class AmortizedLDA:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> float:
-        """Return the ELBO in nats per cell, KL weight 1; higher is better."""
+        """Return the ELBO in nats per cell, KL weight 1; higher is better.
+
+        Examples
+        --------
+        >>> round(model.get_elbo(), -2)
+        -2900.0
+        """
         return self._fitted().elbo(self._cells(adata, indices), seed=self.seed)
 
     @_named
@@ -563,7 +615,13 @@ class AmortizedLDA:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> float:
-        """Return exp(−ELBO / counts): an upper bound on the perplexity per count, at least 1."""
+        """Return exp(−ELBO / counts): an upper bound on the perplexity per count, at least 1.
+
+        Examples
+        --------
+        >>> round(model.get_perplexity())
+        19
+        """
         from topicell.evaluation.perplexity import elbo_perplexity
 
         cells = self._cells(adata, indices)
@@ -573,7 +631,13 @@ class AmortizedLDA:
     def view_anndata_setup(
         self, adata: AnnData | None = None, hide_state_registries: bool = False
     ) -> None:
-        """Print which AnnData and layer the model reads."""
+        """Print which AnnData and layer the model reads.
+
+        Examples
+        --------
+        >>> model.view_anndata_setup()
+        AnnData set up for AmortizedLDA: 200 cells × 100 genes, counts in 'counts'
+        """
         adata = self.adata if adata is None else adata
         if SETUP not in adata.uns:
             raise InputError("call AmortizedLDA.setup_anndata(adata, layer=…) first")
@@ -607,6 +671,13 @@ class AmortizedLDA:
             Whether to write the AnnData, and arguments of its ``write_h5ad``.
         save_kwargs, legacy_mudata_format, datamodule
             No effect.
+
+        Examples
+        --------
+        >>> from pathlib import Path
+        >>> model.save("model", save_anndata=True)
+        >>> sorted(file.name for file in Path("model").iterdir())
+        ['adata.h5ad', 'amortized_lda.json', 'model.json', 'weights.safetensors']
         """
         import json
 
@@ -646,6 +717,12 @@ class AmortizedLDA:
 
         `dir_path` and `prefix` are those of `save`; the arguments after `adata` have no other
         effect.
+
+        Examples
+        --------
+        >>> model.save("model")
+        >>> topicell.AmortizedLDA.load("model", adata).is_trained
+        True
         """
         import json
 

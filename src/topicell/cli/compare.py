@@ -15,8 +15,11 @@ class CompareCommand:
     """Compare stored runs on one page: runs=[A,B,…] are ids or folders, output=FOLDER is new."""
 
     runs: list[str] = field(default_factory=list)
+    """MLflow ids or folders of at least two runs; the first is the reference."""
     labels: list[str] = field(default_factory=list)
+    """Names of the runs on the page, one for each; an empty list uses the names of the runs."""
     output: str | None = None
+    """New folder; null makes its name from the runs."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -29,11 +29,18 @@ class ConditionsCommand:
     """
 
     run: str = NO_DEFAULT
+    """MLflow id or folder of the run."""
     formula: str = NO_DEFAULT
+    """Terms that are tested, such as ``condition + age``: columns of obs with one value in each
+    sample."""
     sample_key: str | None = None
+    """Column of obs with the sample of each cell; null uses that of the run."""
     min_sample_cells: int = setting(20, POSITIVE)
+    """Samples with fewer cells are left out, with a warning."""
     output: str | None = None
+    """New folder; null uses ``conditions-RUN_ID``."""
     seed: int = setting(0, SEED)
+    """Seed of the random permutations."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

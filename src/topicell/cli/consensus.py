@@ -35,8 +35,11 @@ class ConsensusCommand:
     """
 
     runs: list[str] = field(default_factory=list)
+    """MLflow ids or folders of runs, or of sweeps."""
     output: str | None = None
+    """New folder; null uses ``consensus/DATE/TIME``."""
     min_support: float = setting(0.5, SHARE)
+    """A topic is agreed on if more than this share of the searches have it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

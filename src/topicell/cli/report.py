@@ -26,7 +26,9 @@ class ReportCommand:
     """Make the report of a stored run again: run=RUN_ID or run=FOLDER, output=FOLDER is new."""
 
     run: str = NO_DEFAULT
+    """MLflow id or folder of the run, or the parent run of a sweep or grid."""
     output: str | None = None
+    """New folder; null uses ``report-RUN_ID``."""
     report: ReportConfig = field(default_factory=lambda: ReportConfig(pdf=True))
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -22,6 +22,7 @@ class SyncCommand:
     """Deliver runs to MLflow that could not reach it: folders=[…], or all in this folder."""
 
     folders: list[str] = field(default_factory=list)
+    """Run folders to deliver; an empty list means all in the current folder."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

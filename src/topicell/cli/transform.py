@@ -17,14 +17,27 @@ class TransformCommand(ReadConfig):
     """Infer topic proportions of cells: run=RUN_ID or model=NAME/ALIAS, output=FILE.h5ad or csv."""
 
     run: str | None = None
+    """MLflow id or folder of the run whose model is used; or name a `model`."""
     model: str | None = None
+    """Registered model: its name and its version or alias, such as ``topicell/champion``."""
     input: str = NO_DEFAULT
+    """File or folder of the new cells, in any form that ``data.path`` accepts."""
     output: str = NO_DEFAULT
+    """New file: ``.h5ad`` has the proportions in ``obsm["X_lda"]``, ``.csv`` only the
+    proportions."""
     replicate: int | None = None
+    """Number of the replicate, from 0; null uses the selected one."""
     fill_missing: bool = False
+    """Count genes of the model that the file does not have as zero, instead of rejecting the
+    file."""
     unknown_batches: str = "refuse"
+    """Cells of batches that the model does not know: ``refuse`` rejects the file; ``mean`` takes
+    the mean of the known batches for them."""
     refine: bool = False
+    """Optimise the posterior of each cell instead of using the encoder: slower, and never with a
+    lower ELBO."""
     n_samples: int = 256
+    """Monte-Carlo samples of the posterior mean of the proportions."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

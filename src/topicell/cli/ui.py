@@ -19,8 +19,12 @@ class UICommand:
     """Open MLflow's UI on the stored runs, until Ctrl-C."""
 
     host: str = "127.0.0.1"
+    """Address on which the UI listens; everyone who reaches another one than the default can read
+    and delete runs."""
     port: int = 5000
+    """Port on which the UI listens."""
     browser: bool = True
+    """Open the UI in the web browser."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

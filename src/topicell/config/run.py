@@ -35,8 +35,11 @@ class SimulationConfig:
     """A Dirichlet-multinomial corpus (``data=simulated``)."""
 
     n_cells: int = setting(2000, POSITIVE)
+    """Number of cells."""
     n_genes: int = setting(500, POSITIVE)
+    """Number of genes."""
     n_topics: int = setting(10, POSITIVE)
+    """Number of topics of the corpus; ``model.n_topics`` is that of the fit."""
     mean_counts: float = setting(1000.0, POSITIVE)
     """Mean library size; sizes are log-normal with `counts_sd`."""
     counts_sd: float = setting(
@@ -54,6 +57,7 @@ class SimulationConfig:
     topic_gene_prior: float = setting(0.1, PRIOR)
     """Dirichlet concentration of the gene proportions of a topic."""
     seed: int = setting(0, SEED)
+    """Seed of the corpus; ``seed`` is that of the run."""
 
     def __post_init__(self) -> None:
         check_fields("data.simulation", self)
@@ -197,8 +201,11 @@ class SplitConfig:
     """Shares of the cells in each part; the seed is that of the run."""
 
     train: float = setting(0.8, Bounds(0, 1, excludes_low=True))
+    """Share of the training cells."""
     valid: float = setting(0.1, SHARE)
+    """Share of the validation cells, by which settings and replicates are chosen."""
     test: float = setting(0.1, SHARE)
+    """Share of the test cells, which only the final scores use."""
     stratify_by: str | None = None
     """Column of obs whose groups have the same shares in each part."""
 
@@ -218,7 +225,9 @@ class PreprocessConfig:
     """From raw counts to the genes that are modelled, as in the scvi-tools tutorial."""
 
     min_counts_per_cell: int = setting(1, NOT_NEGATIVE)
+    """Cells with fewer counts are left out."""
     min_cells_per_gene: int = setting(1, NOT_NEGATIVE)
+    """Genes with counts in fewer cells are left out."""
     drop_genes: list[str] = field(default_factory=lambda: ["mitochondrial"])
     """Genes that are not modelled: ``mitochondrial``, ``ribosomal`` or ``spike_in``, recognised
     in the spellings of all supported species, or regular expressions for names."""
@@ -289,9 +298,11 @@ class ModelConfig:
     kind: str = "amortized_lda"
     """Name of a model of `topicell.model.registry`."""
     n_topics: int = setting(10, Bounds(2, says="needs at least 2 topics"))
+    """Number of topics, K."""
     n_hidden: int = setting(128, POSITIVE)
     """Units of each hidden layer of the encoder."""
     n_layers: int = setting(1, POSITIVE)
+    """Hidden layers of the encoder."""
     dropout: float = setting(0.0, SHARE)
     """Share of hidden units dropped in training."""
     normalize_means: bool = True
@@ -375,8 +386,11 @@ class AnnealingConfig:
     warmup_share: float = setting(0.25, Bounds(0, 1))
     """Length of the warm-up as a share of all epochs (of each cycle, if cyclical)."""
     n_cycles: int = setting(4, POSITIVE)
+    """Number of cycles, if `shape` is cyclical."""
     min_weight: float = setting(1e-3, POSITIVE)
+    """Weight at the start of the warm-up, and of each cycle."""
     max_weight: float = setting(1.0, POSITIVE)
+    """Weight after the warm-up; 1 is the ELBO."""
 
     def __post_init__(self) -> None:
         check_fields("train.kl_annealing", self)
@@ -393,6 +407,7 @@ class EarlyStoppingConfig:
     """Stop when the validation ELBO no longer rises, and return to the best epoch."""
 
     enabled: bool = True
+    """Whether training stops early; it needs validation cells."""
     patience: int = setting(10, POSITIVE)
     """Epochs without a gain before training stops."""
     min_delta: float = setting(0.01, NOT_NEGATIVE)
@@ -545,6 +560,7 @@ class ReportConfig:
     """Embeddings, figures and the page."""
 
     enabled: bool = True
+    """Make maps, figures and page; ``report=off`` does not."""
     max_cells: int | None = setting(20_000, Bounds(100, says="must be at least 100, or null"))
     """Largest number of cells on the maps, drawn so that rare labels and topics are kept; null puts
     all cells on them. Everything else in the report is of all cells."""
@@ -553,6 +569,7 @@ class ReportConfig:
     n_neighbors: int = setting(20, Bounds(2, says="must be at least 2"))
     """Neighbours of both UMAPs."""
     leiden_resolution: float = setting(0.8, POSITIVE)
+    """Resolution of the Leiden clusters; higher values give more clusters."""
     n_top_genes: int = setting(10, POSITIVE)
     """Top genes of each topic that figures and page show."""
     dpi: int = setting(
@@ -583,6 +600,7 @@ class TrackingConfig:
     """Where MLflow stores the run; the run folder always holds the same."""
 
     enabled: bool = True
+    """Record the run in MLflow; ``tracking=off`` writes only the run folder."""
     uri: str | None = None
     """Tracking server or store; null uses ``MLFLOW_TRACKING_URI``, else
     ``sqlite:///mlflow.db`` in the current folder."""
@@ -590,6 +608,7 @@ class TrackingConfig:
     """Where a new experiment in a local store keeps artifacts; null uses ``mlartifacts`` next to
     the store. A server uses its own place."""
     experiment: str = "topicell"
+    """Name of the experiment in MLflow; it is created if it does not exist."""
     run_name: str | None = None
     """Name of the run; null makes it from the data, the number of topics and the seed."""
     system_metrics: float | None = setting(5.0, POSITIVE)
@@ -657,6 +676,7 @@ class ExternalConfig(ReadConfig):
     report: ReportConfig = field(default_factory=ReportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = setting(0, SEED)
+    """Seed of drawn cells, of the halves of the counts, and of the embeddings."""
 
     def __post_init__(self) -> None:
         check_fields("", self)

@@ -47,6 +47,7 @@ class SweepConfig:
     """A search over settings (``-m sweep=topics``) by Optuna."""
 
     enabled: bool = False
+    """Whether this is a sweep; ``sweep=topics`` sets it."""
     params: dict[str, str] = field(default_factory=dict)
     """Settings that are searched, in Hydra's grammar of sweeps; the command line adds to them
     and overrides them: ``model.n_topics=range(2,31)``, ``choice(5,10,20)``,

@@ -80,6 +80,16 @@ class TopicFit(ABC):
     cells, held_out
         The default cells of methods: those of the fit, and those that were held out of it (None
         after loading).
+
+    Examples
+    --------
+    >>> import topicell
+    >>> from topicell.config import SimulationConfig
+    >>> corpus = SimulationConfig(n_cells=200, n_genes=100, n_topics=3)
+    >>> adata = topicell.load_dataset("simulated", simulation=corpus)
+    >>> fit = topicell.fit(adata, n_topics=3, n_replicates=2, progress=False)
+    >>> fit.n_topics, fit.n_replicates, fit.n_genes
+    (3, 2, 100)
     """
 
     def __init__(
@@ -118,17 +128,40 @@ class TopicFit(ABC):
         """Return posterior mean topic proportions of cells, all or some replicates, (R, N, K).
 
         With `refine`, use a posterior optimised for each cell instead of the model's own inference.
+
+        Examples
+        --------
+        >>> fit.theta(adata).shape  # two replicates, 200 cells, three topics
+        (2, 200, 3)
+        >>> fit.theta(adata[:1], replicates=[0]).round(1)
+        array([[[0., 1., 0.]]], dtype=float32)
         """
 
     @abstractmethod
     def beta(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
-        """Return posterior mean gene proportions of topics, all replicates, shape (R, K, G)."""
+        """Return posterior mean gene proportions of topics, all replicates, shape (R, K, G).
+
+        Examples
+        --------
+        >>> beta = fit.beta()
+        >>> beta.shape  # two replicates, three topics, 100 genes
+        (2, 3, 100)
+        >>> beta.sum(axis=2).round(3)
+        array([[1., 1., 1.],
+               [1., 1., 1.]], dtype=float32)
+        """
 
     @abstractmethod
     def topics(self, *, n_samples: int = 256, seed: int = 0) -> np.ndarray:
         """Return the topics as the likelihood uses them, all replicates, shape (R, K, G).
 
         They equal `beta` for models in which cells mix topics.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> np.allclose(fit.topics(), fit.beta())  # cells mix topics in this model
+        True
         """
 
     @abstractmethod
@@ -138,11 +171,26 @@ class TopicFit(ABC):
         """Return `topics` in each batch of cells, (S, R, K, G), and the batch of each cell, (N,).
 
         A model without batches has one batch, S = 1.
+
+        Examples
+        --------
+        >>> topics, batch = fit.topics_by_batch(topicell.Counts.of(adata))
+        >>> topics.shape, set(batch.tolist())  # one batch
+        ((1, 2, 3, 100), {0})
         """
 
     @abstractmethod
     def deviations(self, *, replicate: int | None = None) -> np.ndarray:
-        """Return how far logits are above the background at least, shape (K, G)."""
+        """Return how far logits are above the background at least, shape (K, G).
+
+        Examples
+        --------
+        >>> sparse = topicell.fit(
+        ...     adata, n_topics=3, n_replicates=1, search=False, background=True, progress=False
+        ... )
+        >>> sparse.deviations().shape  # topics × genes
+        (3, 100)
+        """
 
     @property
     @abstractmethod
@@ -152,7 +200,7 @@ class TopicFit(ABC):
     @property
     @abstractmethod
     def likelihood(self) -> Likelihood:
-        """The likelihood: the distribution of counts for given topics and proportions."""
+        """The distribution of counts for given topics and proportions."""
 
     @abstractmethod
     def _weights(self) -> dict[str, Any]:
@@ -177,22 +225,22 @@ class TopicFit(ABC):
 
     @property
     def n_replicates(self) -> int:
-        """R."""
+        """Number of replicates, R."""
         return len(self.selection_R)
 
     @property
     def n_topics(self) -> int:
-        """K."""
+        """Number of topics, K."""
         return self.model.n_topics
 
     @property
     def n_genes(self) -> int:
-        """G."""
+        """Number of genes, G."""
         return len(self.genes)
 
     @property
     def selected(self) -> int:
-        """The selected replicate: the one with the highest finite ELBO on validation cells."""
+        """The replicate with the highest finite ELBO on validation cells."""
         finite = np.isfinite(self.selection_R)
         return int(np.argmax(np.where(finite, self.selection_R, -np.inf)))
 
@@ -211,7 +259,16 @@ class TopicFit(ABC):
         n_samples: int = 256,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Return topic proportions, cells × topics; rows sum to 1."""
+        """Return topic proportions, cells × topics; rows sum to 1.
+
+        Examples
+        --------
+        >>> fit.cell_topics(adata).head(3).round(1)
+                topic_0  topic_1  topic_2
+        cell_0      0.0      0.0      1.0
+        cell_1      0.0      0.0      1.0
+        cell_2      0.0      0.9      0.1
+        """
         import pandas as pd
 
         counts = self._counts(data, layer)
@@ -227,7 +284,18 @@ class TopicFit(ABC):
     def gene_topics(
         self, *, replicate: int | None = None, n_samples: int = 256, seed: int = 0
     ) -> pd.DataFrame:
-        """Return gene proportions, genes × topics; columns sum to 1."""
+        """Return gene proportions, genes × topics; columns sum to 1.
+
+        Examples
+        --------
+        >>> genes = fit.gene_topics()
+        >>> genes.shape
+        (100, 3)
+        >>> genes["topic_0"].nlargest(2).round(2)
+        gene_25    0.23
+        gene_74    0.09
+        Name: topic_0, dtype: float32
+        """
         import pandas as pd
 
         beta_KG = self.beta(n_samples=n_samples, seed=seed)[self._replicate(replicate)]
@@ -266,6 +334,16 @@ class TopicFit(ABC):
         ------
         InputError
             There is no such ranking, or the weight is out of range.
+
+        Examples
+        --------
+        >>> fit.top_genes(2)[["topic_0", "topic_0_prop", "topic_1"]].round(1)
+              topic_0  topic_0_prop  topic_1
+        rank
+        0     gene_25           0.2  gene_31
+        1     gene_74           0.1  gene_35
+        >>> fit.top_genes(2, by="frex")["topic_0"].tolist()
+        ['gene_49', 'gene_59']
         """
         beta_KG = self.beta(n_samples=n_samples, seed=seed)[self._replicate(replicate)]
         by = by or ("deviation" if self.model.background else "probability")
@@ -289,6 +367,12 @@ class TopicFit(ABC):
         ------
         InputError
             There is only one replicate.
+
+        Examples
+        --------
+        >>> agreed = fit.consensus(adata)
+        >>> agreed.support_C  # number of replicates with each topic
+        array([2, 2, 2])
         """
         if self.n_replicates < 2:
             raise InputError(
@@ -324,6 +408,12 @@ class TopicFit(ABC):
         ------
         InputError
             The earlier fit has more topics, or the cells lack most of its genes.
+
+        Examples
+        --------
+        >>> other = topicell.fit(adata, n_topics=3, n_replicates=1, seed=1, progress=False)
+        >>> other.align_to(fit).round(1)  # correlation of each topic with that of the same number
+        array([1., 1., 1.])
         """
         cells = self._counts(data)
         cells_drawn = drawn(cells.n_cells, ALIGNED_CELLS, seed)
@@ -352,6 +442,13 @@ class TopicFit(ABC):
         Returns
         -------
         As `align_to`.
+
+        Examples
+        --------
+        >>> import copy
+        >>> other = copy.deepcopy(fit)
+        >>> other.order_as(adata.obsm["theta"], adata).round(1)  # the true proportions
+        array([1., 1., 1.])
         """
         cells = self._counts(data)
         K, n_earlier = self.n_topics, before_NJ.shape[1]
@@ -373,6 +470,14 @@ class TopicFit(ABC):
         ------
         InputError
             This fit has more topics, or the cells lack most of its genes.
+
+        Examples
+        --------
+        >>> fit.require_alignable(4, topicell.Counts.of(adata))
+        >>> fit.require_alignable(2, topicell.Counts.of(adata))
+        Traceback (most recent call last):
+          ...
+        topicell.errors.InputError: the earlier fit has 3 topics, which 2 topics cannot keep ...
         """
         if n_topics < self.n_topics:
             raise InputError(
@@ -382,7 +487,16 @@ class TopicFit(ABC):
         self.require_most_genes(cells, "the earlier fit")
 
     def require_most_genes(self, cells: Counts, name: str) -> None:
-        """Raise an error, with the name of this fit, if cells lack more than half of its genes."""
+        """Raise an error, with the name of this fit, if cells lack more than half of its genes.
+
+        Examples
+        --------
+        >>> fit.require_most_genes(topicell.Counts.of(adata[:, :80]), "the fit")
+        >>> fit.require_most_genes(topicell.Counts.of(adata[:, :20]), "the fit")
+        Traceback (most recent call last):
+          ...
+        topicell.errors.InputError: 80 of the 100 genes of the fit are not among the modelled ...
+        """
         n_missing = cells.n_missing(self.genes, self.gene_ids)
         if 2 * n_missing > self.n_genes:
             raise InputError(
@@ -394,6 +508,13 @@ class TopicFit(ABC):
         """Return topic proportions of cells by EM with fixed topics, (N, K), selected replicate.
 
         They depend on no prior, and therefore on no covariate.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> theta = fit.folded(topicell.Counts.of(adata))
+        >>> bool(np.corrcoef(theta[:, 0], fit.cell_topics(adata)["topic_0"])[0, 1] > 0.99)
+        True
         """
         topics_SRKG, batch_N = self.topics_by_batch(cells)
         theta_NK = np.zeros((cells.n_cells, self.n_topics))
@@ -453,6 +574,15 @@ class TopicFit(ABC):
         -----
         UserWarning
             Missing genes were counted as zero, or cells have no counts in the model's genes.
+
+        Examples
+        --------
+        >>> new = adata[:3, ::-1].copy()  # genes in another order
+        >>> fit.transform(new).round(1)
+                topic_0  topic_1  topic_2
+        cell_0      0.0      0.0      1.0
+        cell_1      0.0      0.0      1.0
+        cell_2      0.0      0.9      0.1
         """
         if unknown_batches not in UNKNOWN_BATCHES:
             raise InputError(
@@ -490,7 +620,13 @@ class TopicFit(ABC):
         n_samples: int = 10,
         seed: int = 0,
     ) -> np.ndarray:
-        """Return the ELBO of cells by replicate, nats per cell with KL weight 1, shape (R,)."""
+        """Return the ELBO of cells by replicate, nats per cell with KL weight 1, shape (R,).
+
+        Examples
+        --------
+        >>> fit.elbo_by_replicate(adata).round(-2)
+        array([-2900., -2900.], dtype=float32)
+        """
 
     @abstractmethod
     def amortization_gap(
@@ -502,7 +638,14 @@ class TopicFit(ABC):
         n_samples: int = 64,
         seed: int = 0,
     ) -> np.ndarray:
-        """Return the ELBO that each cell loses because of the encoder, nats, shape (R, N)."""
+        """Return the ELBO that each cell loses because of the encoder, nats, shape (R, N).
+
+        Examples
+        --------
+        >>> gap = fit.amortization_gap(adata[:20], n_samples=8)
+        >>> gap.shape, bool((gap >= 0).all())
+        ((2, 20), True)
+        """
 
     def elbo(
         self,
@@ -514,7 +657,13 @@ class TopicFit(ABC):
         n_samples: int = 10,
         seed: int = 0,
     ) -> float:
-        """Return the ELBO of cells, by default the fit's, in nats per cell with KL weight 1."""
+        """Return the ELBO of cells, by default the fit's, in nats per cell with KL weight 1.
+
+        Examples
+        --------
+        >>> round(fit.elbo(adata), -2)
+        -2900.0
+        """
         by_replicate = self.elbo_by_replicate(
             data, layer=layer, refine=refine, n_samples=n_samples, seed=seed
         )
@@ -530,6 +679,11 @@ class TopicFit(ABC):
         topics, so use it to compare kinds of models with the same number of topics; with more
         topics, refinement stops farther from its optimum (``experiments/measures``). It is minus
         infinity if there is a count of a gene that no topic has.
+
+        Examples
+        --------
+        >>> fit.elbo_given_topics(adata[:20], n_samples=8).round(-2)
+        array([-2800., -2800.])
         """
         elbo_RN = self.elbo_given_topics_by_cell(data, layer=layer, n_samples=n_samples, seed=seed)
         elbo_R: np.ndarray = elbo_RN.mean(1, dtype=np.float64)
@@ -538,7 +692,13 @@ class TopicFit(ABC):
     def elbo_given_topics_by_cell(
         self, data: Any = None, *, layer: str | None = None, n_samples: int = 64, seed: int = 0
     ) -> np.ndarray:
-        """Return `elbo_given_topics` of each cell, nats, shape (R, N)."""
+        """Return `elbo_given_topics` of each cell, nats, shape (R, N).
+
+        Examples
+        --------
+        >>> fit.elbo_given_topics_by_cell(adata[:5], n_samples=8).shape
+        (2, 5)
+        """
         require_samples(n_samples)
         cells = self._counts(data, layer)
         topics_SRKG, batch_N = self.topics_by_batch(cells, seed=seed)
@@ -558,11 +718,24 @@ class TopicFit(ABC):
         """Return the ELBO of each cell, nats, shape (R, N); only models with an encoder have it.
 
         Its mean over cells is `elbo_by_replicate`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> elbo = fit.elbo_by_cell(adata)
+        >>> np.allclose(elbo.mean(axis=1), fit.elbo_by_replicate(adata))
+        True
         """
         raise NotImplementedError(f"{type(self).__name__} has no ELBO of single cells")
 
     def prior(self) -> NormalPrior:
-        """Return the prior of θ for fixed topics: Dirichlet(1/K) for every model."""
+        """Return the prior of θ for fixed topics: Dirichlet(1/K) for every model.
+
+        Examples
+        --------
+        >>> tuple(fit.prior().mean.shape)  # one logit for each topic
+        (3,)
+        """
         return NormalPrior.dirichlet(None, self.n_topics, self.n_topics)
 
     def perplexity_by_replicate(
@@ -579,6 +752,11 @@ class TopicFit(ABC):
         The counts of each cell are split into halves. θ is inferred from one half, by EM with fixed
         β (`folded`, the same for every kind of model) or by the model's own inference, and the
         other half is predicted (Wallach et al. 2009).
+
+        Examples
+        --------
+        >>> fit.perplexity_by_replicate(adata).round()
+        array([19., 19.])
         """
         completed, theta_RNK, topics_RKG = self.completion(
             data, layer=layer, folded=folded, n_samples=n_samples, seed=seed
@@ -605,6 +783,12 @@ class TopicFit(ABC):
         -------
         The half of the counts that is predicted, the topic proportions from the other half,
         (R, N, K), and the topics, (R, K, G); with batches, as `side_by_side` returns them.
+
+        Examples
+        --------
+        >>> half, theta, topics = fit.completion(adata)
+        >>> half.shape, theta.shape, topics.shape
+        ((200, 100), (2, 200, 3), (2, 3, 100))
         """
         if data is None and self.held_out is not None:
             data = self.held_out
@@ -638,6 +822,11 @@ class TopicFit(ABC):
         """Return document-completion perplexity per count, of the held-out cells by default.
 
         Lower is better; it is never below 1, and uniform topics give the number of genes.
+
+        Examples
+        --------
+        >>> round(fit.perplexity())  # of the held-out cells; uniform topics would have 100
+        16
         """
         by_replicate = self.perplexity_by_replicate(
             data, layer=layer, folded=folded, n_samples=n_samples, seed=seed
@@ -653,6 +842,12 @@ class TopicFit(ABC):
         ------
         InputError
             The folder exists and `overwrite` is not set.
+
+        Examples
+        --------
+        >>> path = fit.save("model")
+        >>> sorted(file.name for file in path.iterdir())
+        ['model.json', 'weights.safetensors']
         """
         import safetensors.torch
 
@@ -679,7 +874,13 @@ class TopicFit(ABC):
 
     @staticmethod
     def load(path: str | Path) -> TopicFit:
-        """Read a saved fit; registered models call `topicell.load` by this former name."""
+        """Read a saved fit; registered models call `topicell.load` by this former name.
+
+        Examples
+        --------
+        >>> topicell.TopicFit.load(fit.save("model")).n_topics
+        3
+        """
         fit: TopicFit = import_module("topicell").load(path)
         return fit
 

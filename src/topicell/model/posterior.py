@@ -50,6 +50,12 @@ class AmortizedFit(TopicFit):
         The Pyro program with its trained weights.
     order_RK
         Topic k of the fit is topic ``order_RK[r, k]`` of the program.
+
+    Examples
+    --------
+    >>> quick = dict(n_topics=3, n_replicates=1, search=False, epochs=20, progress=False)
+    >>> type(topicell.fit(adata, **quick)).__name__
+    'AmortizedFit'
     """
 
     def __init__(self, program: TopicProgram, order_RK: np.ndarray, **shared: Any) -> None:
@@ -178,6 +184,16 @@ class AmortizedFit(TopicFit):
         ------
         InputError
             The model has no batches.
+
+        Examples
+        --------
+        >>> adata.obs["lab"] = ["Bonn", "Oslo"] * 100
+        >>> labs = topicell.fit(adata, batch_key="lab", **quick)
+        >>> factors = labs.batch_factors()
+        >>> factors.shape
+        (2, 100)
+        >>> float(factors["gene_25"].prod().round(3))  # the logarithms sum to 0
+        1.0
         """
         import pandas as pd
 
@@ -223,6 +239,14 @@ class AmortizedFit(TopicFit):
         ------
         InputError
             The prior of the model has no correlations.
+
+        Examples
+        --------
+        >>> learned = topicell.fit(adata, prior="correlated", **quick)
+        >>> learned.topic_correlations().shape
+        (3, 3)
+        >>> learned.topic_correlations().diagonal().round(3)
+        array([1., 1., 1.])
         """
         prior = self.program.cell_prior
         if not isinstance(prior, LearnedPrior) or prior.factor is None:
@@ -249,6 +273,19 @@ class AmortizedFit(TopicFit):
         ------
         InputError
             The model has no covariates.
+
+        Examples
+        --------
+        >>> adata.obs["age"] = range(200)
+        >>> aged = topicell.fit(adata, prevalence="age", **quick)
+        >>> table = aged.prevalence()
+        >>> table[["topic", "covariate"]]
+             topic covariate
+        0  topic_0       age
+        1  topic_1       age
+        2  topic_2       age
+        >>> bool(abs(table["effect"].sum()) < 1e-4)
+        True
         """
         import pandas as pd
 
@@ -297,6 +334,17 @@ class AmortizedFit(TopicFit):
         ------
         InputError
             The model has no seeded topics.
+
+        Examples
+        --------
+        >>> fit.gene_topics().to_csv("topics.csv")
+        >>> seeded = topicell.fit(adata, topic_gene_prior="topics.csv", **quick)
+        >>> seeded.seeds()[["seed", "highest_topic"]]
+                    seed highest_topic
+        topic
+        topic_0  topic_0       topic_0
+        topic_1  topic_1       topic_1
+        topic_2  topic_2       topic_2
         """
         import pandas as pd
 

@@ -161,7 +161,7 @@ def test_a_figure_is_saved_as_png_and_pdf(drawn, tmp_path):
     png, pdf = (path.read_bytes() for path in paths)
     assert png.startswith(b"\x89PNG")
     assert pdf.startswith(b"%PDF")
-    alone = figures.save(figure, tmp_path / "alone", dpi=50, pdf=False)
+    alone = figures.save(figure, str(tmp_path / "alone"), dpi=50, pdf=False)
     assert [path.name for path in tmp_path.glob("alone*")] == [path.name for path in alone]
     assert [path.suffix for path in alone] == [".png"]
     assert int.from_bytes(png[16:20]) == int(50 * figure.get_figwidth())

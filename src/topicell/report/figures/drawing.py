@@ -151,7 +151,7 @@ def category_colors(n: int) -> list[str]:
     return CATEGORIES[:n] + _further_colors(n - len(CATEGORIES), saturation=0.15)
 
 
-def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path]:
+def save(figure: Figure, stem: str | Path, dpi: int, *, pdf: bool = True) -> list[Path]:
     """Write a figure as PNG, and as PDF with its fonts embedded.
 
     Parameters
@@ -170,6 +170,7 @@ def save(figure: Figure, stem: Path, dpi: int, *, pdf: bool = True) -> list[Path
     The files. The same input gives the same bytes.
     """
     lay_out(figure)
+    stem = Path(stem)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")[: 1 + pdf]]
     before = figure.dpi
     # savefig would draw each figure twice, to lay it out again.
