@@ -126,6 +126,9 @@ def test_the_parent_run_has_the_best_value_so_far_and_the_verdict(swept):
     assert parent.data.tags["topicell.verdict"] == swept.verdict.kind.value
     assert swept.verdict.sentence in parent.data.tags["mlflow.note.content"]
     assert swept.verdict.sentence in swept.done.stdout
+    lines = swept.done.stdout.splitlines()
+    number = swept.verdict.trial
+    assert f"trial       {number}, in sweeps/{swept.path.parent.name}/{number}" in lines
     artifacts = {item.path for item in swept.store.list_artifacts(parent.info.run_id)}
     assert {"report.html", "sweep.json", "figures"} <= artifacts
     assert parent.data.params["searched.model.n_topics"] == "range(2,7)"

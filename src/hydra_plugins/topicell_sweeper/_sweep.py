@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import threading
@@ -217,7 +218,7 @@ def conclude_and_print(plan: Plan, study: Study, parent: Parent) -> list[Path]:
     chosen = next((trial for trial in found.trials if trial.number == verdict.trial), None)
     if chosen is None:
         return folders
-    print(f"trial       {chosen.number}, in {chosen.folder}")
+    print(f"trial       {chosen.number}, in {os.path.relpath(chosen.folder)}")
     if parent.run_id:
         print(f"MLflow run  {parent.run_id}  (topicell ui)")
     if settings.register and chosen.run_id:
