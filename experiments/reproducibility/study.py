@@ -107,15 +107,20 @@ def by_topicell(cells: AnnData, n_topics: int, seed: int, **settings: Any) -> np
 
 
 def by_cnmf(cells: AnnData, n_topics: int, seed: int) -> np.ndarray:
+    """Return the consensus programs of 90 % of the cells."""
+    kept = np.sort(np.random.default_rng(seed).permutation(cells.n_obs)[: round(0.9 * cells.n_obs)])
+    return consensus_programs(cells[kept], n_topics, seed)
+
+
+def consensus_programs(cells: AnnData, n_topics: int, seed: int) -> np.ndarray:
     """Return the consensus programs of the package cnmf with its defaults (20 factorisations).
 
     Spectra are in counts per million of all genes that are given, so each is scaled to sum to 1.
     """
     from cnmf import cNMF
 
-    kept = np.sort(np.random.default_rng(seed).permutation(cells.n_obs)[: round(0.9 * cells.n_obs)])
-    some = AnnData(cells.layers["counts"][kept].astype(np.float64))
-    some.obs_names, some.var_names = cells.obs_names[kept], cells.var_names
+    some = AnnData(cells.layers["counts"].astype(np.float64))
+    some.obs_names, some.var_names = cells.obs_names, cells.var_names
     some = some[np.asarray(some.X.sum(1)).ravel() > 0].copy()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.h5ad"
