@@ -642,9 +642,9 @@ class TopicFit(ABC):
 
         Examples
         --------
-        >>> gap = fit.amortization_gap(adata[:20], n_samples=8)
+        >>> gap = fit.amortization_gap(adata[:5], n_samples=4)
         >>> gap.shape, bool((gap >= 0).all())
-        ((2, 20), True)
+        ((2, 5), True)
         """
 
     def elbo(
