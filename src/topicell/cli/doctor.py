@@ -98,7 +98,9 @@ class DoctorCommand:
     """
 
     json: bool = False
+    """Print the table as JSON."""
     min_free_gb: float = setting(2.0, POSITIVE)
+    """Free space of a disk below which there is a warning, and a problem below a tenth of it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

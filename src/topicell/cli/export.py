@@ -39,10 +39,15 @@ class GmtCommand:
     """
 
     run: str = NO_DEFAULT
+    """MLflow id or folder of the run."""
     output: str | None = None
+    """New file; null uses topics-RUN.gmt."""
     by: Order = Order.relevance
+    """How genes are ranked."""
     n_genes: int = setting(50, POSITIVE)
+    """Number of genes of each topic."""
     ids: bool = False
+    """Write identifiers of genes instead of names."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -57,9 +62,13 @@ class RnkCommand:
     """
 
     run: str = NO_DEFAULT
+    """MLflow id or folder of the run."""
     output: str | None = None
+    """New folder; null uses topics-RUN."""
     by: Order = Order.differential
+    """How genes are ranked."""
     ids: bool = False
+    """Write identifiers of genes instead of names."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -75,8 +84,11 @@ class VitessceCommand:
     """
 
     run: str = NO_DEFAULT
+    """MLflow id or folder of the run."""
     output: str | None = None
+    """New folder; null uses vitessce-RUN."""
     n_genes: int = setting(30, POSITIVE)
+    """Number of genes of each topic whose expression is written."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -91,7 +103,9 @@ class CellxgeneCommand:
     """
 
     run: str = NO_DEFAULT
+    """MLflow id or folder of the run."""
     output: str | None = None
+    """New file; null uses cellxgene-RUN.h5ad."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

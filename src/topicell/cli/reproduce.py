@@ -26,7 +26,9 @@ class MovedData:
     """Where the data of the run are now, if they were moved."""
 
     path: str | None = None
+    """New place of the file."""
     samples: str | None = None
+    """New place of the table of samples."""
 
 
 @dataclass
@@ -40,7 +42,9 @@ class ReproduceCommand:
     """
 
     run: str = NO_DEFAULT
+    """MLflow id or folder of the run."""
     output: str | None = None
+    """New folder; null uses ``reproductions/DATE/TIME``."""
     data: MovedData = field(default_factory=MovedData)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
