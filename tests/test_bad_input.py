@@ -23,6 +23,7 @@ from anndata.io import write_elem
 from topicell.data.reading import read
 from topicell.errors import InputError
 
+PANDAS = tuple(map(int, pd.__version__.split(".")[:2]))
 SECONDS = 600
 RECORDS = ("config.yaml", "metrics.jsonl", "model", "adata.h5ad", "scores.csv", "report.html")
 SMALL = [
@@ -321,7 +322,11 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "text in csv": (lambda f: csv(f, "cell,A,B\nc1,1,two\n"), "'two' for cell c1, gene B"),
     "huge number in csv": (lambda f: csv(f, f"cell,A,B\nc1,1,{10**40}\n"), "gene B"),
-    "overflowing number in csv": (lambda f: csv(f, "cell,A,B\nc1,1,1e999\n"), "'1e999' for cell"),
+    "overflowing number in csv": (
+        lambda f: csv(f, "cell,A,B\nc1,1,1e999\n"),
+        # pandas 3.1 reads it as infinity.
+        "1 values are infinite" if PANDAS >= (3, 1) else "'1e999' for cell",
+    ),
     "short row in csv": (lambda f: csv(f, "cell,A,B\nc1,1,2\nc2,1\n"), "cell c2, gene B"),
     "long row in csv": (lambda f: csv(f, "cell,A,B\nc1,1,2\nc2,1,2,3\n"), "line 3"),
     "NaN": (lambda f: h5ad(f, one_value(np.nan)), "NaN (first: nan in row 3, gene g4)"),

@@ -269,7 +269,7 @@ def test_vector_priors_reach_the_model(cells, passed):
 def test_results_are_proportions_with_names(trained, cells):
     genes = trained.get_feature_by_topic()
     assert genes.shape == (20, 5)
-    assert np.allclose(genes.sum(0), 1)
+    assert np.allclose(genes.sum(axis=0), 1)
     assert genes.index.tolist() == cells.var_names.tolist()
     proportions = trained.get_latent_representation(cells)
     assert proportions.shape == (60, 5)

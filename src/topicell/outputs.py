@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -372,10 +373,13 @@ def peak_mib() -> float:
     """Return the largest resident memory of this process so far, in MiB."""
     import resource
 
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":
+        return largest / 2**20  # bytes there, KiB elsewhere
     status = Path("/proc/self/status")
     if status.exists():
         # On Linux, getrusage also counts the process that started this one.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return largest / 1024

@@ -167,11 +167,12 @@ def _plain_index(index: pd.Index, columns: list[str]) -> pd.Index:
     name = index.name
     if not isinstance(name, str) or name in columns or not name.strip("./ "):
         name = None
-    if type(index) is pd.Index and index.dtype == object and not index.hasnans:
+    text = pd.Index(["a"]).dtype  # object, and str since pandas 3
+    if type(index) is pd.Index and index.dtype == text and not index.hasnans:
         return index.rename(name)
     # A name that is missing is left empty; `read` refuses it.
     values = ["" if missing else str(v) for v, missing in zip(index, index.isna(), strict=True)]
-    return pd.Index(values, dtype=object, name=name)
+    return pd.Index(values, dtype=text, name=name)
 
 
 def _is_plain(dtype: Any) -> bool:
