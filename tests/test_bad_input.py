@@ -349,8 +349,8 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "complex": (lambda f: h5ad(f, x_of().astype(np.complex64)), "complex64 values, not numbers"),
     "structured": (lambda f: h5ad(f, RECORD), "not numbers"),
-    "3-D array": (lambda f: h5ad(f, np.ones((12, 7, 2), np.float32)), "2-dimensional, not 3"),
-    "1-D array": (lambda f: h5ad(f, np.ones(12, np.float32)), "2-dimensional, not 1"),
+    "3-D array": (lambda f: h5ad(f, np.ones((12, 7, 2), np.float32)), "X has 3 dimensions"),
+    "1-D array": (lambda f: h5ad(f, np.ones(12, np.float32)), "X has 1 dimensions"),
     "columns far out of bounds": (
         lambda f: compressed(f, np.ones(24), [0, 2**30] * 12, EVERY_2),
         "X is damaged",

@@ -1,7 +1,6 @@
 """Preprocessing is that of the tutorial; prepared cells are cached with a limit."""
 
 import os
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -422,9 +421,7 @@ OTHERS = {"mine.h5ad", "notes.txt", "tmp0000_new.h5ad"}
 def test_the_oldest_files_of_the_cache_are_removed_first(cache, limit, left):
     """The last file and files of other programs stay; unfinished old files are removed."""
     config = PreprocessConfig(n_variable_genes=50, cache_limit_mb=limit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        prepared(make, "x", config, folder=cache)
+    prepared(make, "x", config, folder=cache)
     names = {path.name for path in cache.iterdir()}
     (new,) = names - OTHERS - {f"{letter * 32}.h5ad" for letter in "abc"}
     assert (cache / new).stat().st_size < 600_000
