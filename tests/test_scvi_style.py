@@ -274,7 +274,7 @@ def test_results_are_proportions_with_names(trained, cells):
     proportions = trained.get_latent_representation(cells)
     assert proportions.shape == (60, 5)
     assert ((proportions >= 0) & (proportions <= 1)).to_numpy().all()
-    assert np.allclose(proportions.sum(1), 1)
+    assert np.allclose(proportions.sum(axis=1), 1)
     assert proportions.columns.tolist() == [f"topic_{k}" for k in range(5)]
     some = trained.get_latent_representation(indices=[5, 3, 17])
     assert some.index.tolist() == ["c5", "c3", "c17"]

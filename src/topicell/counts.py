@@ -172,10 +172,8 @@ class Counts:
             round_values=round_values,
         )
         var = getattr(data.raw if where == "raw" else data, "var", {})
-        ids = np.asarray(var["gene_ids"].astype(str), dtype=object) if "gene_ids" in var else None
-        return cls(
-            x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object), ids
-        )
+        cells, genes = (np.asarray(names, dtype=object) for names in (data.obs_names, genes))
+        return cls(x, cells, genes, ids_of(var))
 
     def with_batches(self, obs: pd.DataFrame, key: str | None) -> Counts:
         """Return the same cells with the batch that a column of obs names; None leaves them as is.
@@ -353,6 +351,11 @@ def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
         here = ", ".join(layer_names(data)) or "none"
         raise InputError(f"layer {layer!r} does not exist; layers here: {here}")
     return f"layers[{layer!r}]", data.layers[layer], data.var_names
+
+
+def ids_of(var: Any) -> np.ndarray | None:
+    """Return the identifiers of genes as text, "nan" where one is missing, if there are any."""
+    return np.array([*map(str, var["gene_ids"])], dtype=object) if "gene_ids" in var else None
 
 
 def layer_names(data: Any) -> list[str]:

@@ -20,6 +20,7 @@ from topicell import report
 from topicell.agreement import Agreement
 from topicell.config import ExternalConfig, PriorKind, RunConfig, as_dict
 from topicell.data.cells import PreparedCells
+from topicell.data.frames import write_h5ad
 from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import column
 from topicell.errors import disk_is_full
@@ -232,7 +233,7 @@ def _write_rest(
         # where libhdf5 can end the process.
         if not no_room:
             with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
-                _stored(adata, config).write_h5ad(unfinished, compression="gzip")
+                write_h5ad(_stored(adata, config), unfinished, compression="gzip")
     return _report_error(failures)
 
 
