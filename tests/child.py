@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import linecache
 import os
 import pickle
 import random
@@ -148,6 +149,9 @@ def run_program(program: str | None, arguments: list[str], begin: Callable[[], N
             runpy.run_module("topicell", run_name="__main__", alter_sys=True)
         else:
             sys.argv = ["-c", *arguments]
+            if sys.version_info >= (3, 13):  # tracebacks show the lines of the program
+                lines = program.splitlines(keepends=True)
+                linecache.cache["<string>"] = (len(program), None, lines, "<string>")
             exec(compile(program, "<string>", "exec"), sys.modules["__main__"].__dict__)
     except SystemExit as exit_:
         if exit_.code is None or isinstance(exit_.code, int):

@@ -123,6 +123,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+    if item.get_closest_marker("linux") and sys.platform != "linux":
+        pytest.skip("reads /proc, or limits memory, as only Linux allows")
     names = [name for marker in item.iter_markers("extras") for name in marker.args]
     if reasons := list(filter(None, map(why_missing, names))):
         pytest.skip("; ".join(reasons))
@@ -416,7 +418,7 @@ def start_process(tmp_path_factory, empty_store):
                 "environment": {k: v for k, v in environment.items() if v is not None},
                 "streams": streams,
                 "ready": child_ready,
-                "quick_workers": quick_workers,
+                "quick_workers": quick_workers and sys.platform == "linux",
                 "empty_store": str(empty_store) if copied_store else None,
                 "draft": draft,
             },
@@ -452,7 +454,8 @@ def started(start_process):
         Connect standard input and output by pipes, like ``Popen(stdin=PIPE, stdout=PIPE)``.
     quick_workers
         Fork the processes that it starts by ``multiprocessing``, the workers of a sweep, as well.
-        They are its children, and write to its standard error.
+        They are its children, and write to its standard error. On Linux only; elsewhere they are
+        started, which takes longer.
     copied_store
         Create a new SQLite store as a copy of an empty one.
     draft

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from topicell.counts import MAX_COUNT, Counts, as_counts
+from topicell.counts import MAX_COUNT, Counts, as_counts, ids_of
 from topicell.errors import InputError
 
 X = np.array([[0, 3, 1], [2, 0, 0]], dtype=float)
@@ -114,3 +114,12 @@ def test_a_subset_keeps_its_own_names():
     subset = Counts.of(make())[np.array([1])]
     assert subset.cells.tolist() == ["b"]
     assert (subset.x.toarray() == X[[1]]).all()
+
+
+def test_missing_identifiers_of_genes_are_text():
+    adata = make()
+    assert Counts.of(adata).ids is None
+    for ids in (["E1", None, "E3"], pd.Categorical(["E1", None, "E3"])):
+        adata.var["gene_ids"] = ids
+        assert ids_of(adata.var).tolist()[::2] == ["E1", "E3"]
+        assert all(type(identifier) is str for identifier in Counts.of(adata).ids)

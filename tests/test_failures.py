@@ -81,6 +81,7 @@ def test_a_full_gpu_is_named_with_the_setting_to_lower(started):
     assert "the GPU's memory is full" in json.loads(record.read_text())["tags"]["topicell.error"]
 
 
+@pytest.mark.linux
 def test_full_memory_is_named_with_the_setting_to_lower(started):
     large = ["data.simulation.n_cells=10000", "data.simulation.n_genes=4000"]
     process = started("train", *RUN, *large, "tracking=off", program=WITHOUT_MEMORY)

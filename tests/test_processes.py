@@ -127,6 +127,7 @@ def test_pipes_connect_standard_input_and_output(started):
     assert process.stdout.read() == ""
 
 
+@pytest.mark.linux
 def test_the_process_that_is_forked_has_no_thread(started):
     program = (
         "import os; print(*(len(os.listdir(f'/proc/{i}/task')) for i in (os.getppid(), 'self')))"

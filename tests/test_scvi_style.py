@@ -269,12 +269,12 @@ def test_vector_priors_reach_the_model(cells, passed):
 def test_results_are_proportions_with_names(trained, cells):
     genes = trained.get_feature_by_topic()
     assert genes.shape == (20, 5)
-    assert np.allclose(genes.sum(0), 1)
+    assert np.allclose(genes.sum(axis=0), 1)
     assert genes.index.tolist() == cells.var_names.tolist()
     proportions = trained.get_latent_representation(cells)
     assert proportions.shape == (60, 5)
     assert ((proportions >= 0) & (proportions <= 1)).to_numpy().all()
-    assert np.allclose(proportions.sum(1), 1)
+    assert np.allclose(proportions.sum(axis=1), 1)
     assert proportions.columns.tolist() == [f"topic_{k}" for k in range(5)]
     some = trained.get_latent_representation(indices=[5, 3, 17])
     assert some.index.tolist() == ["c5", "c3", "c17"]

@@ -225,10 +225,12 @@ def test_pickled_bytes_in_an_h5ad_are_not_unpickled(mark, cells):
 @pytest.mark.parametrize("place", ["filters", "compressor"])
 def test_a_zarr_folder_with_a_pickle_codec_is_refused(place, mark, cells, monkeypatch):
     monkeypatch.delenv("NUMCODECS_ALLOW_UNSAFE_PICKLE_DECODE", raising=False)
-    with anndata.settings.override(zarr_write_format=2):
+    with warnings.catch_warnings(action="ignore"), anndata.settings.override(zarr_write_format=2):
         anndata.read_h5ad(cells).write_zarr("cells.zarr")
     Path("cells.zarr/.zmetadata").unlink(missing_ok=True)
     array = Path("cells.zarr/obs/_index")
+    if (array / "values").exists():  # names are stored with a mask since anndata 0.13
+        array /= "values"
     for chunk in (path for path in array.iterdir() if path.name[0] != "."):
         chunk.write_bytes(pickle.dumps(Bomb(mark)))
     described = json.loads((array / ".zarray").read_text())
@@ -238,7 +240,7 @@ def test_a_zarr_folder_with_a_pickle_codec_is_refused(place, mark, cells, monkey
     if place == "compressor":
         changed = {"filters": [{"id": "vlen-utf8"}], "compressor": codec}
     (array / ".zarray").write_text(json.dumps(described | changed))
-    assert zarr.open_group("cells.zarr", mode="r")["obs/_index"].shape == (N,)
+    assert zarr.open_array(array, mode="r").shape == (N,)
     with pytest.raises(InputError, match="cannot be read as a zarr folder"):
         topicell.data.reading.read("cells.zarr")
 

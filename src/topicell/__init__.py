@@ -5,8 +5,11 @@ The public names are loaded when they are first used: importing topicell is chea
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +18,13 @@ if TYPE_CHECKING:
     from topicell.errors import InputError
     from topicell.model.fit import TopicFit
     from topicell.scvi_style import AmortizedLDA
+
+if find_spec("fcntl") is None:
+    # Locks, signals and processes are those of POSIX systems.
+    _message = "topicell runs on Linux and macOS; on Windows, install and run it in WSL"
+    if PurePath(sys.argv[0]).stem == "topicell":  # the command: one line without a traceback
+        sys.exit(f"topicell: {_message}")
+    raise ImportError(_message, name=__name__)
 
 __version__ = version("topicell")
 

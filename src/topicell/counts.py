@@ -191,10 +191,8 @@ class Counts:
             round_values=round_values,
         )
         var = getattr(data.raw if where == "raw" else data, "var", {})
-        ids = np.asarray(var["gene_ids"].astype(str), dtype=object) if "gene_ids" in var else None
-        return cls(
-            x, np.asarray(data.obs_names, dtype=object), np.asarray(genes, dtype=object), ids
-        )
+        cells, genes = (np.asarray(names, dtype=object) for names in (data.obs_names, genes))
+        return cls(x, cells, genes, ids_of(var))
 
     def with_batches(self, obs: pd.DataFrame, key: str | None) -> Counts:
         """Return the same cells with the batch that a column of obs names; None leaves them as is.
@@ -386,7 +384,7 @@ def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
     if layer == "X":
         if data.X is None:
             raise InputError(
-                f"X is empty; name the layer that holds counts (here: {sorted(data.layers)})"
+                f"X is empty; name the layer that holds counts (here: {layer_names(data)})"
             )
         return "X", data.X, data.var_names
     if layer == "raw":
@@ -394,9 +392,19 @@ def locate(data: Any, layer: str | None) -> tuple[str, Any, Any]:
             raise InputError("layer 'raw': the AnnData has no raw; leave the layer out to use X")
         return "raw", data.raw.X, data.raw.var_names
     if layer not in data.layers:
-        here = ", ".join(sorted(data.layers)) or "none"
+        here = ", ".join(layer_names(data)) or "none"
         raise InputError(f"layer {layer!r} does not exist; layers here: {here}")
     return f"layers[{layer!r}]", data.layers[layer], data.var_names
+
+
+def ids_of(var: Any) -> np.ndarray | None:
+    """Return the identifiers of genes as text, "nan" where one is missing, if there are any."""
+    return np.array([*map(str, var["gene_ids"])], dtype=object) if "gene_ids" in var else None
+
+
+def layer_names(data: Any) -> list[str]:
+    """Return the names of the layers of an AnnData, sorted; since anndata 0.13, None names X."""
+    return sorted(name for name in data.layers if name is not None)
 
 
 def as_counts(
@@ -562,7 +570,7 @@ def _require_not_normalised(x: sp.csr_matrix, where: str) -> None:
 
 def other_count_matrices(data: Any, where: str) -> list[str]:
     """Return the names of matrices of an AnnData whose first rows hold counts."""
-    candidates = {name: data.layers[name] for name in data.layers}
+    candidates = {name: data.layers[name] for name in data.layers if name is not None}
     if data.X is not None:
         candidates["X"] = data.X
     if data.raw is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from topicell import report
 from topicell.agreement import Agreement
 from topicell.config import ExternalConfig, PriorKind, RunConfig, as_dict
 from topicell.data.cells import PreparedCells
+from topicell.data.frames import write_h5ad
 from topicell.data.mapped import is_mapped
 from topicell.data.preprocessing import column
 from topicell.errors import disk_is_full
@@ -234,7 +236,7 @@ def _write_rest(
             with step("adata.h5ad"), whole(folder / "adata.h5ad") as unfinished:
                 stored = _stored(adata, config)
                 stored.uns = without_null(stored.uns)
-                stored.write_h5ad(unfinished, compression="gzip")
+                write_h5ad(stored, unfinished, compression="gzip")
     return _report_error(failures)
 
 
@@ -394,10 +396,13 @@ def peak_mib() -> float:
     """Return the largest resident memory of this process so far, in MiB."""
     import resource
 
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":
+        return largest / 2**20  # bytes there, KiB elsewhere
     status = Path("/proc/self/status")
     if status.exists():
         # On Linux, getrusage also counts the process that started this one.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return largest / 1024

@@ -234,8 +234,9 @@ def test_a_known_column_of_symbols_replaces_ids(column, tmp_path):
     assert list(read(path, gene_names="index").var_names) == IDS
 
 
-def test_the_setting_selects_the_column_of_names(tmp_path):
-    path = write(cells([f"row{i}" for i in range(9)], mine=[*SYMBOLS[:8], ""]), tmp_path)
+@pytest.mark.parametrize("missing", ["", None])
+def test_the_setting_selects_the_column_of_names(missing, tmp_path):
+    path = write(cells([f"row{i}" for i in range(9)], mine=[*SYMBOLS[:8], missing]), tmp_path)
     assert read(path).var_names[0] == "row0"
     # A gene without a symbol keeps its name.
     assert list(read(path, gene_names="mine").var_names) == [*SYMBOLS[:8], "row8"]

@@ -321,7 +321,7 @@ def test_repeated_symbols_become_unique_with_a_warning(form: str, tmp_path: Path
         path = write_10x_h5(tmp_path / "cells.h5", symbols)
     with pytest.warns(UserWarning, match="3 gene names are repeated") as caught:
         require_equal(read(path), ["A", "B", "A-1", "A-2", "B-1"])
-    assert len(caught) == 1
+    assert [w.category for w in caught].count(UserWarning) == 1
 
 
 def test_half_a_10x_h5_is_refused(tmp_path: Path) -> None:
@@ -452,8 +452,7 @@ def sharded(tmp_path: Path) -> Path:
         obs=pd.DataFrame(index=[f"c{i}" for i in range(40)]),
         var=pd.DataFrame(index=[f"g{i}" for i in range(30)]),
     )
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), anndata.settings.override(zarr_write_format=3):
         adata.write_zarr(path)
         group = zarr.open_group(path, mode="a")
         for part in ("data", "indices"):
@@ -478,8 +477,10 @@ def test_sharded_zarr_is_read_and_a_missing_shard_refused(sharded: Path) -> None
 @pytest.mark.parametrize("inside", [".", "cells.zarr"])
 @pytest.mark.parametrize("version", [2, 3])
 def test_zipped_zarr_is_read(version: Any, inside: str, tmp_path: Path) -> None:
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=version):
-        warnings.simplefilter("ignore")
+    with (
+        warnings.catch_warnings(action="ignore"),
+        anndata.settings.override(zarr_write_format=version),
+    ):
         cells().write_zarr(tmp_path / "in" / "cells.zarr")
     root = tmp_path / "in" if inside != "." else tmp_path / "in" / "cells.zarr"
     require_equal(read(shutil.make_archive(str(tmp_path / "cells.zarr"), "zip", root)))

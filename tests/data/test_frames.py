@@ -16,7 +16,7 @@ from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from topicell.data.frames import plain, require_gene_names
+from topicell.data.frames import plain, require_gene_names, write_h5ad
 from topicell.data.reading import read
 from topicell.errors import InputError
 
@@ -34,7 +34,7 @@ def write_and_read(adata: AnnData, folder: Path) -> AnnData:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tests of warnings call `plain` themselves.
         plain(adata)
-    adata.write_h5ad(folder / "plain.h5ad")
+    write_h5ad(adata, folder / "plain.h5ad")
     return anndata.read_h5ad(folder / "plain.h5ad")
 
 
@@ -228,3 +228,14 @@ def test_numbers_are_refused_only_if_they_are_positions() -> None:
         require(positions, "symbol")
     for ids in ([7157, 672, 675], [1, 2, 100_506_658], ["1", "A", "B"], ["1.5", "2.5", "3.5"]):
         require(ids)
+
+
+def test_text_is_stored_in_the_form_that_all_programs_read(tmp_path: Path) -> None:
+    """Not as a group of values and a mask of missing values, as anndata does with pandas 3."""
+    write_and_read(cells(text=["b", "a", "a", "c"], gaps=["a", None, "a", "b"]), tmp_path)
+    with h5py.File(tmp_path / "plain.h5ad", "r") as file:
+        texts = [file[f"{place}/_index"] for place in ("obs", "var")]
+        texts += [file[f"obs/{name}/categories"] for name in ("text", "gaps")]
+        for text in texts:
+            assert isinstance(text, h5py.Dataset)
+            assert text.attrs["encoding-type"] == "string-array"

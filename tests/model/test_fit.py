@@ -21,11 +21,11 @@ def test_estimates_are_proportions_with_names(fitted, planted):
     theta = fitted.cell_topics(counts)
     assert theta.shape == (500, 4)
     assert theta.index.tolist() == counts.cells.tolist()
-    assert np.allclose(theta.sum(1), 1, atol=1e-5)
+    assert np.allclose(theta.sum(axis=1), 1, atol=1e-5)
     beta = fitted.gene_topics()
     assert beta.index.tolist() == counts.genes.tolist()
     assert beta.columns.tolist() == ["topic_0", "topic_1", "topic_2", "topic_3"]
-    assert np.allclose(beta.sum(0), 1, atol=1e-5)
+    assert np.allclose(beta.sum(axis=0), 1, atol=1e-5)
 
 
 def test_topics_are_ordered_by_mean_proportion_in_every_replicate(fitted):

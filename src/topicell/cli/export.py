@@ -64,7 +64,7 @@ class RnkCommand:
     run: str = NO_DEFAULT
     """MLflow id or folder of the run."""
     output: str | None = None
-    """New folder; null uses topics-RUN."""
+    """New folder; null uses ranks-RUN."""
     by: Order = Order.differential
     """How genes are ranked."""
     ids: bool = False
@@ -184,6 +184,7 @@ def vitessce(arguments: list[str]) -> None:
 def cellxgene(arguments: list[str]) -> None:
     """Write an h5ad file for cellxgene."""
     asked: CellxgeneCommand = read(FORMATS["cellxgene"], arguments)
+    from topicell.data.frames import write_h5ad
     from topicell.export.cellxgene import shown_cells
     from topicell.files import whole
 
@@ -192,7 +193,7 @@ def cellxgene(arguments: list[str]) -> None:
         output = _new_file(asked.output, f"cellxgene-{run_id or folder.resolve().name}.h5ad")
         shown = shown_cells(_with_maps(folder / "adata.h5ad"))
         with whole(output) as unfinished:
-            shown.write_h5ad(unfinished, compression="gzip")
+            write_h5ad(shown, unfinished, compression="gzip")
     print(f"{output}: {shown.n_obs} cells × {shown.n_vars} genes; to open it:")
     print(f"  cellxgene launch {shlex.quote(str(output))} --open")
 

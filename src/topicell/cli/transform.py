@@ -56,6 +56,7 @@ def transform(arguments: list[str]) -> None:
         raise InputError(f"output = {asked.output!r}: name a file ending in .h5ad or .csv")
     import tempfile
 
+    from topicell.data.frames import write_h5ad
     from topicell.data.reading import read
     from topicell.model.loading import load_fit
     from topicell.outputs import annotate
@@ -87,7 +88,7 @@ def transform(arguments: list[str]) -> None:
                 frame.to_csv(unfinished, index_label="cell")
             else:
                 annotate(adata, frame.to_numpy())
-                adata.write_h5ad(unfinished)
+                write_h5ad(adata, unfinished)
     except OSError as error:
         raise InputError(f"output = {asked.output!r} cannot be written ({error})") from error
     print(f"{output}: {len(frame)} cells × {fit.n_topics} topics")

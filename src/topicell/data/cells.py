@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topicell.config import DataConfig, PreprocessConfig
-from topicell.counts import Counts, LateRows
+from topicell.counts import Counts, LateRows, ids_of
 from topicell.data.preprocessing import PARTS, column, prepared, settings_of_data
 from topicell.data.reading import load_or_open, source_digest
 from topicell.errors import InputError
@@ -93,9 +93,8 @@ class PreparedCells:
     def counts(self) -> Counts:
         """All cells; they were checked when they were prepared."""
         names = (self.adata.obs_names, self.adata.var_names)
-        ids = self.adata.var["gene_ids"].astype(str) if "gene_ids" in self.adata.var else None
         cells, genes = (np.asarray(of, dtype=object) for of in names)
-        ids = None if ids is None else np.asarray(ids, dtype=object)
+        ids = ids_of(self.adata.var)
         counts = Counts(LateRows(self.adata.layers["counts"]), cells, genes, ids)
         try:
             counts = counts.with_batches(self.adata.obs, self.batch_key and column(self.batch_key))

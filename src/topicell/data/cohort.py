@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from topicell import genes
 from topicell.config import DataConfig, Join
-from topicell.counts import gene_places
+from topicell.counts import gene_places, ids_of
 from topicell.data import stored
 from topicell.data.features import IDS_COLUMN, POSITION
 from topicell.data.formats.damage import named_errors
@@ -300,10 +300,7 @@ def _genes_of(
     import pandas as pd
 
     every = [np.asarray(outline.var_names, dtype=object) for outline in outlines]
-    every_id = [
-        np.asarray(o.var[IDS_COLUMN].astype(str), dtype=object) if IDS_COLUMN in o.var else None
-        for o in outlines
-    ]
+    every_id = [ids_of(outline.var) for outline in outlines]
     are_ids = [genes.share_of_ids(names) >= 0.5 for names in every]
     # Names with identifiers, then names, then identifiers.
     order = sorted(range(len(every)), key=lambda i: (are_ids[i], every_id[i] is None))

@@ -215,13 +215,13 @@ def _named(adata: AnnData, config: ReadConfig, prefix: str) -> AnnData:
                 f"{setting} = {config.gene_names!r}: var has no such column; "
                 + (f"found: {here}" if here else "it has no columns at all")
             )
-        return _renamed(adata, var[config.gene_names].astype(str).tolist(), index, have_ids)
+        return _renamed(adata, list(map(str, var[config.gene_names])), index, have_ids)
     if not have_ids:
         if IDS_COLUMN not in var:
             lower = {str(column).lower(): column for column in var.columns}
             for column in (lower[c] for c in _ID_COLUMNS if c in lower):
                 if genes.share_of_ids(list(map(str, var[column]))) >= 0.5:
-                    var[IDS_COLUMN] = var[column].astype(str)
+                    var[IDS_COLUMN] = list(map(str, var[column]))
                     break
         parts = genes.divided(index)
         if parts is None:

@@ -7,7 +7,8 @@ that anndata reads but cannot write. `plain` converts them once, after reading.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -51,6 +52,18 @@ def plain(adata: AnnData) -> None:
         _plain_frame(frame, where)
     for key, value in list(adata.uns.items()):
         adata.uns[key] = _plain_value(value, f"uns[{key!r}]")
+
+
+def write_h5ad(adata: AnnData, path: Path, compression: Literal["gzip"] | None = None) -> None:
+    """Write an AnnData whose tables are `plain`, with text in the form that all programs read.
+
+    With pandas 3, anndata would store each text with a mask of missing values, which anndata before
+    0.11 and programs in other languages cannot read.
+    """
+    import anndata
+
+    with anndata.settings.override(allow_write_nullable_strings=False):
+        adata.write_h5ad(path, compression=compression)
 
 
 def require_gene_names(var: pd.DataFrame, gene_names: str | None, prefix: str = "") -> None:
@@ -167,11 +180,12 @@ def _plain_index(index: pd.Index, columns: list[str]) -> pd.Index:
     name = index.name
     if not isinstance(name, str) or name in columns or not name.strip("./ "):
         name = None
-    if type(index) is pd.Index and index.dtype == object and not index.hasnans:
+    text = pd.Index(["a"]).dtype  # object, and str since pandas 3
+    if type(index) is pd.Index and index.dtype == text and not index.hasnans:
         return index.rename(name)
     # A name that is missing is left empty; `read` refuses it.
     values = ["" if missing else str(v) for v, missing in zip(index, index.isna(), strict=True)]
-    return pd.Index(values, dtype=object, name=name)
+    return pd.Index(values, dtype=text, name=name)
 
 
 def _is_plain(dtype: Any) -> bool:

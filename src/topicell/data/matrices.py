@@ -227,7 +227,9 @@ def _from_text(path: Path, separator: str) -> _Matrix:
 
     # A gene called NA is not a missing value, and 0.1 is read exactly as written.
     options: dict[str, Any] = {"sep": separator, "header": None, "na_filter": False}
-    options |= {"float_precision": "round_trip", "encoding": "utf-8-sig", "low_memory": False}
+    options |= {"encoding": "utf-8-sig", "low_memory": False}
+    if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # later versions are always exact
+        options["float_precision"] = "round_trip"
     first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0].tolist()
     body = pd.read_csv(path, skiprows=1, dtype={0: str}, **options)
     if body.shape[1] < 2:

@@ -7,6 +7,7 @@ LDA"; every step is a setting of `PreprocessConfig`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -474,33 +475,34 @@ def _bound(newest: Path, limit_mb: int | None) -> None:
 
 
 def _variable_genes(adata: AnnData, config: PreprocessConfig) -> np.ndarray:
-    import scanpy as sc
-
-    on_counts = config.flavor in ON_COUNTS
-    if config.batch_key is not None:
-        batch_N, names = _batches(adata.obs, config)
-        # scanpy accepts a column of strings or numbers for one flavour and rejects it for another.
-        adata.obs[config.batch_key] = adata.obs[config.batch_key].astype("category")
-    else:
-        batch_N, names = np.zeros(adata.n_obs, dtype=int), [""]
-
-    def rank(span: float) -> np.ndarray:
-        with step("variable genes"):
-            sc.pp.highly_variable_genes(
-                adata,
-                n_top_genes=config.n_variable_genes,
-                flavor=config.flavor.value,
-                layer="counts" if on_counts else None,
-                batch_key=config.batch_key,
-                span=span,
-            )
-        chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
-        return chosen
-
-    if on_counts:
+    batch_N, names = _batches(adata.obs, config)
+    rank: Callable[[float], np.ndarray]
+    if config.flavor in ON_COUNTS:
         sizes = {name: int((batch_N == number).sum()) for number, name in enumerate(names)}
         _require_enough_to_rank(sizes, config)
+        selection = streaming.Selection.in_memory(adata.layers["counts"], batch_N)
+        rank = functools.partial(selection.variable, config)
+    else:
+        rank = functools.partial(_by_dispersion, adata, config)
     return _with_spans(rank, config, adata.n_obs, adata.n_vars)
+
+
+def _by_dispersion(adata: AnnData, config: PreprocessConfig, _: float) -> np.ndarray:
+    """Return the genes that scanpy chooses by the dispersion of their log-normalised values."""
+    import scanpy as sc
+
+    if config.batch_key is not None:
+        # scanpy accepts a column of strings or numbers for one flavour and rejects it for another.
+        adata.obs[config.batch_key] = adata.obs[config.batch_key].astype("category")
+    with step("variable genes"):
+        sc.pp.highly_variable_genes(
+            adata,
+            n_top_genes=config.n_variable_genes,
+            flavor=config.flavor.value,
+            batch_key=config.batch_key,
+        )
+    chosen: np.ndarray = adata.var["highly_variable"].to_numpy()
+    return chosen
 
 
 def _batches(obs: pd.DataFrame, config: PreprocessConfig) -> tuple[np.ndarray, list[object]]:

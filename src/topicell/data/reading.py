@@ -580,7 +580,8 @@ def with_counts(adata: AnnData, layer: str | None, *, round_values: bool = False
     # The other contents are restricted to the selected cells and genes.
     for part in ("layers", "obsm", "varm", "obsp", "varp"):
         for name, other in getattr(adata, part).items():
-            require_sound(other, f"{part}[{name!r}]")
+            if name is not None:  # X, since anndata 0.13
+                require_sound(other, f"{part}[{name!r}]")
     if where == "raw":
         adata = AnnData(
             x, obs=adata.obs, var=adata.raw.var, obsm=dict(adata.obsm), uns=dict(adata.uns)

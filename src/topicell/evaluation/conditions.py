@@ -352,7 +352,7 @@ def samples_of(
                 "must be the same for all cells of a sample"
             )
         table[name] = _levels_or_numbers(by_sample.first().reindex(kept))
-    code_N = pd.Categorical(sample_N, categories=kept).codes.astype(int)
+    code_N = pd.Index(kept).get_indexer(sample_N)
     left_out = {str(name): int(n) for name, n in sizes[sizes < min_cells].items()}
     return Samples(table, sizes[kept].to_numpy(), code_N, left_out)
 

@@ -67,7 +67,7 @@ def pack(
     }
     groupings = []
     for number, category in enumerate(categories):
-        codes_N = np.asarray(category["codes"])
+        codes_N = np.asarray(category["codes"], dtype=np.int64)
         arrays[f"category_{number}"] = np.where(codes_N < 0, NO_CATEGORY, codes_N).astype(np.uint8)
         sizes = np.bincount(codes_N[codes_N >= 0], minlength=len(category["names"]))
         groupings.append(

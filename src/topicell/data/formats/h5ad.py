@@ -25,6 +25,9 @@ def read_h5ad(path: Path) -> AnnData:
                     f"cannot be read as h5ad: it has no {side} with the names of the {what}; write "
                     "it with anndata's write_h5ad"
                 )
+        x = file.get("X")
+        if isinstance(x, h5py.Dataset) and x.shape is not None and x.ndim != 2:
+            raise InputError(f"X has {x.ndim} dimensions; counts are cells × genes")
     return anndata.read_h5ad(path)
 
 
