@@ -337,7 +337,7 @@ def test_mistakes_are_refused():
 @pytest.mark.slow
 # Warnings of scanpy and umap about calls of the tutorial.
 @pytest.mark.filterwarnings("ignore::anndata.ImplicitModificationWarning")
-@pytest.mark.filterwarnings("ignore:.*default backend for leiden:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*(default backend for|implementation of) leiden:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed")
 @pytest.mark.filterwarnings("ignore:n_jobs value")
 def test_the_cells_of_the_tutorial_run(facs_folder, monkeypatch):
