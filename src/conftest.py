@@ -14,9 +14,12 @@ import pytest
 def names_after(*classes: type) -> dict[str, Any]:
     """Return the names that the examples of classes define, in this order."""
     names: dict[str, Any] = {}
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
     for one in classes:
-        for example in doctest.DocTestParser().get_examples(vars(one).get("__doc__") or ""):
-            exec(compile(example.source, one.__name__, "single"), names)
+        text = vars(one).get("__doc__") or ""
+        test = parser.get_doctest(text, names, one.__name__, None, None)
+        runner.run(test, out=lambda _: None, clear_globs=False)
+        names = test.globs
     return names
 
 

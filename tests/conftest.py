@@ -30,6 +30,8 @@ from topicell.tracking import store
 
 CHECKOUT = Path(__file__).parents[1]
 
+collect_ignore = ["cellxgene_server.py"]  # a program of another environment
+
 # Tests must not fail on a slow machine; tests with Hypothesis may use a folder fixture.
 settings.register_profile(
     "topicell",

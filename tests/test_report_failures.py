@@ -32,9 +32,11 @@ SMALL = (
 )
 DRAWN = ("umap_counts_topics", "structure", "volcanoes")
 KEPT = {
+    "MODEL_CARD.md",
     "adata.h5ad",
     "cells/cell_topics.csv",
     "config.yaml",
+    "environment.txt",
     "metrics.jsonl",
     "model/model.json",
     "model/weights.safetensors",
@@ -131,14 +133,15 @@ def break_one_file(monkeypatch):
 
 
 def files(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return found - {"git.diff"}  # of a checkout with changes that are not committed
 
 
 def uploaded(store, run_id, folder=""):
     found = set()
     for item in client(store).list_artifacts(run_id, folder):
         found |= uploaded(store, run_id, item.path) if item.is_dir else {item.path}
-    return found
+    return found - {"git.diff"}  # of a checkout with changes that are not committed
 
 
 FAULTS = {

@@ -217,12 +217,17 @@ def settings_page() -> str:
 # --- commands -------------------------------------------------------------------------------------
 
 
-def options(name: str, config: Any) -> Iterator[str]:
+def options(name: str, config: Any, group: str = "") -> Iterator[str]:
     """Yield the description of each setting of a command."""
-    yield f".. program:: topicell {name}\n"
+    if not group:
+        yield f".. program:: topicell {name}\n"
     shared = []
+    of_train = {type(one) for _, one in groups(TrainCommand())}
     for field in fields(config):
         value = getattr(config, field.name)
+        if is_dataclass(value) and type(value) not in of_train:
+            yield from options(name, value, f"{field.name}.")
+            continue
         if is_dataclass(value):
             other = [
                 f"``{field.name}.{f.name}={value_of(getattr(value, f.name))}``"
@@ -232,7 +237,7 @@ def options(name: str, config: Any) -> Iterator[str]:
             differs = f" (with {', '.join(other)} as the default)" if other else ""
             shared.append(f":ref:`{field.name} <settings-{type(value).__name__}>`{differs}")
             continue
-        yield f".. option:: {field.name}\n"
+        yield f".. option:: {group}{field.name}\n"
         yield from described(config, field, "")
     if shared:
         yield f"Settings of these groups are as in ``topicell train``: {', '.join(shared)}.\n"

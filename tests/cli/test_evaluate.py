@@ -10,6 +10,7 @@ import pytest
 
 from topicell.cli.evaluate import COMMAND, in_short
 from topicell.cli.options import read
+from topicell.tracking.stored import read_metrics
 
 
 @pytest.mark.filterwarnings("ignore:.*obs already has")
@@ -22,10 +23,7 @@ def test_topics_of_a_run_score_the_same_through_evaluate(run_here, small):
         *("data=here/adata.h5ad", "held_out=split", "report=off", "tracking=off", "output=there"),
     )
     assert code == 0, err
-    ours, theirs = (
-        json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[-2])
-        for folder in ("here", "there")
-    )
+    ours, theirs = (read_metrics(Path(folder))[1] for folder in ("here", "there"))
     for name in ("test/perplexity_folded", "topics/diversity", "topics/used"):
         assert theirs[name] == pytest.approx(ours[name], rel=1e-6), name
 
