@@ -77,7 +77,8 @@ GROUPS = {
 DATA = {
     "pbmc68k": "700 blood cells × 764 genes, 10 cell types",
     "pbmc_facs": "3,774 sorted blood cells, 1,000 variable genes, 10 sorted populations",
-    "two_studies": "6,474 blood cells of two studies, 1,000 variable genes, 7 cell classes and 62 cells of none",
+    "two_studies": "6,474 blood cells of two studies, 1,000 variable genes, 7 cell classes and "
+    "62 cells of none",
 }
 
 
@@ -103,8 +104,8 @@ def conditions(results: pd.DataFrame, made: dict[str, Any]) -> str:
     dates = " to ".join(dict.fromkeys((made["dates"][0], made["dates"][-1])))
     commits = ", ".join(f"`{commit}`" for commit in made["commits"])
     return (
-        f"{len(results)} fits, {dates}, commit {commits}, on a shared 2-core machine "
-        f"({made['processor']}), one thread.\nPython {made['python']}, {libraries}.\n"
+        f"{len(results)} fits, {dates}, commit {commits}, with one thread on a machine with "
+        f"{made['cores']} cores\n({made['processor']}). Python {made['python']}, {libraries}.\n"
         "Slow models have fewer seeds; the first column of the tables says how many."
     )
 
@@ -179,8 +180,9 @@ def verdicts(of_data: pd.DataFrame, name: str) -> tuple[str, float, float, str, 
 
     Returns
     -------
-    ``better``, ``equal``, ``undecided`` or ``worse``; mean difference; half of its 95 % interval (Student's
-    t); the other model; the number of common seeds. None if no other model has two common seeds.
+    ``better``, ``equal``, ``undecided`` or ``worse``; mean difference; half of its 95 % interval
+    (Student's t); the other model; the number of common seeds. None if no other model has two of
+    them.
     """
     sign = MEASURES[name].better
     wide = of_data.pivot(index="seed", columns="model", values=name)
@@ -227,13 +229,13 @@ def comparison(results: pd.DataFrame) -> str:
             difference = number(mean, measure.decimals, sign=True)
             cells.append(f"{shown} {difference} ± {number(half, measure.decimals)} ({other}, {n})")
         rows.append(f"| {title_of(name)} | {' | '.join(cells)} |")
-    words = "; ".join(
+    summary = "; ".join(
         f"on `{data}` " + ", ".join(f"{word} in {n}" for word, n in of.items())
         for data, of in counts.items()
     )
     return "\n".join(
         [
-            f"Of {len(rows)} measures, topicell's default is {words}.\n",
+            f"Of {len(rows)} measures, topicell's default is {summary}.\n",
             f"| | {' | '.join(data_sets)} |",
             "|---" * (len(data_sets) + 1) + "|",
             *rows,
