@@ -68,6 +68,10 @@ def test_a_difference_within_its_interval_is_undecided():
     assert page.verdicts(table, "labels/nmi")[:1] == ("better",)
 
 
+def test_the_same_values_are_equal():
+    assert page.verdicts(results(topicell=[4, 4], b=[4, 4]), "labels/nmi")[:3] == ("equal", 0, 0)
+
+
 def test_one_seed_is_not_compared():
     assert page.verdicts(results(topicell=[0.5, 0.6], b=[0.9]), "labels/nmi") is None
 

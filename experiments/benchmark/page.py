@@ -36,10 +36,10 @@ def _against_sets() -> dict[str, Measure]:
         for sets, name in (("blood", "blood"), ("spectra", "Spectra")):
             found |= {
                 f"{by}/{sets}/coherence": Measure(f"{name}: coherence", 3),
-                f"{by}/{sets}/topic_quality": Measure("× unshared", 3),
-                f"{by}/{sets}/number": Measure("number", 1),
-                f"{by}/{sets}/uniqueness": Measure("uniqueness", 2),
-                f"{by}/{sets}/quality": Measure("quality", 1),
+                f"{by}/{sets}/topic_quality": Measure(f"{name}: × unshared", 3),
+                f"{by}/{sets}/number": Measure(f"{name}: number", 1),
+                f"{by}/{sets}/uniqueness": Measure(f"{name}: uniqueness", 2),
+                f"{by}/{sets}/quality": Measure(f"{name}: quality", 1),
             }
     return found
 
@@ -75,9 +75,10 @@ GROUPS = {
 }
 
 DATA = {
-    "pbmc68k": "700 blood cells × 765 genes, 10 cell types",
+    "pbmc68k": "700 blood cells × 764 genes, 10 cell types",
     "pbmc_facs": "3,774 sorted blood cells, 1,000 variable genes, 10 sorted populations",
-    "two_studies": "6,474 blood cells of two studies, 1,000 variable genes, 7 cell classes",
+    "two_studies": "6,474 blood cells of two studies, 1,000 variable genes, 7 cell classes and "
+    "62 cells of none",
 }
 
 
@@ -103,9 +104,9 @@ def conditions(results: pd.DataFrame, made: dict[str, Any]) -> str:
     dates = " to ".join(dict.fromkeys((made["dates"][0], made["dates"][-1])))
     commits = ", ".join(f"`{commit}`" for commit in made["commits"])
     return (
-        f"{len(results)} fits, {dates}, commit {commits}, on a shared 2-core machine "
-        f"({made['processor']}), one thread. Python {made['python']}, {libraries}. Slow models\n"
-        "have fewer seeds; the first column of the tables says how many."
+        f"{len(results)} fits, {dates}, commit {commits}, with one thread on a machine with "
+        f"{made['cores']} cores\n({made['processor']}). Python {made['python']}, {libraries}.\n"
+        "Slow models have fewer seeds; the first column of the tables says how many."
     )
 
 
@@ -179,8 +180,9 @@ def verdicts(of_data: pd.DataFrame, name: str) -> tuple[str, float, float, str, 
 
     Returns
     -------
-    ``better``, ``undecided`` or ``worse``; mean difference; half of its 95 % interval (Student's
-    t); the other model; the number of common seeds. None if no other model has two common seeds.
+    ``better``, ``equal``, ``undecided`` or ``worse``; mean difference; half of its 95 % interval
+    (Student's t); the other model; the number of common seeds. None if no other model has two of
+    them.
     """
     sign = MEASURES[name].better
     wide = of_data.pivot(index="seed", columns="model", values=name)
@@ -198,14 +200,19 @@ def verdicts(of_data: pd.DataFrame, name: str) -> tuple[str, float, float, str, 
     n = len(values)
     half = float(stats.t.ppf(0.975, n - 1) * values.std() / n**0.5)
     mean = float(values.mean())
-    word = "undecided" if abs(mean) <= half else "better" if mean > 0 else "worse"
+    if not values.any():
+        word = "equal"
+    else:
+        word = "undecided" if abs(mean) <= half else "better" if mean > 0 else "worse"
     return word, sign * mean, half, other, n
 
 
 def comparison(results: pd.DataFrame) -> str:
     """Return a table of topicell's default against the best other model, by measure and data."""
     data_sets = list(dict.fromkeys(results["data"]))
-    counts = {data: dict.fromkeys(("better", "undecided", "worse"), 0) for data in data_sets}
+    counts = {
+        data: dict.fromkeys(("better", "equal", "undecided", "worse"), 0) for data in data_sets
+    }
     rows = []
     for name, measure in MEASURES.items():
         if name not in results or not measure.better:
@@ -218,17 +225,17 @@ def comparison(results: pd.DataFrame) -> str:
                 continue
             word, mean, half, other, n = found
             counts[data][word] += 1
-            shown = f"**{word}**" if word != "undecided" else word
+            shown = f"**{word}**" if word in ("better", "worse") else word
             difference = number(mean, measure.decimals, sign=True)
             cells.append(f"{shown} {difference} ± {number(half, measure.decimals)} ({other}, {n})")
         rows.append(f"| {title_of(name)} | {' | '.join(cells)} |")
-    words = "; ".join(
+    summary = "; ".join(
         f"on `{data}` " + ", ".join(f"{word} in {n}" for word, n in of.items())
         for data, of in counts.items()
     )
     return "\n".join(
         [
-            f"Of {len(rows)} measures, topicell's default is {words}.\n",
+            f"Of {len(rows)} measures, topicell's default is {summary}.\n",
             f"| | {' | '.join(data_sets)} |",
             "|---" * (len(data_sets) + 1) + "|",
             *rows,
