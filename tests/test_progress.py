@@ -8,6 +8,7 @@ import time
 import pytest
 
 from topicell import progress
+from topicell.cli.terminal import used
 from topicell.progress import Shown, step, tracked
 
 
@@ -68,7 +69,8 @@ def after(watch, seconds):
     while one is not None:
         one.began += shift
         one = one.inner
-    watch.look(now)
+    for line in watch.look(now):
+        progress.log.info("%s", line)
 
 
 def test_a_long_step_is_named_once(watches, caplog, monkeypatch):
@@ -237,8 +239,9 @@ def test_the_thread_looks_and_ends(monkeypatch, caplog):
     look = progress._Watch.look
 
     def noted(self, now):
-        look(self, now)
+        lines = look(self, now)
         looked.set()
+        return lines
 
     monkeypatch.setattr(progress._Watch, "look", noted)
     with step("data"):
@@ -247,3 +250,20 @@ def test_the_thread_looks_and_ends(monkeypatch, caplog):
     thread.join(60)
     assert not thread.is_alive()
     assert caplog.messages == ["data …"]
+
+
+def test_a_warning_during_a_line_of_progress_does_not_hang(monkeypatch):
+    """The thread of the progress and a thread that logs take the same two locks."""
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "TICK_SECONDS", 0.0)
+    ended = threading.Event()
+
+    def warn():
+        with used(None), step("a step"):
+            for _ in range(2000):
+                logging.getLogger("topicell").warning("careful")
+        ended.set()
+
+    threading.Thread(target=warn, daemon=True).start()
+    assert ended.wait(60)

@@ -117,6 +117,42 @@ def test_other_bytes_with_nothing_to_judge_are_not_reproduced(folders):
     assert not found.reproduced
 
 
+def test_without_noise_all_scores_must_be_equal(folders):
+    stored, new = folders
+    single = {"test/perplexity_folded": [30.0], "topics/used": [3.0]}
+    write_scores(stored, single)
+    write_scores(new, single | {"test/perplexity_folded": [60.0]})
+    assert not compare(stored, new).reproduced
+    write_scores(new, single | {"test/perplexity_folded": [30.0 * (1 + 1e-12)]})
+    found = compare(stored, new)
+    assert not found.same_bytes
+    assert found.reproduced
+
+
+def test_values_that_are_not_finite_do_not_hide_a_difference(folders):
+    stored, new = folders
+    write_scores(stored, SCORES | {"labels/nmi": [0.5, 0.52, "nan"]})
+    write_scores(new, SCORES | {"labels/nmi": [0.9, 0.92, "nan"]})
+    assert [score.name for score in compare(stored, new).beyond_noise] == ["labels/nmi"]
+    write_scores(new, SCORES | {"labels/nmi": [0.5, "nan", "nan"]})
+    assert [score.name for score in compare(stored, new).beyond_noise] == ["labels/nmi"]
+
+
+def test_a_score_that_the_stored_run_does_not_have_is_no_difference(folders):
+    _, new = folders
+    write_scores(new, SCORES | {"topics/new": [1.0]})
+    found = compare(*folders)
+    assert not found.same_bytes
+    assert found.reproduced
+
+
+def test_a_stored_run_whose_changes_are_not_known_is_named(folders):
+    stored, new = folders
+    for folder, dirty in ((stored, "true"), (new, "false")):
+        (folder / "config.yaml").write_text(f"# topicell.git_dirty: {dirty}\nseed: 0\n")
+    assert compare(stored, new).code == ["uncommitted changes, which the stored run does not have"]
+
+
 def test_a_lost_score_is_not_within_noise(folders):
     _, new = folders
     write_scores(new, {name: SCORES[name] for name in ("topics/used", "topics/stability")})

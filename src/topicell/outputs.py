@@ -225,6 +225,8 @@ def _write_rest(
             theta_NK, beta_KG = estimates.theta_RNK[selected], estimates.beta_RKG[selected]
             write_tables(estimates.fit, theta_NK, beta_KG, estimates.agreed, adata, folder)
         with _kept_going(failures):
+            (folder / "MODEL_CARD.md").write_text(card(adata), encoding="utf-8")
+        with _kept_going(failures):
             write_report(estimates.fit, adata, config, tracker)
     except OSError as error:
         no_room = disk_is_full(error)
@@ -323,7 +325,6 @@ def write_report(
     """Write the summary and, if it is enabled, the report."""
     text, picture = summary(adata), f"{report.PICTURE}.png"
     tracker.log_summary(text, "")
-    (tracker.directory / "MODEL_CARD.md").write_text(card(adata), encoding="utf-8")
     if not config.report.enabled:
         return
     try:

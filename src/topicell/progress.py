@@ -156,14 +156,13 @@ def step(
     """
     outer = _current.get()
     this = Step(name, total, unit, outer)
-    watch = None
-    if outer is None:
-        watch = _Watch(this)
-        watch.start()
-    else:
+    watch = _Watch(this) if outer is None else None
+    if outer is not None:
         outer.inner = this
     _current.set(this)
     try:
+        if watch is not None:
+            watch.start()
         with _own_bar(this) if own_bar else contextlib.nullcontext():
             yield this
     finally:
@@ -262,9 +261,13 @@ class _Watch(threading.Thread):
         wait = SECONDS
         while not self.ended.wait(wait):
             wait = TICK_SECONDS
+            lines: list[str] = []
             with _Watch.lock:
                 if not self.ended.is_set():
-                    self.look(time.monotonic())
+                    lines = self.look(time.monotonic())
+            # Without the lock, because the handler that writes a line has one too, and takes this.
+            for line in lines:
+                log.info("%s", line)
 
     def stop(self) -> None:
         """End the thread, and remove what it has drawn."""
@@ -274,8 +277,9 @@ class _Watch(threading.Thread):
             if _Watch.drawing is self:
                 _Watch.drawing = None
 
-    def look(self, now: float) -> None:
-        """Write the lines that are due, and draw the innermost step."""
+    def look(self, now: float) -> list[str]:
+        """Draw the innermost step, and return the lines that are due."""
+        lines: list[str] = []
         steps = [self.outermost]
         while (inner := steps[-1].inner) is not None:
             steps.append(inner)
@@ -284,17 +288,18 @@ class _Watch(threading.Thread):
                 one.named = True
                 if not one.is_part:
                     self.last_line = now
-                    log.info("%s …", one.title)
+                    lines.append(f"{one.title} …")
         if now - self.last_line >= LINE_SECONDS:
             self.last_line = now
-            log.info("%s", steps[-1].line(now))
+            lines.append(steps[-1].line(now))
         if _shown is Shown.bars and _Watch.drawing in (None, self):
             _Watch.drawing = self
             if any(one.own_bar is not None for one in steps):
                 self.clear()
-                return
+                return lines
             steady = [one for one in steps if now - one.began >= STEADY_SECONDS]
             self.draw(steady[-1])
+        return lines
 
     def draw(self, one: Step) -> None:
         """Draw a step in place of the one drawn before."""
@@ -313,6 +318,14 @@ class _Watch(threading.Thread):
         if self.bar is not None:
             self.bar.close()
         self.bar = self.drawn = None
+
+
+def _after_fork() -> None:
+    """Release the lock in a forked process, in which no thread draws."""
+    _Watch.lock, _Watch.drawing = threading.RLock(), None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _bar(one: Step) -> Any:

@@ -16,28 +16,39 @@ _SECRET_FIELD = re.compile(
 )
 """Secret fields after the question mark, and the ODBC string, which can hold any field."""
 
-_NAME = r"[\w.-]*(?:passw|passphrase|pwd|token|secret|credential|api_?key|access_?key|private_?key)"
+_SECRET = r"(?:passw|passphrase|pwd|token|secret|credential|api_?key|access_?key|private_?key)"
 _ASSIGNED = re.compile(
-    rf"""(?ix) ({_NAME}[\w.-]*["']?\s*[:=]\s*) (?: (["'])(?:(?!\2)[^\\\n]|\\.)+\2 | """
-    r"[\w/+.-]{16,}={0,2}(?=[ \t]*$|[ \t]+\#) )",
+    rf"""(?ix) ({_SECRET}[\w.-]*["']? \s*\]?\s* (?::\s*[\w.|\ \[\]]+?)? \s*[:=]\s* [bfru]{{0,2}})
+    (?: \"{{3}}.*?\"{{3}} | '{{3}}.*?'{{3}} | (["'])(?:(?!\2)[^\\\n]|\\.)+\2
+    | [\w/+.-]{{16,}}={{0,2}}(?=[\ \t;]*$|[\ \t]+\#) )""",
     re.MULTILINE,
 )
 """A name of a secret with its value: a text in quotes, or a long word to the end of the line."""
+_SETTING = re.compile(rf"(?im)^(.{{0,200}}{_SECRET}[\w.-]{{0,80}}[\"']?[ \t]*[:=][ \t]*)[^\s#].*$")
+"""The same in a file of settings, where values have no quotes."""
 _KEY = re.compile(
     r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}|xox[abprs]-[\w-]{10,}"
-    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+|sk-[\w-]{20,}|AIza[\w-]{35})"
+    r"|(?<=Bearer )[\w.~+/-]{16,}"
 )
-"""Tokens and keys that their form gives away: GitHub, GitLab, Hugging Face, Slack, AWS, JWT."""
+"""Tokens and keys that their form gives away: GitHub, GitLab, Hugging Face, Slack, AWS, JWT, …"""
 _PRIVATE_KEY = re.compile(
     r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----)", re.DOTALL
 )
 
 
-def without_secrets(text: str) -> str:
-    """Return a text, such as source code, without the secrets that it holds.
+def without_secrets(text: str, *, settings: bool = False) -> str:
+    """Return a text, such as source code, without the secrets that can be recognised.
 
     Passwords of addresses, values of names such as ``password`` and ``API_KEY``, tokens of known
     forms and private keys are masked.
+
+    Parameters
+    ----------
+    text
+        Code, or a file of settings.
+    settings
+        Whether it is a file of settings, such as YAML, where values have no quotes.
 
     Examples
     --------
@@ -45,7 +56,8 @@ def without_secrets(text: str) -> str:
     'API_KEY = ***; token = next_token(page)'
     """
     text = _PRIVATE_KEY.sub(r"\1 *** \2", _KEY.sub("***", without_password(text)))
-    return _ASSIGNED.sub(r"\1***", text)
+    text = _ASSIGNED.sub(r"\1***", text)
+    return _SETTING.sub(r"\1***", text) if settings else text
 
 
 def without_password(text: str) -> str:

@@ -32,9 +32,11 @@ from topicell.tracking.stored import read_dataset, read_scores, read_tags
 
 NEEDED = ("config.yaml", "metrics.jsonl", "scores.csv", "model", "topics", "cells")
 """Artifacts without which a run cannot be made again and compared."""
-OPTIONAL = (ENVIRONMENT, DIFF, "figures", "topics/agreement.csv")
+OPTIONAL = (ENVIRONMENT, DIFF, "figures")
 RESULTS = ("model", "topics", "cells", "figures", "scores.csv")
 """Files and folders whose bytes are compared; the others contain times and the id of the run."""
+ROUNDING = 1e-9
+"""Relative difference of two scores that counts as rounding."""
 NOISE = 3.0
 """A mean within this many standard deviations of the stored values differs by noise only."""
 SCORES = "reproduction.csv"
@@ -44,20 +46,26 @@ SCORES = "reproduction.csv"
 class Difference:
     """A score in the stored run and in the new one: means over replicates and splits.
 
-    `noise` is the standard deviation of the stored values, NaN if there is one value only.
+    `noise` is the standard deviation of the stored values, NaN if there is one value only. `lost`
+    says that the new run has fewer finite values, or none.
     """
 
     name: str
     stored: float
     new: float
     noise: float
+    lost: bool = False
 
     @property
     def size(self) -> float:
         """Return the difference in standard deviations; NaN if these are not known."""
-        if self.new == self.stored or (math.isnan(self.new) and math.isnan(self.stored)):
+        if self.lost:
+            return math.inf
+        if math.isclose(self.new, self.stored, rel_tol=ROUNDING):
             return 0.0
-        if self.noise == 0 or math.isnan(self.new) or math.isnan(self.stored):
+        if math.isnan(self.new) and math.isnan(self.stored):
+            return 0.0
+        if self.noise == 0:
             return math.inf
         return abs(self.new - self.stored) / self.noise
 
@@ -100,9 +108,21 @@ class Reproduction:
         return [score for score in self.scores if not math.isnan(score.size)]
 
     @property
+    def noise_is_known(self) -> bool:
+        """Return whether the stored run has several values of a score."""
+        return any(not math.isnan(score.noise) for score in self.scores)
+
+    @property
     def reproduced(self) -> bool:
-        """Return whether the bytes are the same, or else all scores within their noise."""
-        return self.same_bytes or bool(self.judged and not self.beyond_noise)
+        """Return whether the bytes are the same, or else all scores within their noise.
+
+        If the noise is not known, all scores must be equal.
+        """
+        if self.same_bytes:
+            return True
+        if not self.noise_is_known:
+            return bool(self.scores) and all(score.size == 0 for score in self.scores)
+        return not self.beyond_noise
 
 
 def require_reproducible(folder: Path, config: RunConfig) -> None:
@@ -126,7 +146,7 @@ def require_reproducible(folder: Path, config: RunConfig) -> None:
         raise InputError(
             f"the data of the run have changed: their sha256 was {stored[:12]}… and is "
             f"{found[:12]}…; restore the file, or name its new place with data.path=FILE or "
-            "data.samples=FILE"
+            "data.samples=FILE (a list of files must be where it was)"
         )
 
 
@@ -176,7 +196,9 @@ def code_differences(stored: Path, new: Path) -> Iterator[str]:
         if before != after:
             yield f"{title} {before[:12]} → {after[:12]}"
     before, after = _text(stored / DIFF), _text(new / DIFF)
-    if before != after:
+    if then.get("topicell.git_dirty") == "true" and not before:
+        yield "uncommitted changes, which the stored run does not have"
+    elif before != after:
         has = {True: "uncommitted changes", False: "no uncommitted changes"}
         other = "other uncommitted changes" if before and after else has[bool(after)]
         yield f"{has[bool(before)]} → {other}"
@@ -244,7 +266,7 @@ def _content(path: Path) -> bytes:
 
 
 def compared_scores(stored: Path, new: Path) -> list[Difference]:
-    """Return all scores that either run has; NaN for one that a run lacks."""
+    """Return all scores of the stored run, of values that are finite."""
     then, now = (
         {
             name: np.concatenate([*by_split.values()])
@@ -252,16 +274,19 @@ def compared_scores(stored: Path, new: Path) -> list[Difference]:
         }
         for folder in (stored, new)
     )
-    nothing = np.array([np.nan])
-    return [
-        Difference(
-            name,
-            float(then.get(name, nothing).mean()),
-            float(now.get(name, nothing).mean()),
-            float(then[name].std(ddof=1)) if len(then.get(name, ())) > 1 else math.nan,
+    scores = []
+    for name, values in then.items():
+        before, after = (of[np.isfinite(of)] for of in (values, now.get(name, np.array([]))))
+        scores.append(
+            Difference(
+                name,
+                float(before.mean()) if before.size else math.nan,
+                float(after.mean()) if after.size else math.nan,
+                float(before.std(ddof=1)) if before.size > 1 else math.nan,
+                lost=after.size < before.size,
+            )
         )
-        for name in dict.fromkeys([*then, *now])
-    ]
+    return scores
 
 
 def _matched(stored: Path, new: Path) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 
+from topicell.redaction import without_secrets
 from topicell.tracking import provenance
 from topicell.tracking.provenance import (
     environment,
@@ -79,6 +80,50 @@ def test_secrets_are_masked_and_long_changes_are_cut(checkout, monkeypatch):
     assert first.startswith("# secrets are masked")
     assert second.startswith("# cut: the first ")
     assert 0 < len("".join(rest).encode()) <= 150
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'os.environ["DB_PASSWORD"] = "hunter2-x"',
+        'password: str = "hunter2-x"',
+        'password = b"hunter2-x"',
+        'MY_SECRET = """hunter2-x"""',
+        "client = OpenAI('sk-proj-hunter2-xxxxxxxxxxxxxx')",
+        'headers = {"Authorization": "Bearer hunter2-xxxxxxxxxxxxxx"}',
+        'uri = "postgresql://me:hunter2-x@host/db"',
+    ],
+)
+def test_secrets_in_code_are_masked(line):
+    masked = without_secrets(f"first = 1\n{line}\nn_tokens = 5\ntoken: str\n")
+    assert "hunter2" not in masked
+    assert masked.startswith("first = 1\n")
+    assert masked.endswith("\nn_tokens = 5\ntoken: str\n")
+
+
+def test_secrets_in_settings_need_no_quotes(checkout):
+    (checkout / "conf").mkdir()
+    (checkout / "conf" / "own.yaml").write_text("password: hunter2\nn_topics: 5\n")
+    (checkout / "src" / "code.py").write_text("password: int\n")
+    changes = uncommitted_changes()
+    assert "hunter2" not in changes
+    assert "+n_topics: 5" in changes
+    assert "+password: int" in changes
+
+
+def test_one_long_line_is_masked_in_linear_time():
+    # The search was quadratic: this would take minutes.
+    assert without_secrets("a" * 1_000_000).startswith("aaa")
+
+
+def test_a_package_with_damaged_metadata_is_a_comment(monkeypatch):
+    def damaged(name):
+        raise ValueError(name)
+
+    package = SimpleNamespace(metadata={"Name": "odd"}, version=None, read_text=damaged)
+    monkeypatch.setattr(provenance, "distributions", lambda: [package])
+    lines = environment.__wrapped__().splitlines()
+    assert lines[2:] == ["# odd (its metadata cannot be read)"]
 
 
 def test_a_folder_has_a_diff_only_if_code_is_changed(checkout, tmp_path):

@@ -57,3 +57,23 @@ def test_a_resumed_run_loses_the_tags_of_its_failure(store, tmp_path):
     run = client(store).get_run(again.run_id)
     assert run.info.status == "FINISHED"
     assert "topicell.error" not in run.data.tags
+
+
+def test_a_resumed_run_keeps_the_code_with_which_it_was_started(tmp_path):
+    first = RunFolder(tmp_path / "run")
+    first.start(RunConfig(), {"device": "a\nb"})
+    first.finish("KILLED")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == as_dict(RunConfig())
+    (tmp_path / "run" / "git.diff").write_text("+the changes of then\n")
+    again = RunFolder(tmp_path / "run", resume=True)
+    with pytest.warns(UserWarning, match="device"):
+        again.start(RunConfig(), {})
+    again.finish("FINISHED")
+    assert (tmp_path / "run" / "git.diff").read_text() == "+the changes of then\n"
+
+
+def test_a_diff_of_the_user_is_not_overwritten(tmp_path):
+    (tmp_path / "git.diff").write_text("mine")
+    with pytest.raises(InputError, match=r"already holds git\.diff"):
+        RunFolder(tmp_path)
+    assert (tmp_path / "git.diff").read_text() == "mine"

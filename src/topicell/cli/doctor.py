@@ -59,6 +59,7 @@ for name in sys.argv[1:]:
     except BaseException as error:
         told = {"module": name, "error": f"{type(error).__name__}: {error}"}
         print(json.dumps(told), flush=True)
+print(json.dumps({"module": "the question of torch for its GPUs"}), flush=True)
 try:
     from topicell.model.devices import devices
     print(json.dumps({"devices": devices()}), flush=True)
@@ -284,6 +285,8 @@ def imported(modules: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
             return broken, lines[-1]
         begun = [line["module"] for line in lines]
         last = begun[-1] if begun else left[0]
+        if last not in left:
+            return broken, {"no_devices": how}
         broken[last] = how
         left = left[left.index(last) + 1 :]
         if not left:

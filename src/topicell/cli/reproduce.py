@@ -82,13 +82,15 @@ def reproduce(arguments: list[str]) -> None:
             COMMAND_TAG: command_line("reproduce", arguments),
             "topicell.reproduces": run_id or str(folder.resolve()),
         }
-        tracker = open_tracker(tracking, output, "output=FOLDER", tags=tags)
         try:
+            tracker = open_tracker(tracking, output, "output=FOLDER", tags=tags)
             result, found = reproduction.reproduce(folder, config, tracker)
-        except InputError:
-            # Nothing was recorded: remove the folder that was made for it.
+        except BaseException:
+            # If nothing was recorded, remove the folders that were made for it.
             with contextlib.suppress(OSError):
                 output.rmdir()
+                if asked.output is None:
+                    output.parent.rmdir()
             raise
     print_result(result.scores, tracker.directory)
     for line in reproduction.described(found):
@@ -144,8 +146,8 @@ def _verdict(found: Any) -> str:
         return "reproduced, same bytes"
     if found.reproduced:
         return "reproduced within noise; reproduction.csv has all scores"
-    if not found.judged:
-        return "not the same bytes; one replicate and split, so the noise is not known"
+    if not found.noise_is_known:
+        return "not reproduced; the noise is not known, because there is one replicate and split"
     return (
         f"not reproduced: {len(found.beyond_noise)} scores differ by more than noise; "
         "reproduction.csv has all scores"

@@ -21,6 +21,8 @@ LARGEST_DIFF = 1_000_000
 """Bytes of the uncommitted changes that are stored."""
 CODE = ("src", "conf", "pyproject.toml")
 """Parts of a checkout that determine the results of a run."""
+FORM = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+"""Options of ``git diff`` that give a text for ``git apply`` whatever the user has configured."""
 COMMAND_TAG = "topicell.command"
 """Tag with the command that makes the run."""
 
@@ -33,7 +35,8 @@ def provenance() -> dict[str, str]:
     }
     if (checkout := _checkout()) is not None:
         tags["topicell.git_commit"] = _git(checkout, "rev-parse", "HEAD").strip()
-        tags["topicell.git_dirty"] = str(bool(_uncommitted(checkout))).lower()
+        changed = _git(checkout, "status", "--porcelain", "--", *CODE)
+        tags["topicell.git_dirty"] = str(bool(changed)).lower()
     return tags
 
 
@@ -43,7 +46,7 @@ def write_provenance(folder: Path) -> None:
     for name, text in ((ENVIRONMENT, environment()), (DIFF, changes)):
         if text:
             with whole(folder / name) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+                unfinished.write_bytes(text.encode())
         else:
             (folder / name).unlink(missing_ok=True)
 
@@ -60,7 +63,11 @@ def environment() -> str:
         name = package.metadata["Name"]
         # Of two with one name, Python imports the first.
         if name and (key := re.sub(r"[-_.]+", "-", name).lower()) not in written:
-            written[key] = _requirement(name, package)
+            try:
+                written[key] = _requirement(name, package)
+            except Exception:
+                # A package of somebody else must not end the run.
+                written[key] = f"# {name} (its metadata cannot be read)"
     head = [
         f"# Python {platform.python_version()}, {platform.platform()}",
         "# pip install -r environment.txt",
@@ -90,7 +97,9 @@ def uncommitted_changes() -> str:
     """
     checkout = _checkout()
     whole_text = "" if checkout is None else _uncommitted(checkout)
-    changes, head = without_secrets(whole_text), ""
+    files = re.split(r"(?m)^(?=diff --git )", whole_text)
+    changes = "".join(without_secrets(file, settings=not _is_code(file)) for file in files)
+    head = ""
     if changes != whole_text:
         head = "# secrets are masked with ***, so git apply may refuse this file\n"
     size = len(changes.encode())
@@ -98,6 +107,11 @@ def uncommitted_changes() -> str:
         changes = changes.encode()[:LARGEST_DIFF].decode(errors="ignore").rpartition("\n")[0] + "\n"
         head += f"# cut: the first {len(changes.encode()):,} of {size:,} bytes\n"
     return head + changes
+
+
+def _is_code(changes: str) -> bool:
+    """Return whether the changes are those of a file of code, by the name of the file."""
+    return changes.partition("\n")[0].endswith((".py", ".pyi", ".js", ".css", ".html", ".j2"))
 
 
 @cache
@@ -111,11 +125,11 @@ def _checkout() -> Path | None:
 
 
 def _uncommitted(checkout: Path) -> str:
-    changed = _git(checkout, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", *CODE)
+    changed = _git(checkout, "diff", "HEAD", *FORM, "--", *CODE)
     listed = _git(checkout, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
     new = [
         # It ends with 1, because the files differ.
-        _git(checkout, "diff", "--no-color", "--no-index", "--", "/dev/null", name, ends=(0, 1))
+        _git(checkout, "diff", "--no-index", *FORM, "--", "/dev/null", name, ends=(0, 1))
         for name in listed.split("\0")
         if name
     ]
@@ -127,15 +141,13 @@ def _git(folder: Path, *arguments: str, ends: tuple[int, ...] = (0,)) -> str:
         answer = subprocess.run(
             ["git", "-C", str(folder), *arguments],
             capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
             timeout=10,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return answer.stdout if answer.returncode in ends else ""
+    # Not as text: that would change the ends of the lines.
+    return answer.stdout.decode(errors="replace") if answer.returncode in ends else ""
 
 
 def source_tags() -> dict[str, str]:

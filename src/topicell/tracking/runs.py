@@ -26,7 +26,7 @@ from topicell.tracking.delivery import (
     direct,
 )
 from topicell.tracking.interrupted import require_same_settings
-from topicell.tracking.provenance import DIFF, source_tags, write_provenance
+from topicell.tracking.provenance import DIFF, ENVIRONMENT, source_tags, write_provenance
 from topicell.tracking.record import (
     RECORD,
     REPORT_ERROR,
@@ -152,7 +152,8 @@ class RunFolder:
             self._open_journal()
             self.record = Record.read(directory)
         else:
-            taken = [name for name in (*RECORDS, RECORD, *ARTIFACTS) if (directory / name).exists()]
+            names = (*RECORDS, DIFF, RECORD, *ARTIFACTS)
+            taken = [name for name in names if (directory / name).exists()]
             if taken:
                 raise InputError(
                     f"run folder {directory} already holds {taken[0]}, which is not overwritten; "
@@ -193,7 +194,9 @@ class RunFolder:
         self._started = True
         if not (self.directory / "config.yaml").exists():
             self._write_settings(config, tags)
-        write_provenance(self.directory)
+        # A resumed run keeps the code and the packages with which it was started.
+        if not (self.directory / ENVIRONMENT).exists():
+            write_provenance(self.directory)
         if self.tracking is not None:
             assert self.journal is not None
             instead = (
@@ -274,7 +277,7 @@ class RunFolder:
     def _write_settings(self, config: RunConfig | ExternalConfig, tags: Mapping[str, str]) -> None:
         import yaml
 
-        lines = "".join(f"# {name}: {value}\n" for name, value in tags.items())
+        lines = "".join(f"# {name}: {' '.join(value.split())}\n" for name, value in tags.items())
         text = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
         (self.directory / "config.yaml").write_text(lines + text, encoding="utf-8")
 
@@ -300,10 +303,12 @@ class RunFolder:
         for name in (RUN_ERROR, REPORT_ERROR):
             record.tags.pop(name, None)
         record.status, record.ended, record.delivered = "RUNNING", None, False
+        record.artifacts = [*ARTIFACTS, *RECORDS, DIFF]
         self._direct(record)
         # Artifacts of the unfinished run are made again.
         made = [self.directory / name for name in ARTIFACTS]
-        for path in (*made, *leftovers(self.directory, (*ARTIFACTS, RECORD))):
+        unfinished = leftovers(self.directory, (*ARTIFACTS, RECORD, *RECORDS, DIFF))
+        for path in (*made, *unfinished):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -6,9 +6,13 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
+from topicell.signals import held_interrupts
+
 if TYPE_CHECKING:
     from topicell.tracking.record import Journal
 
+END_SECONDS = 2.0
+"""Wait for the last line."""
 PREFIX = "system/"
 """The prefix by which MLflow's UI knows these metrics."""
 
@@ -38,13 +42,15 @@ class SystemMetrics:
 
     def begin(self) -> None:
         """Start to measure."""
-        self._thread.start()
+        # An interrupt while the thread starts would hide whether it did.
+        with held_interrupts():
+            self._thread.start()
 
     def end(self) -> None:
-        """Append the last line, and stop."""
+        """Append the last line, and stop; a monitor that hangs is left alone."""
         self._ending.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(END_SECONDS)
 
     def _measure(self) -> None:
         try:
