@@ -267,7 +267,8 @@ class _Watch(threading.Thread):
                     lines = self.look(time.monotonic())
             # Without the lock, because the handler that writes a line has one too, and takes this.
             for line in lines:
-                log.info("%s", line)
+                if not self.ended.is_set():
+                    log.info("%s", line)
 
     def stop(self) -> None:
         """End the thread, and remove what it has drawn."""
