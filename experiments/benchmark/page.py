@@ -88,7 +88,7 @@ def text(results: pd.DataFrame, made: dict[str, Any]) -> str:
         "conditions": conditions(results, made),
         "comparison": comparison(results),
         "tables": "\n\n".join(
-            f"## {data}\n\n{DATA[str(data)]}.\n\n{tables(of_data)}"
+            f"## {data}\n\n{DATA[str(data)]}.{missing(results, of_data)}\n\n{tables(of_data)}"
             for data, of_data in results.groupby("data", sort=False)
         ),
     }
@@ -108,6 +108,12 @@ def conditions(results: pd.DataFrame, made: dict[str, Any]) -> str:
         f"{made['cores']} cores\n({made['processor']}). Python {made['python']}, {libraries}.\n"
         "Slow models have fewer seeds; the first column of the tables says how many."
     )
+
+
+def missing(results: pd.DataFrame, of_data: pd.DataFrame) -> str:
+    """Return a sentence that names the models of other data sets that were not fitted to these."""
+    models = [m for m in results["model"].unique() if m not in set(of_data["model"])]
+    return f" Not fitted, because it takes too long: {', '.join(models)}." if models else ""
 
 
 def tables(of_data: pd.DataFrame) -> str:
