@@ -108,7 +108,7 @@ def by_topicell(cells: AnnData, n_topics: int, seed: int, **settings: Any) -> np
 
 def by_cnmf(cells: AnnData, n_topics: int, seed: int) -> np.ndarray:
     """Return the consensus programs of 90 % of the cells."""
-    kept = np.sort(np.random.default_rng(seed).permutation(cells.n_obs)[: round(0.9 * cells.n_obs)])
+    kept = np.sort(np.random.default_rng(seed).permutation(cells.n_obs)[round(0.1 * cells.n_obs) :])
     return consensus_programs(cells[kept], n_topics, seed)
 
 
@@ -175,10 +175,6 @@ def store(path: Path, cells: AnnData, method: str, n_topics: int, seed: int) -> 
     held_out = np.random.default_rng(seed).permutation(counts.n_cells)[
         : round(0.1 * counts.n_cells)
     ]
-    if method == "cNMF":
-        held_out = np.random.default_rng(seed).permutation(counts.n_cells)[
-            round(0.9 * counts.n_cells) :
-        ]
     observed, completed = thin(counts[np.sort(held_out)].x, seed)
     perplexity = MIXTURE.perplexity(completed, MIXTURE.fold_in(observed, beta_KG), beta_KG)
     # Log-likelihood of all cells for their own proportions, nats per cell.
