@@ -72,7 +72,7 @@ def card(adata: AnnData) -> str:
         [
             f"# Model card: {n_topics} topics in {as_text(run['data'])}",
             "",
-            *_table(("", ""), rows),
+            *_table(("Property", "Value"), rows),
             "",
             "## Settings that are not the defaults",
             "",
