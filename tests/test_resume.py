@@ -64,8 +64,12 @@ def stored(folder):
 
 
 def points(store, run_id):
-    """Return the points of each metric, with values 0 where they are times or memory."""
-    names = store.get_run(run_id).data.metrics
+    """Return the points of each metric, with values 0 where they are times or memory.
+
+    Those of the system, which differ from run to run, are left out.
+    """
+    known = store.get_run(run_id).data.metrics
+    names = [name for name in known if not name.startswith("system/")]
     return {
         name: [
             (point.step, 0.0 if name.startswith(TIMED) else point.value)

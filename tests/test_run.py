@@ -61,9 +61,11 @@ FIGURES = set(
     """.split()
 )
 ARTIFACTS = {
+    "MODEL_CARD.md",
     "adata.h5ad",
     "cells/cell_topics.csv",
     "config.yaml",
+    "environment.txt",
     *(f"figures/{name}.png" for name in FIGURES),
     "figures/preview.png",
     "metrics.jsonl",
@@ -97,7 +99,8 @@ def shipped(tmp_path_factory):
 
 
 def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    return found - {"git.diff"}  # of a checkout with changes that are not committed
 
 
 def test_every_file_of_a_run_is_in_the_documentation():
@@ -124,7 +127,9 @@ def test_results_are_complete_as_value_in_the_folder_and_in_mlflow(shipped, tmp_
     assert stored.data.metrics.keys() >= FINAL | BY_EPOCH
     # Folder and store have the same numbers, and no metric of an epoch is a score too.
     assert not final.keys() & history[-1].keys()
-    assert stored.data.metrics == {k: v for k, v in (history[-1] | final).items() if k != "epoch"}
+    metrics = {k: v for k, v in stored.data.metrics.items() if not k.startswith("system/")}
+    assert metrics == {k: v for k, v in (history[-1] | final).items() if k != "epoch"}
+    assert "system/cpu_utilization_percentage" in stored.data.metrics
     assert stored.data.tags["topicell.data_digest"] == result.adata.uns["topicell_source"]["sha256"]
     assert stored.data.tags["device"] == "cpu"
     folder, _ = fetch_run(tracker.run_id, config.tracking, tmp_path, (*ARTIFACT_NAMES, *RECORDS))

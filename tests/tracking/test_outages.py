@@ -69,7 +69,7 @@ def expected(folder):
         line = json.loads(text)
         if {"dataset", "split", "status"} & line.keys():
             continue
-        when, step = line.pop("time"), line.pop("epoch", 0)
+        when, step = line.pop("time"), line.pop("epoch", line.pop("step", 0))
         found |= {(name, step, value, when) for name, value in line.items()}
     return found
 
