@@ -154,8 +154,21 @@ def measure(arguments: list[str], out: Path) -> None:
     meter = Meter()
     from topicell import progress
 
+    real = progress.step
+
+    @contextlib.contextmanager
+    def step(name: str, *arguments: Any, **named: Any) -> Iterator[Any]:
+        main_thread = threading.current_thread() is threading.main_thread()
+        known = main_thread and name in PHASES
+        # Time of a step that is no phase is that of the phase around it.
+        with (
+            meter.phase(name) if known else contextlib.nullcontext(),
+            real(name, *arguments, **named) as shown,
+        ):
+            yield shown
+
     # Before the modules that import it by name.
-    vars(progress)["step"] = meter.phase
+    vars(progress)["step"] = step
     from topicell import outputs, run
     from topicell.cli import main
     from topicell.data import reading
