@@ -16,9 +16,7 @@ CHECKOUT = Path(__file__).parents[1]
 STUDY = CHECKOUT / "experiments" / "benchmark"
 
 
-def load() -> ModuleType | None:
-    if not STUDY.exists():  # An sdist has the tests alone.
-        return None
+def load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_page", STUDY / "page.py")
     assert spec is not None
     assert spec.loader is not None
@@ -29,7 +27,6 @@ def load() -> ModuleType | None:
 
 
 page = load()
-pytestmark = pytest.mark.skipif(page is None, reason="experiments/ is not here")
 
 
 def results(**values):

@@ -265,7 +265,8 @@ class _Watch(threading.Thread):
             with _Watch.lock:
                 if not self.ended.is_set():
                     lines = self.look(time.monotonic())
-            # Without the lock, because the handler that writes a line has one too, and takes this.
+            # Log after the lock is released: a thread that logs holds the lock of the handler and
+            # waits for this one, so both could wait forever.
             for line in lines:
                 if not self.ended.is_set():
                     log.info("%s", line)

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class SystemMetrics:
     """Append MLflow's system metrics to the journal of a run, in a thread of its own.
 
-    MLflow's own logger sends them to the store from its thread, and fails when the store does. Here
-    they go the way of all metrics: to the folder, and from there to MLflow.
+    MLflow's own logger sends them to the store directly, and fails when the store fails. Here they
+    are written to the folder first, and delivered to MLflow with the other metrics.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class SystemMetrics:
                 self._journal.append(line)
                 self._step += 1
         except Exception as error:
-            # A system that does not say what it does is no reason to end the run.
+            # A failed measurement must not end the run.
             log.warning("system metrics are not recorded further (%s)", error)
 
 
